@@ -1,0 +1,1 @@
+"""Provable generalization bounds for language models, computed from every training token."""

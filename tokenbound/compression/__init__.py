@@ -1,0 +1,1 @@
+"""A checkpoint to an artifact whose bytes are the code length, and back."""

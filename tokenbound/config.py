@@ -1,0 +1,326 @@
+"""The run config: one YAML file, validated into typed models that refuse unknown keys.
+
+``what`` decides the certificate and is fingerprinted; ``how`` decides only where and how fast the work is
+done and may change when a run is resumed. Nothing that decides a certificate has a silent default: whether
+the tokenizer is given or counted, and the BOS/EOS rule, must be written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tokenbound.compression.settings import CompressSettings
+from tokenbound.errors import InputError
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """The hypothesis: an artifact, or a checkpoint that is encoded into one before it is scored."""
+
+    artifact: str | None = None
+    """Path of an artifact made by `tokenbound compress` or `tokenbound pretrain`; `demo` is the one shipped inside the package."""
+    checkpoint: str | None = None
+    """Directory or hub id of a Hugging Face causal language model with safetensors weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the model body; losses are always computed in float32 or better. Part of the protocol."""
+    compress: CompressSettings | None = None
+    """How a checkpoint becomes an artifact; absent means `lossless`."""
+    base: str | None = None
+    """For a delta artifact: the checkpoint it was made on."""
+    base_is_independent: Literal[True] | None = None
+    """For a delta artifact: declare that the base was fixed independently of the scored tokens."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.artifact is None) == (self.checkpoint is None):
+            raise ValueError("give exactly one of `artifact` and `checkpoint`")
+        if self.compress is not None and self.checkpoint is None:
+            raise ValueError("`compress` applies to a `checkpoint`; an artifact is already compressed")
+        if self.base is not None and self.base_is_independent is None:
+            raise ValueError("a `base` needs the declaration `base_is_independent: true`")
+        return self
+
+
+class CorpusConfig(_Section):
+    """The training corpus and how its documents become token ids."""
+
+    source: Literal["python-stdlib", "text", "jsonl", "parquet", "tokens", "hf"]
+    """Kind of source."""
+    paths: tuple[str, ...] = ()
+    """Files, directories or globs, in the order given; a file matched twice is refused."""
+    text_field: str = "text"
+    """Name of the text column of `jsonl`, `parquet` and `hf` sources."""
+    tokenizer: str | None = None
+    """`bytes`, or directory or hub id of a Hugging Face fast tokenizer. Not used by `tokens`."""
+    tokenizer_is: Literal["given", "counted"]
+    """`given`: declared chosen independently of this corpus. `counted`: its bytes are in the artifact."""
+    add_bos: bool
+    """Put the beginning-of-sequence id before every document."""
+    add_eos: bool
+    """Put the end-of-document id after every document."""
+    dtype: Literal["uint16", "uint32"] | None = None
+    """Id type of flat `.bin` token files."""
+    eos_id: int | None = Field(default=None, ge=0)
+    """End-of-document id inside `tokens` files; documents end after it. Null: each file is one document."""
+    vocab_size: int | None = Field(default=None, ge=2)
+    """For `tokens`: how many ids the tokenizer that made them can emit (V_tok)."""
+    name: str | None = None
+    """For `hf`: dataset name, or builder such as `json`, or a directory."""
+    subset: str | None = None
+    """For `hf`: the dataset's configuration name."""
+    split: str = "train"
+    """For `hf`: the split."""
+    revision: str | None = None
+    """For `hf`: the commit or tag to pin."""
+
+    @model_validator(mode="after")
+    def _fields_of_source(self) -> Self:
+        if self.source in ("text", "jsonl", "parquet", "tokens") and not self.paths:
+            raise ValueError(f"source `{self.source}` needs `paths`")
+        if self.source == "hf" and self.name is None:
+            raise ValueError("source `hf` needs `name`")
+        if self.source == "tokens":
+            if self.vocab_size is None:
+                raise ValueError("source `tokens` needs `vocab_size`, the number of ids its tokenizer can emit")
+            if self.tokenizer is not None:
+                raise ValueError("source `tokens` holds ids already; remove `tokenizer`")
+            if self.add_bos or self.add_eos:
+                raise ValueError("source `tokens` is scored as it is; set `add_bos: false` and `add_eos: false`")
+        elif self.tokenizer is None:
+            raise ValueError(f"source `{self.source}` needs `tokenizer`")
+        return self
+
+
+class WindowsConfig(_Section):
+    """What each forward pass sees."""
+
+    length: int = Field(default=512, ge=1)
+    """Inputs, and so predictions, of one window."""
+    context: Literal["packed", "document"] = "document"
+    """`packed`: contiguous windows over the whole stream. `document`: no window crosses a document."""
+    stride: int | None = Field(default=None, ge=1)
+    """Distance between window starts; null means `length` (no overlap). A smaller stride gives longer contexts at a higher cost."""
+    batch: int = Field(default=16, ge=1)
+    """Windows per forward pass; part of the plan, so that a loss never depends on how many actors ran."""
+    shard_tokens: Literal["auto"] | int = "auto"
+    """Scored tokens per shard, the unit of commit and retry. `auto`: m/64 clamped to [2^14, 2^19]."""
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> Self:
+        if self.stride is not None and self.stride > self.length:
+            raise ValueError(f"stride {self.stride} exceeds length {self.length}: tokens would be left out")
+        if self.shard_tokens != "auto" and self.shard_tokens < 1:
+            raise ValueError("shard_tokens must be positive")
+        return self
+
+
+class SampleConfig(_Section):
+    """Scoring a uniform sample of windows instead of all of them."""
+
+    windows: int | None = Field(default=None, ge=1)
+    """How many windows to score; null scores everything unless `until_slack_bits` is set."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the hashed order in which windows are drawn."""
+    until_slack_bits: float | None = Field(default=None, gt=0)
+    """Stop at the first complete prefix of the order whose sampling slack is at most this many bits per token."""
+    pilot_windows: int = Field(default=256, ge=1)
+    """First windows of the order; they choose the grid point and stay outside the sequence."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every window is scored."""
+        return self.windows is None and self.until_slack_bits is None
+
+
+class BoundConfig(_Section):
+    """The claim: fixed before anything is scored."""
+
+    delta: float = Field(default=0.05, gt=0, lt=1)
+    """Probability that any of the printed lines fails."""
+    prior: Literal["code", "holdout"] = "code"
+    """`code`: pay for the artifact's bits. `holdout`: the hypothesis was chosen without the scored tokens."""
+    holdout_declaration: str | None = None
+    """For `holdout`: what these tokens were not used for, in your words; printed on the certificate."""
+    trial: int = Field(default=1, ge=1)
+    """Ordinal of this configuration among all tried on these tokens."""
+    methods: tuple[Literal["freedman", "azuma", "kl"], ...] = ("freedman", "azuma", "kl")
+    """Which bounds to print; each line pays for standing beside the others."""
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100)
+    """Top-k errors that `kl` bounds."""
+    declared_tokens: int | None = Field(default=None, ge=1)
+    """Number of tokens declared before the data was seen; allows azuma's fixed-m form when it is exactly met."""
+    unscorable: Literal["refuse", "worst_case"] = "refuse"
+    """What a window without a finite loss does: stop the certificate, or count at the worst-case loss."""
+
+    @model_validator(mode="after")
+    def _declared(self) -> Self:
+        if self.prior == "holdout" and not self.holdout_declaration:
+            raise ValueError("prior `holdout` needs `holdout_declaration`: say what these tokens were not used for")
+        if len(set(self.methods)) != len(self.methods) or not self.methods:
+            raise ValueError("`methods` must name at least one method, each once")
+        if len(set(self.top_k)) != len(self.top_k):
+            raise ValueError("`top_k` must not repeat a value")
+        return self
+
+
+class WhatConfig(_Section):
+    """Everything that decides the certificate."""
+
+    model: ModelConfig
+    corpus: CorpusConfig
+    windows: WindowsConfig = WindowsConfig()
+    sample: SampleConfig = SampleConfig()
+    bound: BoundConfig = BoundConfig()
+
+
+class HowConfig(_Section):
+    """Where and how fast the work is done; never part of a fingerprint."""
+
+    output: str
+    """The run directory: a path or an s3:// or gs:// URI."""
+    cache: str | None = None
+    """Where prepared corpora are kept; null means `prepared/` beside the run directory."""
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Scoring actors; `auto` takes one per GPU, or two CPU threads' worth of cores each without one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where replicas run."""
+    retries: int = Field(default=3, ge=0)
+    """How often a shard is tried again after its actor died."""
+    store_tokens: bool = True
+    """Keep the `token` column in the losses. It is a copy of the corpus: think before sharing a run."""
+    progress_interval_s: float = Field(default=30.0, gt=0)
+    """Seconds between progress lines where there is no terminal."""
+    ray_address: str | None = None
+    """Ray cluster to join; null joins the surrounding one or starts a local one."""
+
+
+class RunConfig(_Section):
+    """One evaluation."""
+
+    what: WhatConfig
+    how: HowConfig
+
+
+class TrainingConfig(_Section):
+    """How long and how fast to train."""
+
+    tokens: int = Field(ge=1)
+    """Training tokens in all."""
+    window: int = Field(default=512, ge=2)
+    """Inputs of one training window."""
+    batch: int = Field(default=16, ge=1)
+    """Windows per optimizer step and worker."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the updates of the inner matrices (AdamW for the rest)."""
+    lr: float = Field(default=3e-3, gt=0)
+    """Peak learning rate."""
+    warmup: float = Field(default=0.02, ge=0, le=1)
+    """Share of the steps with a rising learning rate; it falls linearly to zero afterwards."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of the matrices."""
+    clip: float = Field(default=1.0, gt=0)
+    """Gradient norm at which gradients are clipped."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights and of the order of the data."""
+
+
+class PretrainWhat(_Section):
+    """Everything that decides the trained model."""
+
+    model: dict[str, Any]
+    """A Hugging Face causal LM config: `model_type` and its keyword arguments."""
+    corpus: CorpusConfig
+    training: TrainingConfig
+    compress: CompressSettings | None = None
+    """How the trained weights become an artifact; null means `lossless`."""
+
+
+class PretrainHow(_Section):
+    """Where training runs and what it leaves behind."""
+
+    output: str
+    """Directory of checkpoints, the float model (Hugging Face format) and `model.tokenbound`."""
+    cache: str | None = None
+    """Where prepared corpora are kept; null means `prepared/` beside the output."""
+    workers: int = Field(default=1, ge=1)
+    """Ray Train workers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the workers run."""
+    checkpoint_interval_s: float = Field(default=120.0, gt=0)
+    """Seconds between checkpoints; a killed run loses at most this much."""
+    progress_interval_s: float = Field(default=30.0, gt=0)
+    """Seconds between progress lines."""
+    ray_address: str | None = None
+    """Ray cluster to join; null joins the surrounding one or starts a local one."""
+
+
+class PretrainConfig(_Section):
+    """One training run."""
+
+    what: PretrainWhat
+    how: PretrainHow
+
+
+def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML config, apply ``a.b=c`` overrides and validate it.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or a field is unknown, missing or out of range.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"config {path} does not exist; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"config {path} is not readable YAML: {error}".replace("\n", " ")) from None
+    if not isinstance(tree, dict):
+        raise InputError(f"config {path} must be a mapping with the keys `what` and `how`")
+    for override in overrides:
+        _apply_override(tree, override)
+    return validate(kind, tree, origin=str(path))
+
+
+def validate(kind: type[T], tree: Any, *, origin: str) -> T:
+    """Validate plain data, turning pydantic's report into one line per problem."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg'].removeprefix('Value error, ')}"
+            + (f" (got {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else "")
+            for item in error.errors()
+        )
+        raise InputError(f"config {origin}: {problems}") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"override {override!r} must look like what.bound.delta=0.01")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"override {override!r}: {parent!r} is not a section of the config")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: the value is not valid YAML") from None
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved config as YAML, as it is stored in a run directory."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,33 @@
+"""The errors a user can meet, each with the exit code that a scheduler sees.
+
+Every message names the field or file, the offending value and the cure. Programming errors stay
+``AssertionError`` or whatever Python raises; they are never caught and renamed.
+"""
+
+
+class TokenboundError(ValueError):
+    """Base of all errors caused by input or environment; the command line prints its text and exits."""
+
+    exit_code = 2
+
+
+class InputError(TokenboundError):
+    """A config, a file or a model cannot be used as given (exit code 2)."""
+
+
+class IncompleteError(TokenboundError):
+    """Something planned is not there yet: shards to score, losses or an artifact to verify (exit code 3)."""
+
+    exit_code = 3
+
+
+class MismatchError(TokenboundError):
+    """Two things that must agree do not: digests, fingerprints, recomputed values (exit code 4)."""
+
+    exit_code = 4
+
+
+class WorseError(TokenboundError):
+    """The new bound is worse than the user allows (exit code 5)."""
+
+    exit_code = 5
