@@ -224,7 +224,9 @@ class TrainingConfig(_Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` orthogonalises the updates of the inner matrices (AdamW for the rest)."""
     lr: float = Field(default=3e-3, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate of the inner matrices."""
+    embedding_lr: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of embeddings, norms and biases."""
     warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the steps with a rising learning rate; it falls linearly to zero afterwards."""
     weight_decay: float = Field(default=0.1, ge=0)

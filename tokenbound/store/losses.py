@@ -1,0 +1,203 @@
+"""Token losses: flat arrays in memory, one Parquet row per window on disk.
+
+Shapes: W windows, T scored tokens in all, `offsets` of shape [W + 1] cuts the flat arrays into windows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokenbound.errors import MismatchError
+
+LIST_COLUMNS: dict[str, pa.DataType] = {
+    "document": pa.int64(),
+    "position": pa.int32(),
+    "token": pa.int32(),
+    "nll": pa.float32(),
+    "entropy": pa.float32(),
+    "rank": pa.int32(),
+    "alpha": pa.float32(),
+}
+"""Type of the elements of each list column, in file order."""
+
+OPTIONAL_COLUMNS = ("token", "alpha")
+"""Columns that a ledger may lack: `token` where the user keeps the corpus private, `alpha` without a smoothing head."""
+
+ROWS_PER_GROUP = 1024
+"""Windows per row group: a reader of billions of tokens holds one group at a time."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of some windows. A window that could not be scored has null `nll`, `entropy`, and rank V."""
+
+    window_id: NDArray[np.int64]
+    """Global window ids, [W]."""
+    offsets: NDArray[np.int64]
+    """Where each window's tokens begin in the flat arrays, [W + 1]."""
+    unscored: NDArray[np.bool_]
+    """Windows without finite losses, [W]; their `nll` and `entropy` entries are NaN."""
+    document: NDArray[np.int64]
+    """Document of each target, [T]."""
+    position: NDArray[np.int32]
+    """Position of each target in its document, [T]."""
+    nll: NDArray[np.float32]
+    """-ln p of each target, nats, unsmoothed, [T]."""
+    entropy: NDArray[np.float32]
+    """Entropy of the predictive distribution, nats, [T]."""
+    rank: NDArray[np.int32]
+    """How many tokens were at least as probable as the target, [T]."""
+    token: NDArray[np.int32] | None = None
+    """Target ids, [T]."""
+    alpha: NDArray[np.float32] | None = None
+    """Smoothing weights of the model's own head, [T]."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.offsets[-1])
+
+    @property
+    def window_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each window, [W]."""
+        return np.diff(self.offsets)
+
+    @property
+    def token_unscored(self) -> NDArray[np.bool_] | None:
+        """Tokens of unscored windows, [T]; None where there are none."""
+        return np.repeat(self.unscored, self.window_lengths) if self.unscored.any() else None
+
+    def head(self, num_windows: int) -> Losses:
+        """The first windows alone."""
+        stop = int(self.offsets[num_windows])
+        return Losses(
+            self.window_id[:num_windows],
+            self.offsets[: num_windows + 1],
+            self.unscored[:num_windows],
+            **{name: column[:stop] if column is not None else None for name, column in self._columns()},  # type: ignore[arg-type]
+        )
+
+    def _columns(self) -> list[tuple[str, NDArray[Any] | None]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)[3:]]
+
+
+def to_parquet(losses: Losses) -> bytes:
+    """Encode as Parquet: zstd, byte-stream-split values. The same losses give the same bytes.
+
+    About 8.4 bytes per token on real losses.
+    """
+    columns: dict[str, pa.Array] = {"window_id": pa.array(losses.window_id, pa.int64())}
+    offsets = pa.array(losses.offsets, pa.int32())
+    for name, kind in LIST_COLUMNS.items():
+        values = getattr(losses, name)
+        if values is not None:
+            mask = pa.array(losses.unscored) if name in ("nll", "entropy", "alpha") and losses.unscored.any() else None
+            columns[name] = pa.ListArray.from_arrays(*_without_masked(offsets, values, kind, mask), mask=mask)
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.table(columns),
+        sink,
+        row_group_size=ROWS_PER_GROUP,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=False,
+        column_encoding={_leaf(name): "BYTE_STREAM_SPLIT" for name in columns},
+        write_statistics=False,
+    )
+    return sink.getvalue()
+
+
+def _leaf(name: str) -> str:
+    return name if name == "window_id" else f"{name}.list.element"
+
+
+def _without_masked(
+    offsets: pa.Array, values: NDArray[Any], kind: pa.DataType, mask: pa.Array | None
+) -> tuple[pa.Array, pa.Array]:
+    """Parquet keeps no values under a null list, so they are cut out here."""
+    if mask is None:
+        return offsets, pa.array(values, kind)
+    lengths = np.diff(offsets.to_numpy())
+    masked = mask.to_numpy(zero_copy_only=False)
+    kept = np.concatenate([[0], np.cumsum(np.where(masked, 0, lengths))])
+    return pa.array(kept, pa.int32()), pa.array(values[~np.repeat(masked, lengths)], kind)
+
+
+def from_parquet(data: bytes | pa.Buffer, columns: Sequence[str] | None = None, *, origin: str = "losses") -> Losses:
+    """Decode what :func:`to_parquet` wrote.
+
+    Args:
+        data: the file's bytes.
+        columns: list columns to read; the others come back empty (`document`, `position`) or None. Default all.
+        origin: name for error messages.
+
+    Raises:
+        MismatchError: not Parquet, a column is missing, or list lengths disagree.
+    """
+    wanted = [name for name in LIST_COLUMNS if columns is None or name in columns]
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        present = set(file.schema_arrow.names)
+        missing = [name for name in wanted if name not in present and name not in OPTIONAL_COLUMNS]
+        if missing or "window_id" not in present:
+            raise MismatchError(f"{origin}: column {(missing or ['window_id'])[0]!r} is missing; it is no losses file")
+        table = file.read(["window_id", *(name for name in wanted if name in present)])
+    except (pa.ArrowException, OSError) as error:
+        raise MismatchError(f"{origin}: not readable as Parquet ({error}); score the shard again") from None
+    return _from_table(table, origin)
+
+
+def _from_table(table: pa.Table, origin: str) -> Losses:
+    window_id = table["window_id"].to_numpy().astype(np.int64, copy=False)
+    unscored = np.zeros(len(window_id), bool)
+    offsets: NDArray[np.int64] | None = None
+    flat: dict[str, NDArray[Any]] = {}
+    nullable: dict[str, tuple[NDArray[np.int64], NDArray[Any]]] = {}
+    for name in table.column_names[1:]:
+        array = table[name].combine_chunks()
+        array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+        values = array.flatten().to_numpy(zero_copy_only=False)
+        lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        if array.null_count:
+            unscored |= array.is_null().to_numpy(zero_copy_only=False)
+            nullable[name] = (lengths, values)
+            continue
+        own = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        if offsets is not None and not np.array_equal(own, offsets):
+            raise MismatchError(f"{origin}: list lengths of column {name!r} differ from the others; score it again")
+        offsets, flat[name] = own, values
+    if offsets is None:
+        raise MismatchError(f"{origin}: no complete list column; score the shard again")
+    for name, (lengths, values) in nullable.items():
+        flat[name] = _restore_masked(lengths, values, offsets, unscored, name, origin)
+    empty = np.zeros(0)
+    return Losses(
+        window_id,
+        offsets,
+        unscored,
+        **{name: flat.get(name, None if name in OPTIONAL_COLUMNS else empty) for name in LIST_COLUMNS},  # type: ignore[arg-type]
+    )
+
+
+def _restore_masked(
+    lengths: NDArray[np.int64],
+    values: NDArray[Any],
+    offsets: NDArray[np.int64],
+    unscored: NDArray[np.bool_],
+    name: str,
+    origin: str,
+) -> NDArray[Any]:
+    full = np.diff(offsets)
+    if not np.array_equal(lengths, np.where(unscored, 0, full)):
+        raise MismatchError(f"{origin}: list lengths of column {name!r} differ from the others; score it again")
+    restored = np.full(int(offsets[-1]), np.nan, np.float32)
+    restored[~np.repeat(unscored, full)] = values
+    return restored

@@ -1,0 +1,203 @@
+"""The run directory: resolved config, plan, losses, commit records, quarantine, progress, certificates.
+
+A shard is done when its commit record is there, and only then: the losses are written first, the record with
+their digest second, both under names that come from the plan, so that a retry overwrites itself. Readers trust
+records and never list Parquet files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.store import filesystem as files
+from tokenbound.store.losses import Losses, from_parquet, to_parquet
+
+ARTIFACT = "artifact.tokenbound"
+CERTIFICATE = "certificate.json"
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 as lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(tree: Any) -> bytes:
+    """The one JSON spelling of a value: sorted keys, no spaces, UTF-8. What is hashed or paid for goes through here.
+
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """One committed shard, as `shards/NNNNN.json` holds it."""
+
+    shard: int
+    """Number in the plan."""
+    file: str
+    """Losses file, relative to the run directory."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Its digest."""
+    windows: int
+    """Rows."""
+    tokens: int
+    """Scored tokens, unscored windows included."""
+    unscored_windows: int
+    """Windows without finite losses."""
+    evidence: dict[str, Any]
+    """Mergeable sufficient statistics of the shard."""
+    scoring_fingerprint: str
+    """The run this shard belongs to."""
+
+
+class RunDirectory:
+    """A run on any pyarrow filesystem."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.filesystem, self.root = files.resolve(uri)
+
+    def path(self, *parts: str) -> str:
+        """Path inside the filesystem."""
+        return posixpath.join(self.root, *parts)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder of the run is there."""
+        return files.exists(self.filesystem, self.path(name))
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file of the run.
+
+        Raises:
+            IncompleteError: it is not there.
+        """
+        try:
+            return files.read_bytes(self.filesystem, self.path(name))
+        except FileNotFoundError:
+            raise IncompleteError(f"{self.uri}/{name} does not exist; is {self.uri} a finished run?") from None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the run atomically."""
+        files.write_bytes(self.filesystem, self.path(name), data)
+
+    def read_json(self, name: str) -> Any:
+        """Parsed JSON of a file of the run.
+
+        Raises:
+            IncompleteError: it is not there.
+            MismatchError: it is not JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise MismatchError(f"{self.uri}/{name} is damaged ({error}); restore it or delete the run") from None
+
+    def write_json(self, name: str, tree: Any) -> None:
+        """Write readable JSON atomically."""
+        self.write(name, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    def commit(self, shard: int, losses: Losses, evidence: Mapping[str, Any], scoring_fingerprint: str) -> CommitRecord:
+        """Write the losses, then the record that makes them count."""
+        data, name = to_parquet(losses), f"losses/{shard:05d}.parquet"
+        self.write(name, data)
+        record = CommitRecord(
+            shard,
+            name,
+            len(data),
+            sha256_hex(data),
+            len(losses.window_id),
+            losses.num_tokens,
+            int(losses.unscored.sum()),
+            dict(evidence),
+            scoring_fingerprint,
+        )
+        self.write(_record_name(shard), canonical_json(asdict(record)))
+        return record
+
+    def committed(self, shards: Iterable[int] | None = None) -> dict[int, CommitRecord]:
+        """Records of the given shards that are there; default every record of the run.
+
+        Raises:
+            MismatchError: a record is damaged.
+        """
+        listed = files.list_paths(self.filesystem, self.path("shards"))
+        names = {posixpath.basename(path) for path in listed}
+        wanted = sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+        if shards is not None:
+            chosen = set(shards)
+            wanted = [shard for shard in wanted if shard in chosen]
+        with ThreadPoolExecutor(16) as pool:
+            return dict(zip(wanted, pool.map(self.record, wanted), strict=True))
+
+    def record(self, shard: int) -> CommitRecord:
+        """One commit record.
+
+        Raises:
+            IncompleteError: the shard is not committed.
+            MismatchError: the record is damaged.
+        """
+        tree = self.read_json(_record_name(shard))
+        try:
+            record = CommitRecord(**tree)
+        except TypeError:
+            raise MismatchError(f"{self.uri}/{_record_name(shard)} is no commit record; delete it to score again") from None
+        if record.shard != shard:
+            raise MismatchError(f"{self.uri}/{_record_name(shard)} speaks of shard {record.shard}; delete it to score again")
+        return record
+
+    def losses(self, record: CommitRecord, columns: Sequence[str] | None = None) -> Losses:
+        """The losses a record vouches for, with digest and counts checked.
+
+        Raises:
+            MismatchError: the file is missing or not the one that was committed.
+        """
+        try:
+            data = files.read_bytes(self.filesystem, self.path(record.file))
+        except FileNotFoundError:
+            raise MismatchError(f"{self.uri}/{record.file} is committed but missing; delete {_record_name(record.shard)} to score it again") from None
+        if len(data) != record.bytes or sha256_hex(data) != record.sha256:
+            raise MismatchError(f"{self.uri}/{record.file} changed after it was committed; delete {_record_name(record.shard)} to score it again")
+        losses = from_parquet(data, columns, origin=f"{self.uri}/{record.file}")
+        if len(losses.window_id) != record.windows or losses.num_tokens != record.tokens:
+            raise MismatchError(f"{self.uri}/{record.file}: windows or tokens differ from the commit record")
+        return losses
+
+    def quarantine(self, shard: int, reasons: Sequence[Mapping[str, Any]]) -> None:
+        """Keep why windows of a shard could not be scored."""
+        self.write_json(f"quarantine/{shard:05d}.json", list(reasons))
+
+    def log_progress(self, **event: Any) -> None:
+        """Append one line to `progress.jsonl`; on object stores, which cannot append, nothing is kept."""
+        if files.is_local(self.filesystem):
+            line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+            with open(self.path("progress.jsonl"), "a", encoding="utf-8") as stream:  # noqa: PTH123
+                stream.write(line)
+
+
+def _record_name(shard: int) -> str:
+    return f"shards/{shard:05d}.json"
+
+
+def losses_sha256(records: Iterable[CommitRecord]) -> str:
+    """Digest of a ledger: SHA-256 over the shards' digests in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(bytes.fromhex(record.sha256))
+    return digest.hexdigest()
+
+
+def missing_shards(planned: int, records: Mapping[int, CommitRecord]) -> Iterator[int]:
+    """Planned shards without a commit record."""
+    return (shard for shard in range(planned) if shard not in records)

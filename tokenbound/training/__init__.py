@@ -1,0 +1,1 @@
+"""Training of hypotheses that are meant to be short: the plain torch side, free of Ray."""

@@ -1,0 +1,163 @@
+"""The training loop: any causal language model, any stream of token ids, resumable at every step.
+
+The order of the data is a pure function of (seed, step, rank), so a run that stops and resumes sees the same
+batches as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from tokenbound.config import TrainingConfig
+from tokenbound.errors import InputError
+from tokenbound.training.optimizer import build_optimizers
+
+logger = logging.getLogger(__name__)
+
+
+class TokenStream(Protocol):
+    """A flat sequence of token ids."""
+
+    def __len__(self) -> int:
+        """Number of ids."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The ids at positions [start, stop), integer array of shape [stop - start]."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the loop knows after a step."""
+
+    step: int
+    total_steps: int
+    tokens: int
+    loss_bits: float
+    """Smoothed training loss, bits per token."""
+    tokens_per_s: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Time to the end at the present speed, in seconds."""
+        return self.tokens / self.step * (self.total_steps - self.step) / max(self.tokens_per_s, 1e-9)
+
+
+def total_steps(config: TrainingConfig, world_size: int) -> int:
+    """Optimizer steps that the token budget pays for."""
+    return max(1, config.tokens // (config.batch * config.window * world_size))
+
+
+def schedule(config: TrainingConfig, step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over a share ``config.warmup`` of the steps, then linear to zero."""
+    warmup = max(1, round(config.warmup * steps))
+    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
+
+
+def draw_batch(stream: TokenStream, config: TrainingConfig, step: int, rank: int) -> torch.Tensor:
+    """Random windows of the stream, int64 of shape [batch, window + 1]; a pure function of its arguments."""
+    starts = np.random.default_rng([config.seed, step, rank]).integers(0, len(stream) - config.window, config.batch)
+    rows = [stream.read(int(start), int(start) + config.window + 1).astype(np.int64) for start in starts]
+    return torch.from_numpy(np.stack(rows))
+
+
+def save_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+    """Write everything that resuming needs."""
+    torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, path)
+
+
+def load_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Restore a state written by :func:`save_state`; returns the number of finished steps."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])
+
+
+def train(
+    model: nn.Module,
+    stream: TokenStream,
+    config: TrainingConfig,
+    *,
+    on_step: Callable[[StepReport], None],
+    save: Callable[[Callable[[Path], None]], None],
+    resume_from: Path | None = None,
+    checkpoint_interval_s: float = 120.0,
+    accelerator: Accelerator | None = None,
+) -> nn.Module:
+    """Train `model` in place and return it unwrapped.
+
+    Args:
+        model: a causal language model called as ``model(input_ids=[B, L]).logits``.
+        stream: the training tokens; must be longer than one window.
+        config: budget, batch, learning rate, seed.
+        on_step: told about every step.
+        save: called every `checkpoint_interval_s` seconds and at the end with a function that writes the state to a path.
+        resume_from: state file to continue from.
+        checkpoint_interval_s: seconds between saves.
+        accelerator: device placement and data parallelism; default one is built.
+
+    Raises:
+        InputError: the corpus is shorter than a window, or the loss is not finite.
+    """
+    if len(stream) <= config.window:
+        raise InputError(f"corpus has {len(stream)} tokens, fewer than training.window + 1 = {config.window + 1}")
+    accelerator = accelerator or Accelerator()
+    steps = total_steps(config, accelerator.num_processes)
+    optimizers = build_optimizers(model, config)
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    done = load_state(resume_from, model, optimizers) if resume_from is not None else 0
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    model.train()
+    mean_bits, started, last_save = math.nan, time.monotonic(), time.monotonic()
+    for step in range(done, steps):
+        _set_rates(optimizers, peaks, schedule(config, step, steps))
+        batch = draw_batch(stream, config, step, accelerator.process_index)
+        bits = _optimizer_step(model, optimizers, batch, accelerator, config)
+        if not math.isfinite(bits):
+            raise InputError(f"training diverged at step {step}: loss {bits}; lower training.lr = {config.lr}")
+        mean_bits = bits if math.isnan(mean_bits) else 0.98 * mean_bits + 0.02 * bits
+        per_step = config.batch * config.window * accelerator.num_processes
+        speed = (step + 1 - done) * per_step / (time.monotonic() - started)
+        on_step(StepReport(step + 1, steps, (step + 1) * per_step, mean_bits, speed))
+        if time.monotonic() - last_save >= checkpoint_interval_s or step + 1 == steps:
+            plain = accelerator.unwrap_model(model)
+            save(lambda path, plain=plain, step=step: save_state(path, plain, optimizers, step + 1))
+            last_save = time.monotonic()
+    return accelerator.unwrap_model(model)
+
+
+def _set_rates(optimizers: Sequence[torch.optim.Optimizer], peaks: list[list[float]], share: float) -> None:
+    for optimizer, rates in zip(optimizers, peaks, strict=True):
+        for group, peak in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = peak * share
+
+
+def _optimizer_step(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tokens: torch.Tensor,
+    accelerator: Accelerator,
+    config: TrainingConfig,
+) -> float:
+    tokens = tokens.to(accelerator.device)
+    with accelerator.autocast():
+        logits = model(input_ids=tokens[:, :-1]).logits
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(model.parameters(), config.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item() / math.log(2)
