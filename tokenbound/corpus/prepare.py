@@ -1,0 +1,370 @@
+"""Documents to flat id files: the pure functions that run as one task per part.
+
+Preparing a corpus is: find files, digest each, ask `pending_files` what is new, tokenise the new files part by
+part, append one segment to the manifest. `prepare_corpus` does it; give it a parallel ``run`` to spread the parts.
+
+The ids of a document are ``[BOS] text [EOS]`` as the config says. In `tokens` sources the ids are taken as they
+are, and a document ends after `eos_id`, which belongs to the document it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pyarrow.fs import FileSystem
+
+from tokenbound.config import CorpusConfig
+from tokenbound.corpus.prepared import (
+    CorpusRule,
+    Manifest,
+    PartRecord,
+    PreparedCorpus,
+    append_segment,
+    ids_path,
+    load_manifest,
+    offsets_path,
+    pending_files,
+    save_manifest,
+    segment_name,
+)
+from tokenbound.corpus.sources import BLOCK_BYTES, SourceFile, digest_file, find_files, open_source, read_documents
+from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
+from tokenbound.errors import InputError
+from tokenbound.store.filesystem import is_uri, open_atomic, resolve, write_bytes
+
+logger = logging.getLogger(__name__)
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+PART_BYTES = 1 << 26
+"""Text of one part, the unit of work: small enough to be redone cheaply, large enough to be read at full speed."""
+
+BATCH_BYTES = 1 << 22
+"""Text tokenised at a time; bounds the memory of a task."""
+
+BATCH_DOCUMENTS = 8192
+"""Documents tokenised at a time; bounds the memory of very short ones."""
+
+
+class Run(Protocol):
+    """Something that maps a function over items, in order: ``map`` here, tasks on a cluster."""
+
+    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+        """The results, in the order of the items."""
+
+
+class _Batch(NamedTuple):
+    """Consecutive ids of a part; a document may go on in the next batch."""
+
+    ids: Ids
+    ends: npt.NDArray[np.int64]
+    """Where documents end, counted from the start of the batch."""
+    text_bytes: int
+
+
+class _Job(NamedTuple):
+    files: list[SourceFile]
+    prefix: str
+
+
+def prepare_corpus(config: CorpusConfig, root: str, *, run: Run = map) -> PreparedCorpus:
+    """Tokenise what is new in a corpus into ``root`` and open the result; nothing is done twice.
+
+    Args:
+        config: the corpus.
+        root: directory or URI of the prepared form; see `cache_name`.
+        run: how tasks are mapped over files and parts; results must come in order. The functions mapped are
+            picklable and pure, so a task may be repeated: it writes the same bytes under the same name.
+
+    Raises:
+        InputError: a source, its content or the tokenizer cannot be used, or the corpus holds no id.
+        MismatchError: a file changed under its name or disappeared, or ``root`` was made by another rule.
+    """
+    files = list(run(partial(digest_file, config), find_files(config)))
+    manifest = load_manifest(root) or Manifest(rule=corpus_rule(config))
+    manifest.require_rule(corpus_rule(config))
+    new = pending_files(manifest, files)
+    if new:
+        logger.info("tokenising %d files, %d bytes", len(new), sum(file.bytes for file in new))
+        name = segment_name(len(manifest.segments), new)
+        jobs = _jobs(new, root, name)
+        manifest = append_segment(manifest, name, new, list(run(partial(_tokenise_job, config), jobs)))
+        save_manifest(manifest, root)
+    return PreparedCorpus(root)
+
+
+def cache_name(config: CorpusConfig) -> str:
+    """Folder name of a corpus in a cache: the same for the same config and tokenizer, different otherwise.
+
+    Growth keeps the name when the new files appear in a listed directory or match a listed glob.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded.
+    """
+    fields = config.model_dump(mode="json", exclude={"tokenizer", "tokenizer_is"})
+    fields["paths"] = [path if is_uri(path) else os.path.abspath(path) for path in config.paths]  # noqa: PTH100
+    fields["rule"] = corpus_rule(config).to_dict()
+    if config.source == "python-stdlib":
+        fields["python"] = [sysconfig.get_path("stdlib"), sys.version]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def corpus_rule(config: CorpusConfig) -> CorpusRule:
+    """Everything besides the files that decides the ids.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded, or lacks the BOS or EOS that the config asks for.
+    """
+    if config.source == "tokens":
+        assert config.vocab_size is not None
+        return CorpusRule(
+            source=config.source,
+            vocab_size=config.vocab_size,
+            max_id=config.vocab_size - 1,
+            eos_id=config.eos_id,
+            stored_dtype=config.dtype,
+        )
+    tokenizer = _tokenizer(config)
+    return CorpusRule(
+        source=config.source,
+        vocab_size=tokenizer.vocab_size,
+        max_id=tokenizer.max_id,
+        tokenizer_sha256=tokenizer.digest,
+        bos_id=_required_id("bos", tokenizer.bos_id, config) if config.add_bos else None,
+        eos_id=_required_id("eos", tokenizer.eos_id, config) if config.add_eos else None,
+        text_field=config.text_field if config.source in ("jsonl", "parquet", "hf") else None,
+    )
+
+
+def partition_files(files: Sequence[SourceFile], target_bytes: int = PART_BYTES) -> list[list[SourceFile]]:
+    """Consecutive files in parts of about ``target_bytes``; large splittable files are cut into spans.
+
+    A part exceeds the target only where one file that cannot be split does. A pure function of the files.
+
+    >>> files = [SourceFile("a", "a", 3), SourceFile("b", "b", 4), SourceFile("c", "c", 9)]
+    >>> [[file.name for file in part] for part in partition_files(files, 8)]
+    [['a', 'b'], ['c']]
+    """
+    parts: list[list[SourceFile]] = []
+    room = 0
+    for piece in (piece for file in files for piece in _spans(file, target_bytes)):
+        size = _piece_bytes(piece)
+        if not parts or size > room:
+            parts.append([])
+            room = target_bytes
+        parts[-1].append(piece)
+        room -= size
+    return parts
+
+
+def tokenise_part(
+    config: CorpusConfig, files: Sequence[SourceFile], out_prefix: str, filesystem: FileSystem
+) -> PartRecord:
+    """Write the ids and document offsets of one part and return what they are.
+
+    Memory is one batch of ids and 8 bytes per document, whatever the size of the part. The id file is flat and
+    little-endian, uint16 where every id fits and uint32 otherwise; the offsets are ``int64 [documents + 1]``.
+
+    Args:
+        config: the corpus.
+        files: the files, or spans of files, of the part.
+        out_prefix: path in ``filesystem``; ``.ids.bin`` and ``.offsets.npy`` are put behind it.
+        filesystem: where to write.
+
+    Raises:
+        InputError: a document or id cannot be used; the message names file and line, row or id.
+    """
+    rule = corpus_rule(config)
+    with open_atomic(filesystem, ids_path(out_prefix)) as stream:
+        offsets, text_bytes, ids_sha256 = _write_ids(_batches(config, rule, files), rule.dtype, stream)
+    encoded = _npy(offsets)
+    write_bytes(filesystem, offsets_path(out_prefix), encoded)
+    return PartRecord(
+        name=out_prefix.rpartition("/")[2],
+        tokens=int(offsets[-1]),
+        documents=len(offsets) - 1,
+        text_bytes=text_bytes,
+        ids_sha256=ids_sha256,
+        offsets_sha256=hashlib.sha256(encoded).hexdigest(),
+        rule_sha256=rule.digest,
+    )
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------
+
+
+def _jobs(files: Sequence[SourceFile], root: str, segment: str) -> list[_Job]:
+    return [_Job(part, f"{root}/{segment}/part-{index:05d}") for index, part in enumerate(partition_files(files))]
+
+
+def _tokenise_job(config: CorpusConfig, job: _Job) -> PartRecord:
+    filesystem, prefix = resolve(job.prefix)
+    return tokenise_part(config, job.files, prefix, filesystem)
+
+
+def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile]) -> Iterator[_Batch]:
+    if config.source == "tokens":
+        return (batch for file in files for batch in _stored_batches(file, rule))
+    return _text_batches(_tokenizer(config), rule, (text for file in files for text in read_documents(config, file)))
+
+
+def _spans(file: SourceFile, target_bytes: int) -> list[SourceFile]:
+    if not file.splittable or file.bytes <= target_bytes:
+        return [file]
+    starts = range(0, file.bytes, target_bytes)
+    return [replace(file, span=(start, min(start + target_bytes, file.bytes))) for start in starts]
+
+
+def _piece_bytes(file: SourceFile) -> int:
+    return file.bytes if file.span is None else file.span[1] - file.span[0]
+
+
+def _tokenizer(config: CorpusConfig) -> Tokenizer:
+    assert config.tokenizer is not None
+    return load_tokenizer(config.tokenizer)
+
+
+def _required_id(kind: str, token: int | None, config: CorpusConfig) -> int:
+    if token is None:
+        raise InputError(
+            f"tokenizer {config.tokenizer!r} has no {kind.upper()} token; set `corpus.add_{kind}: false`, "
+            f"or name its `{kind}_token` in tokenizer_config.json"
+        )
+    return token
+
+
+# --- ids of texts ----------------------------------------------------------------------------------------------
+
+
+def _text_batches(tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes]) -> Iterator[_Batch]:
+    before, after = _as_ids(rule.bos_id, rule), _as_ids(rule.eos_id, rule)
+    for texts in _grouped(documents):
+        encoded = tokenizer.encode_batch(texts)
+        lengths = np.array([len(ids) for ids in encoded], dtype=np.int64) + (len(before) + len(after))
+        flat = np.concatenate([piece for ids in encoded for piece in (before, ids, after)])
+        text_bytes = sum(len(text) if isinstance(text, bytes) else len(text.encode()) for text in texts)
+        yield _Batch(flat, np.cumsum(lengths), text_bytes)
+
+
+def _as_ids(token: int | None, rule: CorpusRule) -> Ids:
+    return np.array([] if token is None else [token], dtype=rule.dtype)
+
+
+def _grouped(documents: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
+    """Documents in groups small enough to be tokenised at once."""
+    group: list[str | bytes] = []
+    size = 0
+    for text in documents:
+        group.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES or len(group) >= BATCH_DOCUMENTS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+# --- stored ids ------------------------------------------------------------------------------------------------
+
+
+def _stored_batches(file: SourceFile, rule: CorpusRule) -> Iterator[_Batch]:
+    """Ids of one `tokens` file, checked against the vocabulary and cut after each `eos_id`."""
+    first = open_end = 0
+    for ids in _stored_ids(file, rule):
+        _check_ids(ids, first, file, rule)
+        ends = np.flatnonzero(ids == rule.eos_id) + 1 if rule.eos_id is not None else np.empty(0, np.int64)
+        first += len(ids)
+        open_end = len(ids) - int(ends[-1]) if len(ends) else open_end + len(ids)
+        yield _Batch(ids.astype(rule.dtype), ends, 0)
+    if open_end or rule.eos_id is None:
+        # The end of a file ends a document too.
+        yield _Batch(np.empty(0, rule.dtype), np.zeros(1, np.int64), 0)
+
+
+def _stored_ids(file: SourceFile, rule: CorpusRule) -> Iterator[npt.NDArray[np.integer[Any]]]:
+    with open_source(file) as stream:
+        dtype, count = _npy_layout(stream, file) if file.name.endswith(".npy") else _flat_layout(file, rule)
+        rest = b""
+        for block in iter(lambda: stream.read(BLOCK_BYTES), b""):
+            data = rest + block
+            whole = len(data) - len(data) % dtype.itemsize
+            rest = data[whole:]
+            ids = np.frombuffer(data[:whole], dtype=dtype)
+            count -= len(ids)
+            yield ids
+    if count or rest:
+        raise InputError(f"tokens file {file.path!r} does not hold as many ids as its size or header says; restore it")
+
+
+def _flat_layout(file: SourceFile, rule: CorpusRule) -> tuple[np.dtype[Any], int]:
+    if rule.stored_dtype is None:
+        raise InputError(f"tokens file {file.path!r} has no header; set `corpus.dtype` to uint16 or uint32")
+    dtype = np.dtype(rule.stored_dtype).newbyteorder("<")
+    if file.bytes % dtype.itemsize:
+        raise InputError(
+            f"tokens file {file.path!r} has {file.bytes} bytes, no multiple of the {dtype.itemsize} of "
+            f"`{rule.stored_dtype}`; correct `corpus.dtype` or restore the file"
+        )
+    return dtype, file.bytes // dtype.itemsize
+
+
+def _npy_layout(stream: IO[bytes], file: SourceFile) -> tuple[np.dtype[Any], int]:
+    """Read the header; what follows it is the ids. Nothing is unpickled."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(stream)
+    except ValueError as error:
+        raise InputError(f"tokens file {file.path!r} is no readable .npy: {' '.join(str(error).split())}") from None
+    if len(shape) != 1 or dtype.kind not in "ui":
+        raise InputError(f"tokens file {file.path!r} holds {dtype} {list(shape)}; save a one-dimensional integer array")
+    return dtype, shape[0]
+
+
+def _check_ids(ids: npt.NDArray[np.integer[Any]], first: int, file: SourceFile, rule: CorpusRule) -> None:
+    if not len(ids) or (ids.max() <= rule.max_id and ids.min() >= 0):
+        return
+    index = int(np.flatnonzero((ids > rule.max_id) | (ids < 0))[0])
+    raise InputError(
+        f"tokens file {file.path!r} holds id {int(ids[index])} at index {first + index}, outside `corpus.vocab_size` "
+        f"{rule.vocab_size}; correct `vocab_size` or `dtype`"
+    )
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def _write_ids(
+    batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes]
+) -> tuple[npt.NDArray[np.int64], int, str]:
+    """Stream ids out; returns document offsets, bytes of text and the SHA-256 of the ids."""
+    digest = hashlib.sha256()
+    ends = [np.zeros(1, dtype=np.int64)]
+    tokens = text_bytes = 0
+    for batch in batches:
+        data = batch.ids.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+        stream.write(data)
+        digest.update(data)
+        ends.append(batch.ends + tokens)
+        tokens += len(batch.ids)
+        text_bytes += batch.text_bytes
+    return np.concatenate(ends), text_bytes, digest.hexdigest()
+
+
+def _npy(array: npt.NDArray[np.int64]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,377 @@
+"""Text to token ids: raw bytes, or any Hugging Face fast tokenizer.
+
+Only the tokenizer's text pipeline runs here: no truncation, no padding, no BOS/EOS template, no merge dropout.
+Text that looks like a special token is plain text: ``<s>`` in a document is three characters, never id 1.
+Putting BOS and EOS around documents is the corpus config's business (`tokenbound.corpus.prepare`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenbound.errors import InputError
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+BYTES_END_ID = 256
+"""The one id of the `bytes` tokenizer that is no byte: the end of a document, used before one as BOS too."""
+
+GENERIC_CLASSES = (None, "TokenizersBackend", "PreTrainedTokenizerFast")
+"""Values of ``tokenizer_class`` that bring no BOS or EOS of their own."""
+
+
+class Tokenizer(Protocol):
+    """What the corpus and the certificate need to know of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V_tok: how many ids there are; log2 of it is random guessing."""
+
+    @property
+    def max_id(self) -> int:
+        """Largest id; a model needs more logits than this."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Beginning-of-sequence id, if the tokenizer has one."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """End-of-sequence id, if the tokenizer has one."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of `files`."""
+
+    def encode_batch(self, documents: Sequence[str | bytes]) -> list[Ids]:
+        """Ids of each document, without BOS or EOS; one array per document."""
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """Text of ids, special ones left out."""
+
+    def files(self) -> bytes:
+        """Canonical serialisation; `tokenizer_from_bytes` restores the tokenizer from it."""
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer named by a config: ``bytes``, a directory, a ``tokenizer.json``, or a hub id.
+
+    A ``tokenizer.json`` is taken as it is, so the ids do not depend on the version of transformers; a tokenizer
+    without one is converted by transformers, and refused if it has no fast form. Loading is cached per process.
+
+    Raises:
+        InputError: nothing is there, it cannot be read, or it is a slow (Python) tokenizer.
+    """
+    return BytesTokenizer() if spec == "bytes" else _load_fast(spec)
+
+
+def tokenizer_from_bytes(data: bytes) -> Tokenizer:
+    """Inverse of `Tokenizer.files`.
+
+    >>> tokenizer_from_bytes(BytesTokenizer().files()).vocab_size
+    257
+
+    Raises:
+        InputError: the bytes are no tokenizer.
+    """
+    try:
+        tree = json.loads(data)
+        if tree == {"tokenizer": "bytes"}:
+            return BytesTokenizer()
+        return FastTokenizer(tree["tokenizer"], bos_id=tree["bos_id"], eos_id=tree["eos_id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"these bytes hold no tokenizer: {_one_line(error)}") from None
+
+
+class BytesTokenizer:
+    """Each byte is its own id; id 256 ends a document.
+
+    >>> BytesTokenizer().encode_batch(["hé"])[0].tolist()
+    [104, 195, 169]
+    """
+
+    vocab_size = 257
+    max_id = BYTES_END_ID
+    bos_id: int | None = BYTES_END_ID
+    eos_id: int | None = BYTES_END_ID
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of `files`."""
+        return hashlib.sha256(self.files()).hexdigest()
+
+    def encode_batch(self, documents: Sequence[str | bytes]) -> list[Ids]:
+        """Byte values; text is encoded as UTF-8 first."""
+        stored = (text.encode() if isinstance(text, str) else text for text in documents)
+        return [np.frombuffer(data, dtype=np.uint8).astype(np.uint16) for data in stored]
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """Text of the byte ids; broken UTF-8 becomes U+FFFD."""
+        return bytes(int(token) for token in ids if token < BYTES_END_ID).decode(errors="replace")
+
+    def files(self) -> bytes:
+        """Canonical serialisation."""
+        return _canonical({"tokenizer": "bytes"})
+
+
+class FastTokenizer:
+    """A Hugging Face ``tokenizer.json`` pipeline with its BOS and EOS ids."""
+
+    def __init__(self, definition: dict[str, Any], *, bos_id: int | None, eos_id: int | None) -> None:
+        """Build the pipeline.
+
+        Args:
+            definition: the parsed ``tokenizer.json``.
+            bos_id: beginning-of-sequence id, if there is one.
+            eos_id: end-of-sequence id, if there is one.
+
+        Raises:
+            InputError: the pipeline cannot be built, or plain text could still become a special token.
+        """
+        self._definition = _text_pipeline(definition)
+        self._files = _canonical({"tokenizer": self._definition, "bos_id": bos_id, "eos_id": eos_id})
+        self._decoder = _build(self._definition)
+        self._encoder = _plain_text_encoder(self._definition)
+        ids = self._decoder.get_vocab(with_added_tokens=True).values()
+        self.vocab_size = len(set(ids))
+        self.max_id = max(ids, default=-1)
+        self._dtype = np.uint16 if self.max_id <= np.iinfo(np.uint16).max else np.uint32
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of `files`."""
+        return hashlib.sha256(self._files).hexdigest()
+
+    def encode_batch(self, documents: Sequence[str | bytes]) -> list[Ids]:
+        """Ids of each document; bytes are decoded as UTF-8, undecodable ones becoming U+FFFD."""
+        texts = [text if isinstance(text, str) else text.decode(errors="replace") for text in documents]
+        encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """Text of ids, special ones left out."""
+        return str(self._decoder.decode([int(token) for token in ids], skip_special_tokens=True))
+
+    def files(self) -> bytes:
+        """Canonical serialisation."""
+        return self._files
+
+
+# --- loading ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def _load_fast(spec: str) -> FastTokenizer:
+    definition_path = _find_file(spec, "tokenizer.json")
+    if definition_path is None:
+        return _convert(spec)
+    definition = _read_json(definition_path)
+    settings_path = _find_file(spec, "tokenizer_config.json")
+    if settings_path is None:
+        return FastTokenizer(definition, bos_id=None, eos_id=None)
+    settings = _read_json(settings_path)
+    if not {"bos_token", "eos_token"} <= settings.keys() and settings.get("tokenizer_class") not in GENERIC_CLASSES:
+        return _with_class_defaults(spec, definition)
+    return FastTokenizer(
+        definition,
+        bos_id=_special_id(definition, settings, "bos_token"),
+        eos_id=_special_id(definition, settings, "eos_token"),
+    )
+
+
+def _with_class_defaults(spec: str, definition: dict[str, Any]) -> FastTokenizer:
+    """Take BOS and EOS from transformers: older configs leave out what their Python class knows."""
+    try:
+        known = _convert(spec)
+    except InputError as error:
+        raise InputError(
+            f"{error}; or write `bos_token` and `eos_token` (null where there is none) into its tokenizer_config.json"
+        ) from None
+    return FastTokenizer(definition, bos_id=known.bos_id, eos_id=known.eos_id)
+
+
+def _find_file(spec: str, name: str) -> Path | None:
+    """A file of a local tokenizer or of one on the hub; null where the tokenizer has no such file."""
+    local = Path(spec)
+    if local.is_file():
+        # The file itself was named: its neighbours still say what BOS and EOS are.
+        local = local.parent if name != "tokenizer.json" else local
+        return local if local.is_file() else _if_file(local / name)
+    if local.is_dir():
+        return _if_file(local / name)
+    if spec.startswith(("/", ".", "~")) or spec.count("/") > 1 or "://" in spec:
+        raise InputError(f"tokenizer {spec!r} does not exist; give `bytes`, a directory or a hub id")
+    return _download(spec, name)
+
+
+def _if_file(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _download(repository: str, name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download  # only hub ids need it
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except LocalEntryNotFoundError as error:
+        # A subclass of EntryNotFoundError that means "offline and not in the cache", not "no such file".
+        raise _unloadable(repository, error) from None
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unloadable(repository, error) from None
+
+
+def _convert(spec: str) -> FastTokenizer:
+    """Let transformers make a fast tokenizer out of whatever is there."""
+    from transformers import AutoTokenizer  # seconds, and rarely needed
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True, trust_remote_code=False)
+    except Exception as error:
+        # transformers raises many kinds here; each means that this tokenizer cannot be used.
+        raise _unloadable(spec, error) from None
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"tokenizer {spec!r} is a slow (Python) tokenizer; save a fast one (tokenizer.json) and give its directory"
+        )
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    return FastTokenizer(definition, bos_id=tokenizer.bos_token_id, eos_id=tokenizer.eos_token_id)
+
+
+def _unloadable(spec: str, error: BaseException) -> InputError:
+    return InputError(
+        f"tokenizer {spec!r} cannot be loaded: {_one_line(error)}; give `bytes`, a directory with a tokenizer.json, "
+        "or a hub id that is reachable or in the local cache"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer file {path} is not readable JSON: {_one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"tokenizer file {path} is not a JSON object")
+    return tree
+
+
+def _special_id(definition: dict[str, Any], settings: dict[str, Any], key: str) -> int | None:
+    """Id of the token that ``tokenizer_config.json`` names, or null when it names none.
+
+    Raises:
+        InputError: the named token has no id.
+    """
+    named = settings.get(key)
+    content = named.get("content") if isinstance(named, dict) else named
+    if content is None:
+        return None
+    added = {token["content"]: token["id"] for token in definition.get("added_tokens") or ()}
+    declared = {token["content"]: int(key) for key, token in (settings.get("added_tokens_decoder") or {}).items()}
+    vocab = definition["model"].get("vocab") or {}
+    pieces = vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
+    for known in (added, pieces, declared):
+        if content in known:
+            return int(known[content])
+    raise InputError(f"tokenizer: {key} {content!r} is not in its vocabulary; mend tokenizer_config.json")
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------
+
+
+def _text_pipeline(definition: dict[str, Any]) -> dict[str, Any]:
+    """The definition without what would cut, fill, frame or randomise a document."""
+    model = {key: value for key, value in definition.get("model", {}).items() if key != "dropout"}
+    return definition | {"model": model, "truncation": None, "padding": None, "post_processor": None}
+
+
+def _build(definition: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer as Pipeline  # keeps `import tokenbound.corpus` light
+
+    try:
+        return Pipeline.from_str(json.dumps(definition))
+    except Exception as error:
+        # The Rust side raises bare Exception for every malformed definition.
+        raise InputError(f"tokenizer.json cannot be used: {_one_line(error)}") from None
+
+
+def _plain_text_encoder(definition: dict[str, Any]) -> Any:
+    """A pipeline with the same ids in which no text becomes a special token.
+
+    ``encode_special_tokens`` stops the search for special tokens before the model runs. A Unigram or word-level
+    model may still know ``</s>`` as a piece of its own; where that is so, such pieces are renamed, in the model
+    and in the list of special tokens alike, to names that no text contains. Ids stay as they are.
+    """
+    encoder = _as_plain_text(definition)
+    leaked = _leaks(encoder, definition)
+    if not leaked:
+        return encoder
+    mark = hashlib.sha256(_canonical(definition)).hexdigest()
+    encoder = _as_plain_text(_rename(definition, {content: f"\0{mark}:{content}" for content in leaked}))
+    # The unknown token stays reachable by design: it is what unknown text becomes.
+    if still := _leaks(encoder, definition) - {_unknown_token(definition["model"])}:
+        raise InputError(f"tokenizer: the plain text {sorted(still)[0]!r} becomes a special token; use another one")
+    return encoder
+
+
+def _as_plain_text(definition: dict[str, Any]) -> Any:
+    encoder = _build(definition)
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _leaks(encoder: Any, definition: dict[str, Any]) -> set[str]:
+    """Special tokens whose own spelling, read as plain text, gives their id."""
+    special = {token["content"]: token["id"] for token in definition.get("added_tokens") or () if token["special"]}
+    return {
+        content
+        for content, index in special.items()
+        if any(index in encoder.encode(text, add_special_tokens=False).ids for text in (content, f"a {content} b"))
+    }
+
+
+def _unknown_token(model: dict[str, Any]) -> str | None:
+    """What stands for text outside the vocabulary."""
+    if model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    return model.get("unk_token")
+
+
+def _rename(definition: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The definition with some special tokens under other names and no merge that makes them."""
+    model = dict(definition["model"])
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(piece, piece): index for piece, index in vocab.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if _merged(merge) not in names]
+    added = [token | {"content": names.get(token["content"], token["content"])} for token in definition["added_tokens"]]
+    return definition | {"model": model, "added_tokens": added}
+
+
+def _merged(merge: str | list[str]) -> str:
+    """What a merge rule makes; rules are pairs, or in old files one string with a space."""
+    return "".join(merge.split(" ") if isinstance(merge, str) else merge)
+
+
+def _canonical(tree: Any) -> bytes:
+    return json.dumps(tree, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

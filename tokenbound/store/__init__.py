@@ -1,0 +1,1 @@
+"""What a run leaves on storage, on any filesystem that pyarrow knows."""

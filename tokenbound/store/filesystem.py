@@ -1,0 +1,144 @@
+"""One place for paths: local files, ``s3://`` and ``gs://`` URIs look the same to the rest of the package.
+
+Local writes go to a temporary file beside the target, are synced and renamed, so that a reader sees the old
+bytes or the new ones. Object stores publish an object when its upload ends; no rename is assumed anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from pyarrow import ArrowInvalid
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from tokenbound.errors import InputError
+
+COPY_BYTES = 1 << 23
+"""Block size of uploads."""
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Kinds of filesystem without directories."""
+
+
+def is_uri(path: str) -> bool:
+    """Whether ``path`` names a filesystem other than by a plain local path.
+
+    >>> is_uri("s3://bucket/key"), is_uri("data/a.jsonl")
+    (True, False)
+    """
+    return "://" in path
+
+
+def resolve(uri: str) -> tuple[FileSystem, str]:
+    """Split a path or URI into a pyarrow filesystem and the path inside it.
+
+    Local paths become absolute (symbolic links are kept); options such as ``?region=`` stay with the filesystem.
+
+    Raises:
+        InputError: the URI's scheme or syntax is not understood.
+    """
+    if not is_uri(uri):
+        return LocalFileSystem(), Path(os.path.abspath(os.path.expanduser(uri))).as_posix()  # noqa: PTH100, PTH111
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except (ArrowInvalid, NotImplementedError, OSError) as error:
+        raise InputError(f"cannot open {uri!r}: {error}; give a local path or an s3:// or gs:// URI") from None
+    return filesystem, str(path)
+
+
+def is_local(filesystem: FileSystem) -> bool:
+    """Whether paths of this filesystem can be opened and memory-mapped by this process."""
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def exists(filesystem: FileSystem, path: str) -> bool:
+    """Whether a file or directory is there."""
+    return bool(filesystem.get_file_info(path).type != FileType.NotFound)
+
+
+def list_paths(filesystem: FileSystem, directory: str, *, recursive: bool = False) -> list[str]:
+    """Sorted paths of the files below a directory; an absent directory is empty.
+
+    Names that begin with a dot are left out: a killed writer may have left a temporary file.
+    """
+    selector = FileSelector(directory, recursive=recursive, allow_not_found=True)
+    found = (info for info in filesystem.get_file_info(selector) if info.type == FileType.File)
+    return sorted(str(info.path) for info in found if not info.base_name.startswith("."))
+
+
+def open_input(filesystem: FileSystem, path: str) -> BinaryIO:
+    """Open a file's stored bytes as a stream.
+
+    pyarrow would silently decompress by the file's extension, which is wrong for digests: that is switched off.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return cast(BinaryIO, filesystem.open_input_stream(path, compression=None))
+
+
+def read_bytes(filesystem: FileSystem, path: str) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open_input(filesystem, path) as stream:
+        return stream.read()
+
+
+def write_bytes(filesystem: FileSystem, path: str, data: bytes) -> None:
+    """Write a whole file atomically, creating its directory; an existing file is replaced."""
+    with open_atomic(filesystem, path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def open_atomic(filesystem: FileSystem, path: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears under its name only when the block ends without an exception.
+
+    Disk use is the file's size (on object stores: of the local spool, uploaded at the end); memory use is constant.
+    """
+    if is_local(filesystem):
+        with _open_renamed(Path(path)) as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile() as spool:
+        yield spool
+        spool.seek(0)
+        if filesystem.type_name not in OBJECT_STORES:
+            filesystem.create_dir(posixpath.dirname(path), recursive=True)
+        with filesystem.open_output_stream(path, compression=None) as upload:
+            shutil.copyfileobj(spool, upload, COPY_BYTES)
+
+
+@contextmanager
+def _open_renamed(target: Path) -> Iterator[IO[bytes]]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable; filesystems that cannot open or sync a directory are left alone."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
