@@ -1,0 +1,420 @@
+"""Hugging Face checkpoints: from safetensors files to exact tensors, and from tensors to a causal language model.
+
+Nothing here runs code that came with a checkpoint: weights are read as safetensors only, and the architecture must
+be one that the installed transformers knows.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenbound.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_PICKLE_PATTERNS = ("pytorch_model*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.bin")
+_NOT_ARCHITECTURE = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "distributed_config",
+        "dtype",
+        "fusion_config",
+        "torch_dtype",
+        "transformers_version",
+        "transformers_weights",
+        "use_cache",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "experts_implementation",
+    }
+)
+"""Config keys that say where a model came from or how to run it. They are neither paid for nor obeyed: some of them
+(`auto_map`, an attention implementation on the hub) name code to download."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A causal language model as it lies on disk."""
+
+    architecture: dict[str, Any]
+    """The Hugging Face config, `model_type` included, without what does not define the model."""
+    tensors: dict[str, torch.Tensor]
+    """Every weight once, in the dtype of the file; a tied copy and a derivable buffer are left out."""
+    directory: Path
+    """Where the files lie; for a hub id, the snapshot in the hub's cache."""
+    tokenizer_dir: Path | None
+    """The directory again if a tokenizer lies beside the weights, else None."""
+
+
+def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
+    """Read a causal LM checkpoint from a directory or from the Hugging Face hub.
+
+    Args:
+        path_or_id: a directory with `config.json` and safetensors weights (one file, or shards with their index),
+            or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one.
+
+    Returns:
+        The checkpoint, its tensors exact.
+
+    Raises:
+        InputError: nothing there; only pickle weights; an adapter without its base; a quantized or non-causal
+            model; a shard missing or damaged. The message names the cure.
+    """
+    directory = _locate(path_or_id)
+    architecture = _read_architecture(directory)
+    tensors = _read_tensors(directory)
+    blank = _blank_model(architecture, len(tensors))
+    tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
+
+
+# --- Files --------------------------------------------------------------------------------------------------------
+
+
+def _locate(path_or_id: str | Path) -> Path:
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"checkpoint {path} is a file; give the directory that holds config.json and the weights")
+    text = str(path_or_id)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) or text.startswith("."):
+        raise InputError(f"checkpoint {text} does not exist; give a directory or a hub id such as org/name")
+    return _download(text)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = hub_id.partition("@")
+    try:
+        # The patterns are matched against whole paths: sub-directories (onnx/, original/) stay behind.
+        folder = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=["*.safetensors", "*.json"],
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"checkpoint {hub_id} is no local directory and could not be fetched from the hub ({reason}); "
+            "check the name, the network and, for a gated model, `hf auth login`"
+        ) from None
+    return Path(folder)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; a checkpoint is a directory with config.json and weights") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); fetch the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a JSON object; fetch the checkpoint again")
+    return value
+
+
+def _read_architecture(directory: Path) -> dict[str, Any]:
+    if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
+        raise InputError(
+            f"checkpoint {directory} is an adapter without its base model; merge it first "
+            "(peft: `model.merge_and_unload().save_pretrained(OUT)`) and give OUT"
+        )
+    raw = _read_json(directory / "config.json")
+    _refuse_quantized(raw, str(directory))
+    return clean_architecture(raw)
+
+
+def clean_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a Hugging Face config that defines the model, nested configs included.
+
+    Example:
+        >>> clean_architecture({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}, "torch_dtype": "float16"})
+        {'model_type': 'llama'}
+    """
+    return {
+        key: clean_architecture(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        for key, value in config.items()
+        if key not in _NOT_ARCHITECTURE
+    }
+
+
+def _refuse_quantized(config: Mapping[str, Any], origin: str) -> None:
+    for section in (config, *(value for value in config.values() if isinstance(value, Mapping))):
+        settings = section.get("quantization_config") or section.get("compression_config")
+        if settings:
+            method = settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else settings
+            raise InputError(
+                f"checkpoint {origin} is quantized with {method!r}, which cannot be loaded here; save a dequantized "
+                "copy (transformers: `model.dequantize(); model.save_pretrained(OUT)`) or give the original weights"
+            )
+
+
+def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        return _read_shards(directory, index)
+    single = directory / "model.safetensors"
+    if single.exists():
+        return _read_safetensors(single)
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if others:
+        raise InputError(
+            f"checkpoint {directory} has {others[0]} but neither model.safetensors nor model.safetensors.index.json; "
+            "save it again with `model.save_pretrained`"
+        )
+    pickles = sorted({path.name for pattern in _PICKLE_PATTERNS for path in directory.glob(pattern)})
+    if pickles:
+        raise InputError(
+            f"checkpoint {directory} has pickle weights only ({pickles[0]}), and loading a pickle can run any code; "
+            "where you trust it, convert it once: `AutoModelForCausalLM.from_pretrained(IN).save_pretrained(OUT)`"
+        )
+    raise InputError(f"checkpoint {directory} has no model.safetensors; give a directory with safetensors weights")
+
+
+def _read_shards(directory: Path, index: Path) -> dict[str, torch.Tensor]:
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index} has no `weight_map` of tensor names to files; fetch the checkpoint again")
+    tensors: dict[str, torch.Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise InputError(f"{index} names {name!r}, which is not a file beside it; fetch the checkpoint again")
+        shard = _read_safetensors(directory / name)
+        doubled = tensors.keys() & shard.keys()
+        if doubled:
+            raise InputError(f"{directory / name} repeats tensor {min(doubled)!r} of another shard; fetch it again")
+        tensors.update(shard)
+    difference = places.keys() ^ tensors.keys()
+    if difference:
+        raise InputError(f"{index} and its shards disagree about tensor {min(difference)!r}; fetch it again")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise InputError(f"{path} is missing; fetch the checkpoint again")
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a sound safetensors file ({error}); fetch the checkpoint again") from None
+
+
+# --- Models -------------------------------------------------------------------------------------------------------
+
+
+def build_model(
+    architecture: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Any:
+    """Make the causal LM that an architecture and its tensors define.
+
+    Nothing is left to chance: a parameter or persistent buffer that neither a tensor nor a declared tie covers is
+    refused, since it would be initialised at random, and so is a tensor that the model has no place for.
+
+    Args:
+        architecture: Hugging Face config as a dict, `model_type` included.
+        tensors: weights by name; names of older checkpoints are mapped as transformers does.
+        dtype: arithmetic of the model body.
+        device: where the model is to live.
+
+    Returns:
+        The `transformers.PreTrainedModel`, in eval mode and without gradients.
+
+    Raises:
+        InputError: unknown, non-causal or quantized architecture; missing, unknown or misshapen tensors, by name.
+    """
+    _refuse_quantized(architecture, "given")
+    architecture = clean_architecture(architecture)
+    blank = _blank_model(architecture, len(tensors))
+    _refuse_uncovered(blank, tensors)
+    model, report = _load(blank, tensors, dtype)
+    _refuse_incomplete(report)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval().to(device)
+
+
+def _load(blank: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    with _quiet_transformers():
+        try:
+            model, report = type(blank).from_pretrained(
+                None,
+                config=blank.config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come back in the report, and are refused by name
+                local_files_only=True,
+            )
+            return model, report
+        except (RuntimeError, ValueError, KeyError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(f"the tensors do not fit the architecture: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' progress bars and tables: what they say is checked here and raised as errors."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _blank_model(architecture: Mapping[str, Any], num_tensors: int) -> Any:
+    """The model without storage (meta device): names, shapes and ties only."""
+    config = _make_config(architecture)
+    causal_class = _causal_class(config)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > num_tensors:
+        raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
+    with _quiet_transformers():
+        try:
+            with torch.device("meta"):
+                return causal_class(config)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+            raise InputError(f"the architecture does not define a model: {_one_line(error)}") from error
+
+
+def _make_config(architecture: Mapping[str, Any]) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = architecture.get("model_type")
+    try:
+        config_class = CONFIG_MAPPING[model_type]
+    except KeyError:
+        raise InputError(
+            f"model_type {model_type!r} is not known to the installed transformers; upgrade transformers, or use a "
+            "model of a known type (code that comes with a checkpoint is never run)"
+        ) from None
+    with _quiet_transformers():
+        try:
+            return config_class.from_dict(copy.deepcopy(dict(architecture)))
+        except Exception as error:  # transformers validates configs with error types of its own
+            raise InputError(f"the {model_type} config is not valid: {_one_line(error)}") from error
+
+
+def _causal_class(config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = config.model_type
+    cure = "give a decoder-only causal language model"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{kind} is an encoder-decoder model, which scores targets given an input; {cure}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{kind} is not a causal language model; {cure}")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise InputError(f"{kind} is an encoder-only model and sees the tokens it predicts; {cure}")
+    if getattr(config.get_text_config(), "use_bidirectional_attention", False):
+        raise InputError(f"this {kind} attends in both directions and sees the tokens it predicts; {cure}")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+# --- Coverage -----------------------------------------------------------------------------------------------------
+
+
+def _ties(model: Any) -> dict[str, str]:
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def _ignorable(model: Any, names: Mapping[str, Any] | set[str]) -> set[str]:
+    """Names that transformers drops without a word: buffers of old checkpoints that are computed nowadays."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
+    own = _own_names(model)
+    return {name for name in names if name not in own and any(re.search(pattern, name) for pattern in patterns)}
+
+
+def _own_names(model: Any) -> set[str]:
+    """Names of the model's weights, also without the prefix of its body, as older checkpoints have them.
+
+    (GPT-2 on the hub says `h.0.attn.c_attn.bias`, which its pattern for derivable buffers would match.)
+    """
+    names = set(model.state_dict())
+    return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
+
+
+def _without_copies(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out what the model computes itself and what it ties: a copy would be paid for in the code length."""
+    dropped = _ignorable(model, tensors)
+    for target, source in _ties(model).items():
+        if target in tensors and source in tensors and _identical(tensors[target], tensors[source]):
+            dropped.add(target)
+    return {name: tensor for name, tensor in tensors.items() if name not in dropped}
+
+
+def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+
+
+def _refuse_uncovered(blank: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Catch what the loading report of transformers leaves out."""
+    unplaced = _ignorable(blank, tensors)
+    if unplaced:
+        raise InputError(f"the model computes {_some(unplaced)} itself; leave them out of the tensors")
+    optional = blank._keys_to_ignore_on_load_missing or ()
+    given = {name.removeprefix(f"{blank.base_model_prefix}.") for name in tensors}
+    absent = {
+        name
+        for name in blank.state_dict().keys() - _ties(blank).keys()
+        if name.removeprefix(f"{blank.base_model_prefix}.") not in given
+        and any(re.search(pattern, name) for pattern in optional)
+    }
+    if absent:
+        raise InputError(f"no tensor for {_some(absent)}, which transformers would fill by itself; add them")
+
+
+def _refuse_incomplete(report: Mapping[str, Any]) -> None:
+    missing, unknown = set(report["missing_keys"]), set(report["unexpected_keys"])
+    misshapen = {item[0] if isinstance(item, tuple) else item for item in report["mismatched_keys"]}
+    if misshapen:
+        raise InputError(f"tensors of another shape than the architecture asks for: {_some(misshapen)}")
+    if missing:
+        raise InputError(f"no tensor for {_some(missing)}; they would be random. Give a complete checkpoint")
+    if unknown:
+        raise InputError(f"the model has no place for the tensors {_some(unknown)}; remove them or fix the config")
+    if report["error_msgs"]:
+        raise InputError(f"the tensors do not fit the architecture: {' '.join(map(str, report['error_msgs']))[:300]}")
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

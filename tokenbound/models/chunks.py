@@ -1,0 +1,245 @@
+"""Loss, entropy and rank of every token from one pass over each chunk of logits.
+
+Shape legend: N tokens, d hidden width, V vocabulary (logits width), C tokens of a chunk, R rows of a block.
+
+The head is where a scorer runs out of memory: [N, V] float32 logits of 8,192 tokens are 1.6 GB at V = 50,257.
+Here at most [C, V] logits exist at a time. On a CPU the matrix product wants many rows and the element-wise
+passes want operands that stay in cache, so a chunk is made by one product and read in blocks of R rows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from tokenbound.errors import InputError
+
+ArrayT = TypeVar("ArrayT")
+
+_BLOCK_FLOATS = 2**18
+"""Logits of one cache-resident block on a CPU (1 MiB); measured best at V = 512 and V = 50,257."""
+_CHUNK_ROWS = 128
+"""Fewest rows of a CPU matrix product that still run at full speed."""
+_DEVICE_CHUNK_BYTES = 2**28
+"""Logits of one chunk on an accelerator; large enough to fill it, small beside its memory."""
+_FLOOR = -1e30
+"""Stands for a shifted logit of -inf where it meets a probability of zero, so that 0 * -inf is not NaN."""
+_EXACT_FLOAT_INTEGERS = 2**24
+"""Counts of ones in float32 are exact below this; far above any vocabulary."""
+
+
+@dataclass(frozen=True)
+class TokenStatistics(Generic[ArrayT]):
+    """What is recorded about each scored token: torch tensors [N] inside the head, NumPy arrays [B, L] outside."""
+
+    nll: ArrayT
+    """Negative log-likelihood of the target in nats, float32; NaN or inf where the logits give no finite loss."""
+    entropy: ArrayT
+    """Entropy of the predictive distribution in nats, float32, in [0, ln V]."""
+    rank: ArrayT
+    """How many other tokens have a logit at least that of the target, int32: 0 = most probable, V = no finite loss."""
+
+
+Fill = Callable[[int, int, torch.Tensor], torch.Tensor]
+"""Writes the float32 logits of tokens start..stop into the given [C, V] buffer and returns them."""
+
+
+def chunk_shape(vocab_size: int, device: torch.device) -> tuple[int, int]:
+    """Choose tokens per matrix product and rows per block of element-wise passes.
+
+    Args:
+        vocab_size: V, width of the logits.
+        device: where the head runs.
+
+    Returns:
+        ``(chunk_tokens, block_rows)``; the first is a multiple of the second.
+
+    Example:
+        >>> chunk_shape(512, torch.device("cpu")), chunk_shape(50_257, torch.device("cpu"))
+        ((512, 512), (128, 8))
+    """
+    if device.type != "cpu":
+        rows = _power_of_two_at_most(_DEVICE_CHUNK_BYTES // (4 * vocab_size))
+        return rows, rows
+    rows = min(2 * _power_of_two_at_most(max(1, (_BLOCK_FLOATS - 1) // vocab_size)), 1024)
+    return max(rows, _CHUNK_ROWS), rows
+
+
+def _power_of_two_at_most(number: int) -> int:
+    return 1 << max(0, int(number).bit_length() - 1)
+
+
+@torch.inference_mode()
+def logits_statistics(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    chunk_tokens: int | None = None,
+    scored: torch.Tensor | None = None,
+    compile: bool = False,
+) -> TokenStatistics[torch.Tensor]:
+    """Loss, entropy and rank from logits [N, V] of any dtype, widened to float32 chunk by chunk.
+
+    Args:
+        logits: [N, V], left as they are.
+        targets: [N] int64 ids in [0, V).
+        chunk_tokens: C; default from `chunk_shape`.
+        scored: [N] bool, see `token_statistics`.
+        compile: fuse the passes over a chunk with `torch.compile`.
+
+    Returns:
+        Tensors [N]: nll and entropy in nats (float32), rank (int32).
+
+    Raises:
+        InputError: `compile` was asked for where there is no compiler.
+    """
+
+    def fill(start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
+        return out.copy_(logits[start:stop])
+
+    return chunked_statistics(
+        fill, targets, logits.shape[-1], chunk_tokens=chunk_tokens, scored=scored, compile=compile
+    )
+
+
+def chunked_statistics(
+    fill: Fill,
+    targets: torch.Tensor,
+    vocab_size: int,
+    *,
+    chunk_tokens: int | None = None,
+    scored: torch.Tensor | None = None,
+    compile: bool = False,
+) -> TokenStatistics[torch.Tensor]:
+    """Drive `fill` over chunks of C tokens and collect the statistics of each; see `token_statistics`."""
+    assert vocab_size < _EXACT_FLOAT_INTEGERS, "ranks are counted in float32"
+    if compile:
+        require_compiler(targets.device)
+    result = _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, compile=compile, floor=False)
+    # A vocabulary row masked with -inf gives 0 * -inf in the entropy. It is rare, so the pass that avoids it is
+    # made only then, over the same chunks: no other value changes. True NaN logits have a NaN nll and stay NaN.
+    if not compile and bool((result.entropy.isnan() & ~result.nll.isnan()).any()):
+        return _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, compile=False, floor=True)
+    return result
+
+
+def _chunk_loop(
+    fill: Fill,
+    targets: torch.Tensor,
+    vocab_size: int,
+    chunk_tokens: int | None,
+    scored: torch.Tensor | None,
+    *,
+    compile: bool,
+    floor: bool,
+) -> TokenStatistics[torch.Tensor]:
+    tokens, device = targets.shape[0], targets.device
+    chunk, rows = chunk_shape(vocab_size, device)
+    chunk = min(chunk_tokens or chunk, max(tokens, 1))
+    rows = chunk if compile else min(rows, chunk)
+    result = _unscored(tokens, device)
+    buffer = torch.empty(chunk, vocab_size, dtype=torch.float32, device=device)
+    scratch = torch.empty(0 if compile else rows, vocab_size, dtype=torch.float32, device=device)
+    for start in _chunk_starts(tokens, chunk, scored):
+        stop = min(start + chunk, tokens)
+        logits = fill(start, stop, buffer[: stop - start])
+        for first in range(start, stop, rows):
+            last = min(first + rows, stop)
+            part = TokenStatistics(result.nll[first:last], result.entropy[first:last], result.rank[first:last])
+            block = logits[first - start : last - start]
+            if compile:
+                _store(part, *_fused()(block, targets[first:last]), vocab_size)
+            else:
+                _eager_block(part, block, targets[first:last], scratch[: last - first], floor=floor)
+    return result
+
+
+def _chunk_starts(tokens: int, chunk: int, scored: torch.Tensor | None) -> list[int]:
+    if scored is None:
+        return list(range(0, tokens, chunk))
+    padded = nn.functional.pad(scored, (0, -tokens % chunk))
+    return (padded.view(-1, chunk).any(1).nonzero().squeeze(1) * chunk).tolist()
+
+
+def _unscored(tokens: int, device: torch.device) -> TokenStatistics[torch.Tensor]:
+    return TokenStatistics(
+        nll=torch.full((tokens,), torch.nan, dtype=torch.float32, device=device),
+        entropy=torch.full((tokens,), torch.nan, dtype=torch.float32, device=device),
+        rank=torch.full((tokens,), -1, dtype=torch.int32, device=device),
+    )
+
+
+def _eager_block(
+    out: TokenStatistics[torch.Tensor],
+    logits_RV: torch.Tensor,
+    targets: torch.Tensor,
+    scratch_RV: torch.Tensor,
+    *,
+    floor: bool,
+) -> None:
+    """Statistics of one block in place: `logits_RV` is consumed, `scratch_RV` is the only other [R, V] array."""
+    target_logits = logits_RV.gather(1, targets.unsqueeze(1))
+    # A float comparison and a float sum are vectorised, a sum of booleans is not. The comparison is made on the
+    # logits themselves: subtracting the maximum first could merge two different logits into a tie.
+    at_least = torch.ge(logits_RV, target_logits, out=scratch_RV).sum(1)
+    peak = logits_RV.amax(1, keepdim=True)
+    shifted = logits_RV.sub_(peak)
+    if floor:
+        shifted.clamp_(min=_FLOOR)
+    weights = torch.exp(shifted, out=scratch_RV)
+    partition = weights.sum(1)
+    # torch.sum is a cascade; a BLAS dot product over 50,257 terms is off by 1e-4.
+    mean_shifted = weights.mul_(shifted).sum(1) / partition
+    log_partition = partition.log()
+    nll = log_partition - (target_logits - peak).squeeze(1)
+    _store(out, nll, log_partition - mean_shifted, at_least, logits_RV.shape[1])
+
+
+def _fused_block(logits_RV: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The arithmetic of `_eager_block` without side effects, for `torch.compile` to fuse into two passes."""
+    target_logits = logits_RV.gather(1, targets.unsqueeze(1))
+    at_least = (logits_RV >= target_logits).float().sum(1)
+    peak = logits_RV.amax(1, keepdim=True)
+    shifted = (logits_RV - peak).clamp(min=_FLOOR)
+    weights = shifted.exp()
+    partition = weights.sum(1)
+    log_partition = partition.log()
+    entropy = log_partition - (weights * shifted).sum(1) / partition
+    return log_partition - (target_logits - peak).squeeze(1), entropy, at_least
+
+
+@cache
+def _fused() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    return torch.compile(_fused_block, dynamic=False)
+
+
+def _store(
+    out: TokenStatistics[torch.Tensor],
+    nll: torch.Tensor,
+    entropy: torch.Tensor,
+    at_least: torch.Tensor,
+    vocab_size: int,
+) -> None:
+    out.nll.copy_(nll)
+    out.entropy.copy_(entropy)
+    out.rank.copy_(torch.where(nll.isfinite(), at_least - 1, float(vocab_size)))
+
+
+def require_compiler(device: torch.device) -> None:
+    """Check that `torch.compile` can work on this device.
+
+    Raises:
+        InputError: there is no C++ compiler, or on CUDA no Triton.
+    """
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in candidates):
+        raise InputError("compile: no C++ compiler found (g++ or clang++); install one or set `compile: false`")
+    if device.type == "cuda" and not torch.utils._triton.has_triton():
+        raise InputError("compile: CUDA needs the `triton` package; install it or set `compile: false`")

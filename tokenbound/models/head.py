@@ -1,0 +1,281 @@
+"""The language-model head: how a causal LM turns hidden states into logits, and the statistics of its tokens.
+
+Shape legend: N tokens, d hidden width, V vocabulary (logits width), C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenbound.models.chunks import TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
+
+__all__ = ["Head", "TokenStatistics", "chunk_shape", "find_head", "logits_statistics", "token_statistics"]
+
+logger = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def token_statistics(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk_tokens: int | None = None,
+    scored: torch.Tensor | None = None,
+    compile: bool = False,
+) -> TokenStatistics[torch.Tensor]:
+    """Loss, entropy and rank of each target under ``z = softcap * tanh(scale * (hidden W^T + b) / softcap)``.
+
+    Memory is O(C*V) in place of O(N*V). The logits are float32 whatever the dtype of the inputs.
+
+    Args:
+        hidden: [N, d] last hidden states.
+        weight: [V, d] head matrix.
+        bias: [V] or None.
+        targets: [N] int64 ids in [0, V).
+        softcap: bound of tanh soft-capping, None for none.
+        scale: factor on the logits, before soft-capping.
+        chunk_tokens: C; default from `chunk_shape`.
+        scored: [N] bool; a chunk without a scored token is skipped (its nll and entropy are NaN, its rank -1).
+            Chunks start at fixed multiples of C, so what is skipped never changes the value of another token.
+        compile: fuse the passes over a chunk with `torch.compile`.
+
+    Returns:
+        Tensors [N]: nll and entropy in nats (float32), rank (int32).
+
+    Raises:
+        InputError: `compile` was asked for where there is no compiler.
+
+    Example:
+        >>> uniform = token_statistics(torch.zeros(1, 2), torch.ones(4, 2), None, torch.tensor([3]))
+        >>> round(uniform.nll.item(), 4), round(uniform.entropy.item(), 4), uniform.rank.item()
+        (1.3863, 1.3863, 3)
+    """
+    head = Head(weight=weight, bias=bias, softcap=softcap, scale=scale)
+    return head.statistics(hidden, targets, chunk_tokens=chunk_tokens, scored=scored, compile=compile)
+
+
+class Head:
+    """A linear head with an optional bias, scale and soft-cap, ready to be applied to many batches."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, softcap: float | None = None, scale: float = 1.0
+    ) -> None:
+        """Keep the head's tensors; on a CPU a half-precision matrix is widened to float32 once.
+
+        Args:
+            weight: [V, d].
+            bias: [V] or None.
+            softcap: bound of tanh soft-capping, None for none.
+            scale: factor on the logits, before soft-capping.
+        """
+        self.native_product = weight.device.type != "cpu" and weight.dtype != torch.float32
+        self.weight = weight.detach() if self.native_product else weight.detach().float()
+        self.bias = None if bias is None else bias.detach().float()
+        self.softcap = softcap
+        self.scale = scale
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of the logits."""
+        return self.weight.shape[0]
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits [C, V] of hidden states [C, d], written into `out` where given."""
+        if out is None:
+            out = torch.empty(hidden.shape[0], self.vocab_size, dtype=torch.float32, device=hidden.device)
+        self._product(hidden, out)
+        if self.softcap is not None:
+            return out.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
+        return out if self.scale == 1.0 else out.mul_(self.scale)
+
+    def _product(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        if self.native_product:
+            _wide_product(hidden.to(self.weight.dtype), self.weight.t(), out)
+            if self.bias is not None:
+                out.add_(self.bias)
+        elif self.bias is not None:
+            torch.addmm(self.bias, hidden.float(), self.weight.t(), out=out)
+        else:
+            torch.mm(hidden.float(), self.weight.t(), out=out)
+
+    @torch.inference_mode()
+    def statistics(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        chunk_tokens: int | None = None,
+        scored: torch.Tensor | None = None,
+        compile: bool = False,
+    ) -> TokenStatistics[torch.Tensor]:
+        """As `token_statistics`, for hidden states [N, d] and targets [N]."""
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
+            return self.logits(hidden[start:stop], out)
+
+        return chunked_statistics(
+            fill, targets, self.vocab_size, chunk_tokens=chunk_tokens, scored=scored, compile=compile
+        )
+
+
+def _wide_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """Half-precision product [C, d] x [d, V] into float32, without rounding in between where the device can."""
+    try:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        _say_rounded_once(left.device.type)
+        out.copy_(torch.mm(left, right))
+
+
+@cache
+def _say_rounded_once(device_type: str) -> None:
+    logger.warning("%s cannot write a half-precision product as float32; logits are rounded once more", device_type)
+
+
+def forward_options(module: nn.Module) -> dict[str, Any]:
+    """Keyword arguments of every forward pass: no key/value cache, where the model knows the word."""
+    parameters = inspect.signature(module.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {"use_cache": False} if takes_any or "use_cache" in parameters else {}
+
+
+def last_hidden_state(body: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Hidden states [B, L, d] of token ids [B, L]: causal attention only, positions from 0, no padding mask.
+
+    Padding stands to the right of a window, where a causal model cannot see it; `probe_causality` checks it.
+    """
+    output = body(input_ids=ids, **forward_options(body))
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
+    return hidden
+
+
+def body_and_projection(model: Any) -> tuple[nn.Module, nn.Linear] | None:
+    """The part of a causal LM that ends in hidden states, and its output matrix; None if it is not of that form."""
+    body, projection = getattr(model, "base_model", model), model.get_output_embeddings()
+    if body is model or not isinstance(projection, nn.Linear):
+        return None
+    return body, projection
+
+
+@torch.inference_mode()
+def find_head(model: Any) -> Head | None:
+    """Recognise how a transformers causal LM turns hidden states into logits, and check it against the model.
+
+    The hypothesis (output matrix, bias, the scale and soft-cap that the config names) is compared with the model's
+    own logits on fixed ids. Hidden states are also amplified on their way into the model's own output matrix, so
+    that logits of size 1, 30 and 300 are compared: a soft-cap cannot hide behind small logits.
+
+    Args:
+        model: a causal LM of transformers, in eval mode.
+
+    Returns:
+        The head, or None where no hypothesis reproduces the model; the caller then uses the model's own logits.
+    """
+    parts = body_and_projection(model)
+    if parts is None:
+        return None
+    body, projection = parts
+    ids = _check_ids(model)
+    try:
+        seen, hidden = _projection_input(model, projection, ids), last_hidden_state(body, ids)
+    except (TypeError, AttributeError, ValueError) as error:
+        logger.info("head not recognised: %s", error)
+        return None
+    if seen is None or seen.shape != hidden.shape or not torch.equal(seen, hidden):
+        return None
+    for softcap, scale in _hypotheses(model.config.get_text_config()):
+        head = Head(projection.weight, projection.bias, softcap, scale)
+        if _reproduces(model, head, projection, ids, hidden):
+            return head
+    return None
+
+
+def _check_ids(model: Any) -> torch.Tensor:
+    embeddings = model.get_input_embeddings()
+    count = min(16, max_positions(model.config) or 16)
+    ids = (torch.arange(count) * 7919 + 13) % embeddings.weight.shape[0]
+    return torch.as_tensor(ids.unsqueeze(0), device=embeddings.weight.device)
+
+
+def max_positions(config: Any) -> int | None:
+    """How many positions a transformers config allows; None if it sets no limit (e.g. state-space models)."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def _hypotheses(config: Any) -> list[tuple[float | None, float]]:
+    softcap = next(
+        (
+            value
+            for name in ("final_logit_softcapping", "logits_soft_cap")
+            if (value := getattr(config, name, None)) is not None
+        ),
+        None,
+    )
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= _number(getattr(config, name, None))
+    scale /= _number(getattr(config, "logits_scaling", None))
+    named = (float(softcap) if softcap else None, scale)
+    return [named] if named == (None, 1.0) else [named, (None, 1.0)]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value else 1.0
+
+
+def _projection_input(model: Any, projection: nn.Linear, ids: torch.Tensor) -> torch.Tensor | None:
+    """What the model feeds into its output matrix; None if it does not call it."""
+    seen: list[torch.Tensor] = []
+    handle = projection.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    try:
+        model(input_ids=ids, **forward_options(model))
+    finally:
+        handle.remove()
+    return seen[0] if len(seen) == 1 else None
+
+
+def _reproduces(model: Any, head: Head, projection: nn.Linear, ids: torch.Tensor, hidden: torch.Tensor) -> bool:
+    peak = (hidden[0].float() @ projection.weight.t().float()).abs().max().item()
+    if not 0 < peak < float("inf"):
+        # Nothing to compare: zero or broken weights. The canary speaks about those; the head is as good as any.
+        return True
+    return all(
+        _agrees(_amplified_logits(model, projection, ids, gain), head.logits((hidden * gain)[0]))
+        for gain in (1.0, 1.0 / peak, 30.0 / peak, 300.0 / peak)
+    )
+
+
+def _amplified_logits(model: Any, projection: nn.Linear, ids: torch.Tensor, gain: float) -> torch.Tensor:
+    handle = projection.register_forward_pre_hook(lambda _, arguments: (arguments[0] * gain, *arguments[1:]))
+    try:
+        logits: torch.Tensor = model(input_ids=ids, **forward_options(model)).logits[0]
+        return logits
+    finally:
+        handle.remove()
+
+
+def _agrees(own: torch.Tensor, ours: torch.Tensor) -> bool:
+    """Equal up to the rounding of the model's own dtype, relative to the largest logit."""
+    if own.shape != ours.shape:
+        return False
+    steps = 64 if own.dtype == torch.float32 else 8
+    tolerance = steps * torch.finfo(own.dtype).eps * own.float().abs().max()
+    return bool(((own.float() - ours).abs() <= tolerance).all())

@@ -1,0 +1,303 @@
+"""A replica: one model, one fixed batch shape, token windows in, per-token statistics out.
+
+Shape legend: B windows of a batch, L tokens of a window, V vocabulary.
+
+The shape never varies: cutting a batch or a window short changes the last bits of the same prefix's logits, and
+then a loss would depend on where a document ends or on which windows happened to share a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tokenbound.errors import InputError
+from tokenbound.models.chunks import TokenStatistics, logits_statistics, require_compiler
+from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
+
+logger = logging.getLogger(__name__)
+
+_OWN_LOGITS_BYTES = 2**29
+"""Logits that the model itself may make at once where its head is unknown."""
+
+WindowStatistics = TokenStatistics[npt.NDArray[Any]]
+"""Statistics as NumPy arrays [W, L]; where a position was not scored, nll and entropy are NaN and rank is -1."""
+
+
+class ReplicaOutOfMemory(RuntimeError):
+    """The batch does not fit into the memory of the device; a smaller batch shape may."""
+
+
+class Replica:
+    """A causal LM on a device, ready to score batches of one fixed shape.
+
+    Example::
+
+        replica = Replica(model, batch=16, length=512, device="cpu")
+        statistics = replica.score(inputs, targets, mask)      # int64 [W, 512], int64, bool; W <= 16
+        mean_nats = statistics.nll[mask].mean()
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        batch: int,
+        length: int,
+        device: torch.device | str = "cpu",
+        chunk_tokens: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        """Move the model to its device and recognise its head.
+
+        Args:
+            model: a causal LM of transformers.
+            batch: B, windows per forward pass.
+            length: L, tokens per window.
+            device: where to run.
+            chunk_tokens: tokens per chunk of logits; default from `chunk_shape`. Smaller values need less memory.
+            compile: fuse the passes over a chunk of logits with `torch.compile`.
+
+        Raises:
+            InputError: a window is longer than the model's positions, or there is no compiler to compile with.
+            ReplicaOutOfMemory: the model does not fit.
+        """
+        _refuse_long_windows(model.config, length)
+        self.device = torch.device(device)
+        if compile:
+            require_compiler(self.device)
+        self.batch, self.length = batch, length
+        self.chunk_tokens, self.compile = chunk_tokens, compile
+        with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
+            self.model = model.to(self.device).eval()
+            self.head = find_head(self.model)
+        if self.head is None:
+            logger.warning(
+                "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
+            )
+        self.vocab_size = self.head.vocab_size if self.head else self._logits_width()
+
+    @classmethod
+    def from_artifact(
+        cls,
+        data: bytes,
+        *,
+        dtype: torch.dtype,
+        batch: int,
+        length: int,
+        device: torch.device | str = "cpu",
+        chunk_tokens: int | None = None,
+        compile: bool = False,
+    ) -> Replica:
+        """Decode an artifact and make a replica of the model it holds.
+
+        Args:
+            data: the artifact's bytes; their number is what the certificate pays for.
+            dtype: arithmetic of the model body; logits and losses are float32 in any case.
+            batch: B, windows per forward pass.
+            length: L, tokens per window.
+            device: where to run.
+            chunk_tokens: see the constructor.
+            compile: see the constructor.
+
+        Raises:
+            InputError: the bytes are no artifact, or its tensors are not those of its architecture.
+            ReplicaOutOfMemory: the model does not fit.
+        """
+        from tokenbound.compression.artifact import decode_artifact
+        from tokenbound.models.checkpoint import build_model
+
+        with _out_of_memory_named("the decoded artifact"):
+            artifact = decode_artifact(data)
+            model = build_model(artifact.architecture, artifact.tensors, dtype=dtype, device=device)
+        return cls(model, batch=batch, length=length, device=device, chunk_tokens=chunk_tokens, compile=compile)
+
+    @property
+    def input_vocab_size(self) -> int:
+        """How many ids the input embedding knows; at most V ids can be scored, at most these can be read."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def _logits_width(self) -> int:
+        return int(self._own_logits(torch.zeros(1, 1, dtype=torch.int64, device=self.device)).shape[-1])
+
+    def check_vocabulary(self, largest_id: int, origin: str = "the corpus") -> None:
+        """Refuse ids that the model cannot read or predict.
+
+        Args:
+            largest_id: largest token id that will occur, or the tokenizer's size minus one.
+            origin: whose id it is, for the message.
+
+        Raises:
+            InputError: the id is negative or not below the vocabulary size.
+        """
+        size = min(self.vocab_size, self.input_vocab_size)
+        if not 0 <= largest_id < size:
+            raise InputError(
+                f"{origin} has token id {largest_id}, but the model's vocabulary has V = {size} ids "
+                f"(0..{size - 1}); use the tokenizer that the model was trained with"
+            )
+
+    def score(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> WindowStatistics:
+        """Score W <= B windows; missing rows are filled up, so that the arithmetic is that of a full batch.
+
+        Args:
+            inputs: int [W, L] token ids; where a window is shorter, any valid ids to its right.
+            targets: int [W, L]; targets[w, j] is predicted from inputs[w, :j+1]. Ignored where `mask` is false.
+            mask: bool [W, L], which predictions count.
+
+        Returns:
+            nll and entropy (float32, nats) and rank (int32), each [W, L]. A non-finite loss is returned as it is,
+            see `unscorable`; where `mask` is false nll and entropy are NaN and rank is -1.
+
+        Raises:
+            InputError: a token id outside the vocabulary.
+            ReplicaOutOfMemory: the batch does not fit; halve it.
+        """
+        return self.score_and_hidden(inputs, targets, mask)[0]
+
+    def score_and_hidden(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> tuple[WindowStatistics, torch.Tensor | None]:
+        """As `score`, with the last hidden states [W, L, d] beside it, or None where the head is unknown."""
+        rows = inputs.shape[0]
+        inputs, targets, mask = self._full_batch(inputs, targets, mask)
+        with _out_of_memory_named(f"a batch of {self.batch} x {self.length} tokens on {self.device}"):
+            result, hidden = self._score(self._to_device(inputs), self._to_device(targets), self._to_device(mask))
+            host = torch.stack([result.nll, result.entropy, result.rank.view(torch.float32)]).cpu()
+        return self._arrays(host, mask, rows), None if hidden is None else hidden[:rows]
+
+    def _full_batch(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        rows = inputs.shape[0]
+        if not (inputs.shape == targets.shape == mask.shape and rows <= self.batch and inputs.shape[1] == self.length):
+            raise ValueError(
+                f"inputs {inputs.shape}, targets {targets.shape} and mask {mask.shape} must all be "
+                f"[at most {self.batch}, {self.length}]"
+            )
+        self._check_ids(inputs, self.input_vocab_size)
+        targets = np.where(mask, targets, 0)
+        self._check_ids(targets, self.vocab_size)
+        missing = ((0, self.batch - rows), (0, 0))
+        return (
+            np.pad(inputs, missing).astype(np.int64, copy=False),
+            np.pad(targets, missing).astype(np.int64, copy=False),
+            np.pad(mask, missing),
+        )
+
+    def _check_ids(self, ids: npt.NDArray[Any], size: int) -> None:
+        if ids.size and not (ids.min() >= 0 and ids.max() < size):
+            self.check_vocabulary(int(ids.min()) if ids.min() < 0 else int(ids.max()), "a window")
+
+    def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _arrays(self, host: torch.Tensor, mask: npt.NDArray[np.bool_], rows: int) -> WindowStatistics:
+        nll, entropy, rank = host.view(3, self.batch, self.length).numpy()
+        return TokenStatistics(
+            nll=np.where(mask, nll, np.float32(np.nan))[:rows],
+            entropy=np.where(mask, entropy, np.float32(np.nan))[:rows],
+            rank=np.where(mask, rank.view(np.int32), np.int32(-1))[:rows],
+        )
+
+    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        parts = body_and_projection(self.model)
+        assert parts is not None, "a head is recognised only on a body with a projection"
+        return last_hidden_state(parts[0], ids)
+
+    @torch.inference_mode()
+    def _score(
+        self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[TokenStatistics[torch.Tensor], torch.Tensor | None]:
+        options: dict[str, Any] = {"chunk_tokens": self.chunk_tokens, "compile": self.compile}
+        if self.head is None:
+            return self._score_own_logits(inputs, targets, mask, options), None
+        hidden = self._hidden(inputs)
+        flat = hidden.flatten(0, 1)
+        return self.head.statistics(flat, targets.flatten(), scored=mask.flatten(), **options), hidden
+
+    def _score_own_logits(
+        self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+    ) -> TokenStatistics[torch.Tensor]:
+        rows = self._rows_of_own_logits()
+        parts = [
+            logits_statistics(
+                self._own_logits(inputs[first : first + rows]).flatten(0, 1),
+                targets[first : first + rows].flatten(),
+                scored=mask[first : first + rows].flatten(),
+                **options,
+            )
+            for first in range(0, self.batch, rows)
+        ]
+        return _joined(parts)
+
+    def _own_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits
+            return logits
+
+    def _rows_of_own_logits(self) -> int:
+        """Windows per pass where the model makes its own logits: a divisor of B, so that every pass has one shape."""
+        fitting = max(1, _OWN_LOGITS_BYTES // (4 * self.length * self.vocab_size))
+        return max(rows for rows in range(1, self.batch + 1) if self.batch % rows == 0 and rows <= fitting)
+
+
+def unscorable(statistics: WindowStatistics, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which windows [W] hold a scored token without a finite loss or entropy (NaN or infinite logits).
+
+    Args:
+        statistics: of `Replica.score`, arrays [W, L].
+        mask: bool [W, L], which predictions count.
+
+    Returns:
+        bool [W]; such a window goes to quarantine, it is never dropped.
+    """
+    finite = np.isfinite(statistics.nll) & np.isfinite(statistics.entropy)
+    return np.asarray((mask & ~finite).any(axis=1))
+
+
+def _joined(parts: list[TokenStatistics[torch.Tensor]]) -> TokenStatistics[torch.Tensor]:
+    return TokenStatistics(
+        nll=torch.cat([part.nll for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
+        rank=torch.cat([part.rank for part in parts]),
+    )
+
+
+def _refuse_long_windows(config: Any, length: int) -> None:
+    limit = max_positions(config)
+    if limit is not None and length > limit:
+        raise InputError(
+            f"windows.length {length} is longer than the {limit} positions of the model; set it to {limit} or less"
+        )
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _out_of_memory_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ReplicaOutOfMemory(f"out of memory for {what}; use a smaller windows.batch") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on an accelerator or on the CPU (a plain RuntimeError there)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
