@@ -1,0 +1,73 @@
+"""The mathematics: code lengths, bounds, the choice of tunings and their exact evaluation.
+
+NumPy and SciPy only; no I/O, no torch, no Ray. Reading order: `smoothing` (the loss and its interval), `codes` (what is paid),
+`theorems` (each bound as it is proved), then the reducer: `claim` (records), `evidence` (what shards say), `choice` (grid points),
+`exact` (sums over every loss), `sampling` (a sample for the whole), `certify` (printed lines), `relative` (models on a base).
+"""
+
+from tokenbound.bounds.certify import certify, random_guess
+from tokenbound.bounds.choice import choose_tunings
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.codes import (
+    artifact_code_length_bits,
+    elias_delta_bits,
+    kappa_nats,
+    protocol_code_length_bits,
+)
+from tokenbound.bounds.evidence import Evidence, merge_evidence
+from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
+from tokenbound.bounds.rounding import format_bound, round_up
+from tokenbound.bounds.sampling import SamplingPath, first_prefix, sampling_path
+from tokenbound.bounds.smoothing import loss_interval_bits, loss_intervals_bits, smoothed_loss_bits
+from tokenbound.bounds.theorems import (
+    azuma_anytime_bound,
+    azuma_bound,
+    azuma_predictable_bound,
+    document_bound,
+    document_losses_bits,
+    freedman_bound,
+    kl_error_bound,
+    kl_grid_bound,
+    paper_error_bound,
+    paper_subsample_bound,
+    relative_bound,
+)
+
+
+__all__ = [
+    "Claim",
+    "Evidence",
+    "Line",
+    "LineSums",
+    "SamplingPath",
+    "SamplingPlan",
+    "Tuning",
+    "artifact_code_length_bits",
+    "azuma_anytime_bound",
+    "azuma_bound",
+    "azuma_predictable_bound",
+    "certify",
+    "choose_tunings",
+    "document_bound",
+    "document_losses_bits",
+    "elias_delta_bits",
+    "first_prefix",
+    "format_bound",
+    "freedman_bound",
+    "kappa_nats",
+    "kl_error_bound",
+    "kl_grid_bound",
+    "line_sums",
+    "loss_interval_bits",
+    "loss_intervals_bits",
+    "merge_evidence",
+    "merge_sums",
+    "paper_error_bound",
+    "paper_subsample_bound",
+    "protocol_code_length_bits",
+    "random_guess",
+    "relative_bound",
+    "round_up",
+    "sampling_path",
+    "smoothed_loss_bits",
+]

@@ -1,0 +1,242 @@
+"""From a sample of windows to the mean over all of them, valid at every sample size at once.
+
+Units X_1, X_2, .. (windows) are drawn without replacement in a uniformly random order from N units with unknown total S. Given the
+first i - 1, the mean of X_i is M_i = (S - sum_{s<i} X_s) / (N - i + 1). With a forecast Y_i and a stake lambda_i >= 0, both functions of
+earlier draws, and lambda_i (hi - Y_i) < 1 for an upper limit hi of the units,
+
+    W_n(S) = prod_{i<=n} (1 + lambda_i (Y_i - X_i)) exp(-lambda_i (Y_i - M_i))
+
+is a nonnegative supermartingale started at 1 (1 + x <= e^x; Waudby-Smith and Ramdas 2020, section 3), so W_n(S) < 1/delta_s for all n with
+probability 1 - delta_s (Ville). W_n grows with S, hence S lies below the root of W_n(S) = 1/delta_s: the closed form of one sequence.
+
+A mean of several such supermartingales with different stakes is one too. The package mixes stakes tuned to sample sizes a
+factor 4 apart: no sample size has to be known in advance, and stopping at any n is valid. The root of the mixture is found by
+Newton's method from above; ln of a sum of exponentials is convex, so every iterate is already a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp, polygamma
+
+from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning
+from tokenbound.bounds.constants import STAKE_CAP, STAKE_TARGET_FACTOR
+from tokenbound.bounds.evidence import Floats
+from tokenbound.bounds.exact import LineSums, highest_value
+from tokenbound.errors import IncompleteError, InputError
+
+
+_NEWTON_STEPS = 12
+
+
+def total_upper_bounds(
+    values: Floats,
+    *,
+    num_units: int,
+    highest: float,
+    log_inverse_delta: float,
+    forecasts: Floats,
+    stakes: Floats,
+) -> Floats:
+    """Upper bounds on the total of all units after each draw, all valid at once.
+
+    Args:
+        values: [n] units in draw order, each at most ``highest``.
+        num_units: N.
+        highest: hi.
+        log_inverse_delta: ln(1/delta_s).
+        forecasts: [n] predictable forecasts Y_i.
+        stakes: [n, K] predictable stakes lambda_i of K sequences, mixed with equal weights.
+
+    Returns:
+        [n] bounds U_1..U_n; each is at most the one before. infinity where nothing can be said yet.
+
+    Raises:
+        InputError: more draws than units, a unit above ``highest``, or a stake with lambda_i (hi - Y_i) >= 1.
+    """
+    n = values.size
+    if n > num_units:
+        raise InputError(f"{n} units were drawn out of {num_units}")
+    if n and float(values.max()) > highest * (1 + 1e-12) + 1e-12:
+        raise InputError(f"a unit of {values.max()} exceeds the largest possible {highest}")
+    if n and not (float((stakes * (highest - forecasts)[:, None]).max()) < 1 and float(stakes.min()) >= 0):
+        raise InputError("every stake must satisfy 0 <= lambda_i and lambda_i * (hi - Y_i) < 1")
+    before = np.concatenate([[0.0], np.cumsum(values)[:-1]]) if n else np.empty(0)
+    left = num_units - np.arange(n, dtype=np.float64)
+    gains = np.log1p(stakes * (forecasts - values)[:, None])
+    offsets = np.cumsum(gains - stakes * (forecasts + before / left)[:, None], axis=0)
+    slopes = np.cumsum(stakes / left[:, None], axis=0)
+    return np.asarray(np.minimum.accumulate(_roots(offsets, slopes, log_inverse_delta)), dtype=np.float64)
+
+
+def _roots(offsets: Floats, slopes: Floats, level: float) -> Floats:
+    """[n] solutions S of mean_k exp(offset_k + S slope_k) = exp(level), approached from above."""
+    log_weight = -math.log(offsets.shape[1])
+    with np.errstate(divide="ignore"):
+        alone = np.where(slopes > 0, (level - log_weight - offsets) / np.where(slopes > 0, slopes, 1.0), np.inf)
+    total = alone.min(axis=1) if alone.size else np.empty(0)
+    known = np.isfinite(total)
+    for _ in range(_NEWTON_STEPS):
+        exponents = offsets[known] + total[known, None] * slopes[known] + log_weight
+        height = logsumexp(exponents, axis=1)
+        tilt = np.sum(np.exp(exponents - height[:, None]) * slopes[known], axis=1)
+        total[known] -= np.maximum(height - level, 0.0) / tilt
+    return np.asarray(total, dtype=np.float64)
+
+
+def running_moments(values: Floats, pilot: Floats) -> tuple[Floats, Floats]:
+    """[n] mean and standard deviation of pilot and earlier draws, before each draw: predictable by construction."""
+    centre = float(pilot.mean()) if pilot.size else 0.0
+    shifted = values - centre
+    counts = max(pilot.size, 1) + np.arange(values.size)
+    sums = np.concatenate([[0.0], np.cumsum(shifted)[:-1]]) if values.size else np.empty(0)
+    squares = np.concatenate([[0.0], np.cumsum(shifted**2)[:-1]]) if values.size else np.empty(0)
+    pilot_square = float(np.sum((pilot - centre) ** 2))
+    means = sums / counts
+    return centre + means, np.sqrt(np.maximum((pilot_square + squares) / counts - means**2, 0.0))
+
+
+def mixture_stakes(
+    forecasts: Floats, deviations: Floats, *, num_units: int, highest: float, log_inverse_delta: float, target_units: int
+) -> Floats:
+    """[n, K] stakes, one column for each sample size of a geometric grid around the target up to N.
+
+    For variance s2 and sample size n the slack is least at lambda_i = sqrt(2 ln(1/delta_s) / (s2 Q)) / (N - i + 1) with
+    Q = sum_{i<=n} (N - i + 1)^-2; stakes are capped at lambda_i (hi - Y_i) <= 0.9.
+    """
+    left = num_units - np.arange(forecasts.size, dtype=np.float64)
+    sizes = _sample_sizes(num_units, target_units)
+    level = log_inverse_delta + 0.5 * math.log(len(sizes))  # a part of the mixture's price is usually paid
+    with np.errstate(divide="ignore", over="ignore"):
+        free = np.array([math.sqrt(2 * level / _inverse_squares(num_units, n)) for n in sizes])
+        stakes = free[None, :] / (deviations * left)[:, None]
+        cap = np.where(highest > forecasts, STAKE_CAP / np.maximum(highest - forecasts, 1e-300), 0.0)
+    return np.asarray(np.minimum(stakes, cap[:, None]), dtype=np.float64)
+
+
+def _sample_sizes(num_units: int, target_units: int) -> list[int]:
+    sizes = {num_units}
+    size = max(target_units // STAKE_TARGET_FACTOR**2, 1)
+    while size < num_units:
+        sizes.add(size)
+        size *= STAKE_TARGET_FACTOR
+    return sorted(sizes)
+
+
+def _inverse_squares(num_units: int, n: int) -> float:
+    return float(polygamma(1, num_units - n + 1) - polygamma(1, num_units + 1))
+
+
+@dataclass(frozen=True)
+class SamplingPath:
+    """Bound on the full mean of one line's z_i after each window beyond the pilot."""
+
+    num_windows: np.ndarray
+    """[n] windows drawn, pilot included."""
+    upper: Floats
+    """[n] U_s: upper bound on the mean of z_i over the whole corpus."""
+    sample_mean: Floats
+    """[n] mean of z_i over the tokens drawn so far."""
+
+    @property
+    def slack(self) -> Floats:
+        """[n] what scoring only these windows costs, in the units of the line."""
+        return np.asarray(self.upper - self.sample_mean, dtype=np.float64)
+
+    def first_prefix(self, slack: float) -> int | None:
+        """Windows, pilot included, of the first prefix whose slack is at most ``slack``; None if there is none yet."""
+        reached = np.flatnonzero(self.slack <= slack)
+        return int(self.num_windows[reached[0]]) if reached.size else None
+
+
+def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampling: SamplingPlan) -> SamplingPath:
+    """Slack of every prefix of the draw, for one line.
+
+    The pilot's windows enter exactly. The others enter as u_j = sum over window j of (z_i - c), c the pilot's mean, each at most
+    (z_max - c) s_max; the draw's total is c * (tokens outside the pilot) + sum of u_j.
+
+    Args:
+        tuning: the line, chosen from the pilot.
+        line: its row in ``sums``.
+        sums: of a prefix of the draw, in draw order.
+        claim: for delta, K and m.
+        sampling: the plan.
+
+    Raises:
+        IncompleteError: no window beyond the pilot was scored.
+        InputError: sums without windows, or windows that contradict the plan.
+    """
+    if sums.windows is None or sums.window_lengths is None:
+        raise InputError("a sampled run needs sums taken with window_lengths")
+    lengths, values = sums.window_lengths.astype(np.float64), sums.windows[line]
+    pilot = sampling.pilot_units
+    _check_windows(sums.window_lengths, claim, sampling)
+    pilot_tokens, pilot_total = float(lengths[:pilot].sum()), math.fsum(values[:pilot].tolist())
+    centre = pilot_total / max(pilot_tokens, 1.0)
+    units = values - centre * lengths
+    highest = max(highest_value(tuning) - centre, 0.0) * sampling.max_unit_tokens
+    others = sampling.num_units - pilot
+    upper = _upper_totals(units[pilot:], units[:pilot], others, highest, claim, sampling)
+    drawn = np.cumsum(lengths)[pilot:]
+    full = (centre * claim.num_tokens + math.fsum(units[:pilot].tolist()) + upper) / claim.num_tokens
+    return SamplingPath(
+        num_windows=np.arange(pilot + 1, lengths.size + 1),
+        upper=np.asarray(full, dtype=np.float64),
+        sample_mean=np.asarray(np.cumsum(values)[pilot:] / np.maximum(drawn, 1.0), dtype=np.float64),
+    )
+
+
+def _upper_totals(
+    units: Floats, pilot: Floats, num_units: int, highest: float, claim: Claim, sampling: SamplingPlan
+) -> Floats:
+    level = sampling.log_inverse_delta(claim)
+    forecasts, deviations = running_moments(units, pilot)
+    stakes = mixture_stakes(
+        forecasts,
+        deviations,
+        num_units=num_units,
+        highest=highest,
+        log_inverse_delta=level,
+        target_units=max(sampling.target_units - sampling.pilot_units, 1),
+    )
+    upper = total_upper_bounds(
+        units, num_units=num_units, highest=highest, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
+    )
+    if units.size == num_units:  # nothing is left to chance
+        upper[-1] = math.fsum(units.tolist())
+    return upper
+
+
+def _check_windows(lengths: np.ndarray, claim: Claim, sampling: SamplingPlan) -> None:
+    if lengths.size <= sampling.pilot_units and lengths.size < sampling.num_units:
+        raise IncompleteError(
+            f"{lengths.size} windows are scored, the pilot alone takes {sampling.pilot_units}: score more windows"
+        )
+    if lengths.size > sampling.num_units:
+        raise InputError(f"{lengths.size} windows were scored, the plan has {sampling.num_units}")
+    if int(lengths.max()) > sampling.max_unit_tokens:
+        raise InputError(f"a window has {int(lengths.max())} tokens, the plan says at most {sampling.max_unit_tokens}")
+    tokens = int(lengths.sum())
+    if tokens > claim.num_tokens or (lengths.size == sampling.num_units and tokens != claim.num_tokens):
+        raise InputError(f"{lengths.size} windows have {tokens} tokens, the whole corpus {claim.num_tokens}")
+
+
+def first_prefix(
+    tunings: tuple[Tuning, ...], sums: LineSums, claim: Claim, sampling: SamplingPlan, *, slack_bits: float
+) -> int | None:
+    """Windows of the first complete prefix at which every loss line's slack is at most ``slack_bits``, or None.
+
+    Stopping there is valid, and so is going on later: the sequence is valid at every n at once.
+    """
+    loss_lines = [i for i, tuning in enumerate(tunings) if tuning.method != "kl"]
+    if not loss_lines:
+        raise InputError("`until_slack_bits` needs a loss line: add freedman or azuma to `methods`")
+    paths = [sampling_path(tunings[i], i, sums, claim, sampling) for i in loss_lines]
+    if not paths[0].num_windows.size:  # the pilot was everything
+        return sampling.num_units
+    worst = np.max([path.slack for path in paths], axis=0)
+    reached = np.flatnonzero(worst <= slack_bits)
+    return int(paths[0].num_windows[reached[0]]) if reached.size else None
