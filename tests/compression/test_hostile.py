@@ -1,0 +1,195 @@
+"""Truncated, flipped, forged and bloated artifacts: always a clear error, in little memory and time."""
+
+from __future__ import annotations
+
+import hashlib
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.bytestreams import decode_text, encode_text
+from tokenbound.compression.container import DIGEST_BYTES, ArtifactError, Reader, block, varint, write_container
+from tokenbound.compression.dtypes import tensor_bytes
+from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def sealed(body: bytes) -> bytes:
+    """A body with a digest that matches, so that what lies behind the digest is reached."""
+    return body + hashlib.sha256(body).digest()[:DIGEST_BYTES]
+
+
+def small_artifact() -> bytes:
+    make = torch.Generator().manual_seed(0)
+    tensors = {
+        "a.weight": torch.randn(24, 20, generator=make),
+        "b.weight": torch.randn(16, 4, generator=make).to(torch.bfloat16),
+        "c.bias": torch.randn(12, generator=make),
+        "d.mask": torch.randn(6, 6, generator=make) > 0,
+    }
+    return encode_artifact({"model_type": "llama"}, tensors, RoundToNearestSettings(step=0.5), tokenizer=b"tok" * 30)
+
+
+DATA = small_artifact()
+
+
+def test_every_truncation_is_refused() -> None:
+    for length in range(len(DATA)):
+        with pytest.raises(ArtifactError):
+            decode_artifact(DATA[:length])
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    for position in range(8 * len(DATA)):
+        damaged = bytearray(DATA)
+        damaged[position // 8] ^= 1 << position % 8
+        with pytest.raises(ArtifactError):
+            decode_artifact(bytes(damaged))
+
+
+def test_bytes_after_the_end_are_refused() -> None:
+    with pytest.raises(ArtifactError, match="mean nothing"):
+        decode_artifact(DATA + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "do not start as"),
+        (b"PK\x03\x04", "do not start as"),
+        (b"tkb\x63" + DATA[4:], "format version 99"),
+        (sealed(b"tkb\x01\x00"), "is missing"),
+        (sealed(b"tkb\x01\x07\x00\x00"), "unknown or out of order"),
+        (sealed(b"tkb\x01\x02\x00\x01\x00\x00"), "unknown or out of order"),
+        (sealed(b"tkb\x01\x01\xff\xff\xff\xff\xff\xff\xff\x7f"), "wants"),
+        (sealed(b"tkb\x01\x01\x80\x00\x00"), "longer form"),
+        (b"tkb\x01\x01" + b"\xff" * 12, "more than 63 bits"),
+    ],
+)
+def test_wrong_frames_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        decode_artifact(data)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_forged_bodies_with_a_true_digest_never_do_more_than_fail(data: st.DataObject) -> None:
+    body = bytearray(DATA[:-DIGEST_BYTES])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(4, len(body) - 1))
+        kind = data.draw(st.sampled_from(["set", "insert", "delete"]))
+        byte = data.draw(st.integers(0, 255))
+        if kind == "set":
+            body[at] = byte
+        elif kind == "insert":
+            body.insert(at, byte)
+        else:
+            del body[at]
+    try:
+        artifact = decode_artifact(sealed(bytes(body)))
+    except ArtifactError:
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in artifact.tensors.values())
+
+
+def forged(index: bytes, payload: bytes = b"") -> bytes:
+    return write_container(
+        [
+            ("architecture", encode_text(b"{}")),
+            ("settings", encode_text(b"{}")),
+            ("index", encode_text(index)),
+            ("tensors", payload),
+        ]
+    )
+
+
+def one_tensor(shape: tuple[int, ...], payload: bytes, *, dtype: int = 0, codec: int = 0) -> bytes:
+    sizes = b"".join(varint(size) for size in shape)
+    index = block(b"w") + varint(1) + bytes([dtype, codec, len(shape)]) + sizes + varint(len(payload))
+    return forged(index, payload)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (one_tensor((1 << 20, 1 << 12), b"\0"), "declare tensors of"),
+        (one_tensor((1 << 40, 1 << 40), b"\0"), "declare tensors of"),
+        (one_tensor((3,), b"\0" * 13, dtype=99), "dtype number 99"),
+        (one_tensor((3,), b"\0" * 13, codec=99), "codec 99"),
+        (one_tensor((1,) * 9, b"\0" * 5), "9 axes"),
+        (one_tensor((3,), b"\0" + b"\0" * 11), "unpacks to 11 bytes"),
+        (one_tensor((3,), b"\x77" + b"\0" * 11), "does not know"),
+        (one_tensor((3,), b"\x01" + b"\0" * 11), "does not unpack"),
+        (one_tensor((3,), b"\x02" + b"\0" * 11), "does not unpack"),
+        (one_tensor((3,), b"\x80\xff" + b"\0" * 12), "more byte planes"),
+        (one_tensor((3,), b"\0\0\0", dtype=8, codec=1), "cannot have dtype"),
+        (one_tensor((3, 3), b"\0" + varint(2000) + b"\0" * 9, codec=1), "at most"),
+        (one_tensor((4,), b"\0" + b"\x02" * 4, dtype=9), "boolean"),
+        (forged(block(b"b\na") + varint(2)), "rising order"),
+        (forged(block(b"a") + varint(2)), "1 names for 2"),
+        (forged(block(b"\xff") + varint(1)), "UTF-8"),
+        (forged(block(b"") + varint(0), b"extra"), "mean nothing"),
+        (forged(block(b"") + varint(0) + b"x"), "mean nothing"),
+    ],
+)
+def test_forged_indexes_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        decode_artifact(data)
+
+
+def test_nested_json_does_not_exhaust_the_stack() -> None:
+    deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    data = write_container([("architecture", encode_text(deep)), ("settings", b""), ("index", b""), ("tensors", b"")])
+    with pytest.raises(ArtifactError):
+        decode_artifact(data)
+
+
+def test_a_text_bomb_does_not_unpack_beyond_what_it_declares() -> None:
+    packed = encode_text(b"a" * 50_000)
+    size = Reader(packed, "x").varint()
+    lying = varint(10) + packed[len(varint(size)) :]
+    with pytest.raises(ArtifactError, match="declares"):
+        decode_text(lying, "x")
+    with pytest.raises(ArtifactError, match="at most"):
+        decode_text(varint(1 << 27) + packed[len(varint(size)) :], "x")
+
+
+def test_memory_of_a_bomb_stays_below_what_any_artifact_may_have() -> None:
+    payload = b"\0\0\0\0"  # an all-zero grid of 2^22 floats in four bytes: allowed, 16 MiB, no more
+    data = one_tensor((1 << 11, 1 << 11), payload + b"\0", codec=1)
+    tracemalloc.start()
+    try:
+        decode_artifact(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * (1 << 24)
+    with pytest.raises(ArtifactError, match="declare tensors of"):
+        decode_artifact(one_tensor((1 << 12, 1 << 11), payload + b"\0", codec=1))
+
+
+def model_digest(data: bytes) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in decode_artifact(data).tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor_bytes(tensor).tobytes())
+    return digest.hexdigest()
+
+
+GOLDEN_DIGESTS: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN_DIGESTS))
+def test_golden_artifacts_decode_to_the_same_tensors_for_ever(name: str) -> None:
+    assert model_digest((GOLDEN / name).read_bytes()) == GOLDEN_DIGESTS[name]
+
+
+def test_a_lossless_artifact_holds_what_it_was_given() -> None:
+    tensor = torch.from_numpy(np.arange(12, dtype=np.float32).reshape(3, 4))
+    assert torch.equal(decode_artifact(encode_artifact({}, {"w": tensor}, LosslessSettings())).tensors["w"], tensor)

@@ -1,0 +1,309 @@
+"""A model as one file whose bytes are its code length, and back.
+
+    encode_artifact -> bytes -> decode_artifact (the model) or inspect_artifact (where the bits went)
+
+Tensors are coded one by one and independently, so `encode_tensor` can run anywhere (one task per layer) and
+`assemble_artifact` joins the results; peak memory is the model and what one tensor's coding needs. Same input,
+same bytes. Everything that was chosen after seeing data is inside: architecture, settings, steps, weights and,
+where it is to be counted, the tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from tokenbound.compression.bytestreams import decode_text, encode_text
+from tokenbound.compression.container import (
+    ArtifactError,
+    Reader,
+    block,
+    read_container,
+    varint,
+    write_container,
+)
+from tokenbound.compression.dtypes import dtype_code, dtype_of
+from tokenbound.compression.methods import CODECS, METHODS
+from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_EXPANSION = 4096
+"""Decoded bytes that one byte of an artifact may stand for. Trained weights are far below (bf16 at 1 bit: 16); the
+limit is what keeps a few hostile bytes from asking for all memory."""
+FREE_BYTES = 1 << 24
+"""Decoded bytes that any artifact may have, however short."""
+MAX_RANK = 8
+MAX_TENSORS = 1 << 20
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """One tensor, coded.
+
+    Attributes:
+        name: Its name in the checkpoint.
+        shape: Its shape.
+        dtype: Wire number of its dtype.
+        codec: Wire number of its codec.
+        payload: Its code.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: int
+    codec: int
+    payload: bytes | memoryview
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Memory of the decoded tensor."""
+        return self.elements * dtype_of(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A decoded artifact.
+
+    Attributes:
+        architecture: The Hugging Face config as JSON data.
+        tensors: By name, on the CPU. Tied tensors stand once.
+        settings: The quantizer's settings.
+        tokenizer: The tokenizer's canonical bytes, where it is counted.
+        sha256: Hex digest of all bytes: the artifact's identity.
+        num_bytes: What the code length is made of.
+    """
+
+    architecture: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    settings: dict[str, Any]
+    tokenizer: bytes | None
+    sha256: str
+    num_bytes: int
+
+
+def encode_artifact(
+    architecture: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    settings: BaseModel,
+    *,
+    tokenizer: bytes | None = None,
+    calibration: Any = None,
+) -> bytes:
+    """Encode a model.
+
+    Args:
+        architecture: Its config, as JSON data.
+        tensors: Its weights and buffers; of tied tensors one.
+        settings: A member of `CompressSettings`.
+        tokenizer: Bytes to be counted with the model, or None if the tokenizer is declared given.
+        calibration: For the methods that need one, a `Calibration`.
+
+    Raises:
+        InputError: a non-finite weight, an unknown dtype, a method without its calibration; by name.
+    """
+    coded = [encode_tensor(name, tensors[name], settings, calibration) for name in sorted(tensors)]
+    return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer)
+
+
+def encode_tensor(name: str, tensor: torch.Tensor, settings: BaseModel, calibration: Any = None) -> CodedTensor:
+    """Encode one tensor; see `encode_artifact`."""
+    dtype = dtype_code(tensor.dtype, name)
+    _require_finite(name, tensor)
+    codec, payload = METHODS[settings.method](name, tensor, settings, calibration)  # type: ignore[attr-defined]
+    return CodedTensor(name, tuple(tensor.shape), dtype, codec, payload)
+
+
+def _require_finite(name: str, tensor: torch.Tensor) -> None:
+    import torch
+
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    for part in tensor.detach().reshape(-1).split(1 << 24):  # type: ignore[no-untyped-call]
+        wide = part if part.dtype.itemsize > 1 else part.float()
+        if not bool(torch.isfinite(wide).all()):
+            raise InputError(f"tensor {name!r} holds NaN or infinity; repair or remove it before compressing")
+
+
+def assemble_artifact(
+    architecture: Mapping[str, Any],
+    coded: Iterable[CodedTensor],
+    settings: BaseModel,
+    *,
+    tokenizer: bytes | None = None,
+) -> bytes:
+    """Join coded tensors into an artifact, sorted by name.
+
+    Raises:
+        InputError: a name stands twice or holds a newline, or the tensors are so repetitive that the decoder would
+            refuse their expansion.
+    """
+    ordered = sorted(coded, key=lambda item: item.name)
+    names = [item.name for item in ordered]
+    if len(set(names)) != len(names) or any("\n" in name or not name for name in names):
+        raise InputError("tensor names must be unique, not empty, and without newlines")
+    sections = [
+        ("architecture", encode_text(_canonical_json(architecture))),
+        ("settings", encode_text(_canonical_json(settings.model_dump(mode="json")))),
+        ("index", encode_text(_write_index(ordered))),
+        ("tensors", b"".join(item.payload for item in ordered)),
+    ]
+    if tokenizer is not None:
+        sections.append(("tokenizer", encode_text(tokenizer)))
+    data = write_container(sections)
+    _check_expansion(ordered, len(data), error=InputError)
+    return data
+
+
+def _canonical_json(value: Any) -> bytes:
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the architecture is not plain JSON data: {error}") from None
+    return text.encode()
+
+
+def _check_expansion(coded: list[CodedTensor], num_bytes: int, error: type[InputError]) -> None:
+    decoded = sum(item.decoded_bytes for item in coded)
+    if decoded > FREE_BYTES + MAX_EXPANSION * num_bytes:
+        raise error(
+            f"artifact: {num_bytes} bytes declare tensors of {decoded} bytes, more than {MAX_EXPANSION} for each byte"
+        )
+
+
+# The index: names, dtypes, codecs, ranks, sizes, payload lengths, each as one column
+
+
+def _write_index(coded: list[CodedTensor]) -> bytes:
+    columns = [
+        block("\n".join(item.name for item in coded).encode()),
+        varint(len(coded)),
+        bytes(item.dtype for item in coded),
+        bytes(item.codec for item in coded),
+        bytes(len(item.shape) for item in coded),
+        b"".join(varint(size) for item in coded for size in item.shape),
+        b"".join(varint(len(item.payload)) for item in coded),
+    ]
+    return b"".join(columns)
+
+
+def _read_index(text: bytes, payloads: memoryview) -> list[CodedTensor]:
+    reader = Reader(text, "the index of tensors")
+    names = _decode_names(bytes(reader.block()))
+    count = reader.varint(MAX_TENSORS)
+    if len(names) != count:
+        raise ArtifactError(f"artifact: the index has {len(names)} names for {count} tensors")
+    dtypes, codecs, ranks = (bytes(reader.take(count)) for _ in range(3))
+    if max(ranks, default=0) > MAX_RANK:
+        raise ArtifactError(f"artifact: a tensor has {max(ranks)} axes; at most {MAX_RANK} are allowed")
+    shapes = [tuple(reader.varint(1 << 40) for _ in range(rank)) for rank in ranks]
+    lengths = [reader.varint() for _ in range(count)]
+    reader.finish()
+    stream = Reader(payloads, "the tensors")
+    coded = [
+        CodedTensor(*row[:4], stream.take(row[4])) for row in zip(names, shapes, dtypes, codecs, lengths, strict=True)
+    ]
+    stream.finish()
+    return coded
+
+
+def _decode_names(text: bytes) -> list[str]:
+    try:
+        names = text.decode().split("\n") if text else []
+    except UnicodeDecodeError as error:
+        raise ArtifactError("artifact: tensor names are not UTF-8") from error
+    if any(a >= b for a, b in pairwise(names)):
+        raise ArtifactError("artifact: tensor names are not in strictly rising order")
+    return names
+
+
+def _read_json(payload: memoryview, what: str) -> dict[str, Any]:
+    text = decode_text(payload, what)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"artifact: {what} is not JSON") from error
+    if not isinstance(value, dict) or _canonical_json(value) != text:
+        raise ArtifactError(f"artifact: {what} is not a canonical JSON object")
+    return value
+
+
+@dataclass(frozen=True)
+class ParsedArtifact:
+    """An artifact taken apart but not decoded: what `decode_tensor` and the inspector work on."""
+
+    architecture: dict[str, Any]
+    settings: dict[str, Any]
+    tokenizer: bytes | None
+    coded: tuple[CodedTensor, ...]
+    section_bytes: dict[str, int]
+
+
+def parse_artifact(data: bytes) -> ParsedArtifact:
+    """Check an artifact's form and split it; cheap, and tensors can then be decoded one by one or in parallel.
+
+    Raises:
+        ArtifactError: not an artifact, damaged, forged, or of another version.
+    """
+    sections = read_container(data)
+    missing = {"architecture", "settings", "index", "tensors"} - set(sections)
+    if missing:
+        raise ArtifactError(f"artifact: section {', '.join(sorted(missing))} is missing")
+    coded = _read_index(decode_text(sections["index"], "the index of tensors"), sections["tensors"])
+    for item in coded:
+        if item.codec not in CODECS:
+            raise ArtifactError(f"artifact: tensor {item.name!r} has codec {item.codec}, unknown to this version")
+    _check_expansion(coded, len(data), error=ArtifactError)
+    tokenizer = decode_text(sections["tokenizer"], "the tokenizer") if "tokenizer" in sections else None
+    return ParsedArtifact(
+        _read_json(sections["architecture"], "the architecture"),
+        _read_json(sections["settings"], "the settings"),
+        tokenizer,
+        tuple(coded),
+        {name: len(payload) for name, payload in sections.items()},
+    )
+
+
+def decode_tensor(coded: CodedTensor) -> torch.Tensor:
+    """Decode one tensor.
+
+    Raises:
+        ArtifactError: its payload is not what its codec writes; the message names the tensor.
+    """
+    try:
+        return CODECS[coded.codec].decode(memoryview(coded.payload), coded.shape, dtype_of(coded.dtype))
+    except ArtifactError as error:
+        raise ArtifactError(f"{error} (tensor {coded.name!r})") from error
+
+
+def decode_artifact(data: bytes) -> Artifact:
+    """Decode an artifact, bit for bit the same on every machine.
+
+    Raises:
+        ArtifactError: not an artifact, damaged, forged, or of another version.
+
+    >>> import torch
+    >>> from tokenbound.compression.settings import LosslessSettings
+    >>> data = encode_artifact({"model_type": "x"}, {"w": torch.ones(2, 3)}, LosslessSettings())
+    >>> decode_artifact(data).tensors["w"].sum().item()
+    6.0
+    """
+    parsed = parse_artifact(data)
+    tensors = {item.name: decode_tensor(item) for item in parsed.coded}
+    digest = hashlib.sha256(data).hexdigest()
+    return Artifact(parsed.architecture, tensors, parsed.settings, parsed.tokenizer, digest, len(data))

@@ -1,0 +1,225 @@
+"""Byte strings and text as self-contained coded streams: the shortest of a few codes, tagged by one byte.
+
+General codecs (zlib with a fixed dictionary, LZMA2, zstd) win on text and on repetition; the adaptive range
+coder wins on bytes with a skewed histogram; raw wins on noise. A reader always knows beforehand how many bytes
+will come out, or a limit to it, and never allocates more.
+"""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from collections.abc import Callable
+from math import log2
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenbound.compression.coder import Ints, Pass, ReadingPass, WritingPass
+from tokenbound.compression.container import ArtifactError, Reader, varint
+
+Bytes = NDArray[np.uint8]
+
+RAW, ZSTD, XZ, RANGE, ZLIB = range(5)
+
+MAX_TEXT_BYTES = 1 << 28
+"""Largest text section (tokenizers of large vocabularies have some 20 MB)."""
+TEXT_RATIO = 1032
+"""No DEFLATE stream expands further than this; a text that does would not be accepted back."""
+QUICK_MARGIN = 1.6
+_BLOCK = 1 << 16
+
+_DICTIONARY = (
+    b'"clip_qkv":null,"embd_pdrop":0.0,"resid_pdrop":0.0,"attn_pdrop":0.0,"activation_function":"gelu_new",'
+    b'"layer_norm_epsilon":1e-05,"n_ctx":1024,"n_embd":768,"n_head":12,"n_inner":null,"n_layer":12,"n_positions":1024,'
+    b'"scale_attn_weights":true,"reorder_and_upcast_attn":false,"summary_type":"cls_index","summary_use_proj":true,'
+    b'"partial_rotary_factor":1.0,"qk_layernorm":false,"sliding_window":null,"max_window_layers":28,'
+    b'"use_sliding_window":false,"layer_types":["full_attention","sliding_attention"],"norm_eps":1e-06,'
+    b'"final_logit_softcapping":null,"attn_logit_softcapping":null,"query_pre_attn_scalar":256,'
+    b'"num_local_experts":8,"num_experts_per_tok":2,"output_router_logits":false,"router_aux_loss_coef":0.001,'
+    b'"GPT2LMHeadModel","GPTNeoXForCausalLM","MistralForCausalLM","Qwen2ForCausalLM","Qwen3ForCausalLM",'
+    b'"GemmaForCausalLM","PhiForCausalLM","OPTForCausalLM","transformer.wte.weight","transformer.wpe.weight",'
+    b'"transformer.h.0.attn.c_attn.weight","c_attn.bias","c_proj.weight","c_proj.bias","ln_1.weight","ln_1.bias",'
+    b'"mlp.c_fc.weight","mlp.c_fc.bias","transformer.ln_f.weight","transformer.ln_f.bias","self_attn.q_norm.weight",'
+    b'"self_attn.k_norm.weight","self_attn.q_proj.bias","self_attn.k_proj.bias","self_attn.v_proj.bias",'
+    b'"rope_scaling":null,"rope_theta":10000.0,"torch_dtype":"bfloat16","float16","chunk_size_feed_forward":0,'
+    b'"is_encoder_decoder":false,"output_attentions":false,"output_hidden_states":false,"problem_type":null,'
+    b'"return_dict":true,"id2label":{"0":"LABEL_0","1":"LABEL_1"},"label2id":{"LABEL_0":0,"LABEL_1":1},'
+    b'"_name_or_path":"","architectures":["LlamaForCausalLM"],"attention_bias":false,"attention_dropout":0.0,'
+    b'"bos_token_id":1,"dtype":"float32","eos_token_id":2,"head_dim":64,"hidden_act":"silu","hidden_size":128,'
+    b'"initializer_range":0.02,"intermediate_size":512,"max_position_embeddings":2048,"mlp_bias":false,'
+    b'"model_type":"llama","num_attention_heads":8,"num_hidden_layers":4,"num_key_value_heads":8,'
+    b'"pad_token_id":null,"pretraining_tp":1,"rms_norm_eps":1e-05,"rope_parameters":{"rope_theta":10000.0,'
+    b'"rope_type":"default"},"tie_word_embeddings":true,"transformers_version":"5.0.0","use_cache":true,'
+    b'"vocab_size":257}{"method":"lossless"}{"method":"kfac","rate":0.001}{"method":"rtn","step":0.25}'
+    b"lm_head.weight\nmodel.embed_tokens.weight\nmodel.layers.0.input_layernorm.weight\n"
+    b"model.layers.0.mlp.down_proj.weight\nmodel.layers.0.mlp.gate_proj.weight\nmodel.layers.0.mlp.up_proj.weight\n"
+    b"model.layers.0.post_attention_layernorm.weight\nmodel.layers.0.self_attn.k_proj.weight\n"
+    b"model.layers.0.self_attn.o_proj.weight\nmodel.layers.0.self_attn.q_proj.weight\n"
+    b"model.layers.0.self_attn.v_proj.weight\nmodel.layers.1.input_layernorm.weight\n"
+    b"model.layers.1.mlp.down_proj.weight\nmodel.layers.1.mlp.gate_proj.weight\nmodel.norm.weight\n"
+)
+"""What configs and tensor names of common architectures contain. A constant of the format: changing a byte of it
+needs a new version number."""
+
+
+def encode_text(text: bytes) -> bytes:
+    """Code a text section: its size, then the shortest of raw, zlib with the fixed dictionary, and LZMA2."""
+    if len(text) > MAX_TEXT_BYTES:
+        raise ValueError(f"a text of {len(text)} bytes exceeds the format's {MAX_TEXT_BYTES}")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+    candidates = [(RAW, text), (ZLIB, packer.compress(text) + packer.flush()), (XZ, _xz(text))]
+    candidates = [item for item in candidates if len(item[1]) * TEXT_RATIO >= len(text)]
+    tag, packed = min(candidates, key=lambda item: len(item[1]))
+    return varint(len(text)) + bytes([tag]) + packed
+
+
+def decode_text(data: bytes | memoryview, what: str) -> bytes:
+    """Inverse of `encode_text`.
+
+    Raises:
+        ArtifactError: the bytes are not such a text.
+    """
+    reader = Reader(data, what)
+    size = reader.varint(min(MAX_TEXT_BYTES, TEXT_RATIO * len(data)))
+    tag = reader.byte()
+    payload = reader.take(reader.remaining)
+    if tag == ZLIB:
+        return _unzlib(payload, size, what)
+    return _decode_general(tag, payload, size, what)
+
+
+def _unzlib(payload: memoryview, size: int, what: str) -> bytes:
+    unpacker = zlib.decompressobj(-15, _DICTIONARY)
+    try:
+        text = unpacker.decompress(payload, size + 1)
+    except zlib.error as error:
+        raise ArtifactError(f"artifact: {what} is not a DEFLATE stream") from error
+    if len(text) != size or not unpacker.eof or unpacker.unused_data:
+        raise ArtifactError(f"artifact: {what} does not unpack to the {size} bytes it declares")
+    return text
+
+
+# General codecs
+
+
+def _xz_filters(size: int) -> list[dict[str, Any]]:
+    window = min(max(1 << 12, 1 << (size - 1).bit_length()), 1 << 26) if size else 1 << 12
+    return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
+
+
+def _xz(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=_xz_filters(len(data)))
+
+
+def _unxz(payload: memoryview, size: int) -> bytes:
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_xz_filters(size))
+    data = unpacker.decompress(bytes(payload), size + 1)
+    if not unpacker.eof and len(data) == size:  # the end marker may wait to be read
+        data += unpacker.decompress(b"", 1)
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("bytes left over")
+    return data
+
+
+def zstd_level(level: int) -> Any:
+    """Pyarrow's zstd codec; imported late, because `inspect` and small models never need it."""
+    import pyarrow as pa
+
+    return pa.Codec("zstd", compression_level=level)
+
+
+def _unzstd(payload: memoryview, size: int) -> bytes:
+    return bytes(zstd_level(1).decompress(bytes(payload), size, asbytes=True))
+
+
+_DECODERS: dict[int, Callable[[memoryview, int], bytes]] = {
+    RAW: lambda payload, size: bytes(payload),
+    ZSTD: _unzstd,
+    XZ: _unxz,
+    RANGE: lambda payload, size: decode_bytes(payload, size).tobytes(),
+}
+
+
+def _decode_general(tag: int, payload: memoryview, size: int, what: str) -> bytes:
+    if tag not in _DECODERS:
+        raise ArtifactError(f"artifact: {what} is coded in a way ({tag}) that this version does not know")
+    try:
+        data = _DECODERS[tag](payload, size)
+    except (OSError, ValueError, lzma.LZMAError, EOFError) as error:
+        raise ArtifactError(f"artifact: {what} does not unpack: {error}") from error
+    if len(data) != size:
+        raise ArtifactError(f"artifact: {what} unpacks to {len(data)} bytes, not the {size} it declares")
+    return data
+
+
+def encode_general(data: bytes, best_so_far: int | None = None) -> bytes:
+    """The shortest of raw, range coder, zstd -19 and LZMA2, with a tag byte.
+
+    Args:
+        data: The bytes.
+        best_so_far: Length of a code already in hand. If a quick zstd is not within `QUICK_MARGIN` of it, the slow
+            codecs are not tried.
+    """
+    candidates = [(RAW, data), (RANGE, encode_bytes(np.frombuffer(data, np.uint8)))]
+    bar = min([len(packed) for _, packed in candidates] + ([] if best_so_far is None else [best_so_far]))
+    quick = len(zstd_level(3).compress(data, asbytes=True)) if data else 0
+    if quick <= bar * QUICK_MARGIN:
+        candidates += [(ZSTD, bytes(zstd_level(19).compress(data, asbytes=True))), (XZ, _xz(data))]
+    tag, packed = min(candidates, key=lambda item: len(item[1]))
+    return bytes([tag]) + packed
+
+
+def decode_general(payload: memoryview, size: int, what: str) -> bytes:
+    """Inverse of `encode_general`, given how many bytes come out.
+
+    Raises:
+        ArtifactError: the bytes are not such a code of that many bytes.
+    """
+    reader = Reader(payload, what)
+    return _decode_general(reader.byte(), reader.take(reader.remaining), size, what)
+
+
+# Adaptive order-0 coding
+
+
+_PRIOR: Ints = np.full((2, 256), 32, np.int64)
+"""An eighth of an observation each, in two contexts."""
+
+
+def encode_bytes(data: Bytes, contexts: Bytes | None = None) -> bytes:
+    """Range-code bytes under an adaptive histogram for each context.
+
+    Args:
+        data: [n].
+        contexts: 0 or 1 for each byte, known to the decoder too; None for 0 throughout.
+    """
+    run = WritingPass(_PRIOR)
+    _code_bytes(run, data, contexts, reading=False)
+    return run.finish()
+
+
+def decode_bytes(payload: bytes | memoryview, size: int, contexts: Bytes | None = None) -> Bytes:
+    """Inverse of `encode_bytes`."""
+    data = np.zeros(size, np.uint8)
+    _code_bytes(ReadingPass(_PRIOR, payload), data, contexts, reading=True)
+    return data
+
+
+def _code_bytes(run: Pass, data: Bytes, contexts: Bytes | None, *, reading: bool) -> None:
+    start = 0
+    while start < len(data):
+        stop = min(len(data), start + min(_BLOCK, max(16, start // 8)))
+        tokens = None if reading else data[start:stop].astype(np.int32)
+        got = run.code(tokens, None if contexts is None else contexts[start:stop], stop - start)
+        if reading:
+            data[start:stop] = got
+        start = stop
+
+
+def entropy_bytes(data: Bytes) -> float:
+    """Empirical entropy of the bytes' histogram, in bytes; an estimate to choose a code by, never part of one."""
+    counts = np.bincount(data, minlength=256)
+    bits: float = sum(n * log2(len(data) / n) for n in counts.tolist() if n)
+    return bits / 8

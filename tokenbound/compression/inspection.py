@@ -1,0 +1,140 @@
+"""Where an artifact's bits went: by section, by tensor, by layer, and what general codecs would have needed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokenbound.bounds.codes import artifact_code_length_bits
+from tokenbound.compression.artifact import CodedTensor, parse_artifact
+from tokenbound.compression.bytestreams import zstd_level
+from tokenbound.compression.dtypes import dtype_label, dtype_of
+from tokenbound.compression.methods import CODECS
+
+COMPARE_LIMIT_BYTES = 1 << 26
+"""General codecs are run on tensors of up to this many plain bytes; beyond it they take too long to be looked at."""
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor's share.
+
+    Attributes:
+        bits_per_weight: 8 * num_bytes / elements.
+        gzip_bytes, zstd_bytes, xz_bytes: What these codecs need for the same information (of a quantized tensor its
+            integers, of an exact one its bytes); None unless a comparison was asked for.
+    """
+
+    name: str
+    layer: str
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+    elements: int
+    num_bytes: int
+    bits_per_weight: float
+    gzip_bytes: int | None = None
+    zstd_bytes: int | None = None
+    xz_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ArtifactReport:
+    """What `tokenbound inspect` prints.
+
+    Attributes:
+        code_length_bits: 8 * num_bytes plus the Elias-delta length of that number: what the artifact alone costs.
+        sections: Payload bytes by section, and `frame` for magic, lengths and digest; their sum is `num_bytes`.
+        layers: Tensor bytes by layer.
+    """
+
+    sha256: str
+    num_bytes: int
+    code_length_bits: int
+    elements: int
+    bits_per_weight: float
+    architecture: dict[str, Any]
+    settings: dict[str, Any]
+    sections: dict[str, int]
+    layers: dict[str, int]
+    tensors: tuple[TensorReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+def inspect_artifact(data: bytes, *, compare: bool = False) -> ArtifactReport:
+    """Account for every byte of an artifact.
+
+    Args:
+        data: The artifact.
+        compare: Also run gzip, zstd -19 and xz on what each tensor says (slow for large models).
+
+    Raises:
+        ArtifactError: not an artifact, damaged, or of another version.
+    """
+    parsed = parse_artifact(data)
+    rows = tuple(_tensor_report(item, compare=compare) for item in parsed.coded)
+    elements = sum(row.elements for row in rows)
+    sections = {**parsed.section_bytes, "frame": len(data) - sum(parsed.section_bytes.values())}
+    return ArtifactReport(
+        hashlib.sha256(data).hexdigest(),
+        len(data),
+        artifact_code_length_bits(len(data)),
+        elements,
+        8 * len(data) / elements if elements else 0.0,
+        parsed.architecture,
+        parsed.settings,
+        sections,
+        _bytes_by_layer(rows),
+        rows,
+    )
+
+
+def layer_of(name: str) -> str:
+    """The repeated block that a tensor belongs to: its name up to the first number, or its module.
+
+    >>> layer_of("model.layers.11.mlp.up_proj.weight")
+    'model.layers.11'
+    >>> layer_of("model.embed_tokens.weight")
+    'model.embed_tokens'
+    """
+    match = re.match(r"(.*?\.\d+)\.", name)
+    return match.group(1) if match else name.rpartition(".")[0] or name
+
+
+def _bytes_by_layer(rows: Iterable[TensorReport]) -> dict[str, int]:
+    layers: dict[str, int] = {}
+    for row in rows:
+        layers[row.layer] = layers.get(row.layer, 0) + row.num_bytes
+    return layers
+
+
+def _tensor_report(item: CodedTensor, *, compare: bool) -> TensorReport:
+    size = len(item.payload)
+    others = _general_sizes(item) if compare else (None, None, None)
+    return TensorReport(
+        item.name,
+        layer_of(item.name),
+        item.shape,
+        dtype_label(item.dtype),
+        CODECS[item.codec].name,
+        item.elements,
+        size,
+        8 * size / item.elements if item.elements else 0.0,
+        *others,
+    )
+
+
+def _general_sizes(item: CodedTensor) -> tuple[int | None, int | None, int | None]:
+    plain = CODECS[item.codec].plain(memoryview(item.payload), item.shape, dtype_of(item.dtype))
+    if not plain or len(plain) > COMPARE_LIMIT_BYTES:
+        return None, None, None
+    zstd = len(zstd_level(19).compress(plain, asbytes=True))
+    return len(gzip.compress(plain, 9, mtime=0)), zstd, len(lzma.compress(plain, preset=9 | lzma.PRESET_EXTREME))

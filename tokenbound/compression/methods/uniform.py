@@ -1,0 +1,165 @@
+"""Integers times known steps: the wire form that `rtn` and `kfac` share.
+
+    value[i, j] = sign(q) * (|q| - shrink/64) * sqrt(2)^(base + row[i] + column[j])
+
+Steps are powers of sqrt(2), so that a step is a small integer. Odd powers use one fixed float32 for sqrt(2), the
+rest is exact scaling, and each value is a single float32 product: the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import floor, log2
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenbound.compression.coder import Ints
+from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
+from tokenbound.compression.integers import decode_matrix, decode_vector, encode_matrix, encode_vector
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float32]
+
+SHRINK_UNIT = 64
+MIN_EXPONENT, MAX_EXPONENT = -240, 200
+"""Half octaves: float32 holds 2^-120 to 2^100 without subnormals or overflow of any value that a weight has."""
+_ROOT_TWO = np.float32(1.41421356)
+_ROWS, _COLUMNS = 1, 2
+_BLOCK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers and the exponents of their steps.
+
+    Attributes:
+        integers: [rows, columns], or [n] for a vector.
+        base: Half-octave exponent of the tensor's step.
+        rows: Added per row [rows], or None.
+        columns: Added per column [columns], or None.
+        shrink: How far nonzero values are drawn towards zero, in 64ths of a step.
+    """
+
+    integers: NDArray[np.int32]
+    base: int
+    rows: Ints | None = field(default=None)
+    columns: Ints | None = field(default=None)
+    shrink: int = 0
+
+
+def step_exponent(step: float) -> int:
+    """The exponent e whose sqrt(2)^e is nearest to a positive step on a log scale.
+
+    >>> step_exponent(0.03125)
+    -10
+    """
+    return min(max(floor(2 * log2(step) + 0.5), MIN_EXPONENT), MAX_EXPONENT)
+
+
+def steps_of(exponents: Ints) -> Floats:
+    """sqrt(2)^exponents in float32."""
+    odd = (exponents & 1).astype(bool)
+    return np.ldexp(np.where(odd, _ROOT_TWO, np.float32(1)), (exponents >> 1).astype(np.int32)).astype(np.float32)
+
+
+def encode_grid(grid: Grid) -> bytes:
+    """Wire form of a grid; its shape travels with the tensor."""
+    if grid.integers.ndim == 1:
+        return _head(grid) + encode_vector(grid.integers)
+    exponents = [encode_vector(part) for part in (grid.rows, grid.columns) if part is not None]
+    return (
+        _head(grid)
+        + b"".join(block(part) for part in exponents)
+        + encode_matrix(grid.integers, grid.rows, grid.columns)
+    )
+
+
+def _head(grid: Grid) -> bytes:
+    flags = (_ROWS if grid.rows is not None else 0) | (_COLUMNS if grid.columns is not None else 0)
+    return bytes([flags | grid.shrink << 2]) + varint(zigzag(grid.base))
+
+
+def decode_grid(payload: memoryview, shape: tuple[int, ...]) -> Grid:
+    """Inverse of `encode_grid` for a tensor of this shape.
+
+    Raises:
+        ArtifactError: the payload is not such a form.
+    """
+    reader = Reader(payload, "a quantized tensor")
+    flags = reader.byte()
+    base = reader.signed(MAX_EXPONENT - MIN_EXPONENT)
+    if len(shape) < 2:
+        if flags & 3:
+            raise ArtifactError("artifact: a vector has exponents of rows or columns")
+        return Grid(_int32(decode_vector(reader.take(reader.remaining), _count(shape))), base, shrink=flags >> 2)
+    rows, columns = matrix_shape(shape)
+    row = decode_vector(reader.block(), rows) if flags & _ROWS else None
+    column = decode_vector(reader.block(), columns) if flags & _COLUMNS else None
+    _check_exponents(base, row, column)
+    integers = decode_matrix(reader.take(reader.remaining), (rows, columns), row, column)
+    return Grid(integers, base, row, column, flags >> 2)
+
+
+def _int32(values: Ints) -> NDArray[np.int32]:
+    if len(values) and max(-int(values.min()), int(values.max())) >= 1 << 31:
+        raise ArtifactError("artifact: a quantized vector holds integers beyond 31 bits")
+    return values.astype(np.int32)
+
+
+def _check_exponents(base: int, rows: Ints | None, columns: Ints | None) -> None:
+    low = high = base
+    for part in (rows, columns):
+        if part is not None and len(part):
+            low, high = low + int(part.min()), high + int(part.max())
+    if low < MIN_EXPONENT or high > MAX_EXPONENT:
+        raise ArtifactError(f"artifact: step exponents {low} to {high} are outside {MIN_EXPONENT} to {MAX_EXPONENT}")
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A tensor of two or more axes as a matrix: the first axis, and all others.
+
+    >>> matrix_shape((8, 3, 5))
+    (8, 15)
+    """
+    return shape[0], _count(shape[1:])
+
+
+def grid_values(grid: Grid) -> Floats:
+    """The float32 values of a grid, in its own shape."""
+    integers = np.atleast_2d(grid.integers)
+    rows = np.zeros(len(integers), np.int64) if grid.rows is None else grid.rows
+    columns = np.zeros(integers.shape[1], np.int64) if grid.columns is None else grid.columns
+    out = np.empty(integers.shape, np.float32)
+    height = max(1, _BLOCK_ELEMENTS // max(1, integers.shape[1]))
+    for start in range(0, len(integers), height):
+        part = slice(start, start + height)
+        exponents = grid.base - 2 * SHRINK_UNIT.bit_length() + 2 + rows[part, None] + columns[None, :]
+        out[part] = _shrunk(integers[part], grid.shrink) * steps_of(exponents)
+    return out.reshape(grid.integers.shape)
+
+
+def _shrunk(integers: NDArray[np.int32], shrink: int) -> Floats:
+    scaled = integers.astype(np.int64) * SHRINK_UNIT
+    return (scaled - np.sign(scaled) * shrink).astype(np.float32) if shrink else scaled.astype(np.float32)
+
+
+def grid_tensor(grid: Grid, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A grid's values as a tensor."""
+    import torch
+
+    return torch.from_numpy(grid_values(grid)).reshape(shape).to(dtype)
+
+
+def plain_integers(grid: Grid) -> bytes:
+    """The integers in the narrowest whole bytes: what a general codec would be given."""
+    largest = int(np.abs(grid.integers.astype(np.int64)).max(initial=0))
+    narrow = np.int8 if largest < 128 else np.int16 if largest < 32768 else np.int32
+    return grid.integers.astype(narrow).tobytes()
