@@ -183,7 +183,7 @@ def _expand(declared: str, source: str) -> list[SourceFile]:
     elif glob.has_magic(path):
         base, pattern = _split_glob(path)
         matches = re.compile(_glob_regex(pattern)).fullmatch
-        found = _walk(filesystem, base, recursive="/" in pattern)
+        found = _walk(filesystem, base, recursive="/" in pattern or "**" in pattern)
         wanted = [item for item in found if matches(item[0])]
     else:
         raise InputError(f"corpus path {declared!r} does not exist; correct `corpus.paths`")
@@ -500,7 +500,9 @@ def _load_dataset(
             rows = datasets.load_dataset(name, subset, split=split, revision=revision, data_files=files)
     except Exception as error:
         # The library raises its own, the hub's and the filesystem's errors; every one means "cannot be loaded".
-        raise InputError(f"dataset {name!r}, split {split!r}, cannot be loaded: {_one_line(error)}") from None
+        raise InputError(
+            f"dataset {name!r}, split {split!r}, cannot be loaded: {_one_line(error.__cause__ or error)}"
+        ) from None
     _require_column(field, rows.column_names, f"dataset {name!r}")
     return rows.select_columns([field])
 
