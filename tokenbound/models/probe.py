@@ -42,10 +42,11 @@ def probe_ids(replica: Replica, *, seed: int = 0) -> Ids:
 def probe_causality(replica: Replica, inputs: npt.NDArray[Any] | None = None) -> None:
     """Require that no loss depends on later tokens, on other windows of its batch or on padding.
 
-    Three forward passes at the planned shape: the windows as they are; other tokens from a position i of each row
-    on (a different i in every row, and one row left as it is); zeros from another i on, which is what truncation
-    looks like at a fixed shape. Hidden states and recorded statistics before i must be identical, bit by bit. Two
-    more passes say what is wrong where they are not.
+    Four forward passes at the planned shape: the windows as they are; other tokens from a position i of each row on
+    (a different i in every row, and one row left as it is); the loudest token of the vocabulary from another i on,
+    which moves statistics taken across a tensor; zeros from i on, which is what truncation looks like at a fixed
+    shape. Hidden states and recorded statistics before i must be identical, bit by bit. Two more passes say what is
+    wrong where they are not.
 
     Args:
         replica: what is to score.
@@ -55,23 +56,28 @@ def probe_causality(replica: Replica, inputs: npt.NDArray[Any] | None = None) ->
         InputError: a loss changed; the message says what it depends on.
         ReplicaOutOfMemory: the batch does not fit.
     """
-    windows = _batch_of(replica, inputs)
+    windows = _without(_batch_of(replica, inputs), loud := _loudest_id(replica))
     baseline = _observe(replica, windows, _next_ids(windows))
-    cuts = _cuts(replica.batch, replica.length)
-    kept = _only_row(replica, replica.batch // 2)
-    swapped = _replaced(replica, windows, np.maximum(cuts, kept))
-    if _differs(replica, baseline, windows, swapped, np.maximum(cuts, kept)):
-        _refuse(_diagnosis(replica, baseline, windows, kept))
-    cuts = cuts[::-1]
-    truncated = np.where(np.arange(replica.length) < cuts[:, None], windows, 0)
-    if _differs(replica, baseline, windows, truncated, cuts):
-        _refuse("depends on the padding behind its window")
+    cuts, kept = _cuts(replica.batch, replica.length), _only_row(replica, replica.batch // 2)
+    trials: list[tuple[Ids | int, Ids]] = [
+        (_replaced(replica, windows), np.maximum(cuts, kept)),
+        (loud, cuts[::-1]),
+        (0, cuts),
+    ]
+    for number, (content, first_changed) in enumerate(trials):
+        if _differs(replica, baseline, windows, _behind(windows, content, first_changed), first_changed):
+            padding = number == len(trials) - 1
+            _refuse("depends on the padding behind its window" if padding else _diagnosis(replica, windows, loud, kept))
 
 
-def _diagnosis(replica: Replica, baseline: _Observation, windows: Ids, kept: Ids) -> str:
+def _diagnosis(replica: Replica, windows: Ids, loud: int, kept: Ids) -> str:
+    baseline = _observe(replica, windows, _next_ids(windows))
     if _differs(replica, baseline, windows, windows, np.full(replica.batch, replica.length)):
         return "changes when the same batch is scored again"
-    if replica.batch > 1 and _differs(replica, baseline, windows, _replaced(replica, windows, kept), kept):
+    if replica.batch > 1 and any(
+        _differs(replica, baseline, windows, _behind(windows, content, kept), kept)
+        for content in (loud, _replaced(replica, windows))
+    ):
         return "depends on the other windows of its batch"
     return "depends on later tokens"
 
@@ -105,14 +111,30 @@ def _cuts(batch: int, length: int) -> Ids:
     return 1 + (np.arange(1, batch + 1) * last) // (batch + 1) if batch > 1 else np.array([max(1, length // 2)])
 
 
-def _replaced(replica: Replica, windows: Ids, cuts: Ids) -> Ids:
-    """The windows with every token from `cuts[row]` on exchanged for a different one."""
+def _behind(windows: Ids, content: Ids | int, cuts: Ids) -> Ids:
+    """The windows with `content` from position `cuts[row]` on."""
+    return np.where(np.arange(windows.shape[1]) < cuts[:, None], windows, content)
+
+
+def _replaced(replica: Replica, windows: Ids) -> Ids:
+    """A different id at every position."""
     size = min(replica.vocab_size, replica.input_vocab_size)
-    if size < 2:
-        return windows
-    shift = np.random.Generator(np.random.PCG64(1)).integers(1, size, size=windows.shape, dtype=np.int64)
-    keep = np.arange(windows.shape[1]) < cuts[:, None]
-    return np.where(keep, windows, (windows + shift) % size)
+    shift = np.random.Generator(np.random.PCG64(1)).integers(1, max(2, size), size=windows.shape, dtype=np.int64)
+    return np.asarray((windows + shift) % size)
+
+
+def _loudest_id(replica: Replica) -> int:
+    """The id with the largest embedding entry.
+
+    Only the changed part of a batch holds it, so a scale or an outlier column that is found across the tensor must
+    move; random ids of a small vocabulary would leave it in place.
+    """
+    size = min(replica.vocab_size, replica.input_vocab_size)
+    return int(replica.model.get_input_embeddings().weight[:size].abs().amax(1).float().argmax())
+
+
+def _without(windows: Ids, unwanted: int) -> Ids:
+    return np.where(windows == unwanted, unwanted - 1 if unwanted else min(1, int(windows.max())), windows)
 
 
 def _observe(replica: Replica, windows: Ids, targets: Ids) -> _Observation:

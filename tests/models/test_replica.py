@@ -1,0 +1,257 @@
+"""Replicas: windows in, per-token statistics out, equal to a float64 softmax of the whole model."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
+
+from tokenbound.errors import InputError
+from tokenbound.models import replica as replica_module
+from tokenbound.models.replica import Replica, ReplicaOutOfMemory, is_out_of_memory, unscorable
+
+SMALL = {"vocab_size": 83, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL, **HEADS, max_position_embeddings=64),
+    "gpt2": GPT2Config(vocab_size=83, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=1),
+    "gemma2": Gemma2Config(
+        **SMALL, **HEADS, head_dim=8, final_logit_softcapping=4.0, sliding_window=8, max_position_embeddings=64
+    ),
+}
+BATCH, LENGTH = 4, 24
+
+
+def make_model(name="llama"):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(15.0)
+    return model
+
+
+def make_replica(name="llama", **options):
+    return Replica(make_model(name), **({"batch": BATCH, "length": LENGTH} | options))
+
+
+def windows(rows=BATCH, seed=0, vocab=83):
+    """Random windows of different lengths; the first predictions of one are context only, as with a stride."""
+    generator = np.random.default_rng(seed)
+    inputs = generator.integers(0, vocab, (rows, LENGTH))
+    targets = generator.integers(0, vocab, (rows, LENGTH))
+    lengths = generator.integers(1, LENGTH + 1, rows)
+    lengths[0] = LENGTH
+    mask = np.arange(LENGTH) < lengths[:, None]
+    mask[0, :5] = False
+    return inputs, targets, mask
+
+
+def oracle(model, inputs, targets):
+    with torch.inference_mode():
+        model = copy.deepcopy(model).double()
+        log_p = model(input_ids=torch.from_numpy(inputs), use_cache=False).logits.double().log_softmax(-1)
+    nll = -log_p.gather(2, torch.from_numpy(targets)[..., None])[..., 0]
+    return nll.numpy(), -(log_p.exp() * log_p).sum(-1).numpy()
+
+
+def same(left, right):
+    return all(getattr(left, name).tobytes() == getattr(right, name).tobytes() for name in ("nll", "entropy", "rank"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_equal_a_float64_softmax(name):
+    replica = make_replica(name)
+    assert replica.head is not None
+    assert replica.vocab_size == 83
+    inputs, targets, mask = windows()
+    statistics = replica.score(inputs, targets, mask)
+    nll, entropy = oracle(replica.model, inputs, targets)
+    np.testing.assert_allclose(statistics.nll[mask], nll[mask], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(statistics.entropy[mask], entropy[mask], atol=1e-5, rtol=0)
+    assert statistics.nll.dtype == statistics.entropy.dtype == np.float32
+    assert statistics.rank.dtype == np.int32
+    assert (statistics.rank[mask] >= 0).all()
+    assert (statistics.rank[mask] < 83).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_stands_to_the_right_changes_nothing(name):
+    replica = make_replica(name)
+    inputs, targets, mask = windows()
+    padded = np.where(np.arange(LENGTH) <= mask.shape[1] - 1 - mask[:, ::-1].argmax(1)[:, None], inputs, 7)
+    assert not np.array_equal(padded, inputs), "some window must be short"
+    assert same(replica.score(inputs, targets, mask), replica.score(padded, targets, mask))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_partial_batch_scores_as_in_a_full_one(name):
+    replica = make_replica(name)
+    inputs, targets, mask = windows()
+    whole = replica.score(inputs, targets, mask)
+    part = replica.score(inputs[:1], targets[:1], mask[:1])
+    assert part.nll.shape == (1, LENGTH)
+    assert part.nll.tobytes() == whole.nll[:1].tobytes()
+    assert part.rank.tobytes() == whole.rank[:1].tobytes()
+
+
+def test_unscored_positions_are_marked_and_their_targets_ignored():
+    replica = make_replica(chunk_tokens=8)
+    inputs, targets, mask = windows()
+    expected = replica.score(inputs, targets, mask)
+    statistics = replica.score(inputs, np.where(mask, targets, -100), mask)
+    assert same(expected, statistics)
+    assert np.isnan(statistics.nll[~mask]).all()
+    assert np.isnan(statistics.entropy[~mask]).all()
+    assert (statistics.rank[~mask] == -1).all()
+
+
+def test_scoring_twice_gives_the_same_bits():
+    replica = make_replica("gpt2")
+    batch = windows()
+    assert same(replica.score(*batch), replica.score(*batch))
+
+
+def test_unknown_heads_use_the_models_own_logits(caplog, monkeypatch):
+    model = make_model("llama")
+    model.lm_head = nn.Sequential(model.lm_head)
+    monkeypatch.setattr(replica_module, "_OWN_LOGITS_BYTES", 2 * 4 * LENGTH * 83)
+    fallback = Replica(model, batch=BATCH, length=LENGTH)
+    assert fallback.head is None
+    assert fallback.vocab_size == 83
+    assert fallback._rows_of_own_logits() == 2
+    assert sum("head not recognised" in record.message for record in caplog.records) == 1
+    inputs, targets, mask = windows()
+    statistics = fallback.score(inputs, targets, mask)
+    nll, entropy = oracle(make_model("llama"), inputs, targets)
+    np.testing.assert_allclose(statistics.nll[mask], nll[mask], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(statistics.entropy[mask], entropy[mask], atol=1e-5, rtol=0)
+
+
+def test_bfloat16_body_has_float32_losses():
+    exact, half = make_replica("llama"), Replica(make_model("llama").bfloat16(), batch=BATCH, length=LENGTH)
+    inputs, targets, mask = windows()
+    left, right = exact.score(inputs, targets, mask), half.score(inputs, targets, mask)
+    assert half.head is not None
+    assert 0 < np.abs(left.nll[mask] - right.nll[mask]).max() < 0.5
+    assert len(np.unique(right.nll[mask])) > 0.9 * len(np.unique(left.nll[mask])), "losses are not rounded to bfloat16"
+
+
+def test_nan_weights_come_out_as_unscorable_windows():
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.nan
+    replica = Replica(model, batch=BATCH, length=LENGTH)
+    inputs, targets, mask = windows()
+    inputs[inputs == 5] = 6
+    inputs[2, 0] = 5
+    mask[2, 0] = True
+    statistics = replica.score(inputs, targets, mask)
+    assert unscorable(statistics, mask).tolist() == [False, False, True, False]
+    assert (statistics.rank[2][mask[2]] == 83).all()
+    assert not unscorable(statistics, mask & (np.arange(4) != 2)[:, None]).any()
+
+
+def test_ids_beyond_the_vocabulary():
+    replica = make_replica()
+    inputs, targets, mask = windows()
+    inputs[1, 3] = 83
+    with pytest.raises(InputError, match=r"token id 83.*V = 83 ids \(0\.\.82\); use the tokenizer"):
+        replica.score(inputs, targets, mask)
+    inputs[1, 3] = -1
+    with pytest.raises(InputError, match="token id -1"):
+        replica.score(inputs, targets, mask)
+    inputs[1, 3] = 0
+    targets[0, 10] = 1000
+    with pytest.raises(InputError, match="token id 1000"):
+        replica.score(inputs, targets, mask)
+    with pytest.raises(InputError, match="tokenizer gpt2 has token id 50256"):
+        replica.check_vocabulary(50_256, "tokenizer gpt2")
+    replica.check_vocabulary(82)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_windows_longer_than_the_models_positions(name):
+    make_replica(name, length=64)
+    with pytest.raises(InputError, match=r"windows\.length 65 is longer than the 64 positions"):
+        make_replica(name, length=65)
+
+
+def test_shapes_are_checked():
+    replica = make_replica()
+    inputs, targets, mask = windows(rows=BATCH + 1)
+    with pytest.raises(ValueError, match=r"at most 4, 24"):
+        replica.score(inputs, targets, mask)
+    with pytest.raises(ValueError, match=r"at most 4, 24"):
+        replica.score(inputs[:2, :5], targets[:2, :5], mask[:2, :5])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_has_a_name(error):
+    replica = make_replica()
+
+    def fail(*args, **kwargs):
+        raise error
+
+    replica.model.model.forward = fail
+    with pytest.raises(ReplicaOutOfMemory, match=r"4 x 24 tokens on cpu; use a smaller windows\.batch"):
+        replica.score(*windows())
+
+
+def test_real_cpu_exhaustion_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+def test_other_errors_keep_their_name():
+    replica = make_replica()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("a device fault")
+
+    replica.model.model.forward = fail
+    with pytest.raises(RuntimeError, match="a device fault") as caught:
+        replica.score(*windows())
+    assert not isinstance(caught.value, ReplicaOutOfMemory)
+
+
+def test_from_artifact_scores_like_the_checkpoint(tmp_path):
+    from tokenbound.compression.artifact import encode_artifact
+    from tokenbound.compression.settings import LosslessSettings
+    from tokenbound.models.checkpoint import read_checkpoint
+
+    model = make_model("gpt2")
+    model.save_pretrained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    data = encode_artifact(checkpoint.architecture, checkpoint.tensors, LosslessSettings())
+    replica = Replica.from_artifact(data, dtype=torch.float32, batch=BATCH, length=LENGTH)
+    direct = Replica(model, batch=BATCH, length=LENGTH)
+    assert same(replica.score(*windows()), direct.score(*windows()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compile", [False, True])
+def test_cuda_agrees_with_the_cpu(dtype, compile):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    inputs, targets, mask = windows()
+    expected = make_replica("llama").score(inputs, targets, mask)
+    replica = Replica(make_model("llama").to(dtype), batch=BATCH, length=LENGTH, device="cuda", compile=compile)
+    assert replica.head is not None
+    statistics = replica.score(inputs, targets, mask)
+    tolerance = 1e-3 if dtype == torch.float32 else 0.5
+    np.testing.assert_allclose(statistics.nll[mask], expected.nll[mask], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(statistics.entropy[mask], expected.entropy[mask], atol=tolerance, rtol=0)
+    assert same(statistics, replica.score(inputs, targets, mask))
