@@ -16,6 +16,16 @@ from tokenbound.bounds.codes import (
 )
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
+from tokenbound.bounds.relative import (
+    RelativeEvidence,
+    RelativeSums,
+    RelativeTuning,
+    certify_relative,
+    choose_relative,
+    merge_relative_evidence,
+    merge_relative_sums,
+    relative_sums,
+)
 from tokenbound.bounds.rounding import format_bound, round_up
 from tokenbound.bounds.sampling import SamplingPath, first_prefix, sampling_path
 from tokenbound.bounds.smoothing import loss_interval_bits, loss_intervals_bits, smoothed_loss_bits
@@ -39,6 +49,9 @@ __all__ = [
     "Evidence",
     "Line",
     "LineSums",
+    "RelativeEvidence",
+    "RelativeSums",
+    "RelativeTuning",
     "SamplingPath",
     "SamplingPlan",
     "Tuning",
@@ -47,6 +60,8 @@ __all__ = [
     "azuma_bound",
     "azuma_predictable_bound",
     "certify",
+    "certify_relative",
+    "choose_relative",
     "choose_tunings",
     "document_bound",
     "document_losses_bits",
@@ -61,12 +76,15 @@ __all__ = [
     "loss_interval_bits",
     "loss_intervals_bits",
     "merge_evidence",
+    "merge_relative_evidence",
+    "merge_relative_sums",
     "merge_sums",
     "paper_error_bound",
     "paper_subsample_bound",
     "protocol_code_length_bits",
     "random_guess",
     "relative_bound",
+    "relative_sums",
     "round_up",
     "sampling_path",
     "smoothed_loss_bits",

@@ -30,7 +30,7 @@ from tokenbound.bounds.constants import (
     STAKE_CAP,
     T_GRID,
 )
-from tokenbound.bounds.evidence import Evidence, Floats
+from tokenbound.bounds.evidence import Evidence, Floats, Ints
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level, loss_interval_bits
 from tokenbound.errors import InputError, MismatchError
 
@@ -57,7 +57,7 @@ def choose_tunings(evidence: Evidence, claim: Claim, sampling: SamplingPlan | No
         MismatchError: evidence that contradicts the claim.
     """
     _check(evidence, claim)
-    slack = _SlackModel.of(evidence, claim, sampling)
+    slack = SlackModel.of(evidence, claim, sampling)
     tunings = {}
     if "freedman" in claim.methods:
         tunings["freedman"] = _choose_freedman(evidence, claim, slack)
@@ -108,7 +108,7 @@ def _kl_tuning(claim: Claim, top_k: int) -> Tuning:
 
 
 @dataclass(frozen=True)
-class _SlackModel:
+class SlackModel:
     """Expected slack of the sampling sequence at the plan's target size; a guide for the choice, not a bound."""
 
     log_inverse_delta: float = 0.0
@@ -118,7 +118,8 @@ class _SlackModel:
     mean_unit_tokens: float = 1.0
 
     @classmethod
-    def of(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None) -> _SlackModel:
+    def of(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None) -> SlackModel:
+        """From the pilot's evidence."""
         if sampling is None or sampling.num_units <= sampling.pilot_units:
             return cls()
         deviation = evidence.window_deviation_nats()
@@ -134,6 +135,15 @@ class _SlackModel:
             claim.num_tokens / sampling.num_units,
         )
 
+    @classmethod
+    def of_range(cls, claim: Claim, sampling: SamplingPlan | None) -> SlackModel:
+        """As far as the range of the values decides it, where windows were not looked at."""
+        if sampling is None or sampling.num_units <= sampling.pilot_units:
+            return cls()
+        draws = max(sampling.target_units - sampling.pilot_units, 1)
+        tokens = claim.num_tokens / sampling.num_units
+        return cls(sampling.log_inverse_delta(claim), draws, 0.0, sampling.max_unit_tokens, tokens)
+
     def bits(self, highest: float, mean: float) -> float:
         """Slack in bits per token of values up to ``highest`` with the given mean."""
         if not self.draws:
@@ -145,32 +155,39 @@ class _SlackModel:
         return slack / self.mean_unit_tokens
 
 
-class _Cells:
-    """The non-empty cells of the histogram as weighted points, and the polynomial basis of their entropies."""
+class Cells:
+    """Weighted points (nll, entropy), such as the histogram's cells, and the polynomial basis of their entropies."""
 
-    def __init__(self, evidence: Evidence, claim: Claim) -> None:
-        counts, self.nll, self.entropy_nats = evidence.cells()
+    def __init__(self, counts: Ints, nll: Floats, entropy_nats: Floats, worst_share: float, claim: Claim) -> None:
+        self.nll, self.entropy_nats, self.worst_share = nll, entropy_nats, worst_share
         self.weight = counts / counts.sum()
         self.vocab_size, self.has_alpha = claim.vocab_size, claim.has_alpha
         self.max_degree = MAX_DEGREE if claim.has_entropy else 0
         self.basis = (self.entropy_nats / LN2)[:, None] ** np.arange(self.max_degree + 1)
         self.likelihood = np.exp(-self.nll)
         self.level = entropy_level(self.entropy_nats, vocab_size=self.vocab_size)
-        self.worst_share = evidence.worst_case_tokens / (evidence.num_tokens + evidence.worst_case_tokens)
-        self._solvers = [_solver(self.basis[:, : d + 1], self.weight) for d in range(self.max_degree + 1)]
+        self._solvers = [normal_solver(self.basis[:, : d + 1], self.weight) for d in range(self.max_degree + 1)]
+
+    @classmethod
+    def of(cls, evidence: Evidence, claim: Claim) -> Cells:
+        """The histogram's non-empty cells."""
+        worst = evidence.worst_case_tokens / (evidence.num_tokens + evidence.worst_case_tokens)
+        return cls(*evidence.cells(), worst, claim)
 
     def losses_bits(self, alpha: float, slope: int) -> Floats:
+        """Smoothed loss of each point in bits."""
         if self.has_alpha:  # the histogram is over smoothed losses already
             return self.nll / LN2
         weights: float | Floats = alpha if slope == 0 else alpha_levels(alpha, slope)[self.level]
         return np.asarray(-np.log((1 - weights) * self.likelihood + weights / self.vocab_size) / LN2)
 
     def least_squares(self, loss: Floats, degree: int) -> Floats:
+        """Coefficients, constant first, of the best polynomial forecast in mean square."""
         basis = self.basis[:, : degree + 1]
         return np.asarray(self._solvers[degree] @ (basis.T @ (self.weight * loss)))
 
 
-def _solver(basis: Floats, weight: Floats) -> Floats:
+def normal_solver(basis: Floats, weight: Floats) -> Floats:
     """Pseudo-inverse of the weighted normal equations; columns are scaled first, because powers differ in size."""
     scale = np.sqrt(np.sum(weight[:, None] * basis**2, axis=0))
     scale[scale == 0] = 1.0
@@ -180,7 +197,9 @@ def _solver(basis: Floats, weight: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Smoothing:
+class Smoothing:
+    """One smoothing tried: its losses in bits and their interval."""
+
     alpha: float
     slope: int
     loss: Floats
@@ -189,20 +208,22 @@ class _Smoothing:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
+    """One grid point and the value of the bound at it, as far as the evidence can tell."""
+
     value: float
-    smoothing: _Smoothing
+    smoothing: Smoothing
     t: float
     lam: float
     coefficients: tuple[float, ...]
     y0: float
 
 
-class _FreedmanSearch:
+class FreedmanSearch:
     """Minimises mean(Y - ln(1 + lambda (Y - l)) / lambda) + kappa / (lambda m) + expected sampling slack."""
 
-    def __init__(self, evidence: Evidence, claim: Claim, slack: _SlackModel) -> None:
-        self.cells, self.claim, self.slack = _Cells(evidence, claim), claim, slack
+    def __init__(self, cells: Cells, claim: Claim, slack: SlackModel) -> None:
+        self.cells, self.claim, self.slack = cells, claim, slack
         delta = corpus_delta(claim, sampled=slack.draws > 0)
         self.kappas = [
             kappa_nats(
@@ -214,37 +235,43 @@ class _FreedmanSearch:
         ]
 
     def smoothings(self) -> Sequence[tuple[float, int]]:
+        """(alpha, slope) of everything that may be chosen."""
         if self.claim.alpha_min is not None:
             return [(self.claim.alpha_min, 0)]
         slopes = ALPHA_SLOPES if self.claim.has_entropy else (0,)
         return [(alpha, slope) for alpha in ALPHA_GRID for slope in slopes]
 
-    def best(self) -> _Candidate:
+    def best(self) -> Candidate:
+        """The best grid point found."""
         ranked = sorted((self.quick(alpha, slope) for alpha, slope in self.smoothings()), key=lambda pair: pair[0])
         return min((self.refined(smoothing) for _, smoothing in ranked[:_FINALISTS]), key=lambda c: c.value)
 
-    def quick(self, alpha: float, slope: int) -> tuple[float, _Smoothing]:
+    def quick(self, alpha: float, slope: int) -> tuple[float, Smoothing]:
+        """Rank a smoothing with a least-squares forecast at one t."""
         smoothing = self.smoothed(alpha, slope)
         degree = self.cells.max_degree
         forecast = self.forecast(self.cells.least_squares(smoothing.loss, degree), smoothing, smoothing.low)
         t = self.start(smoothing, forecast, degree, smoothing.low)
         return self.value(smoothing, forecast, T_GRID[t], smoothing.low, degree), smoothing
 
-    def smoothed(self, alpha: float, slope: int) -> _Smoothing:
+    def smoothed(self, alpha: float, slope: int) -> Smoothing:
+        """Losses and interval of one smoothing."""
         low, high = loss_interval_bits(alpha=alpha, vocab_size=self.claim.vocab_size)
-        return _Smoothing(alpha, slope, self.cells.losses_bits(alpha, slope), low, high)
+        return Smoothing(alpha, slope, self.cells.losses_bits(alpha, slope), low, high)
 
-    def forecast(self, coefficients: Floats, smoothing: _Smoothing, floor: float) -> Floats:
+    def forecast(self, coefficients: Floats, smoothing: Smoothing, floor: float) -> Floats:
+        """Clipped forecasts of a polynomial."""
         guess = self.cells.basis[:, : len(coefficients)] @ coefficients
         return np.asarray(np.minimum(np.maximum(guess, floor), smoothing.high))
 
-    def start(self, smoothing: _Smoothing, forecast: Floats, degree: int, floor: float) -> int:
+    def start(self, smoothing: Smoothing, forecast: Floats, degree: int, floor: float) -> int:
         """Index of the t that the quadratic approximation asks for."""
         square = float(self.cells.weight @ (forecast - smoothing.loss) ** 2)
         lam = math.sqrt(2 * self.kappas[degree] / (self.claim.num_tokens * max(square, 1e-12)))
-        return int(np.argmin(np.abs(np.log(np.array(T_GRID)) - math.log(lam * (smoothing.high - floor)))))
+        return nearest_t(lam * (smoothing.high - floor))
 
-    def value(self, smoothing: _Smoothing, forecast: Floats, t: float, floor: float, degree: int) -> float:
+    def value(self, smoothing: Smoothing, forecast: Floats, t: float, floor: float, degree: int) -> float:
+        """The bound at one grid point, by the evidence."""
         lam = t / (smoothing.high - floor)
         terms = forecast - np.log1p(lam * (forecast - smoothing.loss)) / lam
         highest = floor - math.log1p(-t) / lam
@@ -252,46 +279,37 @@ class _FreedmanSearch:
         mean = (1 - share) * float(self.cells.weight @ terms) + share * highest
         return mean + self.kappas[degree] / (lam * self.claim.num_tokens) + self.slack.bits(highest, mean)
 
-    def refined(self, smoothing: _Smoothing) -> _Candidate:
+    def refined(self, smoothing: Smoothing) -> Candidate:
+        """The best grid point of one smoothing."""
         return min(
             (self.refined_degree(smoothing, degree) for degree in range(self.cells.max_degree + 1)), key=lambda c: c.value
         )
 
-    def refined_degree(self, smoothing: _Smoothing, degree: int) -> _Candidate:
+    def refined_degree(self, smoothing: Smoothing, degree: int) -> Candidate:
+        """The best grid point of one smoothing and degree."""
         coefficients = self.cells.least_squares(smoothing.loss, degree)
         best = self.with_floor(smoothing, coefficients, smoothing.low)
         if best.t >= 0.25:  # only then does a higher floor buy a larger lambda
             forecast = self.forecast(coefficients, smoothing, smoothing.low)
-            for floor in _quantiles(forecast, self.cells.weight):
+            for floor in floor_candidates(forecast, self.cells.weight):
                 best = min(best, self.with_floor(smoothing, coefficients, floor), key=lambda c: c.value)
         improved = self.newton(smoothing, coefficients, best)
         return min(best, self.with_floor(smoothing, improved, best.y0), key=lambda c: c.value)
 
-    def with_floor(self, smoothing: _Smoothing, coefficients: Floats, floor: float) -> _Candidate:
+    def with_floor(self, smoothing: Smoothing, coefficients: Floats, floor: float) -> Candidate:
         """The best t for these coefficients and this floor, all as they would be paid (float16)."""
         rounded = coefficients.astype(np.float16).astype(np.float64)
         y0 = float(np.float16(floor))
         lowest = max(smoothing.low, y0)
         degree = len(coefficients) - 1
         if not (np.isfinite(rounded).all() and lowest < smoothing.high):
-            return _Candidate(math.inf, smoothing, T_GRID[0], 0.0, tuple(rounded), y0)
+            return Candidate(math.inf, smoothing, T_GRID[0], 0.0, tuple(rounded), y0)
         forecast = self.forecast(rounded, smoothing, lowest)
-        values: dict[int, float] = {}
+        start = self.start(smoothing, forecast, degree, lowest)
+        value, t = descend(lambda t: self.value(smoothing, forecast, t, lowest, degree), start)
+        return Candidate(value, smoothing, t, t / (smoothing.high - lowest), tuple(rounded.tolist()), y0)
 
-        def at(index: int) -> float:
-            if not 0 <= index < len(T_GRID):
-                return math.inf
-            if index not in values:
-                values[index] = self.value(smoothing, forecast, T_GRID[index], lowest, degree)
-            return values[index]
-
-        index = self.start(smoothing, forecast, degree, lowest)
-        while min(at(index - 1), at(index + 1)) < at(index):
-            index += 1 if at(index + 1) < at(index - 1) else -1
-        t = T_GRID[index]
-        return _Candidate(at(index), smoothing, t, t / (smoothing.high - lowest), tuple(rounded.tolist()), y0)
-
-    def newton(self, smoothing: _Smoothing, coefficients: Floats, best: _Candidate) -> Floats:
+    def newton(self, smoothing: Smoothing, coefficients: Floats, best: Candidate) -> Floats:
         """Newton steps on the objective itself, which is convex in the forecast; least squares is its small-lambda limit."""
         if not math.isfinite(best.value):
             return coefficients
@@ -311,8 +329,12 @@ class _FreedmanSearch:
 
 
 
-def _choose_freedman(evidence: Evidence, claim: Claim, slack: _SlackModel) -> Tuning:
-    best = _FreedmanSearch(evidence, claim, slack).best()
+def _choose_freedman(evidence: Evidence, claim: Claim, slack: SlackModel) -> Tuning:
+    return freedman_tuning(FreedmanSearch(Cells.of(evidence, claim), claim, slack).best(), claim)
+
+
+def freedman_tuning(best: Candidate, claim: Claim) -> Tuning:
+    """The candidate as a paid tuning."""
     degree = len(best.coefficients) - 1
     return Tuning(
         method="freedman",
@@ -329,8 +351,8 @@ def _choose_freedman(evidence: Evidence, claim: Claim, slack: _SlackModel) -> Tu
     )
 
 
-def _choose_azuma(evidence: Evidence, claim: Claim, slack: _SlackModel) -> Tuning:
-    cells = _Cells(evidence, claim)
+def _choose_azuma(evidence: Evidence, claim: Claim, slack: SlackModel) -> Tuning:
+    cells = Cells.of(evidence, claim)
     bits = azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits
     kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=bits, delta=claim.delta)
 
@@ -343,7 +365,7 @@ def _choose_azuma(evidence: Evidence, claim: Claim, slack: _SlackModel) -> Tunin
     return Tuning(method="azuma", vocab_size=claim.vocab_size, alpha=alpha, tune_bits=bits)
 
 
-def _choose_azuma_predictable(evidence: Evidence, claim: Claim, slack: _SlackModel) -> Tuning:
+def _choose_azuma_predictable(evidence: Evidence, claim: Claim, slack: SlackModel) -> Tuning:
     bits = azuma_predictable_tune_bits() + claim.shared_bits
     kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=bits, delta=claim.delta)
     mean_square = evidence.sums["range_squared"] / 2.0**32 / evidence.num_tokens
@@ -359,7 +381,30 @@ def _choose_azuma_predictable(evidence: Evidence, claim: Claim, slack: _SlackMod
     )
 
 
-def _quantiles(values: Floats, weight: Floats) -> list[float]:
+def descend(value: Callable[[float], float], start: int) -> tuple[float, float]:
+    """Walk along the grid of t from an index to a local minimum of a function with one; its value and its t."""
+    known: dict[int, float] = {}
+
+    def at(index: int) -> float:
+        if not 0 <= index < len(T_GRID):
+            return math.inf
+        if index not in known:
+            known[index] = value(T_GRID[index])
+        return known[index]
+
+    index = start
+    while min(at(index - 1), at(index + 1)) < at(index):
+        index += 1 if at(index + 1) < at(index - 1) else -1
+    return at(index), T_GRID[index]
+
+
+def nearest_t(t: float) -> int:
+    """Index of the grid's t nearest in ratio."""
+    return int(np.argmin(np.abs(np.log(np.array(T_GRID)) - math.log(t))))
+
+
+def floor_candidates(values: Floats, weight: Floats) -> list[float]:
+    """Quantiles of the forecasts, to be tried as y0."""
     order = np.argsort(values)
     cumulative = np.cumsum(weight[order])
     positions = np.searchsorted(cumulative, np.array(_FLOOR_QUANTILES) * cumulative[-1])

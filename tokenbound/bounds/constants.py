@@ -89,8 +89,8 @@ STAKE_TARGET_FACTOR: Final = 4
 """The sampling sequence mixes stakes tuned to sample sizes this factor apart; a stake a factor 2 off
 (sample size off by 4) would lose 25 % of the slack, and the mixture keeps within a factor sqrt(2) of the best."""
 
-STAKE_CAP: Final = 0.9
-"""Largest lambda_i * (hi - Y_i): below 1 for validity, and with room, so that one extreme unit costs ln 10 nats only."""
+STAKE_CAP: Final = 0.97
+"""Largest lambda_i * (hi - Y_i): below 1 for validity, and with room, so that one extreme unit costs ln 33 nats only."""
 
 NLL_TOLERANCE_NATS: Final = 1e-5
 """float32 log-softmax may return nll slightly below zero; down to here it is clipped to zero, below it is refused."""
@@ -101,6 +101,10 @@ normal float64 numbers, so this saves 15 of 16 logarithms and costs 16 roundings
 
 BLOCK_TOKENS: Final = 1 << 13
 """Tokens per block of the exact pass: six float64 buffers of 64 KiB fit into half a MiB of L2 cache."""
+
+RELATIVE_ROWS_PER_SHARD: Final = 1 << 12
+RELATIVE_ROWS: Final = 1 << 14
+"""The relative bound is tuned on a hashed subset of the tokens: so many rows of a shard, and of all shards together."""
 
 PRINT_DECIMALS: Final = 9
 """Printed bounds are rounded up to this many decimals."""

@@ -22,7 +22,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenbound.bounds.constants import BLOCK_TOKENS
 from tokenbound.bounds.smoothing import check_alpha, check_nll, check_vocab_size
 from tokenbound.errors import InputError, MismatchError
 
@@ -37,6 +36,8 @@ NLL_OCTAVES: Final = (-12, 7)
 ENTROPY_OCTAVES: Final = (-8, 4)
 """Entropy from 0.004 to 16 nats: ln V is below 14 for any vocabulary yet built."""
 _FIXED_POINT: Final = 2.0**32
+_BLOCK: Final = 1 << 15
+"""Tokens per block: large against the 15,000 bins that every block adds up, small against the cache."""
 
 
 def _num_bins(octaves: tuple[int, int]) -> int:
@@ -242,13 +243,13 @@ def _bin_index(values: NDArray[np.float32], octaves: tuple[int, int], out: NDArr
 
 def _histogram(values: NDArray[np.floating], entropy: NDArray[np.floating] | None) -> Ints:
     counts = np.zeros(NLL_BINS * ENTROPY_BINS, dtype=np.int64)
-    cell, column = np.empty(BLOCK_TOKENS, np.int32), np.empty(BLOCK_TOKENS, np.int32)
-    for start in range(0, values.size, BLOCK_TOKENS):
-        block = np.ascontiguousarray(values[start : start + BLOCK_TOKENS], dtype=np.float32)
+    cell, column = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
+    for start in range(0, values.size, _BLOCK):
+        block = np.ascontiguousarray(values[start : start + _BLOCK], dtype=np.float32)
         cells = _bin_index(block, NLL_OCTAVES, cell[: block.size])
         np.multiply(cells, ENTROPY_BINS, out=cells)
         if entropy is not None:
-            other = np.ascontiguousarray(entropy[start : start + BLOCK_TOKENS], dtype=np.float32)
+            other = np.ascontiguousarray(entropy[start : start + _BLOCK], dtype=np.float32)
             np.add(cells, _bin_index(other, ENTROPY_OCTAVES, column[: other.size]), out=cells)
         counts += np.bincount(cells, minlength=counts.size)
     return counts.reshape(NLL_BINS, ENTROPY_BINS)

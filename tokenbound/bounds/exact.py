@@ -184,7 +184,8 @@ class _Block:
         np.minimum(likelihood, 1.0, out=likelihood)  # nll in [-1e-5, 0) counts as 0
         self.has_entropy = columns.entropy is not None
         if columns.entropy is not None:
-            np.multiply(columns.entropy[start : start + self.size], 1 / LN2, out=self.entropy_bits[: self.size], casting="unsafe")
+            entropy = columns.entropy[start : start + self.size]
+            np.multiply(entropy, 1 / LN2, out=self.entropy_bits[: self.size], dtype=np.float64)
         self.rank = None if columns.rank is None else columns.rank[start : start + self.size]
         self.alpha = None if columns.alpha is None else columns.alpha[start : start + self.size]
 

@@ -24,7 +24,7 @@ from scipy.special import logsumexp, polygamma
 
 from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning
 from tokenbound.bounds.constants import STAKE_CAP, STAKE_TARGET_FACTOR
-from tokenbound.bounds.evidence import Floats
+from tokenbound.bounds.evidence import Floats, Ints
 from tokenbound.bounds.exact import LineSums, highest_value
 from tokenbound.errors import IncompleteError, InputError
 
@@ -171,13 +171,19 @@ def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampl
     """
     if sums.windows is None or sums.window_lengths is None:
         raise InputError("a sampled run needs sums taken with window_lengths")
-    lengths, values = sums.window_lengths.astype(np.float64), sums.windows[line]
-    pilot = sampling.pilot_units
-    _check_windows(sums.window_lengths, claim, sampling)
+    return path_of_windows(sums.windows[line], sums.window_lengths, highest_value(tuning), claim, sampling)
+
+
+def path_of_windows(
+    values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
+) -> SamplingPath:
+    """:func:`sampling_path` for any windows' sums of per-token values that never exceed ``highest_value``."""
+    lengths, pilot = window_lengths.astype(np.float64), sampling.pilot_units
+    _check_windows(window_lengths, claim, sampling)
     pilot_tokens, pilot_total = float(lengths[:pilot].sum()), math.fsum(values[:pilot].tolist())
     centre = pilot_total / max(pilot_tokens, 1.0)
     units = values - centre * lengths
-    highest = max(highest_value(tuning) - centre, 0.0) * sampling.max_unit_tokens
+    highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
     others = sampling.num_units - pilot
     upper = _upper_totals(units[pilot:], units[:pilot], others, highest, claim, sampling)
     drawn = np.cumsum(lengths)[pilot:]

@@ -1,0 +1,497 @@
+"""The relative bound: a model given as a small delta on a base that was fixed independently of the scored tokens.
+
+R(h) = R(h0) + [R(h) - R(h0)]. The base pays no code, so its own risk is bounded tightly; the excess d_i = l_i(h) - l_i(h0) varies
+little where the two models agree, so that the gap for the delta's code shrinks with its standard deviation. delta is split
+in advance; both parts use the same base_alpha, and each pays for its own tuning.
+
+The tuning is chosen on a subset of the tokens taken by a hash of their contents, which merges like the histogram: a four-dimensional
+one would be empty almost everywhere. The bound is then evaluated over every token.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tokenbound.bounds.choice import Candidate, Cells, FreedmanSearch, SlackModel, descend, floor_candidates
+from tokenbound.bounds.choice import freedman_tuning, nearest_t, normal_solver
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning, corpus_delta
+from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
+from tokenbound.bounds.constants import (
+    ALPHA_GRID,
+    BLOCK_TOKENS,
+    LN2,
+    MAX_DEGREE,
+    RELATIVE_DELTA_SHARE,
+    RELATIVE_ROWS,
+    RELATIVE_ROWS_PER_SHARD,
+)
+from tokenbound.bounds.evidence import Floats, Ints, check_entropy, check_length, window_sums, worst_case_windows
+from tokenbound.bounds.exact import LineSums, highest_value, line_sums, merge_sums
+from tokenbound.bounds.rounding import arithmetic_guard, round_up
+from tokenbound.bounds.sampling import path_of_windows
+from tokenbound.bounds.smoothing import check_nll, loss_interval_bits, smoothed_loss_bits
+from tokenbound.bounds.theorems import excess_interval_bits, oracle_gap_bits
+from tokenbound.errors import InputError, MismatchError
+
+
+_COARSE_ALPHAS = ALPHA_GRID[::2]
+_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class RelativeEvidence:
+    """A hashed subset of the tokens, to tune on; merging is associative and commutative."""
+
+    num_tokens: int
+    """Tokens it stands for."""
+    worst_case_tokens: int
+    """Tokens counted at the worst case."""
+    keys: NDArray[np.uint64]
+    """[R] hashes, ascending."""
+    rows: NDArray[np.float32]
+    """[R, 4] nll, base_nll, entropy, base_entropy in nats."""
+
+    @classmethod
+    def from_losses(
+        cls,
+        nll: ArrayLike,
+        base_nll: ArrayLike,
+        entropy: ArrayLike,
+        base_entropy: ArrayLike,
+        *,
+        worst_case_tokens: int = 0,
+    ) -> RelativeEvidence:
+        """Evidence of one shard: the 4096 tokens whose hash is smallest.
+
+        Args:
+            nll: [T] losses of the model, nats.
+            base_nll: [T] losses of the base on the same tokens.
+            entropy: [T] entropies of the model's predictions.
+            base_entropy: [T] those of the base.
+            worst_case_tokens: tokens that one of the two could not score.
+
+        Raises:
+            InputError: arrays of different lengths, or values that are not finite.
+        """
+        columns = _checked(nll, base_nll, entropy, base_entropy)
+        rows = np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
+        keys = _row_hash(rows)
+        kept = np.argpartition(keys, RELATIVE_ROWS_PER_SHARD)[:RELATIVE_ROWS_PER_SHARD] if keys.size > RELATIVE_ROWS_PER_SHARD else slice(None)
+        return _smallest(keys[kept], rows[kept], RELATIVE_ROWS_PER_SHARD, len(rows), worst_case_tokens)
+
+    def to_json(self) -> str:
+        """Compact JSON, at most some 90 kB per shard."""
+        return json.dumps(
+            {
+                "num_tokens": self.num_tokens,
+                "worst_case_tokens": self.worst_case_tokens,
+                "keys": _pack(self.keys.astype("<u8")),
+                "rows": _pack(self.rows.astype("<f4")),
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> RelativeEvidence:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            MismatchError: the text is not relative evidence.
+        """
+        try:
+            data = json.loads(text)
+            keys = np.frombuffer(_unpack(data["keys"]), dtype="<u8").astype(np.uint64)
+            rows = np.frombuffer(_unpack(data["rows"]), dtype="<f4").astype(np.float32).reshape(keys.size, 4)
+            return cls(int(data["num_tokens"]), int(data["worst_case_tokens"]), keys, rows)
+        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            raise MismatchError(f"a shard's relative evidence is damaged or of another version: {error}") from None
+
+
+def merge_relative_evidence(parts: Sequence[RelativeEvidence]) -> RelativeEvidence:
+    """The evidence of all shards together.
+
+    Raises:
+        InputError: nothing to merge.
+    """
+    if not parts:
+        raise InputError("there is no evidence to merge")
+    keys, rows = np.concatenate([p.keys for p in parts]), np.concatenate([p.rows for p in parts])
+    tokens, worst = sum(p.num_tokens for p in parts), sum(p.worst_case_tokens for p in parts)
+    return _smallest(keys, rows, RELATIVE_ROWS, tokens, worst)
+
+
+@dataclass(frozen=True)
+class RelativeTuning:
+    """The grid point of a relative line."""
+
+    alpha: float
+    """Smoothing weight of the model."""
+    base_alpha: float
+    """Smoothing weight of the base, in both parts."""
+    t: float
+    """lambda * (B - A0 - y0')."""
+    lam: float
+    """lambda per bit, derived from t."""
+    degree: int
+    """Total degree of the forecast's polynomial in the two entropies."""
+    coefficients: tuple[float, ...]
+    """float16 coefficients of H^i H0^j (bits), by total degree i + j, then by j."""
+    y0: float
+    """float16 floor of the forecasts, bits."""
+    tune_bits: float
+    """L_tune of the excess."""
+    base: Tuning
+    """The freedman line of the base itself, at base_alpha and L(h0) = 0."""
+    num_bases: int = 1
+    """M: the base was picked among so many after seeing the tokens."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RelativeTuning:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "coefficients": tuple(data["coefficients"]), "base": Tuning.from_dict(data["base"])})
+
+    @property
+    def highest_excess_bits(self) -> float:
+        """Largest possible value of d_i + v(lambda (Y_i - d_i)) / lambda."""
+        lowest, high = self.interval_bits()
+        return lowest - math.log1p(-self.lam * (high - lowest)) / self.lam
+
+    def interval_bits(self) -> tuple[float, float]:
+        """(y0', B - A0): between these lie the forecasts."""
+        vocab = self.base.vocab_size
+        low, high = excess_interval_bits(alpha=self.alpha, base_alpha=self.base_alpha, vocab_size=vocab)
+        return max(low, self.y0), high
+
+
+def excess_claim(claim: Claim) -> Claim:
+    """The claim on the excess: its share of delta, the delta artifact's code."""
+    return replace(claim, delta=claim.delta * RELATIVE_DELTA_SHARE)
+
+
+def base_claim(claim: Claim) -> Claim:
+    """The claim on the base's own risk: the rest of delta, and no code."""
+    return replace(claim, delta=claim.delta * (1 - RELATIVE_DELTA_SHARE), code_length_bits=0.0, code_split={})
+
+
+def choose_relative(
+    evidence: RelativeEvidence, claim: Claim, sampling: SamplingPlan | None = None, *, num_bases: int = 1
+) -> RelativeTuning:
+    """The grid point of the relative line, excess and base together.
+
+    Args:
+        evidence: of all shards; of the pilot in a sampled run.
+        claim: with `code_length_bits` that of the delta artifact and `extra_lines` counting this line.
+        sampling: the plan of a sampled run.
+        num_bases: M, bases that were tried on these tokens.
+
+    Raises:
+        InputError: no token to choose from, M < 1, or a claim that does not count this line.
+    """
+    if evidence.rows.shape[0] == 0:
+        raise InputError("there is no token with finite losses to choose from")
+    if num_bases < 1:
+        raise InputError(f"num_bases counts the bases tried, from 1; got {num_bases!r}")
+    if claim.extra_lines < 1:
+        raise InputError("a relative line is a line of the certificate: count it in `extra_lines`")
+    slack = SlackModel.of_range(claim, sampling)
+    search = _RelativeSearch(evidence, claim, slack)
+    return search.best(num_bases)
+
+
+class _RelativeSearch:
+    def __init__(self, evidence: RelativeEvidence, claim: Claim, slack: SlackModel) -> None:
+        self.claim, self.slack = claim, slack
+        nll, base_nll, entropy, base_entropy = evidence.rows.astype(np.float64).T
+        self.nll, self.base_nll = np.maximum(nll, 0.0), np.maximum(base_nll, 0.0)
+        counts = np.ones(nll.size, dtype=np.int64)
+        plain = replace(base_claim(claim), has_alpha=False, alpha_min=None, has_entropy=True)
+        self.base_search = FreedmanSearch(Cells(counts, self.base_nll, base_entropy, 0.0, plain), plain, slack)
+        self.weight = counts / counts.sum()
+        self.bases = [_basis(entropy / LN2, base_entropy / LN2, d) for d in range(MAX_DEGREE + 1)]
+        self.solvers = [normal_solver(basis, self.weight) for basis in self.bases]
+        self.kappas = [_excess_kappa(d, claim, sampled=slack.draws > 0) for d in range(MAX_DEGREE + 1)]
+
+    def best(self, num_bases: int) -> RelativeTuning:
+        vocab = self.claim.vocab_size
+        losses = {a: smoothed_loss_bits(self.nll, alpha=a, vocab_size=vocab) for a in _COARSE_ALPHAS}
+        base_losses = {a: smoothed_loss_bits(self.base_nll, alpha=a, vocab_size=vocab) for a in _COARSE_ALPHAS}
+        base_values = {a: self.base_search.quick(a, 0)[0] for a in _COARSE_ALPHAS}
+        pairs = [(a, b) for a in _COARSE_ALPHAS for b in _COARSE_ALPHAS]
+        ranked = sorted(pairs, key=lambda ab: self.quick(ab, losses[ab[0]] - base_losses[ab[1]]) + base_values[ab[1]])
+        found = [self.refined(ab, losses[ab[0]] - base_losses[ab[1]], num_bases) for ab in ranked[:_FINALISTS]]
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def quick(self, alphas: tuple[float, float], excess: Floats) -> float:
+        low, high = excess_interval_bits(alpha=alphas[0], base_alpha=alphas[1], vocab_size=self.claim.vocab_size)
+        square = float(self.weight @ (excess - self.weight @ excess) ** 2)
+        lam = min(math.sqrt(2 * self.kappas[0] / (self.claim.num_tokens * max(square, 1e-12))), 0.99 / (high - low))
+        return float(self.weight @ excess) + lam * square / 2 + self.kappas[0] / (lam * self.claim.num_tokens)
+
+    def refined(self, alphas: tuple[float, float], excess: Floats, num_bases: int) -> tuple[float, RelativeTuning]:
+        base = self.base_search.refined(self.base_search.smoothed(alphas[1], 0))
+        options = [self.with_degree(alphas, excess, d) for d in range(MAX_DEGREE + 1)]
+        value, t, lam, coefficients, y0 = min(options, key=lambda option: option[0])
+        degree = [basis.shape[1] for basis in self.bases].index(len(coefficients))
+        return value + base.value, self.tuning(alphas, t, lam, degree, coefficients, y0, base, num_bases)
+
+    def tuning(
+        self,
+        alphas: tuple[float, float],
+        t: float,
+        lam: float,
+        degree: int,
+        coefficients: tuple[float, ...],
+        y0: float,
+        base: Candidate,
+        num_bases: int,
+    ) -> RelativeTuning:
+        return RelativeTuning(
+            alpha=alphas[0],
+            base_alpha=alphas[1],
+            t=t,
+            lam=lam,
+            degree=degree,
+            coefficients=coefficients,
+            y0=y0,
+            tune_bits=relative_tune_bits(degree) + self.claim.shared_bits,
+            base=freedman_tuning(base, self.base_search.claim),
+            num_bases=num_bases,
+        )
+
+    def with_degree(
+        self, alphas: tuple[float, float], excess: Floats, degree: int
+    ) -> tuple[float, float, float, tuple[float, ...], float]:
+        low, high = excess_interval_bits(alpha=alphas[0], base_alpha=alphas[1], vocab_size=self.claim.vocab_size)
+        basis = self.bases[degree]
+        fitted = self.solvers[degree] @ (basis.T @ (self.weight * excess))
+        coefficients = fitted.astype(np.float16).astype(np.float64)
+        options = []
+        guess = basis @ coefficients
+        if not np.isfinite(coefficients).all():
+            return math.inf, 0.5, 0.5 / (high - low), (0.0,) * len(fitted), low
+        for floor in (low, *floor_candidates(np.maximum(guess, low), self.weight)):
+            y0 = float(np.float16(floor))
+            lowest = max(low, y0)
+            if not lowest < high:
+                continue
+            value, t = self.best_t(excess, np.minimum(np.maximum(guess, lowest), high), lowest, high, degree)
+            options.append((value, t, t / (high - lowest), tuple(coefficients.tolist()), y0))
+        return min(options, key=lambda option: option[0])
+
+    def best_t(self, excess: Floats, forecast: Floats, lowest: float, high: float, degree: int) -> tuple[float, float]:
+        kappa, m = self.kappas[degree], self.claim.num_tokens
+
+        def value(t: float) -> float:
+            lam = t / (high - lowest)
+            mean = float(self.weight @ (forecast - np.log1p(lam * (forecast - excess)) / lam))
+            return mean + kappa / (lam * m) + self.slack.bits(lowest - math.log1p(-t) / lam, mean)
+
+        square = float(self.weight @ (forecast - excess) ** 2)
+        lam = math.sqrt(2 * kappa / (m * max(square, 1e-12)))
+        return descend(value, nearest_t(lam * (high - lowest)))
+
+
+@dataclass(frozen=True)
+class RelativeSums:
+    """Exact sums of a relative line over some shards."""
+
+    excess: LineSums
+    """One line: z_i, d_i and (Y_i - d_i)^2 of the excess."""
+    base: LineSums
+    """One line: the base's own."""
+
+
+def relative_sums(
+    tuning: RelativeTuning,
+    nll: ArrayLike,
+    base_nll: ArrayLike,
+    entropy: ArrayLike,
+    base_entropy: ArrayLike,
+    *,
+    window_lengths: ArrayLike | None = None,
+    worst_case: ArrayLike | int | None = None,
+) -> RelativeSums:
+    """Evaluate a relative line over one shard; arguments as in :func:`~tokenbound.bounds.exact.line_sums`.
+
+    Raises:
+        InputError: arrays of different lengths, or values that are not finite.
+    """
+    nll_, base_nll_, entropy_, base_entropy_ = _checked(nll, base_nll, entropy, base_entropy)
+    lengths = None if window_lengths is None else np.asarray(window_lengths, dtype=np.int64)
+    failed, worst_tokens = worst_case_windows(worst_case, lengths)
+    base = line_sums([tuning.base], base_nll_, base_entropy_, window_lengths=window_lengths, worst_case=worst_case)
+    per_token = None if lengths is None else np.empty(nll_.size)
+    blocks = []
+    for start in range(0, nll_.size, BLOCK_TOKENS):
+        part = slice(start, start + BLOCK_TOKENS)
+        value, excess, square = _excess_block(tuning, nll_[part], base_nll_[part], entropy_[part], base_entropy_[part])
+        blocks.append((float(value.sum()), float(excess.sum()), float(square.sum())))
+        if per_token is not None:
+            per_token[part] = value
+    lowest, high = tuning.interval_bits()
+    worst = np.array([tuning.highest_excess_bits, high, (high - lowest) ** 2])
+    totals = np.array([math.fsum(column) for column in zip(*blocks, strict=True)] if blocks else [0.0] * 3)
+    totals = totals + worst * worst_tokens
+    windows = None
+    if per_token is not None and lengths is not None:
+        row = window_sums(per_token, lengths if failed is None else np.where(failed, 0, lengths))
+        if failed is not None:
+            row[failed] = worst[0] * lengths[failed]
+        windows = row[None]
+    nll_sum = float(nll_.sum(dtype=np.float64))
+    tokens = int(nll_.size) + worst_tokens
+    excess_sums = LineSums(tokens, worst_tokens, totals[None, None], np.array([nll_sum]), windows, lengths)
+    return RelativeSums(excess_sums, base)
+
+
+def merge_relative_sums(parts: Sequence[RelativeSums]) -> RelativeSums:
+    """The sums of all shards together; for sampled runs in draw order."""
+    return RelativeSums(merge_sums([p.excess for p in parts]), merge_sums([p.base for p in parts]))
+
+
+def certify_relative(
+    tuning: RelativeTuning, sums: RelativeSums, claim: Claim, sampling: SamplingPlan | None = None
+) -> Line:
+    """The printed relative line: bound on R(h0) plus bound on R(h) - R(h0).
+
+    ``terms`` hold both parts: `base_empirical`, `base_gap`, and the excess's own; `excess` is the bound on R(h) - R(h0) alone.
+
+    Raises:
+        MismatchError: tokens are missing or counted twice.
+    """
+    if sampling is None and sums.excess.num_tokens != claim.num_tokens and not claim.what_if:
+        raise MismatchError(f"the sums hold {sums.excess.num_tokens} tokens, the corpus {claim.num_tokens}")
+    sampled, m = sampling is not None, claim.num_tokens
+    kappa = _excess_kappa(tuning.degree, claim, sampled=sampled)
+    base_kappa = _base_kappa(tuning, claim, sampled=sampled)
+    base_lam = float(tuning.base.lam or 0.0)
+    mean, base_mean = sums.excess.mean(0, "value"), sums.base.mean(0, "value")
+    slack = _relative_slack(tuning, sums, claim, sampling, mean + base_mean)
+    complexity, base_complexity = kappa / (tuning.lam * m), base_kappa / (base_lam * m)
+    value = mean + base_mean + slack + complexity + base_complexity
+    guard = arithmetic_guard(value, tuning.lam) + arithmetic_guard(value, base_lam)
+    oracle = oracle_gap_bits(sums.excess.mean(0, "square"), kappa=kappa, num_tokens=m)
+    excess, base = sums.excess.mean(0, "loss"), sums.base.mean(0, "loss")
+    guess = math.log2(claim.tokenizer_vocab_size)
+    printed = round_up(value + guard)
+    notes = [f"what-if: the same losses, a larger m ({m} tokens); not a bound"] if claim.what_if else []
+    notes += [f"vacuous: not below a random guess ({guess:.4g})"] if printed >= guess else []
+    return Line(
+        method="relative",
+        top_k=None,
+        value=printed,
+        empirical=excess + base,
+        kappa_nats=kappa,
+        tune_bits=tuning.tune_bits,
+        vacuous=printed >= guess,
+        random_guess=guess,
+        terms={
+            "empirical": excess + base,
+            "variance": mean - excess,
+            "complexity": complexity,
+            "base_variance": base_mean - base,
+            "base_complexity": base_complexity,
+            "sampling_slack": slack,
+            "excess_empirical": excess,
+            "excess": mean + complexity,
+            "base_empirical": base,
+            "base_bound": base_mean + base_complexity,
+            "oracle_gap": oracle,
+            "gap_over_oracle": (mean - excess + complexity) / oracle if oracle > 0 else math.nan,
+        },
+        parameters=tuning.to_dict(),
+        note="; ".join(notes),
+    )
+
+
+def _relative_slack(
+    tuning: RelativeTuning, sums: RelativeSums, claim: Claim, sampling: SamplingPlan | None, mean: float
+) -> float:
+    """Slack of the mean of both parts' values together: one sequence, one share of delta_s."""
+    if sampling is None or sampling.pilot_units == sampling.num_units:
+        return 0.0
+    if sums.excess.windows is None or sums.base.windows is None or sums.excess.window_lengths is None:
+        raise InputError("a sampled run needs sums taken with window_lengths")
+    both = sums.excess.windows[0] + sums.base.windows[0]
+    highest = tuning.highest_excess_bits + highest_value(tuning.base)
+    return float(path_of_windows(both, sums.excess.window_lengths, highest, claim, sampling).upper[-1]) - mean
+
+
+def _excess_kappa(degree: int, claim: Claim, *, sampled: bool) -> float:
+    return kappa_nats(
+        code_length_bits=claim.paid_code_bits,
+        tune_bits=relative_tune_bits(degree) + claim.shared_bits,
+        delta=corpus_delta(excess_claim(claim), sampled=sampled),
+    )
+
+
+def _base_kappa(tuning: RelativeTuning, claim: Claim, *, sampled: bool) -> float:
+    delta = corpus_delta(base_claim(claim), sampled=sampled)
+    return kappa_nats(code_length_bits=0.0, tune_bits=tuning.base.tune_bits, delta=delta) + math.log(tuning.num_bases)
+
+
+def _excess_block(
+    tuning: RelativeTuning, nll: Floats, base_nll: Floats, entropy: Floats, base_entropy: Floats
+) -> tuple[Floats, Floats, Floats]:
+    vocab = tuning.base.vocab_size
+    excess = smoothed_loss_bits(nll, alpha=tuning.alpha, vocab_size=vocab)
+    excess -= smoothed_loss_bits(base_nll, alpha=tuning.base_alpha, vocab_size=vocab)
+    lowest, high = tuning.interval_bits()
+    basis = _basis(entropy.astype(np.float64) / LN2, base_entropy.astype(np.float64) / LN2, tuning.degree)
+    forecast = np.minimum(np.maximum(basis @ np.array(tuning.coefficients), lowest), high)
+    value = forecast - np.log1p(tuning.lam * (forecast - excess)) / tuning.lam
+    return value, excess, np.square(forecast - excess)
+
+
+def _basis(entropy_bits: Floats, base_entropy_bits: Floats, degree: int) -> Floats:
+    """[T, (degree + 1)(degree + 2) / 2] monomials of the two entropies, by total degree."""
+    columns = [entropy_bits ** (d - j) * base_entropy_bits**j for d in range(degree + 1) for j in range(d + 1)]
+    return np.stack(columns, axis=1)
+
+
+def _checked(
+    nll: ArrayLike, base_nll: ArrayLike, entropy: ArrayLike, base_entropy: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    losses = check_nll(nll)
+    base_losses = check_length(check_nll(base_nll, name="base_nll"), losses.size, "base_nll")
+    return losses, base_losses, check_entropy(entropy, losses.size), check_entropy(base_entropy, losses.size)
+
+
+def _row_hash(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """A 64-bit mix (splitmix64's finaliser) of each row's bits and its place in the shard."""
+    bits = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)
+    state = np.arange(len(rows), dtype=np.uint64)
+    for column in bits.T:
+        state = (state ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state
+
+
+def _smallest(
+    keys: NDArray[np.uint64], rows: NDArray[np.float32], limit: int, tokens: int, worst: int
+) -> RelativeEvidence:
+    order = np.lexsort((*rows.T, keys))[:limit]  # rows break ties, so that the order of merging cannot matter
+    return RelativeEvidence(tokens, worst, keys[order], rows[order])
+
+
+def _pack(array: NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 6)).decode("ascii")
+
+
+def _unpack(text: str) -> bytes:
+    return zlib.decompressobj().decompress(base64.b64decode(text, validate=True), RELATIVE_ROWS * 16 + 1)
