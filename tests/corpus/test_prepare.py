@@ -110,8 +110,8 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(tmp_path_factory, files, part_
         stop = min(start + 7, len(stream))
         assert corpus.read_ids(0, start, stop).tolist() == stream[start:stop]
         first, offsets = corpus.documents_between(0, start, stop)
-        assert offsets[0] <= start
-        assert offsets[-1] >= stop
+        assert offsets[0] <= start < offsets[1]
+        assert offsets[-2] < stop <= offsets[-1]
         assert offsets.tolist() == bounds[first : first + len(offsets)].tolist()
 
 

@@ -242,3 +242,35 @@ def test_ids_agree_with_transformers(tmp_path):
     for text in SENTENCES:
         assert ours.encode_batch([text])[0].tolist() == theirs(text, add_special_tokens=False)["input_ids"]
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+# --- through transformers --------------------------------------------------------------------------------------
+
+
+def gpt2_files(folder: Path) -> Tokenizer:
+    """The files of an old GPT-2 style tokenizer: no tokenizer.json, BOS and EOS known to the Python class only."""
+    pipeline = Tokenizer(models.BPE())
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pipeline.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pipeline.train_from_iterator(SENTENCES, trainer)
+    pipeline.model.save(str(folder))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    return pipeline
+
+
+@pytest.mark.parametrize("with_definition", [False, True])
+def test_old_files_are_converted_and_class_defaults_known(tmp_path, with_definition):
+    pipeline = gpt2_files(tmp_path)
+    if with_definition:
+        pipeline.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (0, 0, 280)
+    text = "the cat <|endoftext|> sat"
+    assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
+    assert tokenizer.encode_batch(["the cat"])[0].tolist() == pipeline.encode("the cat").ids

@@ -351,19 +351,26 @@ class PreparedCorpus:
         return np.concatenate([*tables, record.part_starts[-1:]])
 
     def documents_between(self, segment: int, start: int, stop: int) -> tuple[int, Offsets]:
-        """The documents of the parts that overlap a range of a segment's stream.
+        """The documents that overlap a nonempty range of a segment's stream.
 
         Returns:
-            Index in the segment of the first of them, and int64 [n + 1] offsets in the stream. Memory is that of
-            the parts concerned, not of the corpus.
+            Index in the segment of the first of them, and their int64 [n + 1] offsets in the stream. The offset
+            tables of the parts concerned stay in memory, not those of the corpus.
         """
         record = self.manifest.segments[segment]
         parts = _overlapping(record.part_starts, start, stop)
         if not parts:
             return 0, np.array([start], dtype=np.int64)
-        tables = [self._part_offsets(segment, part)[:-1] + begin for part, begin, _ in parts]
-        first, last = parts[0][0], parts[-1][2]
-        return int(record.part_documents[first]), np.concatenate([*tables, np.array([last], dtype=np.int64)])
+        (first_part, begin, _), (last_part, last_begin, _) = parts[0], parts[-1]
+        # side="right": of several documents at one offset only the last has content.
+        low = int(np.searchsorted(self._part_offsets(segment, first_part), start - begin, side="right")) - 1
+        high = int(np.searchsorted(self._part_offsets(segment, last_part), stop - last_begin, side="left"))
+        tables = [
+            self._part_offsets(segment, part)[low if part == first_part else 0 : high if part == last_part else -1] + at
+            for part, at, _ in parts
+        ]
+        end = self._part_offsets(segment, last_part)[high : high + 1] + last_begin
+        return int(record.part_documents[first_part]) + low, np.concatenate([*tables, end])
 
     def first_document(self, segment: int) -> int:
         """Number in the whole corpus of a segment's first document."""
