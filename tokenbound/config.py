@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tokenbound.compression.settings import CompressSettings
 from tokenbound.errors import InputError
 
-
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -29,7 +28,7 @@ class ModelConfig(_Section):
     """The hypothesis: an artifact, or a checkpoint that is encoded into one before it is scored."""
 
     artifact: str | None = None
-    """Path of an artifact made by `tokenbound compress` or `tokenbound pretrain`; `demo` is the one shipped inside the package."""
+    """Path of an artifact made by `compress` or `pretrain`; `demo` is the one shipped inside the package."""
     checkpoint: str | None = None
     """Directory or hub id of a Hugging Face causal language model with safetensors weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -110,7 +109,7 @@ class WindowsConfig(_Section):
     context: Literal["packed", "document"] = "document"
     """`packed`: contiguous windows over the whole stream. `document`: no window crosses a document."""
     stride: int | None = Field(default=None, ge=1)
-    """Distance between window starts; null means `length` (no overlap). A smaller stride gives longer contexts at a higher cost."""
+    """Distance between window starts; null means `length`. Smaller strides give longer contexts at a higher cost."""
     batch: int = Field(default=16, ge=1)
     """Windows per forward pass; part of the plan, so that a loss never depends on how many actors ran."""
     shard_tokens: Literal["auto"] | int = "auto"

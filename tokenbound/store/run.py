@@ -152,9 +152,13 @@ class RunDirectory:
         try:
             record = CommitRecord(**tree)
         except TypeError:
-            raise MismatchError(f"{self.uri}/{_record_name(shard)} is no commit record; delete it to score again") from None
+            raise MismatchError(
+                f"{self.uri}/{_record_name(shard)} is no commit record; delete it to score again"
+            ) from None
         if record.shard != shard:
-            raise MismatchError(f"{self.uri}/{_record_name(shard)} speaks of shard {record.shard}; delete it to score again")
+            raise MismatchError(
+                f"{self.uri}/{_record_name(shard)} speaks of shard {record.shard}; delete it to score again"
+            )
         return record
 
     def losses(self, record: CommitRecord, columns: Sequence[str] | None = None) -> Losses:
@@ -166,9 +170,15 @@ class RunDirectory:
         try:
             data = files.read_bytes(self.filesystem, self.path(record.file))
         except FileNotFoundError:
-            raise MismatchError(f"{self.uri}/{record.file} is committed but missing; delete {_record_name(record.shard)} to score it again") from None
+            raise MismatchError(
+                f"{self.uri}/{record.file} is committed but missing; delete {_record_name(record.shard)} to score it "
+                "again"
+            ) from None
         if len(data) != record.bytes or sha256_hex(data) != record.sha256:
-            raise MismatchError(f"{self.uri}/{record.file} changed after it was committed; delete {_record_name(record.shard)} to score it again")
+            raise MismatchError(
+                f"{self.uri}/{record.file} changed after it was committed; delete {_record_name(record.shard)} to "
+                "score it again"
+            )
         losses = from_parquet(data, columns, origin=f"{self.uri}/{record.file}")
         if len(losses.window_id) != record.windows or losses.num_tokens != record.tokens:
             raise MismatchError(f"{self.uri}/{record.file}: windows or tokens differ from the commit record")

@@ -59,7 +59,7 @@ def total_steps(config: TrainingConfig, world_size: int) -> int:
 
 
 def schedule(config: TrainingConfig, step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over a share ``config.warmup`` of the steps, then linear to zero."""
+    """Share of the peak learning rate: linear warm-up over ``config.warmup`` of the steps, then linear to zero."""
     warmup = max(1, round(config.warmup * steps))
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
 
@@ -103,7 +103,7 @@ def train(
         stream: the training tokens; must be longer than one window.
         config: budget, batch, learning rate, seed.
         on_step: told about every step.
-        save: called every `checkpoint_interval_s` seconds and at the end with a function that writes the state to a path.
+        save: called every `checkpoint_interval_s` seconds and at the end, with a function that writes the state.
         resume_from: state file to continue from.
         checkpoint_interval_s: seconds between saves.
         accelerator: device placement and data parallelism; default one is built.

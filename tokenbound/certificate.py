@@ -1,0 +1,370 @@
+"""The risk certificate: what is claimed, from what, and how anyone can check it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan
+from tokenbound.bounds.codes import artifact_code_length_bits
+from tokenbound.errors import IncompleteError, InputError, MismatchError
+from tokenbound.identity import fingerprint, protocol_bits
+from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
+from tokenbound.store.losses import LIST_COLUMNS
+from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
+
+SCHEMA_VERSION = 1
+RELATIVE_TOLERANCE = 1e-9
+"""Recomputed floats may differ by this much between NumPy versions; integers, texts and digests not at all."""
+
+
+class SamplingRecord(BaseModel):
+    """How a sample of windows was drawn; null in a certificate where every token was scored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int
+    num_windows: int
+    """N: windows of the corpus."""
+    max_window_tokens: int
+    scored_windows: int
+    """n: length of the prefix of the hashed order that was scored."""
+    pilot_windows: int
+    until_slack_bits: float | None
+    evaluation: int | None = None
+
+
+class Certificate(BaseModel):
+    """An upper bound on a model's risk and all it depends on. Rates are bits per token unless named otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    schema_version: Literal[1] = 1
+    bound_bits: float | None
+    """The smallest loss line; null if only errors are bounded."""
+    method: str | None
+    """Its method."""
+    empirical_risk_bits: float | None
+    """Its mean smoothed loss on the scored tokens."""
+    gap_bits: float | None
+    """bound - empirical risk."""
+    random_guess_bits: float
+    """log2 of the tokenizer's vocabulary: the loss of guessing."""
+    vacuous: bool
+    """Whether no loss line is below random guessing."""
+    delta: float
+    """Probability that any line of `bounds` fails."""
+    num_tokens: int
+    """m: tokens that the bound speaks of."""
+    num_scored_tokens: int
+    """Tokens scored; smaller than m where windows were sampled."""
+    num_windows: int
+    """Windows of the whole corpus."""
+    vocab_size: int
+    """V: width of the logits."""
+    tokenizer_vocab_size: int
+    """V_tok: ids that the tokenizer can emit."""
+    code_length_bits: float
+    """L(h) as paid (0 under a holdout prior)."""
+    code_split: dict[str, float]
+    """L(h) by what it pays for."""
+    artifact_bytes: int
+    tune_bits: float | None
+    """L_tune of the loss line quoted above."""
+    alpha: float | None
+    """Smoothing weight of the loss line quoted above."""
+    bounds: list[dict[str, Any]]
+    """Every line: method, top_k, value, empirical, kappa_nats, tune_bits, terms."""
+    mean_nll_nats: float
+    """Unsmoothed mean loss of the scored tokens, nats per token."""
+    mean_nll_bits: float
+    perplexity: float
+    """exp of the unsmoothed mean."""
+    bound_bits_per_byte: float | None
+    """bound_bits per byte of the source text, where the source was text."""
+    mean_nll_bits_per_byte: float | None
+    num_worst_case_tokens: int
+    """Tokens without a finite loss, counted at the worst case."""
+    prior: Literal["code", "holdout"]
+    trial: int
+    methods: list[str]
+    top_k: list[int]
+    declared_tokens: int | None
+    unscorable: Literal["refuse", "worst_case"]
+    protocol: dict[str, Any]
+    """How the model is applied to the corpus; paid for in L(h)."""
+    sampling: SamplingRecord | None
+    """How windows were drawn; null where every token was scored."""
+    declarations: dict[str, Any]
+    """What the user vouches for."""
+    corpus: dict[str, Any]
+    """Source, files, documents, tokens, bytes of text."""
+    model: dict[str, Any]
+    """Architecture and parameters."""
+    environment: dict[str, Any]
+    """Versions and device that scored."""
+    scoring_identity: dict[str, Any]
+    claim_identity: dict[str, Any]
+    scoring_fingerprint: str
+    claim_fingerprint: str
+    artifact_sha256: str
+    corpus_sha256: str
+    tokens_sha256: str
+    losses_sha256: str
+    num_shards: int
+    tokenbound_version: str
+    created_at: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a certificate from a file or URI.
+
+        Raises:
+            IncompleteError: there is none.
+            MismatchError: it is damaged or of another schema version.
+        """
+        folder, name = _split(str(path))
+        tree = RunDirectory(folder).read_json(name)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            field = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise MismatchError(
+                f"{path} is no certificate of schema {SCHEMA_VERSION}: field {field!r}: {error.errors()[0]['msg']}"
+            ) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the certificate as JSON, atomically."""
+        folder, name = _split(str(path))
+        RunDirectory(folder).write_json(name, self.model_dump(mode="json"))
+
+    def table(self) -> str:
+        """The certificate as text for a terminal."""
+        from tokenbound.report.terminal import certificate_text
+
+        return certificate_text(self)
+
+    def claim(self) -> Claim:
+        """The claim that this certificate makes, for the bounds."""
+        return Claim(
+            vocab_size=self.vocab_size,
+            tokenizer_vocab_size=self.tokenizer_vocab_size,
+            code_length_bits=math.fsum(self.code_split.values()),
+            delta=self.delta,
+            num_tokens=self.num_tokens,
+            methods=tuple(self.methods),
+            top_k=tuple(self.top_k),
+            trial=self.trial,
+            declared_tokens=self.declared_tokens,
+            prior=self.prior,
+            code_split=self.code_split,
+        )
+
+    def sampling_plan(self) -> SamplingPlan | None:
+        """The sampling plan, for the bounds."""
+        if self.sampling is None:
+            return None
+        record = self.sampling
+        return SamplingPlan(
+            num_units=record.num_windows,
+            max_unit_tokens=record.max_window_tokens,
+            pilot_units=record.pilot_windows,
+            trial=self.trial,
+            evaluation=record.evaluation,
+        )
+
+    def verify(self, *, losses: str | Path, artifact: str | Path) -> None:
+        """Recompute everything that losses and artifact determine and compare.
+
+        The corpus is not read: that its tokens have these losses is what re-scoring checks.
+
+        Args:
+            losses: the run directory, or its `losses` folder.
+            artifact: the artifact's file.
+
+        Raises:
+            IncompleteError: losses or artifact are not there.
+            MismatchError: a byte of either changed, or a printed number does not follow from them.
+        """
+        self._verify_identities()
+        self._verify_artifact(str(artifact))
+        run = RunDirectory(_run_folder(str(losses)))
+        ledger = RunLedger(run.uri, self.num_shards, self.scoring_fingerprint, self.vocab_size, tuple(LIST_COLUMNS))
+        records = [ledger.record(shard) for shard in range(self.num_shards)]
+        _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
+        self._verify_windows(ledger)
+        reduction = reduce_ledger(ledger, self.claim(), self.sampling_plan(), trust_evidence=False)
+        for name, value in derived_fields(reduction, self.claim(), self.corpus.get("bytes_per_token")).items():
+            _require_equal(name, getattr(self, name), value)
+
+    def _verify_identities(self) -> None:
+        _require_equal("scoring_fingerprint", self.scoring_fingerprint, fingerprint(self.scoring_identity))
+        _require_equal("claim_fingerprint", self.claim_fingerprint, fingerprint(self.claim_identity))
+        for name in ("artifact_sha256", "corpus_sha256", "tokens_sha256", "protocol"):
+            _require_equal(name, getattr(self, name), self.scoring_identity.get(name))
+        for name in ("methods", "top_k", "delta", "trial", "unscorable", "declarations", "scoring_fingerprint"):
+            _require_equal(name, getattr(self, name), self.claim_identity.get(name))
+        _require_equal("prior", self.prior, self.declarations.get("prior"))
+        _require_equal("declared_tokens", self.declared_tokens, self.declarations.get("declared_tokens"))
+        _require_equal("sampling", self.sampling is not None, self.scoring_identity.get("sampled"))
+        _require_equal("random_guess_bits", self.random_guess_bits, math.log2(self.tokenizer_vocab_size))
+
+    def _verify_artifact(self, path: str) -> None:
+        folder, name = _split(path)
+        data = RunDirectory(folder).read(name)
+        _require_equal("artifact_sha256", self.artifact_sha256, sha256_hex(data))
+        _require_equal("artifact_bytes", self.artifact_bytes, len(data))
+        split = code_split(len(data), self.protocol)
+        _require_equal("code_split", self.code_split, split)
+        _require_equal(
+            "code_length_bits", self.code_length_bits, 0.0 if self.prior == "holdout" else math.fsum(split.values())
+        )
+
+    def _verify_windows(self, ledger: RunLedger) -> None:
+        """The recorded windows are those planned, each once, in order; and they hold the tokens that are claimed."""
+        expected = self._planned_windows()
+        seen = tokens = worst = largest = 0
+        for shard in range(self.num_shards):
+            losses = ledger.losses(shard)
+            ids = losses.window_id
+            if seen + len(ids) > len(expected) or not (ids == expected[seen : seen + len(ids)]).all():
+                raise MismatchError(
+                    f"shard {shard} holds other windows than planned: missing, duplicate or re-ordered ones"
+                )
+            seen += len(ids)
+            tokens += losses.num_tokens
+            worst += int(losses.window_lengths[losses.unscored].sum())
+            largest = max(largest, int(losses.window_lengths.max(initial=0)))
+        _require_equal("scored windows", len(expected), seen)
+        _require_equal("num_scored_tokens", self.num_scored_tokens, tokens)
+        _require_equal("num_worst_case_tokens", self.num_worst_case_tokens, worst)
+        if worst and self.unscorable != "worst_case":
+            raise MismatchError(
+                f"{worst} tokens have no finite loss and the claim does not count them at the worst case"
+            )
+        if self.sampling is None:
+            _require_equal("num_tokens", self.num_tokens, tokens)
+        elif largest > self.sampling.max_window_tokens:
+            raise MismatchError(
+                f"a window has {largest} tokens, more than max_window_tokens {self.sampling.max_window_tokens}"
+            )
+
+    def _planned_windows(self) -> Any:
+        import numpy as np
+
+        from tokenbound.corpus.windows import hashed_order
+
+        if self.sampling is None:
+            return np.arange(self.num_windows)
+        _require_equal("num_windows", self.num_windows, self.sampling.num_windows)
+        return hashed_order(
+            self.num_windows,
+            artifact_sha256=self.artifact_sha256,
+            corpus_sha256=self.corpus_sha256,
+            fingerprint=self.scoring_fingerprint,
+            seed=self.sampling.seed,
+            first=self.sampling.scored_windows,
+        )
+
+
+def code_split(artifact_bytes: int, protocol: dict[str, Any]) -> dict[str, float]:
+    """L(h) by what it pays for, bits. A counted tokenizer and a delta's base digest are inside the artifact."""
+    return {
+        "artifact": float(artifact_code_length_bits(artifact_bytes)),
+        "protocol": float(protocol_bits(protocol)),
+    }
+
+
+def derived_fields(reduction: Reduction, claim: Claim, bytes_per_token: float | None) -> dict[str, Any]:
+    """Every number of a certificate that the losses and the claim determine."""
+    best = best_loss_line(reduction.lines)
+    mean = reduction.sums.mean_nll_nats
+    per_byte = None if not bytes_per_token else 1 / bytes_per_token
+    return {
+        "bound_bits": best.value if best else None,
+        "method": best.method if best else None,
+        "empirical_risk_bits": best.empirical if best else None,
+        "gap_bits": best.value - best.empirical
+        if best and best.value is not None and best.empirical is not None
+        else None,
+        "vacuous": best is None or bool(best.vacuous),
+        "tune_bits": best.tune_bits if best else None,
+        "alpha": best.parameters.get("alpha") if best else None,
+        "bounds": [_plain(line.to_dict()) for line in reduction.lines],
+        "mean_nll_nats": mean,
+        "mean_nll_bits": mean / math.log(2),
+        "perplexity": math.exp(min(mean, 700.0)),
+        "bound_bits_per_byte": best.value * per_byte if best and best.value is not None and per_byte else None,
+        "mean_nll_bits_per_byte": mean / math.log(2) * per_byte if per_byte else None,
+    }
+
+
+def best_loss_line(lines: tuple[Line, ...]) -> Line | None:
+    """The loss line with the smallest value; all lines hold together, so the smallest may be quoted."""
+    known = [line for line in lines if line.top_k is None and line.value is not None]
+    return min(known, key=lambda line: line.value) if known else None
+
+
+def _plain(tree: Any) -> Any:
+    """As it will look after a round trip through JSON."""
+    return json.loads(json.dumps(tree, allow_nan=False))
+
+
+def _require_equal(name: str, printed: Any, recomputed: Any) -> None:
+    if not _agree(printed, recomputed):
+        raise MismatchError(
+            f"{name}: the certificate says {_short(printed)}, but losses and artifact give {_short(recomputed)}"
+        )
+
+
+def _agree(left: Any, right: Any) -> bool:
+    if (isinstance(left, float) and isinstance(right, float | int)) or (
+        isinstance(right, float) and isinstance(left, int)
+    ):
+        return math.isclose(left, right, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12)
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_agree(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(_agree(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Folder and file name of a path or URI."""
+    folder, _, name = path.rstrip("/").rpartition("/")
+    if not name:
+        raise InputError(f"{path!r} names no file")
+    return folder or ("/" if path.startswith("/") else "."), name
+
+
+def _run_folder(path: str) -> str:
+    path = path.rstrip("/")
+    return _split(path)[0] if path.rpartition("/")[2] == "losses" else path
+
+
+def verify_beside(path: str | Path, *, losses: str | None = None, artifact: str | None = None) -> Certificate:
+    """Verify a certificate with the losses and artifact that lie beside it, unless told otherwise.
+
+    Raises:
+        IncompleteError: certificate, losses or artifact are not there.
+        MismatchError: something does not follow.
+    """
+    certificate = Certificate.load(path)
+    folder = _split(str(path))[0]
+    run = RunDirectory(losses or folder)
+    if not run.exists("shards") and not RunDirectory(_run_folder(run.uri)).exists("shards"):
+        raise IncompleteError(
+            f"no losses beside {path}; give their run directory with --losses (arithmetic alone is no verification)"
+        )
+    certificate.verify(losses=losses or folder, artifact=artifact or f"{folder}/{ARTIFACT}")
+    return certificate

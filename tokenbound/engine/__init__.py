@@ -1,0 +1,1 @@
+"""The distributed side: the only folder that imports Ray."""

@@ -1,0 +1,82 @@
+"""Joining or starting Ray, and reading what it has to give."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from tokenbound.errors import InputError, TokenboundError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """Join the given or the surrounding cluster, else start a local one that listens on loopback alone.
+
+    A session that is already there is used and left running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    chosen = address or os.environ.get("RAY_ADDRESS")
+    local = {} if chosen else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
+        except ConnectionError as error:
+            raise InputError(f"how.ray_address {chosen!r}: no Ray cluster answers there ({error})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster can run at once."""
+
+    cpus: int
+    gpus: int
+
+
+def cluster_resources() -> Resources:
+    """Processors and GPUs of all living nodes."""
+    found = ray.cluster_resources()
+    return Resources(cpus=max(1, int(found.get("CPU", 1))), gpus=int(found.get("GPU", 0)))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let a user's error that was raised inside a Ray task come out as itself."""
+    try:
+        yield
+    except TokenboundError:
+        raise
+    except Exception as error:
+        cause = _user_error(error)
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _user_error(error: BaseException | None) -> TokenboundError | None:
+    """The first of our errors along a chain of causes; Ray wraps them in one layer per task."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, TokenboundError):
+            # Ray's dynamic class derives from ours and carries a traceback as its text: rebuild the plain one.
+            inner = getattr(error, "cause", None)
+            return inner if isinstance(inner, TokenboundError) else error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

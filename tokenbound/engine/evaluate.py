@@ -1,0 +1,331 @@
+"""The main job: a config in, a certificate out; resumable at every shard."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import ray
+
+from tokenbound.bounds.claim import Claim, SamplingPlan
+from tokenbound.bounds.sampling import first_prefix, sampling_path
+from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields
+from tokenbound.config import CorpusConfig, RunConfig
+from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.engine.cluster import plain_errors, ray_session
+from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
+from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.preparation import Prepared, prepare, sample_size
+from tokenbound.engine.progress import TokenProgress
+from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
+from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.identity import claim_identity, declarations, fingerprint
+from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
+from tokenbound.store.run import CERTIFICATE, CommitRecord, RunDirectory, losses_sha256, missing_shards
+
+logger = logging.getLogger(__name__)
+
+SLACK_GROWTH = 1.5
+"""A run that scores until its slack is small grows its sample by this factor between looks."""
+
+
+def evaluate(config: RunConfig, *, on_certificate: Callable[[Certificate, str], None] | None = None) -> Certificate:
+    """Score what is not yet scored, reduce, and write the certificate and its report.
+
+    Args:
+        config: the run.
+        on_certificate: told the certificate and its path.
+
+    Raises:
+        InputError: config, corpus or model cannot be used.
+        IncompleteError: planned shards are missing afterwards.
+        MismatchError: the run directory belongs to other inputs, or windows could not be scored.
+    """
+    with ray_session(config.how.ray_address):
+        prepared = prepare(config)
+        if config.what.sample.until_slack_bits is not None:
+            count = _score_until(prepared, config.what.sample.until_slack_bits)
+        else:
+            count = sample_size(prepared)
+            _score_pending(prepared, prepared.shards(count))
+        certificate = _certify(prepared, prepared.shards(count), count)
+    path = _publish(prepared.run, certificate)
+    if on_certificate is not None:
+        on_certificate(certificate, path)
+    return certificate
+
+
+def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
+    """Score the shards that have no commit record of this run."""
+    what, how = prepared.config.what, prepared.config.how
+    pending, done_tokens = _pending(prepared, shards)
+    if not pending:
+        return
+    placement = place_replicas(how, len(pending))
+    total = sum(_tokens(prepared, shard) for shard in shards)
+    prepared.run.log_progress(
+        event="start", pending_shards=len(pending), replicas=placement.replicas, device=placement.device
+    )
+    rows = score_shards(
+        pending,
+        read=ReadShard(prepared.corpus.root, prepared.spec),
+        replica=_replica_spec(prepared, placement),
+        commit=CommitShard(prepared.run.uri, prepared.fingerprint, tuple(what.bound.top_k), how.store_tokens),
+        placement=placement,
+        retries=how.retries,
+    )
+    logger.info("scoring %d shards on %d %s replicas", len(pending), placement.replicas, placement.device)
+    with TokenProgress(
+        total, done_tokens=done_tokens, interval_s=how.progress_interval_s, on_event=prepared.run.log_progress
+    ) as progress:
+        for row in rows:
+            progress.advance(row["tokens"])
+
+
+def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], int]:
+    """Shards to score, and the tokens of those that are committed.
+
+    A committed shard of a shorter prefix of the draw is scored again.
+
+    Raises:
+        MismatchError: a record belongs to another run.
+    """
+    records = prepared.run.committed(shard.number for shard in shards)
+    foreign = [number for number, record in records.items() if record.scoring_fingerprint != prepared.fingerprint]
+    if foreign:
+        raise MismatchError(
+            f"{prepared.run.uri}: shard {foreign[0]} was scored for another model, corpus or protocol; use another "
+            "run directory"
+        )
+    done = {number: record for number, record in records.items() if record.windows == len(shards[number].windows)}
+    for record in done.values():
+        _check_committed_file(prepared.run, record)
+    return [shard for shard in shards if shard.number not in done], sum(record.tokens for record in done.values())
+
+
+def _check_committed_file(run: RunDirectory, record: CommitRecord) -> None:
+    info = run.filesystem.get_file_info(run.path(record.file))
+    if info.size != record.bytes:
+        raise MismatchError(
+            f"{run.uri}/{record.file} is not the file that was committed; delete shards/{record.shard:05d}.json to "
+            "score it again"
+        )
+
+
+def _tokens(prepared: Prepared, shard: Shard) -> int:
+    return int(prepared.plan.windows(shard.windows).num_targets.sum())
+
+
+def _replica_spec(prepared: Prepared, placement: Placement) -> ReplicaSpec:
+    what = prepared.config.what
+    return ReplicaSpec(
+        artifact=ray.put(prepared.artifact),
+        dtype=what.model.dtype,
+        batch=what.windows.batch,
+        length=what.windows.length,
+        device=placement.device,
+        threads=placement.threads,
+    )
+
+
+def _score_until(prepared: Prepared, target_bits: float) -> int:
+    """Grow the sample until the loss line's slack is small enough; returns the size of the first such prefix."""
+    sample = prepared.config.what.sample
+    limit = min(sample.windows or prepared.plan.num_windows, prepared.plan.num_windows)
+    size = min(limit, 2 * sample.pilot_windows)
+    while True:
+        shards = prepared.shards(size)
+        _score_pending(prepared, shards)
+        reduction = _reduce(prepared, shards, size)
+        found = _first_small_slack(prepared, reduction, target_bits, size)
+        if found is not None or size >= limit:
+            return found or size
+        size = min(limit, math.ceil(size * SLACK_GROWTH))
+
+
+def _first_small_slack(prepared: Prepared, reduction: Reduction, target_bits: float, size: int) -> int | None:
+    claim, sampling = _claim(prepared, reduction.evidence.vocab_size), _sampling_plan(prepared, size)
+    assert sampling is not None
+    best = min(
+        (i for i, line in enumerate(reduction.lines) if line.top_k is None and line.value is not None),
+        key=lambda i: reduction.lines[i].value,
+    )
+    path = sampling_path(reduction.tunings[best], best, reduction.sums, claim, sampling)
+    return first_prefix(path, target_bits)
+
+
+def _claim(prepared: Prepared, vocab_size: int) -> Claim:
+    bound = prepared.config.what.bound
+    split = code_split(len(prepared.artifact), prepared.protocol)
+    return Claim(
+        vocab_size=vocab_size,
+        tokenizer_vocab_size=prepared.corpus.manifest.vocab_size,
+        code_length_bits=math.fsum(split.values()),
+        delta=bound.delta,
+        num_tokens=prepared.plan.num_tokens,
+        methods=bound.methods,
+        top_k=bound.top_k,
+        trial=bound.trial,
+        declared_tokens=bound.declared_tokens,
+        prior=bound.prior,
+        code_split=split,
+    )
+
+
+def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None:
+    if count is None:
+        return None
+    sample = prepared.config.what.sample
+    return SamplingPlan(
+        num_units=prepared.plan.num_windows,
+        max_unit_tokens=prepared.plan.max_window_tokens,
+        pilot_units=sample.pilot_windows,
+        trial=prepared.config.what.bound.trial,
+    )
+
+
+def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Reduction:
+    """Run the reducer as a task; its maps over shards are tasks of their own.
+
+    Raises:
+        IncompleteError: shards are missing.
+        MismatchError: unscored windows that the claim does not count at the worst case.
+    """
+    run, bound = prepared.run, prepared.config.what.bound
+    records = run.committed(shard.number for shard in shards)
+    missing = list(missing_shards(len(shards), records))
+    if missing:
+        some = ", ".join(map(str, missing[:8]))
+        raise IncompleteError(
+            f"{run.uri}: {len(missing)} of {len(shards)} shards are not scored "
+            f"({some}{', ...' if len(missing) > 8 else ''}); run the same command again"
+        )
+    unscored = sum(record.unscored_windows for record in records.values())
+    if unscored and bound.unscorable == "refuse":
+        raise MismatchError(
+            f"{run.uri}: {unscored} windows have no finite loss (see quarantine/); repair the model, "
+            "or set what.bound.unscorable: worst_case in a fresh claim"
+        )
+    vocab_size = int(records[0].evidence["vocab_size"])
+    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size)
+    with plain_errors():
+        return ray.get(_reduce_task.remote(ledger, _claim(prepared, vocab_size), _sampling_plan(prepared, count)))
+
+
+@ray.remote(num_cpus=0)
+def _reduce_task(ledger: RunLedger, claim: Claim, sampling: SamplingPlan | None) -> Reduction:
+    return reduce_ledger(ledger, claim, sampling, run=ray_map)
+
+
+def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Certificate:
+    what, corpus, plan = prepared.config.what, prepared.corpus, prepared.plan
+    started = time.monotonic()
+    reduction = _reduce(prepared, shards, count)
+    records = prepared.run.committed(shard.number for shard in shards)
+    logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
+    claim = _claim(prepared, reduction.evidence.vocab_size)
+    declared = declarations(what)
+    claimed = claim_identity(prepared.fingerprint, what.bound, declared)
+    manifest = corpus.manifest
+    bytes_per_token = manifest.text_bytes / plan.num_tokens if manifest.text_bytes else None
+    return Certificate(
+        **derived_fields(reduction, claim, bytes_per_token),
+        random_guess_bits=math.log2(claim.tokenizer_vocab_size),
+        delta=claim.delta,
+        num_tokens=plan.num_tokens,
+        num_scored_tokens=reduction.sums.num_tokens,
+        num_windows=plan.num_windows,
+        vocab_size=claim.vocab_size,
+        tokenizer_vocab_size=claim.tokenizer_vocab_size,
+        code_length_bits=claim.paid_code_bits,
+        code_split=dict(claim.code_split),
+        artifact_bytes=len(prepared.artifact),
+        num_worst_case_tokens=reduction.sums.worst_case_tokens,
+        prior=what.bound.prior,
+        trial=what.bound.trial,
+        methods=list(what.bound.methods),
+        top_k=list(what.bound.top_k),
+        declared_tokens=what.bound.declared_tokens,
+        unscorable=what.bound.unscorable,
+        protocol=prepared.protocol,
+        sampling=_sampling_record(prepared, count),
+        declarations=declared,
+        corpus=_corpus_summary(what.corpus, corpus, bytes_per_token),
+        model={
+            "architecture": prepared.architecture.get("model_type"),
+            "source": what.model.artifact or what.model.checkpoint,
+        },
+        environment=_environment(),
+        scoring_identity=prepared.identity,
+        claim_identity=claimed,
+        scoring_fingerprint=prepared.fingerprint,
+        claim_fingerprint=fingerprint(claimed),
+        artifact_sha256=prepared.identity["artifact_sha256"],
+        corpus_sha256=manifest.corpus_sha256,
+        tokens_sha256=manifest.tokens_sha256,
+        losses_sha256=losses_sha256(records[shard.number] for shard in shards),
+        num_shards=len(shards),
+        tokenbound_version=metadata.version("tokenbound"),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | None:
+    if count is None:
+        return None
+    sample = prepared.config.what.sample
+    return SamplingRecord(
+        seed=sample.seed,
+        num_windows=prepared.plan.num_windows,
+        max_window_tokens=prepared.plan.max_window_tokens,
+        scored_windows=count,
+        pilot_windows=sample.pilot_windows,
+        until_slack_bits=sample.until_slack_bits,
+    )
+
+
+def _corpus_summary(config: CorpusConfig, corpus: PreparedCorpus, bytes_per_token: float | None) -> dict[str, Any]:
+    manifest = corpus.manifest
+    summary: dict[str, Any] = {
+        "source": config.source,
+        "paths": list(config.paths),
+        "tokenizer": config.tokenizer,
+        "files": sum(len(segment.files) for segment in manifest.segments),
+        "segments": len(manifest.segments),
+        "documents": manifest.documents,
+        "tokens": manifest.tokens,
+        "text_bytes": manifest.text_bytes or None,
+        "bytes_per_token": bytes_per_token,
+        "add_bos": config.add_bos,
+        "add_eos": config.add_eos,
+    }
+    if config.source == "python-stdlib":
+        summary["python"] = (
+            f"{platform.python_implementation()} {platform.python_version()} ({' '.join(platform.python_build())})"
+        )
+    return summary
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "numpy", "ray", "pyarrow")},
+    }
+
+
+def _publish(run: RunDirectory, certificate: Certificate) -> str:
+    """Write the certificate under a name that no other claim has; returns its path."""
+    name = CERTIFICATE
+    if run.exists(CERTIFICATE):
+        found = Certificate.load(f"{run.uri}/{CERTIFICATE}")
+        if found.claim_fingerprint != certificate.claim_fingerprint:
+            name = f"certificate-{certificate.claim_fingerprint[:8]}.json"
+    run.write_json(name, certificate.model_dump(mode="json"))
+    return f"{run.uri.rstrip('/')}/{name}"

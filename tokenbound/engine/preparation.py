@@ -1,0 +1,243 @@
+"""From a config to everything that is known before the first token is scored.
+
+All that can be refused without paying for a replica is refused here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, dump_config
+from tokenbound.corpus.prepare import cache_name, prepare_corpus
+from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.corpus.tokenizers import load_tokenizer
+from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
+from tokenbound.engine.cluster import plain_errors
+from tokenbound.engine.graph import Shard
+from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.scoring import WindowSpec, open_plan
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.identity import differences, fingerprint, scoring_identity, scoring_protocol
+from tokenbound.store import filesystem as files
+from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+
+SAMPLED_SHARD_TOKENS = 1 << 15
+"""Scored tokens of a sampled run's shard under `auto`: small, so that a sample stops close to its target."""
+
+BYTES_PER_TOKEN = 10
+"""Disk to ask for before scoring; real losses take about 8.4 bytes per token."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first token is scored."""
+
+    config: RunConfig
+    run: RunDirectory
+    corpus: PreparedCorpus
+    plan: CorpusPlan
+    spec: WindowSpec
+    artifact: bytes
+    architecture: dict[str, Any]
+    protocol: dict[str, Any]
+    identity: dict[str, Any]
+    shard_tokens: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The scoring fingerprint."""
+        return fingerprint(self.identity)
+
+    def shards(self, num_windows: int | None) -> list[Shard]:
+        """The shards of the whole corpus, or of the first windows of the draw."""
+        if num_windows is None:
+            slices = shard_slices(self.plan, self.shard_tokens)
+            return [Shard(i, np.arange(start, stop)) for i, (start, stop) in enumerate(slices)]
+        order = hashed_order(
+            self.plan.num_windows,
+            artifact_sha256=self.identity["artifact_sha256"],
+            corpus_sha256=self.identity["corpus_sha256"],
+            fingerprint=self.fingerprint,
+            seed=self.config.what.sample.seed,
+            first=num_windows,
+        )
+        step = max(1, self.shard_tokens // max(1, self.plan.max_window_tokens))
+        return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Tokenise what is new, encode the model, plan, and open or create the run directory.
+
+    Raises:
+        InputError: something cannot be used; found before anything is paid for.
+        MismatchError: the run directory belongs to other inputs.
+    """
+    what, run = config.what, RunDirectory(config.how.output)
+    with plain_errors():
+        corpus = prepare_corpus(what.corpus, corpus_root(config), run=ray_map)
+    spec = WindowSpec(what.windows.length, what.windows.context, what.windows.stride)
+    plan = open_plan(corpus.root, spec)[1]
+    if plan.num_tokens == 0:
+        raise InputError(
+            "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
+        )
+    artifact = load_artifact(what.model, what.corpus)
+    architecture = _architecture(artifact, what.corpus)
+    _check_model(architecture, corpus, config)
+    protocol = scoring_protocol(what.model, what.corpus, what.windows)
+    identity = scoring_identity(
+        artifact_sha256=sha256_hex(artifact),
+        corpus_sha256=corpus.manifest.corpus_sha256,
+        tokens_sha256=corpus.manifest.tokens_sha256,
+        protocol=protocol,
+        sample=what.sample,
+    )
+    prepared = Prepared(
+        config, run, corpus, plan, spec, artifact, architecture, protocol, identity, _shard_tokens(config, plan)
+    )
+    return _open_run(prepared)
+
+
+def corpus_root(config: RunConfig) -> str:
+    """Where the prepared corpus of a run lies."""
+    cache = config.how.cache or f"{config.how.output.rstrip('/')}/../prepared"
+    name = cache_name(config.what.corpus)
+    return f"{cache}/{name}" if files.is_uri(cache) else str(Path(cache).resolve() / name)
+
+
+def _shard_tokens(config: RunConfig, plan: CorpusPlan) -> int:
+    asked = config.what.windows.shard_tokens
+    if asked != "auto":
+        return asked
+    return auto_shard_tokens(plan.num_tokens) if config.what.sample.is_full else SAMPLED_SHARD_TOKENS
+
+
+def load_artifact(model: ModelConfig, corpus: CorpusConfig) -> bytes:
+    """The bytes that are scored and paid for: read, or made from a checkpoint.
+
+    Raises:
+        InputError: there is no such artifact or checkpoint, or it cannot be encoded.
+    """
+    if model.artifact == "demo":
+        return resources.files("tokenbound").joinpath("data/demo.tokenbound").read_bytes()
+    if model.artifact is not None:
+        filesystem, path = files.resolve(model.artifact)
+        try:
+            return files.read_bytes(filesystem, path)
+        except (FileNotFoundError, IsADirectoryError):
+            raise InputError(
+                f"what.model.artifact: {model.artifact} does not exist; make it with `tokenbound compress`"
+            ) from None
+    assert model.checkpoint is not None
+    from tokenbound.compression.artifact import encode_artifact
+    from tokenbound.compression.settings import LosslessSettings
+    from tokenbound.models.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(model.checkpoint)
+    tokenizer = None
+    if corpus.tokenizer_is == "counted" and corpus.tokenizer is not None:
+        tokenizer = load_tokenizer(corpus.tokenizer).files()
+    return encode_artifact(
+        checkpoint.architecture, checkpoint.tensors, model.compress or LosslessSettings(), tokenizer=tokenizer
+    )
+
+
+def _architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
+    """The artifact's architecture, after checking that a counted tokenizer is inside."""
+    from tokenbound.compression.artifact import parse_artifact
+
+    parsed = parse_artifact(artifact)
+    if corpus.tokenizer_is == "counted":
+        if corpus.tokenizer is None:
+            raise InputError(
+                "corpus.tokenizer_is: counted needs a tokenizer; `tokens` sources can only declare it given"
+            )
+        if parsed.tokenizer != load_tokenizer(corpus.tokenizer).files():
+            raise InputError(
+                "corpus.tokenizer_is: counted, but the artifact does not hold this tokenizer; encode it again or "
+                "declare it given"
+            )
+    return parsed.architecture
+
+
+def _check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: RunConfig) -> None:
+    """What the architecture alone refuses, before an actor starts."""
+    size = architecture.get("vocab_size")
+    if isinstance(size, int) and corpus.manifest.rule.max_id >= size:
+        raise InputError(
+            f"what.corpus.tokenizer has ids up to {corpus.manifest.rule.max_id}, but the model's vocabulary has "
+            f"{size}; "
+            "use the tokenizer that the model was trained with"
+        )
+    positions = architecture.get("max_position_embeddings") or architecture.get("n_positions")
+    if isinstance(positions, int) and config.what.windows.length > positions:
+        raise InputError(
+            f"what.windows.length {config.what.windows.length} exceeds the model's {positions} positions; set it to "
+            f"{positions} or less"
+        )
+
+
+def _open_run(prepared: Prepared) -> Prepared:
+    """Create the run directory, or check that it is this run's."""
+    run, plan = prepared.run, prepared.plan
+    if run.exists("plan.json"):
+        found = run.read_json("plan.json")
+        if found.get("scoring_fingerprint") != prepared.fingerprint:
+            changed = differences(found.get("scoring_identity", {}), prepared.identity)
+            raise MismatchError(f"{run.uri} holds another run: {changed} differs; choose another how.output")
+        return replace(prepared, shard_tokens=found["shard_tokens"])
+    _require_space(prepared)
+    run.write(ARTIFACT, prepared.artifact)
+    run.write("config.yaml", dump_config(prepared.config).encode())
+    tree = {
+        "scoring_fingerprint": prepared.fingerprint,
+        "scoring_identity": prepared.identity,
+        "corpus_root": prepared.corpus.root,
+        "num_windows": plan.num_windows,
+        "num_tokens": plan.num_tokens,
+        "max_window_tokens": plan.max_window_tokens,
+        "shard_tokens": prepared.shard_tokens,
+    }
+    run.write_json("plan.json", tree)
+    return prepared
+
+
+def _require_space(prepared: Prepared) -> None:
+    if not files.is_local(prepared.run.filesystem):
+        return
+    folder = Path(prepared.run.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = sample_size(prepared)
+    tokens = prepared.plan.num_tokens if count is None else count * prepared.plan.max_window_tokens
+    needed, free = tokens * BYTES_PER_TOKEN + len(prepared.artifact), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"how.output {prepared.run.uri}: {needed:,} bytes are needed for the losses and {free:,} are free; "
+            "choose another disk"
+        )
+
+
+def sample_size(prepared: Prepared) -> int | None:
+    """Windows to draw; None for all of them. A sample needs windows beyond its pilot."""
+    sample = prepared.config.what.sample
+    if sample.is_full:
+        return None
+    total = prepared.plan.num_windows
+    if sample.pilot_windows >= total:
+        raise InputError(
+            f"sample.pilot_windows {sample.pilot_windows} leaves nothing of {total} windows to draw; score "
+            "everything (sample.windows: null)"
+        )
+    asked = sample.windows if sample.windows is not None else total
+    if asked <= sample.pilot_windows:
+        raise InputError(
+            f"sample.windows {asked} must exceed sample.pilot_windows {sample.pilot_windows}; draw more or shorten "
+            "the pilot"
+        )
+    return min(asked, total)

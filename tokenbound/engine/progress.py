@@ -1,0 +1,105 @@
+"""Progress that reads well on a terminal and in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+logger = logging.getLogger(__name__)
+
+
+def describe_speed(done: int, total: int, speed: float) -> str:
+    """Tokens done, tokens/s and time left in words.
+
+    >>> describe_speed(500_000, 2_000_000, 25_000.0)
+    '0.50M / 2.00M tokens, 25.0k tokens/s, 1 min left'
+    """
+    left = _duration((total - done) / speed) if speed > 0 else "?"
+    return f"{_human(done)} / {_human(total)} tokens, {_human(speed)} tokens/s, {left} left"
+
+
+def _human(number: float) -> str:
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.2f}{suffix}" if scale > 1e3 else f"{number / scale:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class TokenProgress:
+    """A bar in a terminal; elsewhere one log line every `interval_s` seconds.
+
+    Tokens that an earlier run had finished count as done but not towards the speed.
+    """
+
+    def __init__(
+        self,
+        total_tokens: int,
+        *,
+        done_tokens: int = 0,
+        interval_s: float = 30.0,
+        what: str = "scoring",
+        console: Console | None = None,
+        on_event: Callable[..., None] | None = None,
+    ) -> None:
+        self.total, self.done, self.resumed = total_tokens, done_tokens, done_tokens
+        self.interval_s, self.what, self.on_event = interval_s, what, on_event
+        self.started = self.last_line = time.monotonic()
+        console = console or Console(file=sys.stderr)
+        self.bar = (
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            if console.is_terminal
+            else None
+        )
+        self.task = TaskID(0)
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second since the start."""
+        return (self.done - self.resumed) / max(time.monotonic() - self.started, 1e-9)
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task(self.what, total=self.total, completed=self.done, text="starting")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, tokens: int) -> None:
+        """Count newly finished tokens."""
+        self.done += tokens
+        text = describe_speed(self.done, self.total, self.speed)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, text=text)
+        if time.monotonic() - self.last_line >= self.interval_s or self.done >= self.total:
+            self.last_line = time.monotonic()
+            if self.bar is None:
+                logger.info("%s: %s", self.what, text)
+            if self.on_event is not None:
+                self.on_event(
+                    event="progress", done_tokens=self.done, total_tokens=self.total, tokens_per_s=round(self.speed, 1)
+                )

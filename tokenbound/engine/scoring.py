@@ -1,0 +1,191 @@
+"""The three stages of scoring a shard: read its ids, score its windows, commit its losses.
+
+Each stage is a plain callable from row to row, so it is tested without a cluster. One row is one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.ledger import shard_evidence
+from tokenbound.store.losses import Losses
+from tokenbound.store.run import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How windows are cut; the part of the protocol that planning needs."""
+
+    length: int
+    context: str
+    stride: int | None
+
+
+@lru_cache(maxsize=4)
+def open_plan(corpus_root: str, spec: WindowSpec) -> tuple[PreparedCorpus, CorpusPlan]:
+    """A prepared corpus and its plan, kept per process."""
+    corpus = PreparedCorpus(corpus_root)
+    offsets = [corpus.document_offsets(index) for index in range(len(corpus.manifest.segments))]
+    return corpus, plan_corpus(offsets, length=spec.length, context=spec.context, stride=spec.stride)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ReadShard:
+    """Window ids to padded ids: ``{shard, windows} -> {shard, windows, inputs, targets, mask, document, position}``."""
+
+    corpus_root: str
+    spec: WindowSpec
+
+    def __call__(self, row: Row) -> Row:
+        """Read one shard."""
+        corpus, plan = open_plan(self.corpus_root, self.spec)
+        windows = np.frombuffer(row["windows"], np.int64)
+        batch = gather(corpus, plan.windows(windows), self.spec.length)
+        return {
+            **row,
+            "inputs": batch.inputs.astype(np.int32),
+            "targets": batch.targets.astype(np.int32),
+            "mask": batch.mask,
+            "document": batch.document,
+            "position": batch.position,
+        }
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What a scoring actor needs to build its replica."""
+
+    artifact: Any
+    """The artifact's bytes, or a Ray reference to them."""
+    dtype: str
+    batch: int
+    length: int
+    device: str
+    threads: int
+    """CPU threads of one replica."""
+
+
+class ScoreShard:
+    """Padded ids to token statistics, on one replica that this process builds at its first shard.
+
+    The replica is not built in the constructor: an error there would be an actor's death, with its text lost.
+    """
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        self.spec = spec
+        self.replica: Any = None
+
+    def __call__(self, row: Row) -> Row:
+        """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
+        if self.replica is None:
+            self.replica = build_replica(self.spec, row["inputs"])
+        inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
+        parts = [
+            self.replica.score(
+                inputs[i : i + self.spec.batch], targets[i : i + self.spec.batch], mask[i : i + self.spec.batch]
+            )
+            for i in range(0, len(inputs), self.spec.batch)
+        ]
+        nll, entropy, rank = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("nll", "entropy", "rank")
+        )
+        return {
+            "shard": row["shard"],
+            "windows": row["windows"],
+            "vocab_size": self.replica.vocab_size,
+            "lengths": mask.sum(axis=1).astype(np.int64),
+            "unscored": _unscored(nll, entropy, mask),
+            "nll": nll[mask],
+            "entropy": np.maximum(entropy[mask], 0.0),
+            "rank": rank[mask],
+            "token": targets[mask].astype(np.int32),
+            "document": row["document"][mask],
+            "position": row["position"][mask],
+        }
+
+
+def _unscored(nll: npt.NDArray[Any], entropy: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Windows [W] with a scored token that has no finite loss, or one that no rounding explains."""
+    sound = np.isfinite(nll) & np.isfinite(entropy) & (nll >= -1e-5)
+    return np.asarray((mask & ~sound).any(axis=1))
+
+
+def build_replica(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> Any:
+    """Decode the artifact, and let the replica pass the canary and the causality probe.
+
+    Raises:
+        InputError: the model fails either, or does not fit the windows.
+    """
+    import torch
+
+    from tokenbound.models.probe import canary, probe_causality
+    from tokenbound.models.replica import Replica
+
+    if spec.device == "cpu":
+        torch.set_num_threads(spec.threads)
+    data = spec.artifact if isinstance(spec.artifact, bytes) else _fetch(spec.artifact)
+    replica = Replica.from_artifact(
+        data, dtype=getattr(torch, spec.dtype), batch=spec.batch, length=spec.length, device=spec.device
+    )
+    replica.check_vocabulary(int(inputs.max()))
+    canary(replica)
+    probe_causality(replica, inputs[: spec.batch])
+    return replica
+
+
+def _fetch(reference: Any) -> bytes:
+    import ray
+
+    return bytes(ray.get(reference))
+
+
+@dataclass(frozen=True)
+class CommitShard:
+    """Token statistics to a committed shard: ``-> {shard, tokens, unscored_windows}``."""
+
+    run_uri: str
+    scoring_fingerprint: str
+    top_k: tuple[int, ...]
+    store_tokens: bool
+
+    def __call__(self, row: Row) -> Row:
+        """Write the losses, then the record."""
+        losses = _losses_of(row, self.store_tokens)
+        run, shard = RunDirectory(self.run_uri), int(row["shard"])
+        unscored = int(losses.unscored.sum())
+        if unscored:
+            reason = "NaN, infinite or negative loss"
+            run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
+        evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
+        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint)
+        return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
+
+
+def _losses_of(row: Row, store_tokens: bool) -> Losses:
+    lengths, unscored = np.asarray(row["lengths"]), np.asarray(row["unscored"], bool)
+    failed = np.repeat(unscored, lengths)
+    nan = np.float32(np.nan)
+    return Losses(
+        window_id=np.frombuffer(row["windows"], np.int64),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        unscored=unscored,
+        document=np.asarray(row["document"]),
+        position=np.asarray(row["position"]),
+        nll=np.where(failed, nan, row["nll"]).astype(np.float32),
+        entropy=np.where(failed, nan, row["entropy"]).astype(np.float32),
+        rank=np.where(failed, row["vocab_size"], row["rank"]).astype(np.int32),
+        token=np.asarray(row["token"]) if store_tokens else None,
+    )

@@ -1,0 +1,114 @@
+"""What names a run and a claim: the scoring protocol, the two fingerprints, and what they are made of.
+
+The scoring fingerprint names everything that decides the losses; the claim fingerprint adds what is said about
+them. Stopping rules (`sample.windows`, `sample.until_slack_bits`) and everything under `how` are in neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenbound.bounds.codes import protocol_code_length_bits
+from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
+from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, SampleConfig, WhatConfig, WindowsConfig
+from tokenbound.store.run import canonical_json, sha256_hex
+
+DEFAULT_PROTOCOL: dict[str, Any] = {
+    "add_bos": False,
+    "add_eos": True,
+    "batch": 16,
+    "context": "packed",
+    "dtype": "float32",
+    "length": 512,
+    "stride": 512,
+}
+"""The package's own way of scoring, which costs one bit; any other is spelled out and paid for."""
+
+
+def scoring_protocol(model: ModelConfig, corpus: CorpusConfig, windows: WindowsConfig) -> dict[str, Any]:
+    """How the hypothesis is applied to a corpus; part of the hypothesis, hence of L(h)."""
+    return {
+        "add_bos": corpus.add_bos,
+        "add_eos": corpus.add_eos,
+        "batch": windows.batch,
+        "context": windows.context,
+        "dtype": model.dtype,
+        "length": windows.length,
+        "stride": windows.stride or windows.length,
+    }
+
+
+def protocol_bits(protocol: dict[str, Any]) -> int:
+    """Bits of a protocol's code: 1 for the package default."""
+    return protocol_code_length_bits(canonical_json(protocol), canonical_json(DEFAULT_PROTOCOL))
+
+
+def scoring_identity(
+    *,
+    artifact_sha256: str,
+    corpus_sha256: str,
+    tokens_sha256: str,
+    protocol: dict[str, Any],
+    sample: SampleConfig,
+) -> dict[str, Any]:
+    """Everything that decides the losses of a run and the order in which windows are drawn."""
+    return {
+        "artifact_sha256": artifact_sha256,
+        "corpus_sha256": corpus_sha256,
+        "tokens_sha256": tokens_sha256,
+        "protocol": protocol,
+        "sampled": not sample.is_full,
+        "seed": sample.seed,
+        "pilot_windows": None if sample.is_full else sample.pilot_windows,
+    }
+
+
+def declarations(what: WhatConfig) -> dict[str, Any]:
+    """What the user vouches for; nothing here can be recomputed."""
+    found: dict[str, Any] = {
+        "tokenizer_is": what.corpus.tokenizer_is,
+        "prior": what.bound.prior,
+        "package_torch_and_device_chosen_without_regard_to_the_tokens": True,
+    }
+    if what.bound.prior == "holdout":
+        found["holdout_declaration"] = what.bound.holdout_declaration
+    if what.bound.declared_tokens is not None:
+        found["declared_tokens"] = what.bound.declared_tokens
+    if what.model.base is not None:
+        found["base_is_independent"] = what.model.base_is_independent
+    return found
+
+
+def claim_identity(scoring_fingerprint: str, bound: BoundConfig, declared: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is claimed about the losses of a run."""
+    return {
+        "scoring_fingerprint": scoring_fingerprint,
+        "methods": list(bound.methods),
+        "top_k": list(bound.top_k),
+        "delta": bound.delta,
+        "sampling_delta_share": SAMPLING_DELTA_SHARE,
+        "trial": bound.trial,
+        "unscorable": bound.unscorable,
+        "declarations": declared,
+    }
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """SHA-256 of an identity's canonical JSON."""
+    return sha256_hex(canonical_json(identity))
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Which fields of two identities differ, for an error message.
+
+    >>> differences({"seed": 1, "sampled": False}, {"seed": 2, "sampled": False})
+    'seed (1, now 2)'
+    """
+    keys = sorted(set(found) | set(expected))
+    changed = [key for key in keys if found.get(key) != expected.get(key)]
+    return ", ".join(f"{key} ({_short(found.get(key))}, now {_short(expected.get(key))})" for key in changed)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."

@@ -1,0 +1,233 @@
+"""From recorded losses to certificate lines: the one reduction that runs, re-claims and verification share.
+
+Two passes. The first merges the shards' evidence and chooses one grid point per line; the second evaluates the
+chosen points exactly over every loss. Both map over shards with a function the caller gives: ``map`` in a process,
+tasks on a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenbound.bounds.certify import certify
+from tokenbound.bounds.choice import choose_tunings
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.evidence import Evidence, merge_evidence
+from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
+from tokenbound.errors import MismatchError
+from tokenbound.store.losses import Losses
+from tokenbound.store.run import CommitRecord, RunDirectory
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+REDUCED_COLUMNS = ("nll", "entropy", "rank", "alpha")
+"""What the reduction reads."""
+
+RECORDS_PER_TASK = 64
+"""Commit records that one task of the first pass merges."""
+
+
+class Run(Protocol):
+    """Something that maps a function over items, in order."""
+
+    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]:
+        """The results, in the order of the items."""
+
+
+class Ledger(Protocol):
+    """Recorded losses in shards; picklable."""
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards, all of them there."""
+
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence | None:
+        """Evidence committed with a shard; None where there is none for these ks."""
+
+    def losses(self, shard: int) -> Losses:
+        """The checked losses of a shard."""
+
+
+@dataclass(frozen=True)
+class RunLedger:
+    """The committed shards 0 .. num_shards - 1 of a run directory."""
+
+    uri: str
+    num_shards: int
+    scoring_fingerprint: str
+    vocab_size: int
+    columns: tuple[str, ...] = REDUCED_COLUMNS
+    """List columns to read; the reduction needs no others."""
+
+    def record(self, shard: int) -> CommitRecord:
+        """A shard's commit record.
+
+        Raises:
+            IncompleteError: the shard is not committed.
+            MismatchError: it was committed by another run.
+        """
+        record = RunDirectory(self.uri).record(shard)
+        if record.scoring_fingerprint != self.scoring_fingerprint:
+            raise MismatchError(
+                f"{self.uri}: shard {shard} was scored for another model, corpus or protocol; use another run directory"
+            )
+        return record
+
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence | None:
+        """Evidence committed with a shard."""
+        evidence = Evidence.from_json(json.dumps(self.record(shard).evidence))
+        known = evidence.errors is not None and set(top_k) <= set(evidence.errors)
+        return evidence if known else None
+
+    def losses(self, shard: int) -> Losses:
+        """The losses of a shard, digest and values checked."""
+        losses = RunDirectory(self.uri).losses(self.record(shard), self.columns)
+        check_losses(losses, self.vocab_size, f"{self.uri}: shard {shard}")
+        return losses
+
+
+def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
+    """Refuse losses that no scorer of this package records.
+
+    Raises:
+        MismatchError: NaN, infinite or negative values in a scored window, a rank or token id outside the vocabulary.
+    """
+    failed = losses.token_unscored
+    keep = slice(None) if failed is None else ~failed
+    nll, entropy, rank = losses.nll[keep], losses.entropy[keep], losses.rank[keep]
+    if nll.size and not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
+        raise MismatchError(f"{origin}: NaN or infinite nll or entropy in a scored window; score the shard again")
+    if nll.size and (nll.min() < -1e-5 or entropy.min() < 0):
+        raise MismatchError(f"{origin}: negative nll {nll.min()} or entropy {entropy.min()}; score the shard again")
+    if rank.size and not 0 <= rank.min() <= rank.max() < vocab_size:
+        raise MismatchError(
+            f"{origin}: rank {rank.max()} outside the vocabulary of {vocab_size}; score the shard again"
+        )
+    if (
+        losses.token is not None
+        and losses.token.size
+        and not 0 <= losses.token.min() <= losses.token.max() < vocab_size
+    ):
+        raise MismatchError(
+            f"{origin}: token id {losses.token.max()} outside the vocabulary of {vocab_size}; use the right "
+            "--vocab-size"
+        )
+
+
+def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> Evidence:
+    """Mergeable evidence of a shard; tokens of unscored windows are counted apart."""
+    nll, entropy, rank, alpha = _finite(losses)
+    return Evidence.from_losses(
+        nll,
+        entropy,
+        rank,
+        alpha,
+        vocab_size=vocab_size,
+        top_k=top_k,
+        window_lengths=losses.window_lengths,
+        worst_case=losses.unscored,
+    )
+
+
+def _finite(losses: Losses) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    failed = losses.token_unscored
+    if failed is None:
+        return losses.nll, losses.entropy, losses.rank, losses.alpha
+    kept = ~failed
+    return (
+        losses.nll[kept],
+        losses.entropy[kept],
+        losses.rank[kept],
+        None if losses.alpha is None else losses.alpha[kept],
+    )
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What the reducer returns."""
+
+    evidence: Evidence
+    """Of the scored tokens; of a sampled run: of the pilot."""
+    tunings: tuple[Tuning, ...]
+    sums: LineSums
+    lines: tuple[Line, ...]
+
+
+def reduce_ledger(
+    ledger: Ledger, claim: Claim, sampling: SamplingPlan | None = None, *, run: Run = map, trust_evidence: bool = True
+) -> Reduction:
+    """Choose the grid points, evaluate them exactly, and bound.
+
+    Args:
+        ledger: the losses; for a sampled run its shards are consecutive pieces of the drawn order.
+        claim: what is claimed.
+        sampling: how the windows were drawn; None where every token was scored.
+        run: how functions are mapped over shards.
+        trust_evidence: take the evidence of the commit records; otherwise build it again from the losses.
+
+    Raises:
+        IncompleteError: a shard is not committed.
+        MismatchError: losses that are not what was committed.
+    """
+    if sampling is None:
+        evidence = _full_evidence(ledger, claim, run, trust_evidence)
+    else:
+        evidence = pilot_evidence(ledger, claim, sampling)
+    tunings = choose_tunings(evidence, claim, sampling)
+    sums = merge_sums(list(run(partial(shard_sums, ledger, tunings, sampling is not None), range(ledger.num_shards))))
+    return Reduction(evidence, tunings, sums, certify(tunings, sums, claim, sampling))
+
+
+def _full_evidence(ledger: Ledger, claim: Claim, run: Run, trust: bool) -> Evidence:
+    shards = range(ledger.num_shards)
+    chunks = (
+        [shards[i : i + RECORDS_PER_TASK] for i in range(0, len(shards), RECORDS_PER_TASK)]
+        if trust
+        else [[s] for s in shards]
+    )
+    return merge_evidence(list(run(partial(_chunk_evidence, ledger, claim.vocab_size, claim.top_k, trust), chunks)))
+
+
+def _chunk_evidence(
+    ledger: Ledger, vocab_size: int, top_k: tuple[int, ...], trust: bool, shards: Sequence[int]
+) -> Evidence:
+    def one(shard: int) -> Evidence:
+        committed = ledger.evidence(shard, top_k) if trust else None
+        return committed or shard_evidence(ledger.losses(shard), vocab_size, top_k)
+
+    return merge_evidence([one(shard) for shard in shards])
+
+
+def pilot_evidence(ledger: Ledger, claim: Claim, sampling: SamplingPlan) -> Evidence:
+    """Evidence of the first windows of the draw, which alone may choose the grid point."""
+    parts = [shard_evidence(losses, claim.vocab_size, claim.top_k) for losses in _leading(ledger, sampling.pilot_units)]
+    return merge_evidence(parts)
+
+
+def _leading(ledger: Ledger, windows: int) -> Iterator[Losses]:
+    for shard in range(ledger.num_shards):
+        if windows <= 0:
+            return
+        losses = ledger.losses(shard)
+        yield losses.head(min(windows, len(losses.window_id)))
+        windows -= len(losses.window_id)
+
+
+def shard_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shard: int) -> LineSums:
+    """The exact pass over one shard."""
+    losses = ledger.losses(shard)
+    nll, entropy, rank, alpha = _finite(losses)
+    failed = losses.token_unscored
+    if by_window:
+        return line_sums(
+            tunings, nll, entropy, rank, alpha, window_lengths=losses.window_lengths, worst_case=losses.unscored
+        )
+    return line_sums(tunings, nll, entropy, rank, alpha, worst_case=0 if failed is None else int(failed.sum()))

@@ -1,0 +1,1 @@
+"""Certificates for people: terminal, one-line rows, HTML."""

@@ -1,0 +1,77 @@
+"""The sentences of a certificate, shared by every report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenbound.bounds.rounding import format_bound
+
+if TYPE_CHECKING:
+    from tokenbound.certificate import Certificate
+
+METHOD_WORDS = {
+    "freedman": "time-uniform, variance-adaptive (betting)",
+    "azuma": "time-uniform Azuma (the paper's, for any m)",
+    "kl": "top-k error",
+}
+
+
+def headline(certificate: Certificate) -> str:
+    """The claim in one sentence."""
+    confidence = f"{100 * (1 - certificate.delta):g} %"
+    if certificate.bound_bits is None:
+        return f"With {confidence} confidence all error bounds below hold together; no loss was bounded."
+    per_byte = certificate.bound_bits_per_byte
+    tail = f" ({format_bound(per_byte, 2)} bits per byte of text)" if per_byte and abs(per_byte - certificate.bound_bits) > 0.005 else ""
+    return (
+        f"With {confidence} confidence this model's expected loss per token on this corpus is at most "
+        f"{format_bound(certificate.bound_bits, 2)} bits{tail}; guessing costs {certificate.random_guess_bits:.2f}."
+    )
+
+
+def verdict(certificate: Certificate) -> str:
+    """Vacuous or not, in words."""
+    if certificate.vacuous:
+        return "VACUOUS: the bound is not below random guessing. It says nothing about this model; use more tokens or a shorter artifact."
+    return "Not vacuous: below random guessing."
+
+
+def assumptions(certificate: Certificate) -> list[str]:
+    """What the claim rests on and what it does not say."""
+    found = [
+        "The risk is the mean, over this corpus's own positions, of the expected loss if that one token were drawn again "
+        "given everything before it; of the smoothed model. It is not the risk on fresh documents.",
+        _prior_sentence(certificate),
+        f"Tokenizer: {_tokenizer_sentence(certificate)}",
+        "This package's version, torch and the device are declared chosen without regard to the tokens.",
+    ]
+    if certificate.sampling is not None:
+        found.append(
+            f"Scored: {certificate.sampling.scored_windows:,} of {certificate.num_windows:,} windows, a prefix of an order fixed by hashes; "
+            "the slack for the rest is in the bound."
+        )
+    else:
+        found.append("Every token was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as the corpus grows.")
+    if certificate.num_worst_case_tokens:
+        found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
+    return found
+
+
+def _prior_sentence(certificate: Certificate) -> str:
+    if certificate.prior == "holdout":
+        return f"Holdout, declared: {certificate.declarations.get('holdout_declaration')!r}. If that is false, the bound is void."
+    return (
+        f"The model may depend on these tokens in any way: its whole code is paid for "
+        f"({certificate.artifact_bytes:,} bytes, {certificate.code_length_bits:,.0f} bits with the protocol)."
+    )
+
+
+def _tokenizer_sentence(certificate: Certificate) -> str:
+    name = certificate.corpus.get("tokenizer") or "stored token ids"
+    kind = certificate.declarations.get("tokenizer_is")
+    return f"{name}, {'counted in the artifact' if kind == 'counted' else 'declared chosen independently of this corpus'}."
+
+
+def line_name(line: dict[str, Any]) -> str:
+    """Method and k of a line."""
+    return line["method"] if line["top_k"] is None else f"top-{line['top_k']} error"
