@@ -181,7 +181,14 @@ def test_freedman_with_predictable_alpha_and_floor_against_mpmath(drawn):
         kappa = mp_kappa(drawn["code"], drawn["tune"], drawn["delta"])
         expected = float(mp_betting(losses, forecasts, lam, kappa, nll.size))
     value = freedman_bound(
-        nll, drawn["forecast"], vocab_size=vocab, alpha=alphas, alpha_min=drawn["alpha"], floor_bits=floor, lam=lam, **paid(drawn)
+        nll,
+        drawn["forecast"],
+        vocab_size=vocab,
+        alpha=alphas,
+        alpha_min=drawn["alpha"],
+        floor_bits=floor,
+        lam=lam,
+        **paid(drawn),
     )
     assert value == pytest.approx(expected, rel=REL)
 
@@ -228,7 +235,5 @@ def test_error_and_document_bounds_against_mpmath(drawn):
         documents = mpmath.fsum(means) / len(means) + (high - low) * mpmath.sqrt(kappa / (2 * len(means)))
     assert kl_error_bound(error, num_tokens=m, lam=lam, **paid(drawn)) == pytest.approx(float(kl), rel=REL)
     assert paper_error_bound(error, num_tokens=m, **paid(drawn)) == pytest.approx(float(paper), rel=REL)
-    value = document_bound(
-        drawn["nll"], document, vocab_size=drawn["vocab"], alpha=drawn["alpha"], **paid(drawn)
-    )
+    value = document_bound(drawn["nll"], document, vocab_size=drawn["vocab"], alpha=drawn["alpha"], **paid(drawn))
     assert value == pytest.approx(float(documents), rel=REL)

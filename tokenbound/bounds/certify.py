@@ -106,7 +106,11 @@ def _azuma_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
     low, high = loss_interval_bits(alpha=alpha, vocab_size=claim.vocab_size)
     m, declared = claim.num_tokens, claim.declared_tokens == claim.num_tokens
     bits = tuning.tune_bits
-    parameters: dict[str, Any] = {"alpha": alpha, "loss_range_bits": high - low, "form": "fixed m" if declared else "any m"}
+    parameters: dict[str, Any] = {
+        "alpha": alpha,
+        "loss_range_bits": high - low,
+        "form": "fixed m" if declared else "any m",
+    }
     if declared:
         gap = (high - low) * math.sqrt(_kappa(bits, claim, measured.sampled) / (2 * m))
         variance, complexity = gap / 2, gap / 2

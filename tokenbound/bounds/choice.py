@@ -16,6 +16,7 @@ from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning, corpus_delta
 from tokenbound.bounds.codes import (
     azuma_predictable_tune_bits,
     azuma_tune_bits,
+    elias_delta_bits,
     freedman_tune_bits,
     kappa_nats,
     kl_tune_bits,
@@ -68,7 +69,7 @@ def choose_tunings(evidence: Evidence, claim: Claim, sampling: SamplingPlan | No
 
 
 def best_m0_index(kappa_of: Callable[[int], float], num_tokens: int) -> int:
-    """j >= 1 that minimises any-time Azuma's gap, the cost of coding j included.
+    """J >= 1 that minimises any-time Azuma's gap, the cost of coding j included.
 
     Args:
         kappa_of: kappa in nats as a function of j.
@@ -103,7 +104,9 @@ def _kl_tuning(claim: Claim, top_k: int) -> Tuning:
         vocab_size=claim.vocab_size,
         top_k=top_k,
         tune_bits=kl_tune_bits() + claim.shared_bits,
-        unavailable=None if claim.has_rank else "the losses have no `rank` column: which tokens ranked higher is not known",
+        unavailable=None
+        if claim.has_rank
+        else "the losses have no `rank` column: which tokens ranked higher is not known",
     )
 
 
@@ -124,7 +127,9 @@ class SlackModel:
             return cls()
         deviation = evidence.window_deviation_nats()
         if deviation is None:
-            raise InputError("the pilot's evidence of a sampled run needs `window_lengths`: windows are the units drawn")
+            raise InputError(
+                "the pilot's evidence of a sampled run needs `window_lengths`: windows are the units drawn"
+            )
         draws = max(sampling.target_units - sampling.pilot_units, 1)
         left = 1 - draws / sampling.num_units
         return cls(
@@ -282,7 +287,8 @@ class FreedmanSearch:
     def refined(self, smoothing: Smoothing) -> Candidate:
         """The best grid point of one smoothing."""
         return min(
-            (self.refined_degree(smoothing, degree) for degree in range(self.cells.max_degree + 1)), key=lambda c: c.value
+            (self.refined_degree(smoothing, degree) for degree in range(self.cells.max_degree + 1)),
+            key=lambda c: c.value,
         )
 
     def refined_degree(self, smoothing: Smoothing, degree: int) -> Candidate:
@@ -298,7 +304,7 @@ class FreedmanSearch:
 
     def with_floor(self, smoothing: Smoothing, coefficients: Floats, floor: float) -> Candidate:
         """The best t for these coefficients and this floor, all as they would be paid (float16)."""
-        rounded = coefficients.astype(np.float16).astype(np.float64)
+        rounded = as_float16(coefficients)
         y0 = float(np.float16(floor))
         lowest = max(smoothing.low, y0)
         degree = len(coefficients) - 1
@@ -327,8 +333,6 @@ class FreedmanSearch:
         return coefficients
 
 
-
-
 def _choose_freedman(evidence: Evidence, claim: Claim, slack: SlackModel) -> Tuning:
     return freedman_tuning(FreedmanSearch(Cells.of(evidence, claim), claim, slack).best(), claim)
 
@@ -354,7 +358,8 @@ def freedman_tuning(best: Candidate, claim: Claim) -> Tuning:
 def _choose_azuma(evidence: Evidence, claim: Claim, slack: SlackModel) -> Tuning:
     cells = Cells.of(evidence, claim)
     bits = azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits
-    kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=bits, delta=claim.delta)
+    likely_m0 = elias_delta_bits(max(1, round(AZUMA_M0_STEPS_PER_OCTAVE * math.log2(claim.num_tokens))))
+    kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=bits + likely_m0, delta=claim.delta)
 
     def value(alpha: float) -> float:
         low, high = loss_interval_bits(alpha=alpha, vocab_size=claim.vocab_size)
@@ -401,6 +406,12 @@ def descend(value: Callable[[float], float], start: int) -> tuple[float, float]:
 def nearest_t(t: float) -> int:
     """Index of the grid's t nearest in ratio."""
     return int(np.argmin(np.abs(np.log(np.array(T_GRID)) - math.log(t))))
+
+
+def as_float16(coefficients: Floats) -> Floats:
+    """Coefficients as they are paid; one beyond float16's range becomes infinite and the candidate is dropped."""
+    with np.errstate(over="ignore"):
+        return np.asarray(coefficients.astype(np.float16).astype(np.float64))
 
 
 def floor_candidates(values: Floats, weight: Floats) -> list[float]:

@@ -65,7 +65,9 @@ class Claim:
         """Refuse what cannot be claimed."""
         check_vocab_size(self.vocab_size)
         if not 2 <= self.tokenizer_vocab_size <= self.vocab_size:
-            raise InputError(f"tokenizer_vocab_size must lie in 2..{self.vocab_size}, got {self.tokenizer_vocab_size!r}")
+            raise InputError(
+                f"tokenizer_vocab_size must lie in 2..{self.vocab_size}, got {self.tokenizer_vocab_size!r}"
+            )
         if not 0 < self.delta < 1:
             raise InputError(f"delta is a probability in (0, 1), got {self.delta!r}")
         if self.num_tokens < 1:
@@ -74,7 +76,9 @@ class Claim:
             raise InputError(f"code_length_bits must be finite and >= 0, got {self.code_length_bits!r}")
         if not self.methods or len(set(self.methods)) != len(self.methods) or not set(self.methods) <= set(METHODS):
             raise InputError(f"methods must name some of {METHODS}, each once, got {self.methods!r}")
-        if "kl" in self.methods and not (self.top_k and len(set(self.top_k)) == len(self.top_k) and min(self.top_k) >= 1):
+        if "kl" in self.methods and not (
+            self.top_k and len(set(self.top_k)) == len(self.top_k) and min(self.top_k) >= 1
+        ):
             raise InputError(f"top_k must name positive ranks, each once, got {self.top_k!r}")
         if self.prior not in ("code", "holdout"):
             raise InputError(f"prior is `code` or `holdout`, got {self.prior!r}")
@@ -82,8 +86,12 @@ class Claim:
             raise InputError("a model with an `alpha` column needs `alpha_min`, and only such a model")
         if self.alpha_min is not None and not 0 < self.alpha_min < 1:
             raise InputError(f"alpha_min must lie in (0, 1), got {self.alpha_min!r}")
-        if self.code_split and not math.isclose(math.fsum(self.code_split.values()), self.code_length_bits, abs_tol=1e-6):
-            raise InputError(f"code_split {dict(self.code_split)} does not add up to code_length_bits {self.code_length_bits}")
+        if self.code_split and not math.isclose(
+            math.fsum(self.code_split.values()), self.code_length_bits, abs_tol=1e-6
+        ):
+            raise InputError(
+                f"code_split {dict(self.code_split)} does not add up to code_length_bits {self.code_length_bits}"
+            )
         elias_delta_bits(self.trial)
 
     @property
@@ -140,7 +148,9 @@ class SamplingPlan:
     def __post_init__(self) -> None:
         """Refuse impossible plans."""
         if self.num_units < 1 or self.max_unit_tokens < 1:
-            raise InputError(f"num_units and max_unit_tokens must be positive, got {self.num_units}, {self.max_unit_tokens}")
+            raise InputError(
+                f"num_units and max_unit_tokens must be positive, got {self.num_units}, {self.max_unit_tokens}"
+            )
         if not 1 <= self.pilot_units <= self.num_units:
             raise InputError(f"pilot_units must lie in 1..{self.num_units}, got {self.pilot_units}")
         if self.evaluation is not None and self.evaluation < 1:
@@ -234,4 +244,8 @@ class Line:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return {**asdict(replace(self, terms={}, parameters={})), "terms": dict(self.terms), "parameters": dict(self.parameters)}
+        return {
+            **asdict(replace(self, terms={}, parameters={})),
+            "terms": dict(self.terms),
+            "parameters": dict(self.parameters),
+        }

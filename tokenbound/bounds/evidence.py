@@ -149,13 +149,12 @@ class Evidence:
 
     def to_json(self) -> str:
         """Compact JSON: the histogram as compressed little-endian integers, some kilobytes per shard."""
-        packed = zlib.compress(np.ascontiguousarray(self.histogram, dtype="<i8").tobytes(), 6)
         return json.dumps(
             {
                 "vocab_size": self.vocab_size,
                 "num_tokens": self.num_tokens,
                 "worst_case_tokens": self.worst_case_tokens,
-                "histogram": base64.b64encode(packed).decode("ascii"),
+                "histogram": pack(np.ascontiguousarray(self.histogram, dtype="<i8").tobytes()),
                 "errors": None if self.errors is None else {str(k): n for k, n in sorted(self.errors.items())},
                 "has_entropy": self.has_entropy,
                 "alpha_min": self.alpha_min,
@@ -212,7 +211,9 @@ def _merge_two(left: Evidence, right: Evidence) -> Evidence:
         num_tokens=left.num_tokens + right.num_tokens,
         worst_case_tokens=left.worst_case_tokens + right.worst_case_tokens,
         histogram=left.histogram + right.histogram,
-        errors=None if left.errors is None or right.errors is None else {k: n + right.errors[k] for k, n in left.errors.items()},
+        errors=None
+        if left.errors is None or right.errors is None
+        else {k: n + right.errors[k] for k, n in left.errors.items()},
         has_entropy=left.has_entropy,
         alpha_min=None if left.alpha_min is None or right.alpha_min is None else min(left.alpha_min, right.alpha_min),
         sums={name: value + right.sums[name] for name, value in left.sums.items()},
@@ -274,7 +275,7 @@ def window_sums(values: Floats, lengths: Ints) -> Floats:
     Raises:
         InputError: the lengths do not add up to the number of values.
     """
-    if lengths.size and int(lengths.min()) < 0 or int(lengths.sum()) != values.size:
+    if (lengths.size and int(lengths.min()) < 0) or int(lengths.sum()) != values.size:
         raise InputError(f"window_lengths add up to {int(lengths.sum())}, but there are {values.size} losses")
     result = np.zeros(lengths.size, dtype=np.float64)
     filled = np.flatnonzero(lengths)
@@ -307,13 +308,31 @@ def worst_case_windows(
 
 def _unpack_histogram(text: str, num_tokens: int) -> Ints:
     size = NLL_BINS * ENTROPY_BINS * 8
-    raw = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size + 1)
+    raw = unpack(text, size)
     if len(raw) != size:
         raise ValueError(f"a histogram has {size} bytes, got {len(raw)}")
     histogram = np.frombuffer(raw, dtype="<i8").astype(np.int64).reshape(NLL_BINS, ENTROPY_BINS)
     if int(histogram.min()) < 0 or int(histogram.sum()) != num_tokens:
         raise ValueError("the histogram does not count the tokens")
     return histogram
+
+
+def pack(data: bytes) -> str:
+    """Compressed bytes as ASCII text."""
+    return base64.b64encode(zlib.compress(data, 6)).decode("ascii")
+
+
+def unpack(text: str, limit: int) -> bytes:
+    """The inverse of :func:`pack`, in bounded memory.
+
+    Raises:
+        ValueError: the text is cut short, damaged, or holds more than ``limit`` bytes.
+    """
+    stream = zlib.decompressobj()
+    raw = stream.decompress(base64.b64decode(text, validate=True), limit + 1)
+    if not stream.eof or len(raw) > limit:
+        raise ValueError("compressed data is cut short or too long")
+    return raw
 
 
 def _fixed(value: float) -> int:

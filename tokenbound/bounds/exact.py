@@ -97,7 +97,9 @@ def line_sums(
     evaluators = [_evaluator(tuning) for tuning in tunings]
     per_token = None if lengths is None else np.empty((len(tunings), columns.size))
     blocks = _block_sums(evaluators, columns, per_token)
-    totals = np.array([[math.fsum(blocks[:, line, f].tolist()) for f in range(len(FIELDS))] for line in range(len(tunings))])
+    totals = np.array(
+        [[math.fsum(blocks[:, line, f].tolist()) for f in range(len(FIELDS))] for line in range(len(tunings))]
+    )
     totals = totals.reshape(len(tunings), len(FIELDS))
     for line, evaluator in enumerate(evaluators):
         totals[line] += np.array(evaluator.worst()) * worst_tokens
@@ -191,7 +193,7 @@ class _Block:
 
 
 def _log_of_product(factors: Floats) -> float:
-    """ln of the product of positive factors near 1, one logarithm per group of factors."""
+    """Ln of the product of positive factors near 1, one logarithm per group of factors."""
     grouped = factors.size - factors.size % PRODUCT_GROUP
     products = np.multiply.reduce(factors[:grouped].reshape(PRODUCT_GROUP, -1), axis=0)
     np.log(products, out=products)
@@ -408,7 +410,9 @@ def _head_alphas(block: _Block, alpha_min: float) -> Floats:
     if block.alpha is None:
         raise InputError("this model has a smoothing head: its `alpha` column is needed")
     if block.alpha.size and float(block.alpha.min()) < alpha_min:
-        raise InputError(f"an alpha of {block.alpha.min()} lies below alpha_min {alpha_min}, which the bound is built on")
+        raise InputError(
+            f"an alpha of {block.alpha.min()} lies below alpha_min {alpha_min}, which the bound is built on"
+        )
     return block.alpha
 
 

@@ -10,7 +10,6 @@ one would be empty almost everywhere. The bound is then evaluated over every tok
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import zlib
@@ -21,8 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenbound.bounds.choice import Candidate, Cells, FreedmanSearch, SlackModel, descend, floor_candidates
-from tokenbound.bounds.choice import freedman_tuning, nearest_t, normal_solver
+from tokenbound.bounds.choice import (
+    Candidate,
+    Cells,
+    FreedmanSearch,
+    SlackModel,
+    descend,
+    floor_candidates,
+    freedman_tuning,
+    nearest_t,
+    normal_solver,
+)
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning, corpus_delta
 from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
 from tokenbound.bounds.constants import (
@@ -34,11 +42,11 @@ from tokenbound.bounds.constants import (
     RELATIVE_ROWS,
     RELATIVE_ROWS_PER_SHARD,
 )
-from tokenbound.bounds.evidence import Floats, Ints, check_entropy, check_length, window_sums, worst_case_windows
+from tokenbound.bounds.evidence import Floats, check_entropy, check_length, pack, unpack, window_sums, worst_case_windows
 from tokenbound.bounds.exact import LineSums, highest_value, line_sums, merge_sums
 from tokenbound.bounds.rounding import arithmetic_guard, round_up
 from tokenbound.bounds.sampling import path_of_windows
-from tokenbound.bounds.smoothing import check_nll, loss_interval_bits, smoothed_loss_bits
+from tokenbound.bounds.smoothing import check_nll, smoothed_loss_bits
 from tokenbound.bounds.theorems import excess_interval_bits, oracle_gap_bits
 from tokenbound.errors import InputError, MismatchError
 
@@ -85,7 +93,11 @@ class RelativeEvidence:
         columns = _checked(nll, base_nll, entropy, base_entropy)
         rows = np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
         keys = _row_hash(rows)
-        kept = np.argpartition(keys, RELATIVE_ROWS_PER_SHARD)[:RELATIVE_ROWS_PER_SHARD] if keys.size > RELATIVE_ROWS_PER_SHARD else slice(None)
+        kept = (
+            np.argpartition(keys, RELATIVE_ROWS_PER_SHARD)[:RELATIVE_ROWS_PER_SHARD]
+            if keys.size > RELATIVE_ROWS_PER_SHARD
+            else slice(None)
+        )
         return _smallest(keys[kept], rows[kept], RELATIVE_ROWS_PER_SHARD, len(rows), worst_case_tokens)
 
     def to_json(self) -> str:
@@ -94,8 +106,8 @@ class RelativeEvidence:
             {
                 "num_tokens": self.num_tokens,
                 "worst_case_tokens": self.worst_case_tokens,
-                "keys": _pack(self.keys.astype("<u8")),
-                "rows": _pack(self.rows.astype("<f4")),
+                "keys": pack(self.keys.astype("<u8").tobytes()),
+                "rows": pack(self.rows.astype("<f4").tobytes()),
             },
             separators=(",", ":"),
         )
@@ -109,8 +121,8 @@ class RelativeEvidence:
         """
         try:
             data = json.loads(text)
-            keys = np.frombuffer(_unpack(data["keys"]), dtype="<u8").astype(np.uint64)
-            rows = np.frombuffer(_unpack(data["rows"]), dtype="<f4").astype(np.float32).reshape(keys.size, 4)
+            keys = np.frombuffer(unpack(data["keys"], RELATIVE_ROWS * 8), dtype="<u8").astype(np.uint64)
+            rows = np.frombuffer(unpack(data["rows"], RELATIVE_ROWS * 16), dtype="<f4").astype(np.float32).reshape(keys.size, 4)
             return cls(int(data["num_tokens"]), int(data["worst_case_tokens"]), keys, rows)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise MismatchError(f"a shard's relative evidence is damaged or of another version: {error}") from None
@@ -277,7 +289,7 @@ class _RelativeSearch:
         low, high = excess_interval_bits(alpha=alphas[0], base_alpha=alphas[1], vocab_size=self.claim.vocab_size)
         basis = self.bases[degree]
         fitted = self.solvers[degree] @ (basis.T @ (self.weight * excess))
-        coefficients = fitted.astype(np.float16).astype(np.float64)
+        coefficients = as_float16(fitted)
         options = []
         guess = basis @ coefficients
         if not np.isfinite(coefficients).all():
@@ -487,11 +499,3 @@ def _smallest(
 ) -> RelativeEvidence:
     order = np.lexsort((*rows.T, keys))[:limit]  # rows break ties, so that the order of merging cannot matter
     return RelativeEvidence(tokens, worst, keys[order], rows[order])
-
-
-def _pack(array: NDArray[Any]) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 6)).decode("ascii")
-
-
-def _unpack(text: str) -> bytes:
-    return zlib.decompressobj().decompress(base64.b64decode(text, validate=True), RELATIVE_ROWS * 16 + 1)

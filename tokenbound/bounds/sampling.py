@@ -100,7 +100,13 @@ def running_moments(values: Floats, pilot: Floats) -> tuple[Floats, Floats]:
 
 
 def mixture_stakes(
-    forecasts: Floats, deviations: Floats, *, num_units: int, highest: float, log_inverse_delta: float, target_units: int
+    forecasts: Floats,
+    deviations: Floats,
+    *,
+    num_units: int,
+    highest: float,
+    log_inverse_delta: float,
+    target_units: int,
 ) -> Floats:
     """[n, K] stakes, one column for each sample size of a geometric grid around the target up to N.
 

@@ -38,7 +38,9 @@ def check_nll(nll_nats: ArrayLike, *, name: str = "nll_nats") -> NDArray[np.floa
     low, high = float(nll.min()), float(nll.max())  # NaN propagates through both
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int(np.flatnonzero(~np.isfinite(nll))[0])
-        raise InputError(f"{name}[{bad}] is {nll[bad]}: every loss must be finite (count such a window at the worst case)")
+        raise InputError(
+            f"{name}[{bad}] is {nll[bad]}: every loss must be finite (count such a window at the worst case)"
+        )
     if low < -NLL_TOLERANCE_NATS:
         raise InputError(f"{name}[{int(nll.argmin())}] is {low}: a negative log-likelihood cannot be below zero")
     return nll
@@ -126,7 +128,7 @@ def alpha_levels(alpha_min: float, slope: int) -> Floats:
     if slope not in ALPHA_SLOPES:
         raise InputError(f"alpha slope must be one of {ALPHA_SLOPES}, got {slope!r}")
     weight = float(check_alpha(alpha_min))
-    u = np.arange(ALPHA_LEVELS) / ALPHA_LEVELS
+    u = np.arange(ALPHA_LEVELS) / (ALPHA_LEVELS - 1)
     octaves = slope * u if slope >= 0 else -slope * (1 - u)
     return np.maximum(np.minimum(weight * 2.0**octaves, ALPHA_MAX), weight)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tokenbound.bounds.codes import kappa_nats
-from tokenbound.bounds.constants import AZUMA_M0_STEPS_PER_OCTAVE, KL_LAMBDA_GRID, LN2
+from tokenbound.bounds.constants import AZUMA_M0_STEPS_PER_OCTAVE, KL_LAMBDA_GRID
 from tokenbound.bounds.smoothing import (
     Floats,
     check_alpha,
@@ -214,7 +214,9 @@ def freedman_bound(
     _, highest = loss_interval_bits(alpha=least_alpha, vocab_size=vocab_size)
     low, high = loss_intervals_bits(alpha=alpha, vocab_size=vocab_size)
     forecast = _clipped_forecast(forecast_bits, low, high, floor_bits, loss.shape)
-    _check_stake(lam, highest - _lowest(forecast, floor_bits, loss_interval_bits(alpha=least_alpha, vocab_size=vocab_size)[0]))
+    _check_stake(
+        lam, highest - _lowest(forecast, floor_bits, loss_interval_bits(alpha=least_alpha, vocab_size=vocab_size)[0])
+    )
     return float(np.mean(loss + _v(lam * (forecast - loss)) / lam)) + kappa / (lam * m) + slack
 
 
@@ -266,7 +268,9 @@ def relative_bound(
     loss = smoothed_loss_bits(nll_nats, alpha=alpha, vocab_size=vocab_size)
     base_loss = smoothed_loss_bits(base_nll_nats, alpha=base_alpha, vocab_size=vocab_size)
     if loss.shape != base_loss.shape:
-        raise InputError(f"the model has {loss.size} losses, the base {base_loss.size}: both must score the same tokens")
+        raise InputError(
+            f"the model has {loss.size} losses, the base {base_loss.size}: both must score the same tokens"
+        )
     low, high = excess_interval_bits(alpha=alpha, base_alpha=base_alpha, vocab_size=vocab_size)
     excess = loss - base_loss
     forecast = _clipped_forecast(forecast_bits, low, high, floor_bits, excess.shape)
@@ -451,7 +455,11 @@ def _v(d: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _clipped_forecast(
-    forecast_bits: ArrayLike, low: Floats | float, high: Floats | float, floor_bits: float | None, shape: tuple[int, ...]
+    forecast_bits: ArrayLike,
+    low: Floats | float,
+    high: Floats | float,
+    floor_bits: float | None,
+    shape: tuple[int, ...],
 ) -> Floats:
     forecast = np.asarray(forecast_bits, dtype=np.float64)
     if forecast.ndim and forecast.shape != shape:
@@ -473,7 +481,9 @@ def _least_alpha(alpha: ArrayLike, alpha_min: float | None) -> float:
     if weights.ndim == 0:
         return float(weights) if alpha_min is None else min(alpha_min, float(weights))
     if alpha_min is None:
-        raise InputError("predictable alphas need `alpha_min`, the constant of the hypothesis that they never fall below")
+        raise InputError(
+            "predictable alphas need `alpha_min`, the constant of the hypothesis that they never fall below"
+        )
     if weights.size and float(weights.min()) < alpha_min:
         raise InputError(f"an alpha of {weights.min()} lies below alpha_min {alpha_min}")
     return alpha_min
@@ -511,7 +521,9 @@ def _check_lambda(lam: float) -> None:
 def _check_stake(lam: float, distance: float) -> None:
     _check_lambda(lam)
     if lam * distance >= 1:
-        raise InputError(f"lambda {lam} times the distance {distance} from the lowest forecast to the highest loss must be below 1")
+        raise InputError(
+            f"lambda {lam} times the distance {distance} from the lowest forecast to the highest loss must be below 1"
+        )
 
 
 def _check_error(error: float) -> None:

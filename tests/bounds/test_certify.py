@@ -1,0 +1,203 @@
+"""Printed lines: terms that add up, prices that are paid, and claims that are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenbound.bounds import Claim, Evidence, SamplingPlan, certify, choose_tunings, format_bound, line_sums, round_up
+from tokenbound.bounds.codes import kappa_nats
+from tokenbound.bounds.theorems import azuma_bound, kl_error_bound, kl_grid_bound
+from tokenbound.errors import InputError, MismatchError
+
+
+V, SIZE = 300, 20_000
+RNG = np.random.default_rng(0)
+ENTROPY = np.minimum(RNG.gamma(1.0, 1.0, SIZE), 5.5).astype(np.float32)
+NLL = RNG.gamma(0.7, ENTROPY / 0.7 + 0.02).astype(np.float32)
+RANK = np.floor(NLL * 3).astype(np.int32)
+SPLIT = {"artifact": 900.0, "protocol": 1.0, "tokenizer": 99.0}
+CLAIM = Claim(V, V - 44, 1000.0, 0.05, SIZE, code_split=SPLIT)
+
+
+def lines_of(claim: Claim, rank=RANK, entropy=ENTROPY):
+    evidence = Evidence.from_losses(NLL, entropy, rank, vocab_size=V, top_k=claim.top_k)
+    tunings = choose_tunings(evidence, claim)
+    return certify(tunings, line_sums(tunings, NLL, entropy, rank), claim)
+
+
+def test_terms_add_up_to_the_printed_value():
+    for line in lines_of(CLAIM):
+        parts = ("empirical", "variance", "artifact", "protocol", "tokenizer", "tune", "delta", "sampling_slack")
+        total = math.fsum(line.terms[name] for name in parts)
+        assert total <= line.value <= total + 2e-9
+        assert line.terms["complexity"] == pytest.approx(
+            sum(line.terms[name] for name in ("artifact", "protocol", "tokenizer", "tune", "delta"))
+        )
+        kappa = kappa_nats(code_length_bits=1000.0, tune_bits=line.tune_bits, delta=0.05)
+        assert line.kappa_nats == pytest.approx(kappa)
+        json.dumps(line.to_dict())
+
+
+def test_every_line_pays_for_the_others_and_for_earlier_trials():
+    """Quoting the smallest of K lines, each at delta, cannot be expressed: log2 K is in every line's tuning."""
+    many = {(line.method, line.top_k): line for line in lines_of(CLAIM)}
+    assert len(many) == CLAIM.num_lines == 5
+    alone = lines_of(replace(CLAIM, methods=("kl",), top_k=(10,)))[0]
+    assert many["kl", 10].tune_bits == pytest.approx(alone.tune_bits + math.log2(5))
+    tenth = lines_of(replace(CLAIM, methods=("kl",), top_k=(10,), trial=10))[0]
+    assert tenth.tune_bits == pytest.approx(alone.tune_bits + 7)
+    relative_too = replace(CLAIM, extra_lines=1)
+    assert relative_too.shared_bits == pytest.approx(math.log2(6) + 1)
+
+
+def test_kl_line_is_the_grid_bound_and_never_the_inverse():
+    for line in lines_of(CLAIM)[2:]:
+        error = float(np.mean(line.top_k <= RANK))
+        assert line.empirical == error
+        paid = {"code_length_bits": 1000.0, "tune_bits": line.tune_bits, "delta": 0.05, "num_tokens": SIZE}
+        value, lam = kl_grid_bound(error, **paid)
+        assert value <= line.value <= value + 2e-9
+        finer = min(kl_error_bound(error, lam=lam * 2**x, **paid) for x in np.linspace(-0.9, 0.9, 181))
+        assert line.value >= finer
+        assert line.tune_bits >= math.log2(20)
+
+
+def test_azuma_is_the_any_time_form_unless_m_was_declared():
+    """Fixed-m Azuma with an m that depends on the data cannot be expressed: it needs the declaration."""
+    any_m = lines_of(replace(CLAIM, methods=("azuma",)))[0]
+    assert any_m.parameters["form"] == "any m"
+    wrong = lines_of(replace(CLAIM, methods=("azuma",), declared_tokens=SIZE + 1))[0]
+    assert wrong == any_m
+    fixed = lines_of(replace(CLAIM, methods=("azuma",), declared_tokens=SIZE))[0]
+    assert fixed.parameters["form"] == "fixed m"
+    assert fixed.value < any_m.value
+    reference = azuma_bound(
+        NLL,
+        vocab_size=V,
+        alpha=fixed.parameters["alpha"],
+        code_length_bits=1000.0,
+        tune_bits=fixed.tune_bits,
+        delta=0.05,
+    )
+    assert reference <= fixed.value <= reference + 2e-9
+
+
+def test_holdout_pays_no_code_but_all_tuning():
+    holdout = lines_of(replace(CLAIM, prior="holdout"))
+    code = lines_of(CLAIM)
+    for free, paid in zip(holdout, code, strict=True):
+        assert free.value < paid.value
+        assert free.kappa_nats == pytest.approx(free.tune_bits * math.log(2) + math.log(20))
+        assert free.terms["artifact"] == free.terms["tokenizer"] == 0
+        assert free.tune_bits >= CLAIM.shared_bits
+
+
+def test_missing_ranks_and_entropies_are_explained():
+    claim = replace(CLAIM, has_rank=False, has_entropy=False)
+    lines = lines_of(claim, rank=None, entropy=None)
+    assert len(lines) == 5
+    for line in lines[2:]:
+        assert line.value is None
+        assert "`rank`" in line.note
+        assert line.vacuous
+    assert lines[0].parameters["forecast_degree"] == 0
+    assert lines[0].tune_bits >= math.log2(5) + 1, "lines named before scoring count in K even if they cannot be computed"
+
+
+def test_vacuous_is_measured_against_the_tokenizer():
+    strong = replace(CLAIM, code_length_bits=30 * SIZE, code_split={})
+    for line in lines_of(strong):
+        assert line.vacuous
+        assert "vacuous" in line.note
+        guess = math.log2(V - 44) if line.top_k is None else 1 - line.top_k / (V - 44)
+        assert line.random_guess == pytest.approx(guess)
+    assert not any(line.vacuous for line in lines_of(CLAIM))
+
+
+def test_tokens_must_be_there_exactly_once():
+    """Dropping failed windows cannot be expressed: the sums must hold the planned number of tokens."""
+    evidence = Evidence.from_losses(NLL, ENTROPY, RANK, vocab_size=V, top_k=CLAIM.top_k)
+    tunings = choose_tunings(evidence, CLAIM)
+    short = line_sums(tunings, NLL[:-100], ENTROPY[:-100], RANK[:-100])
+    with pytest.raises(MismatchError, match="19900"):
+        certify(tunings, short, CLAIM)
+    counted = line_sums(tunings, NLL[:-100], ENTROPY[:-100], RANK[:-100], worst_case=100)
+    whole = line_sums(tunings, NLL, ENTROPY, RANK)
+    for worst, plain in zip(certify(tunings, counted, CLAIM), certify(tunings, whole, CLAIM), strict=True):
+        assert worst.value > plain.value
+    with pytest.raises(MismatchError, match="lines"):
+        certify(tunings[:2], line_sums(tunings[:2], NLL, ENTROPY, RANK), CLAIM)
+    with pytest.raises(MismatchError, match="full run"):
+        certify(tunings, whole, CLAIM.with_larger_corpus(10**6), SamplingPlan(10, 10, 1))
+
+
+def fixed_tunings():
+    evidence = Evidence.from_losses(NLL, ENTROPY, RANK, vocab_size=V, top_k=CLAIM.top_k)
+    tunings = choose_tunings(evidence, CLAIM)
+    return tunings, line_sums(tunings, NLL, ENTROPY, RANK)
+
+
+FIXED = fixed_tunings()
+
+
+@settings(max_examples=40, deadline=None)
+@given(m=st.integers(SIZE, 10**9), code=st.floats(0, 1e5), delta=st.floats(1e-6, 0.3), factor=st.floats(1.0, 100.0))
+def test_certificates_are_monotone(m, code, delta, factor):
+    base = Claim(V, V, code, delta, SIZE).with_larger_corpus(m)
+    tunings, sums = FIXED
+    value = [line.value for line in certify(tunings, sums, base)]
+    for better in (
+        replace(base, num_tokens=int(m * factor)),
+        replace(base, code_length_bits=code / factor),
+        replace(base, delta=min(delta * factor, 0.9)),
+    ):
+        # one part in a thousand: any-time Azuma moves between neighbouring m0
+        assert all(b.value <= v * 1.001 for b, v in zip(certify(tunings, sums, better), value, strict=True))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"tokenizer_vocab_size": 301},
+        {"tokenizer_vocab_size": 1},
+        {"delta": 1.0},
+        {"num_tokens": 0},
+        {"code_length_bits": math.nan},
+        {"code_length_bits": -1.0},
+        {"methods": ()},
+        {"methods": ("azuma", "azuma")},
+        {"methods": ("pac",)},
+        {"top_k": ()},
+        {"top_k": (0,)},
+        {"top_k": (1, 1)},
+        {"trial": 0},
+        {"prior": "flat"},
+        {"has_alpha": True},
+        {"alpha_min": 0.1},
+        {"has_alpha": True, "alpha_min": 1.5},
+        {"code_split": {"artifact": 999.0}},
+    ],
+)
+def test_impossible_claims_are_refused(bad):
+    with pytest.raises(InputError):
+        replace(CLAIM, **{"code_split": {}, **bad})
+
+
+def test_a_what_if_is_never_smaller_than_the_data():
+    with pytest.raises(InputError, match="larger"):
+        CLAIM.with_larger_corpus(SIZE - 1)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 12))
+def test_rounding_never_lowers(value, decimals):
+    rounded = round_up(value, decimals)
+    assert rounded >= value
+    assert rounded - value <= 10.0**-decimals + 1e-9
+    assert float(format_bound(value, decimals)) >= value - abs(value) * 1e-15

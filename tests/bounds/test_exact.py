@@ -1,0 +1,229 @@
+"""The reducer against the reference functions, and its indifference to how the work was cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenbound.bounds import (
+    Claim,
+    Evidence,
+    Tuning,
+    azuma_bound,
+    azuma_predictable_bound,
+    certify,
+    choose_tunings,
+    freedman_bound,
+    line_sums,
+    loss_interval_bits,
+    merge_sums,
+)
+from tokenbound.bounds.constants import BLOCK_TOKENS
+from tokenbound.bounds.evidence import window_sums
+from tokenbound.bounds.exact import highest_value
+from tokenbound.bounds.smoothing import alpha_levels, entropy_level, smoothed_loss_bits
+from tokenbound.errors import InputError, MismatchError
+
+
+V = 512
+ALPHA = 0.01
+LOW, HIGH = loss_interval_bits(alpha=ALPHA, vocab_size=V)
+COEFFICIENTS = (0.5, 0.875, 0.03125, -0.0078125)
+Y0 = 0.75
+T = 0.75
+LAM = T / (HIGH - Y0)
+FREEDMAN = Tuning(
+    method="freedman", vocab_size=V, alpha=ALPHA, t=T, lam=LAM, degree=3, coefficients=COEFFICIENTS, y0=Y0
+)
+AZUMA = Tuning(method="azuma", vocab_size=V, alpha=0.05)
+KL = Tuning(method="kl", vocab_size=V, top_k=3)
+TUNINGS = (FREEDMAN, AZUMA, KL)
+PAID = {"code_length_bits": 0.0, "tune_bits": 0.0, "delta": 0.5}
+
+
+def losses(seed: int = 0, size: int = 3 * BLOCK_TOKENS + 77):
+    rng = np.random.default_rng(seed)
+    entropy = rng.gamma(1.0, 1.5, size).astype(np.float32)
+    nll = rng.gamma(0.7, entropy / 0.7 + 0.02).astype(np.float32)
+    nll[:4] = [0.0, 1e-7, 80.0, -1e-6]
+    return nll, entropy, np.floor(nll * 3).astype(np.int32)
+
+
+def polynomial(entropy, coefficients=COEFFICIENTS):
+    bits = entropy.astype(np.float64) / math.log(2)
+    return sum(c * bits**d for d, c in enumerate(coefficients))
+
+
+def without_complexity(bound: float, lam: float, size: int) -> float:
+    return bound - math.log(2) / (lam * size)
+
+
+def test_freedman_sum_is_the_reference_bound():
+    nll, entropy, rank = losses()
+    reference = freedman_bound(
+        nll, polynomial(entropy), vocab_size=V, alpha=ALPHA, lam=LAM, floor_bits=Y0, **PAID
+    )
+    sums = line_sums(TUNINGS, nll, entropy, rank)
+    assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, nll.size), rel=1e-13)
+    loss = smoothed_loss_bits(nll, alpha=ALPHA, vocab_size=V)
+    forecast = np.clip(polynomial(entropy), max(LOW, Y0), HIGH)
+    assert sums.mean(0, "loss") == pytest.approx(loss.mean(), rel=1e-13)
+    assert sums.mean(0, "square") == pytest.approx(np.mean((forecast - loss) ** 2), rel=1e-12)
+    assert sums.mean_nll_nats == pytest.approx(nll.mean(dtype=np.float64), rel=1e-13)
+
+
+@pytest.mark.parametrize("slope", [3, -4])
+def test_freedman_sum_with_alpha_of_entropy_is_the_reference_bound(slope):
+    nll, entropy, _ = losses(1)
+    alphas = alpha_levels(ALPHA, slope)[entropy_level(entropy, vocab_size=V)]
+    reference = freedman_bound(
+        nll,
+        polynomial(entropy),
+        vocab_size=V,
+        alpha=alphas,
+        alpha_min=ALPHA,
+        lam=LAM,
+        floor_bits=Y0,
+        **PAID,
+    )
+    sums = line_sums([replace(FREEDMAN, alpha_slope=slope)], nll, entropy)
+    assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, nll.size), rel=1e-12)
+
+
+def test_alpha_column_is_the_reference_bound():
+    nll, entropy, _ = losses(2)
+    alpha = np.random.default_rng(0).uniform(ALPHA, 0.4, nll.size).astype(np.float32).astype(np.float64)
+    alpha = np.maximum(alpha, ALPHA)
+    freedman, azuma = replace(FREEDMAN, alpha_column=True), Tuning("azuma", V, alpha=ALPHA, alpha_column=True, lam=0.125)
+    sums = line_sums([freedman, azuma], nll, entropy, None, alpha)
+    shared = {"vocab_size": V, "alpha": alpha, **PAID}
+    reference = freedman_bound(nll, polynomial(entropy), lam=LAM, floor_bits=Y0, alpha_min=ALPHA, **shared)
+    assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, nll.size), rel=1e-12)
+    reference = azuma_predictable_bound(nll, lam=0.125, **shared)
+    assert sums.mean(1, "value") == pytest.approx(without_complexity(reference, 0.125, nll.size), rel=1e-12)
+    with pytest.raises(InputError, match="alpha_min"):
+        line_sums([freedman], nll, entropy, None, np.full(nll.size, ALPHA / 2))
+    with pytest.raises(InputError, match="`alpha` column"):
+        line_sums([freedman], nll, entropy)
+
+
+def test_azuma_and_errors_are_plain_means():
+    nll, entropy, rank = losses()
+    sums = line_sums(TUNINGS, nll, entropy, rank)
+    mean = smoothed_loss_bits(nll, alpha=0.05, vocab_size=V).mean()
+    assert sums.mean(1, "value") == sums.mean(1, "loss") == pytest.approx(mean, rel=1e-13)
+    assert sums.total(2, "value") == np.count_nonzero(rank >= 3)
+    bound = azuma_bound(nll, vocab_size=V, alpha=0.05, **PAID)
+    low, high = loss_interval_bits(alpha=0.05, vocab_size=V)
+    assert sums.mean(1, "value") == pytest.approx(bound - (high - low) * math.sqrt(math.log(2) / 2 / nll.size))
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 5000), max_size=6), data=st.data())
+def test_shards_may_finish_and_merge_in_any_order(cuts, data):
+    nll, entropy, rank = losses(4, 5000)
+    edges = [0, *sorted(cuts), 5000]
+    parts = [line_sums(TUNINGS, nll[a:b], entropy[a:b], rank[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    flat = merge_sums(parts)
+    shuffled = merge_sums(data.draw(st.permutations(parts)))
+    tree = merge_sums([merge_sums(parts[:1]), merge_sums(parts[1:])]) if len(parts) > 1 else flat
+    for line in range(3):
+        for name in ("value", "loss", "square"):
+            assert flat.total(line, name) == shuffled.total(line, name) == tree.total(line, name)
+    whole = line_sums(TUNINGS, nll, entropy, rank)
+    assert flat.num_tokens == 5000
+    assert flat.mean(0, "value") == pytest.approx(whole.mean(0, "value"), rel=1e-13)
+
+
+def test_window_sums_agree_with_totals_and_reference():
+    nll, entropy, rank = losses(5, 10_000)
+    lengths = np.array([3000, 1, 0, 6000, 999])
+    sums = line_sums(TUNINGS, nll, entropy, rank, window_lengths=lengths)
+    assert sums.windows.shape == (3, 5)
+    assert sums.windows.sum(axis=1) == pytest.approx([sums.total(i, "value") for i in range(3)], rel=1e-12)
+    assert sums.windows[1] == pytest.approx(window_sums(smoothed_loss_bits(nll, alpha=0.05, vocab_size=V), lengths))
+    without = line_sums(TUNINGS, nll, entropy, rank)
+    assert sums.mean(0, "value") == pytest.approx(without.mean(0, "value"), rel=1e-13)
+
+
+def test_worst_case_windows_count_at_the_top():
+    nll, entropy, rank = losses(6, 1000)
+    sums = line_sums(
+        TUNINGS, nll, entropy, rank, window_lengths=[600, 50, 400], worst_case=[False, True, False]
+    )
+    plain = line_sums(TUNINGS, nll, entropy, rank)
+    assert (sums.num_tokens, sums.worst_case_tokens) == (1050, 50)
+    tops = [highest_value(tuning) for tuning in TUNINGS]
+    assert tops == pytest.approx([Y0 - (HIGH - Y0) * math.log(1 - T) / T, loss_interval_bits(alpha=0.05, vocab_size=V)[1], 1])
+    for line, top in enumerate(tops):
+        assert sums.windows[line, 1] == pytest.approx(50 * top)
+        assert sums.total(line, "value") == pytest.approx(plain.total(line, "value") + 50 * top)
+    counted = line_sums(TUNINGS, nll, entropy, rank, worst_case=50)
+    assert np.allclose(counted.shards, sums.shards, rtol=1e-12)
+
+
+@given(
+    nll=st.floats(0, 200, width=32),
+    entropy=st.floats(0, 20, width=32),
+    coefficients=st.tuples(*[st.floats(-100, 100, width=16)] * 4),
+    slope=st.sampled_from([0, 4, -4]),
+)
+def test_no_token_exceeds_the_worst_case(nll, entropy, coefficients, slope):
+    tuning = replace(FREEDMAN, coefficients=coefficients, alpha_slope=slope)
+    sums = line_sums([tuning], np.array([nll], np.float32), np.array([entropy], np.float32))
+    assert LOW - 1e-9 <= sums.total(0, "value") <= highest_value(tuning) + 1e-9
+
+
+def test_a_line_says_which_column_it_needs():
+    nll, entropy, rank = losses(7, 100)
+    with pytest.raises(InputError, match="`entropy`"):
+        line_sums([FREEDMAN], nll)
+    with pytest.raises(InputError, match="`entropy`"):
+        line_sums([replace(FREEDMAN, coefficients=(1.0,), alpha_slope=2)], nll)
+    with pytest.raises(InputError, match="`rank`"):
+        line_sums([KL], nll, entropy)
+    with pytest.raises(InputError, match="below 1"):
+        line_sums([replace(FREEDMAN, lam=1 / (HIGH - Y0))], nll, entropy)
+    with pytest.raises(InputError, match="unknown method"):
+        line_sums([replace(KL, method="hope")], nll, entropy, rank)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5])
+def test_bad_losses_stop_the_pass(bad):
+    nll, entropy, rank = losses(7, 100)
+    nll[50] = bad
+    with pytest.raises(InputError, match=r"nll_nats\[50\]"):
+        line_sums(TUNINGS, nll, entropy, rank)
+
+
+def test_merging_refuses_other_lines():
+    nll, entropy, rank = losses(7, 100)
+    one = line_sums(TUNINGS, nll, entropy, rank)
+    with pytest.raises(MismatchError):
+        merge_sums([one, line_sums(TUNINGS[:2], nll, entropy, rank)])
+    with pytest.raises(MismatchError):
+        merge_sums([one, line_sums(TUNINGS, nll, entropy, rank, window_lengths=[100])])
+    with pytest.raises(InputError):
+        merge_sums([])
+
+
+def test_two_claims_in_one_pass():
+    nll, entropy, rank = losses(8, 5000)
+    claim = Claim(V, V, 1000.0, 0.05, 5000, top_k=(1,))
+    larger = claim.with_larger_corpus(500_000)
+    evidence = Evidence.from_losses(nll, entropy, rank, vocab_size=V, top_k=(1,))
+    first, second = choose_tunings(evidence, claim), choose_tunings(evidence, larger)
+    sums = line_sums(first + second, nll, entropy, rank)
+    both = certify(second, sums.select(slice(len(first), None)), larger)
+    alone = certify(second, line_sums(second, nll, entropy, rank), larger)
+    assert both == alone
+    assert all("not a bound" in line.note for line in both)
+
+
+def test_tuning_round_trip():
+    assert Tuning.from_dict(FREEDMAN.to_dict()) == FREEDMAN
