@@ -1,1 +1,26 @@
-"""Provable generalization bounds for language models, computed from every training token."""
+"""Provable generalization bounds for language models, computed from every training token.
+
+>>> import tokenbound
+>>> tokenbound.bounds.elias_delta_bits(17)
+9
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenbound import bounds
+
+if TYPE_CHECKING:
+    from tokenbound.certificate import Certificate
+
+__all__ = ["Certificate", "bounds"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the certificate only when it is asked for: importing the package stays light."""
+    if name == "Certificate":
+        from tokenbound.certificate import Certificate
+
+        return Certificate
+    raise AttributeError(f"module 'tokenbound' has no attribute {name!r}")

@@ -178,21 +178,21 @@ class Certificate(BaseModel):
             evaluation=record.evaluation,
         )
 
-    def verify(self, *, losses: str | Path, artifact: str | Path) -> None:
+    def verify(self, *, losses: str | Path, artifact: str | Path | bytes) -> None:
         """Recompute everything that losses and artifact determine and compare.
 
         The corpus is not read: that its tokens have these losses is what re-scoring checks.
 
         Args:
             losses: the run directory, or its `losses` folder.
-            artifact: the artifact's file.
+            artifact: the artifact's file, or its bytes.
 
         Raises:
             IncompleteError: losses or artifact are not there.
             MismatchError: a byte of either changed, or a printed number does not follow from them.
         """
         self._verify_identities()
-        self._verify_artifact(str(artifact))
+        self._verify_artifact(artifact if isinstance(artifact, bytes) else _read(str(artifact)))
         run = RunDirectory(_run_folder(str(losses)))
         ledger = RunLedger(run.uri, self.num_shards, self.scoring_fingerprint, self.vocab_size, tuple(LIST_COLUMNS))
         records = [ledger.record(shard) for shard in range(self.num_shards)]
@@ -214,9 +214,7 @@ class Certificate(BaseModel):
         _require_equal("sampling", self.sampling is not None, self.scoring_identity.get("sampled"))
         _require_equal("random_guess_bits", self.random_guess_bits, math.log2(self.tokenizer_vocab_size))
 
-    def _verify_artifact(self, path: str) -> None:
-        folder, name = _split(path)
-        data = RunDirectory(folder).read(name)
+    def _verify_artifact(self, data: bytes) -> None:
         _require_equal("artifact_sha256", self.artifact_sha256, sha256_hex(data))
         _require_equal("artifact_bytes", self.artifact_bytes, len(data))
         split = code_split(len(data), self.protocol)
@@ -295,7 +293,7 @@ def derived_fields(reduction: Reduction, claim: Claim, bytes_per_token: float | 
         "vacuous": best is None or bool(best.vacuous),
         "tune_bits": best.tune_bits if best else None,
         "alpha": best.parameters.get("alpha") if best else None,
-        "bounds": [_plain(line.to_dict()) for line in reduction.lines],
+        "bounds": [plain(line.to_dict()) for line in reduction.lines],
         "mean_nll_nats": mean,
         "mean_nll_bits": mean / math.log(2),
         "perplexity": math.exp(min(mean, 700.0)),
@@ -310,7 +308,7 @@ def best_loss_line(lines: tuple[Line, ...]) -> Line | None:
     return min(known, key=lambda line: line.value) if known else None
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
     """As it will look after a round trip through JSON."""
     return json.loads(json.dumps(tree, allow_nan=False))
 
@@ -352,19 +350,30 @@ def _run_folder(path: str) -> str:
     return _split(path)[0] if path.rpartition("/")[2] == "losses" else path
 
 
-def verify_beside(path: str | Path, *, losses: str | None = None, artifact: str | None = None) -> Certificate:
+def verify_beside(
+    path: str | Path, *, losses: str | None = None, artifact: str | None = None
+) -> tuple[Certificate, str, bytes]:
     """Verify a certificate with the losses and artifact that lie beside it, unless told otherwise.
 
+    Returns:
+        The certificate, its run directory and the artifact's bytes.
+
     Raises:
-        IncompleteError: certificate, losses or artifact are not there.
+        IncompleteError: certificate, losses or artifact are not there; arithmetic alone is no verification.
         MismatchError: something does not follow.
     """
     certificate = Certificate.load(path)
     folder = _split(str(path))[0]
-    run = RunDirectory(losses or folder)
-    if not run.exists("shards") and not RunDirectory(_run_folder(run.uri)).exists("shards"):
+    run = _run_folder(losses or folder)
+    if not RunDirectory(run).exists("shards"):
         raise IncompleteError(
-            f"no losses beside {path}; give their run directory with --losses (arithmetic alone is no verification)"
+            f"no losses at {run}; give the run directory with --losses (arithmetic alone verifies nothing)"
         )
-    certificate.verify(losses=losses or folder, artifact=artifact or f"{folder}/{ARTIFACT}")
-    return certificate
+    data = _read(artifact or f"{folder}/{ARTIFACT}")
+    certificate.verify(losses=run, artifact=data)
+    return certificate, run, data
+
+
+def _read(path: str) -> bytes:
+    folder, name = _split(path)
+    return RunDirectory(folder).read(name)

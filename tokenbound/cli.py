@@ -89,17 +89,57 @@ def verify(
     certificate: Annotated[str, typer.Argument(help="certificate.json")],
     losses: Annotated[str | None, typer.Option(help="Run directory; default beside the certificate.")] = None,
     artifact: Annotated[str | None, typer.Option(help="The artifact; default beside the certificate.")] = None,
+    rescore: Annotated[int, typer.Option(help="Also score so many random windows again.", min=0)] = 0,
+    corpus: Annotated[
+        str | None, typer.Option(help="Run config naming the corpus; default config.yaml beside.")
+    ] = None,
 ) -> None:
     """Recompute a certificate from its losses and artifact; exit 0 only if it holds."""
     from tokenbound.certificate import verify_beside
 
-    checked = verify_beside(certificate, losses=losses, artifact=artifact)
-    Console().print(
-        f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give "
-        f"{'no loss bound' if checked.bound_bits is None else f'{checked.bound_bits:.4f} bits/token'} "
-        f"({checked.method}). That the corpus has these losses was not checked.",
-        soft_wrap=True,
+    checked, run, data = verify_beside(certificate, losses=losses, artifact=artifact)
+    bound = "no loss bound" if checked.bound_bits is None else f"{checked.bound_bits:.4f} bits/token ({checked.method})"
+    text = f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give {bound}."
+    if rescore:
+        from tokenbound.config import RunConfig, load_config
+        from tokenbound.engine.rescore import rescore as score_again
+
+        config = load_config(RunConfig, corpus or f"{run}/config.yaml")
+        worst = score_again(checked, config, losses=run, artifact=data, windows=rescore)
+        text += f" {rescore} random windows scored again agree to {worst:.2g} nats per token."
+    else:
+        text += " That this corpus has these losses was not checked: add --rescore 20."
+    Console().print(text, soft_wrap=True)
+
+
+@app.command()
+def bound(
+    losses: Annotated[
+        str, typer.Argument(help="Parquet file or directory with an `nll` column (nats), flat or lists.")
+    ],
+    vocab_size: Annotated[int, typer.Option(help="V: width of the logits.", min=2)],
+    code_length_bits: Annotated[float, typer.Option(help="L(h): bits of the model's prefix-free code.", min=0)],
+    delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
+    method: Annotated[str, typer.Option(help="azuma, freedman, kl or all.")] = "all",
+    tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
+    from tokenbound.foreign import bound_losses
+    from tokenbound.report.terminal import lines_table
+
+    lines = bound_losses(
+        losses,
+        vocab_size=vocab_size,
+        tokenizer_vocab_size=tokenizer_vocab_size or vocab_size,
+        code_length_bits=code_length_bits,
+        delta=delta,
+        method=method,
     )
+    if as_json:
+        _print_json({"bounds": lines})
+    else:
+        Console().print(lines_table(lines, delta))
 
 
 @app.command()
@@ -132,6 +172,124 @@ def compress(
         )
 
 
+@app.command()
+def inspect(
+    artifact: str,
+    compare: Annotated[bool, typer.Option(help="Also run gzip, zstd and xz on every tensor (slow).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say where the bits of an artifact went."""
+    from tokenbound.compression.inspection import inspect_artifact
+    from tokenbound.report.artifact import artifact_view
+
+    report = inspect_artifact(_read_artifact(artifact), compare=compare)
+    if as_json:
+        _print_json({"code_length_bits": report.code_length_bits, "digest": report.sha256, **report.to_dict()})
+    else:
+        Console().print(artifact_view(report))
+
+
+def _read_artifact(name: str) -> bytes:
+    from tokenbound.demo import demo_artifact
+
+    if name == "demo":
+        return demo_artifact()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise InputError(f"artifact {name!r} cannot be read: {error.strerror}") from None
+
+
+@app.command()
+def pretrain(config: Path, overrides: Overrides = None) -> None:
+    """Train a model and encode it; run it again to resume."""
+    from tokenbound.config import PretrainConfig, load_config
+    from tokenbound.engine.train import pretrain as run_training
+
+    trained = run_training(load_config(PretrainConfig, config, overrides or []))
+    Console().print(
+        f"trained to {trained.loss_bits:.4f} bits/token (training loss)\nmodel     {trained.model}\n"
+        f"artifact  {trained.artifact} ({trained.artifact_bytes:,} bytes)",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def generate(
+    artifact: Annotated[str, typer.Argument(help="Path of an artifact, or `demo`.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    tokenizer: Annotated[str, typer.Option(help="`bytes`, or directory or hub id of a fast tokenizer.")] = "bytes",
+    tokens: Annotated[int, typer.Option(help="Tokens to sample.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = 0.95,
+    seed: int = 0,
+) -> None:
+    """Sample text from the model inside an artifact."""
+    from tokenbound.corpus.tokenizers import load_tokenizer
+    from tokenbound.models.generate import generate_ids
+
+    coder = load_tokenizer(tokenizer)
+    ids = [int(i) for i in coder.encode_batch([prompt])[0]] or [coder.bos_id or 0]
+    sys.stdout.write(prompt)
+    shown, new = "", list[int]()
+    for token in generate_ids(
+        _read_artifact(artifact),
+        ids,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop_id=coder.eos_id,
+    ):
+        new.append(token)
+        text = coder.decode(new)
+        if text.startswith(shown) and not text.endswith("\ufffd"):
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    sys.stdout.write("\n")
+
+
+@app.command()
+def status(run: str, as_json: AsJson = False) -> None:
+    """How far a run is; exit 3 while shards are missing."""
+    from tokenbound.errors import IncompleteError
+    from tokenbound.store.run import CERTIFICATE, RunDirectory
+
+    directory = RunDirectory(run)
+    plan, records = directory.read_json("plan.json"), directory.committed()
+    tokens, done = sum(record.tokens for record in records.values()), directory.exists(CERTIFICATE)
+    found = {
+        "shards_committed": len(records),
+        "tokens_scored": tokens,
+        "num_tokens": plan["num_tokens"],
+        "certificate": done,
+    }
+    if as_json:
+        _print_json(found)
+    else:
+        state = "certified" if done else "not finished"
+        Console().print(
+            f"{run}: {state}; {len(records)} shards committed, {tokens:,} of {plan['num_tokens']:,} tokens scored",
+            soft_wrap=True,
+        )
+    if not done:
+        raise IncompleteError(f"{run} has no certificate yet; run its command again to resume")
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="Run directory or certificate.")], as_json: AsJson = False) -> None:
+    """Print a certificate again."""
+    from tokenbound.certificate import Certificate
+    from tokenbound.report.terminal import certificate_view
+
+    certificate = Certificate.load(run if run.endswith(".json") else f"{run.rstrip('/')}/certificate.json")
+    if as_json:
+        _print_json(certificate.model_dump(mode="json"))
+    else:
+        Console().print(certificate_view(certificate))
+
+
 def _options(pairs: list[str]) -> dict[str, object]:
     import yaml
 
@@ -146,6 +304,12 @@ def _options(pairs: list[str]) -> dict[str, object]:
 
 def _print_json(tree: object) -> None:
     sys.stdout.write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+
+
+def run_command(name: str) -> None:
+    """Run one command with the arguments of the process: what `python -m workflows.NAME` does."""
+    sys.argv.insert(1, name)
+    main()
 
 
 def main() -> None:

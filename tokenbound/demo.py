@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 from tokenbound.config import RunConfig, validate
 
 DEMO_WINDOWS = 1280
@@ -26,3 +28,8 @@ def demo_config(output: str, *, windows: int | None = DEMO_WINDOWS) -> RunConfig
         "how": {"output": output},
     }
     return validate(RunConfig, tree, origin="of the demo")
+
+
+def demo_artifact() -> bytes:
+    """The shipped artifact's bytes."""
+    return resources.files("tokenbound").joinpath("data/demo.tokenbound").read_bytes()

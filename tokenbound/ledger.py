@@ -8,10 +8,11 @@ tasks on a cluster.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
 from tokenbound.errors import MismatchError
+from tokenbound.store.foreign import read_foreign
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import CommitRecord, RunDirectory
 
@@ -94,6 +97,31 @@ class RunLedger:
         return losses
 
 
+@dataclass(frozen=True)
+class ForeignLedger:
+    """Losses that another tool recorded: Parquet files with an `nll` column, one shard per row group."""
+
+    pieces: tuple[tuple[str, int], ...]
+    """(file, row group) of each shard."""
+    vocab_size: int
+
+    @property
+    def num_shards(self) -> int:
+        """Row groups in all."""
+        return len(self.pieces)
+
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence | None:
+        """Nothing was committed."""
+        return None
+
+    def losses(self, shard: int) -> Losses:
+        """The checked losses of a row group."""
+        path, group = self.pieces[shard]
+        losses = read_foreign(path, group)
+        check_losses(losses, self.vocab_size, path)
+        return losses
+
+
 def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
     """Refuse losses that no scorer of this package records.
 
@@ -102,11 +130,15 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
     """
     failed = losses.token_unscored
     keep = slice(None) if failed is None else ~failed
-    nll, entropy, rank = losses.nll[keep], losses.entropy[keep], losses.rank[keep]
-    if nll.size and not (np.isfinite(nll).all() and np.isfinite(entropy).all()):
-        raise MismatchError(f"{origin}: NaN or infinite nll or entropy in a scored window; score the shard again")
-    if nll.size and (nll.min() < -1e-5 or entropy.min() < 0):
-        raise MismatchError(f"{origin}: negative nll {nll.min()} or entropy {entropy.min()}; score the shard again")
+    for name, values in (("nll", losses.nll), ("entropy", losses.entropy)):
+        if values is None or not values[keep].size:
+            continue
+        lowest, highest = float(values[keep].min()), float(values[keep].max())  # NaN propagates through both
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            raise MismatchError(f"{origin}: NaN or infinite {name} in a scored window; score it again")
+        if lowest < -NLL_TOLERANCE_NATS:
+            raise MismatchError(f"{origin}: negative {name} {lowest}; nats are -ln p, score it again")
+    rank = losses.rank[keep] if losses.rank is not None else np.zeros(0, np.int32)
     if rank.size and not 0 <= rank.min() <= rank.max() < vocab_size:
         raise MismatchError(
             f"{origin}: rank {rank.max()} outside the vocabulary of {vocab_size}; score the shard again"
@@ -124,12 +156,8 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
 
 def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> Evidence:
     """Mergeable evidence of a shard; tokens of unscored windows are counted apart."""
-    nll, entropy, rank, alpha = _finite(losses)
     return Evidence.from_losses(
-        nll,
-        entropy,
-        rank,
-        alpha,
+        *_finite(losses),
         vocab_size=vocab_size,
         top_k=top_k,
         window_lengths=losses.window_lengths,
@@ -137,17 +165,19 @@ def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> E
     )
 
 
-def _finite(losses: Losses) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+class _Columns(NamedTuple):
+    nll: NDArray[Any]
+    entropy: NDArray[Any] | None
+    rank: NDArray[Any] | None
+    alpha: NDArray[Any] | None
+
+
+def _finite(losses: Losses) -> _Columns:
+    """The columns that the bounds read, without the tokens of unscored windows."""
     failed = losses.token_unscored
-    if failed is None:
-        return losses.nll, losses.entropy, losses.rank, losses.alpha
-    kept = ~failed
-    return (
-        losses.nll[kept],
-        losses.entropy[kept],
-        losses.rank[kept],
-        None if losses.alpha is None else losses.alpha[kept],
-    )
+    kept = slice(None) if failed is None else ~failed
+    columns = (losses.entropy, losses.rank, losses.alpha)
+    return _Columns(losses.nll[kept], *(None if column is None else column[kept] for column in columns))
 
 
 @dataclass(frozen=True)
@@ -224,10 +254,7 @@ def _leading(ledger: Ledger, windows: int) -> Iterator[Losses]:
 def shard_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shard: int) -> LineSums:
     """The exact pass over one shard."""
     losses = ledger.losses(shard)
-    nll, entropy, rank, alpha = _finite(losses)
-    failed = losses.token_unscored
     if by_window:
-        return line_sums(
-            tunings, nll, entropy, rank, alpha, window_lengths=losses.window_lengths, worst_case=losses.unscored
-        )
-    return line_sums(tunings, nll, entropy, rank, alpha, worst_case=0 if failed is None else int(failed.sum()))
+        return line_sums(tunings, *_finite(losses), window_lengths=losses.window_lengths, worst_case=losses.unscored)
+    failed = losses.token_unscored
+    return line_sums(tunings, *_finite(losses), worst_case=0 if failed is None else int(failed.sum()))

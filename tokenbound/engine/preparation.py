@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tokenbound.corpus.prepare import cache_name, prepare_corpus
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
+from tokenbound.demo import demo_artifact
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.graph import Shard
 from tokenbound.engine.parallel import ray_map
@@ -125,7 +125,7 @@ def load_artifact(model: ModelConfig, corpus: CorpusConfig) -> bytes:
         InputError: there is no such artifact or checkpoint, or it cannot be encoded.
     """
     if model.artifact == "demo":
-        return resources.files("tokenbound").joinpath("data/demo.tokenbound").read_bytes()
+        return demo_artifact()
     if model.artifact is not None:
         filesystem, path = files.resolve(model.artifact)
         try:

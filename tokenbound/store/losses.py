@@ -51,10 +51,10 @@ class Losses:
     """Position of each target in its document, [T]."""
     nll: NDArray[np.float32]
     """-ln p of each target, nats, unsmoothed, [T]."""
-    entropy: NDArray[np.float32]
-    """Entropy of the predictive distribution, nats, [T]."""
-    rank: NDArray[np.int32]
-    """How many tokens were at least as probable as the target, [T]."""
+    entropy: NDArray[np.float32] | None = None
+    """Entropy of the predictive distribution, nats, [T]; another tool's losses may lack it."""
+    rank: NDArray[np.int32] | None = None
+    """How many other tokens were at least as probable as the target, [T]; another tool's losses may lack it."""
     token: NDArray[np.int32] | None = None
     """Target ids, [T]."""
     alpha: NDArray[np.float32] | None = None

@@ -1,0 +1,99 @@
+"""Shared fixtures: tiny models and corpora made on the spot; one Ray session for all tests that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # workers must not starve beside the test process
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray session of two processors."""
+    import logging
+
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def _tiny_checkpoint(folder: Path, seed: int, scale: float = 1.0) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random byte-level Llama of 64 positions, in Hugging Face format."""
+    return _tiny_checkpoint(tmp_path_factory.mktemp("tiny"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one."""
+    return _tiny_checkpoint(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def overflowing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finite weights whose logits overflow."""
+    return _tiny_checkpoint(tmp_path_factory.mktemp("overflow"), seed=0, scale=1e30)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve documents of 0 to some 2,000 bytes."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(12):
+        (folder / f"{i:02d}.txt").write_text(" ".join(f"word{(i * j) % 17} and {j}" for j in range(i * 15)))
+    return folder
+
+
+@pytest.fixture
+def run_tree(tmp_path: Path, tiny_checkpoint: Path, text_folder: Path) -> Callable[..., dict[str, Any]]:
+    """A small run as plain data; keyword arguments replace sections of `what`."""
+
+    def build(output: str = "run", **sections: Any) -> dict[str, Any]:
+        what: dict[str, Any] = {
+            "model": {"checkpoint": str(tiny_checkpoint)},
+            "corpus": {
+                "source": "text",
+                "paths": [str(text_folder)],
+                "tokenizer": "bytes",
+                "tokenizer_is": "given",
+                "add_bos": False,
+                "add_eos": True,
+            },
+            "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 2048},
+        }
+        return {"what": {**what, **sections}, "how": {"output": str(tmp_path / output), "cache": str(tmp_path / "prepared")}}
+
+    return build

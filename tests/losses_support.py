@@ -1,0 +1,26 @@
+"""Synthetic losses for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tokenbound.store.losses import Losses
+
+
+def make_losses(lengths: list[int], *, unscored: tuple[int, ...] = (), seed: int = 0) -> Losses:
+    generator = np.random.default_rng(seed)
+    total = sum(lengths)
+    failed = np.isin(np.arange(len(lengths)), unscored)
+    tokens_failed = np.repeat(failed, lengths)
+    nan = np.float32(np.nan)
+    return Losses(
+        window_id=np.arange(len(lengths)),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        unscored=failed,
+        document=np.arange(total) // 7,
+        position=(np.arange(total) % 7).astype(np.int32),
+        nll=np.where(tokens_failed, nan, generator.gamma(1.0, 1.5, total)).astype(np.float32),
+        entropy=np.where(tokens_failed, nan, generator.gamma(2.0, 0.7, total)).astype(np.float32),
+        rank=np.where(tokens_failed, 257, generator.integers(0, 257, total)).astype(np.int32),
+        token=generator.integers(0, 257, total).astype(np.int32),
+    )

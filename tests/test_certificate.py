@@ -1,0 +1,226 @@
+"""Certificates from synthetic losses: what verifies, and what does not after any change."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from losses_support import make_losses
+
+from tokenbound.bounds.claim import Claim
+from tokenbound.certificate import Certificate, code_split, derived_fields, verify_beside
+from tokenbound.config import BoundConfig, SampleConfig
+from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.identity import DEFAULT_PROTOCOL, claim_identity, fingerprint, scoring_identity
+from tokenbound.ledger import RunLedger, reduce_ledger, shard_evidence
+from tokenbound.store.losses import Losses
+from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
+
+V = 257
+ARTIFACT_BYTES = bytes(range(256)) * 2
+
+
+def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "refuse", prior: str = "code") -> Path:
+    """A finished run of three shards of eight windows, and its certificate."""
+    run = RunDirectory(str(folder))
+    run.write(ARTIFACT, ARTIFACT_BYTES)
+    identity = scoring_identity(
+        artifact_sha256=sha256_hex(ARTIFACT_BYTES),
+        corpus_sha256="c" * 64,
+        tokens_sha256="d" * 64,
+        protocol=DEFAULT_PROTOCOL,
+        sample=SampleConfig(),
+    )
+    name = fingerprint(identity)
+    records = []
+    for shard in range(3):
+        losses = _shard(shard, unscored if shard == 0 else ())
+        evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
+        records.append(run.commit(shard, losses, evidence, name))
+    bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
+    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior}
+    claimed = claim_identity(name, bound, declared)
+    split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)
+    tokens = sum(record.tokens for record in records)
+    claim = Claim(V, V, math.fsum(split.values()), bound.delta, tokens, bound.methods, bound.top_k, prior=prior, code_split=split)
+    reduction = reduce_ledger(RunLedger(run.uri, 3, name, V), claim)
+    certificate = Certificate(
+        **derived_fields(reduction, claim, None),
+        random_guess_bits=math.log2(V),
+        delta=bound.delta,
+        num_tokens=tokens,
+        num_scored_tokens=tokens,
+        num_windows=24,
+        vocab_size=V,
+        tokenizer_vocab_size=V,
+        code_length_bits=claim.paid_code_bits,
+        code_split=split,
+        artifact_bytes=len(ARTIFACT_BYTES),
+        num_worst_case_tokens=reduction.sums.worst_case_tokens,
+        prior=prior,
+        trial=1,
+        methods=list(bound.methods),
+        top_k=list(bound.top_k),
+        declared_tokens=None,
+        unscorable=unscorable,
+        protocol=DEFAULT_PROTOCOL,
+        sampling=None,
+        declarations=declared,
+        corpus={"source": "text", "documents": 3, "bytes_per_token": None},
+        model={"architecture": "llama"},
+        environment={},
+        scoring_identity=identity,
+        claim_identity=claimed,
+        scoring_fingerprint=name,
+        claim_fingerprint=fingerprint(claimed),
+        artifact_sha256=sha256_hex(ARTIFACT_BYTES),
+        corpus_sha256="c" * 64,
+        tokens_sha256="d" * 64,
+        losses_sha256=losses_sha256(records),
+        num_shards=3,
+        tokenbound_version="0",
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+    path = folder / "certificate.json"
+    certificate.save(path)
+    return path
+
+
+def _shard(shard: int, unscored: tuple[int, ...]) -> Losses:
+    losses = make_losses([16] * 8, unscored=unscored, seed=shard)
+    return replace(losses, window_id=losses.window_id + 8 * shard)
+
+
+def test_an_untouched_certificate_verifies(tmp_path: Path) -> None:
+    checked, run, data = verify_beside(build(tmp_path))
+    assert checked.num_scored_tokens == 3 * 8 * 16
+    assert (run, data) == (str(tmp_path), ARTIFACT_BYTES)
+
+
+def test_holdout_and_worst_case_certificates_verify(tmp_path: Path) -> None:
+    verify_beside(build(tmp_path / "holdout", prior="holdout"))
+    checked, _, _ = verify_beside(build(tmp_path / "worst", unscored=(2, 5), unscorable="worst_case"))
+    assert checked.num_worst_case_tokens == 32
+
+
+def test_worst_case_windows_raise_the_risk(tmp_path: Path) -> None:
+    sound = Certificate.load(build(tmp_path / "a"))
+    failed = Certificate.load(build(tmp_path / "b", unscored=(2,), unscorable="worst_case"))
+    assert failed.empirical_risk_bits > sound.empirical_risk_bits
+    assert failed.bound_bits > sound.bound_bits
+
+
+def test_unscored_windows_do_not_verify_without_the_worst_case_rule(tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="no finite loss"):
+        verify_beside(build(tmp_path, unscored=(2,)))
+
+
+def test_a_byte_of_losses_or_artifact_changed(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    for name in ("losses/00001.parquet", ARTIFACT):
+        file = tmp_path / name
+        original = file.read_bytes()
+        for at in (0, len(original) // 2, len(original) - 1):
+            file.write_bytes(original[:at] + bytes([original[at] ^ 128]) + original[at + 1 :])
+            with pytest.raises(MismatchError):
+                verify_beside(path)
+        file.write_bytes(original)
+    verify_beside(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bound_bits", 1.0),
+        ("empirical_risk_bits", 0.5),
+        ("mean_nll_nats", 0.1),
+        ("vacuous", False),
+        ("delta", 0.5),
+        ("num_tokens", 10**9),
+        ("num_scored_tokens", 10),
+        ("num_windows", 23),
+        ("artifact_bytes", 1),
+        ("code_length_bits", 8.0),
+        ("tokenizer_vocab_size", 200),
+        ("vocab_size", 1000),
+        ("trial", 2),
+        ("losses_sha256", "0" * 64),
+        ("artifact_sha256", "0" * 64),
+        ("corpus_sha256", "0" * 64),
+        ("scoring_fingerprint", "0" * 64),
+        ("claim_fingerprint", "0" * 64),
+        ("prior", "holdout"),
+        ("methods", ["freedman"]),
+        ("top_k", [1]),
+    ],
+)
+def test_no_forged_field_verifies(tmp_path: Path, field: str, value: Any) -> None:
+    path = build(tmp_path)
+    tree = json.loads(path.read_text())
+    assert tree[field] != value
+    path.write_text(json.dumps({**tree, field: value}))
+    with pytest.raises(MismatchError):
+        verify_beside(path)
+
+
+def test_a_forged_line_does_not_verify(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    tree = json.loads(path.read_text())
+    tree["bounds"][-1]["value"] *= 0.99
+    path.write_text(json.dumps(tree))
+    with pytest.raises(MismatchError, match="bounds"):
+        verify_beside(path)
+
+
+def test_recommitted_better_losses_do_not_verify(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    run = RunDirectory(str(tmp_path))
+    record, losses = run.record(1), run.losses(run.record(1))
+    better = replace(losses, nll=losses.nll * np.float32(0.5))
+    run.commit(1, better, record.evidence, record.scoring_fingerprint)
+    with pytest.raises(MismatchError, match="losses_sha256"):
+        verify_beside(path)
+
+
+@pytest.mark.parametrize("order", [[0, 0, 2], [1, 0, 2]])
+def test_duplicate_or_reordered_shards_are_found(tmp_path: Path, order: list[int]) -> None:
+    path = build(tmp_path)
+    run = RunDirectory(str(tmp_path))
+    shards = [run.losses(run.record(shard)) for shard in range(3)]
+    tree = json.loads(path.read_text())
+    records = [run.commit(i, shards[source], run.record(i).evidence, tree["scoring_fingerprint"]) for i, source in enumerate(order)]
+    path.write_text(json.dumps({**tree, "losses_sha256": losses_sha256(records)}))
+    with pytest.raises(MismatchError, match="other windows than planned"):
+        verify_beside(path)
+
+
+def test_missing_pieces_are_incomplete(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    (tmp_path / "shards/00002.json").unlink()
+    with pytest.raises(IncompleteError):
+        verify_beside(path)
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    (alone / "certificate.json").write_bytes(path.read_bytes())
+    with pytest.raises(IncompleteError, match="--losses"):
+        verify_beside(alone / "certificate.json")
+
+
+def test_a_damaged_certificate_names_the_field(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    tree = json.loads(path.read_text())
+    del tree["alpha"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(MismatchError, match="alpha"):
+        Certificate.load(path)
+
+
+def test_table_says_the_essential(tmp_path: Path) -> None:
+    text = Certificate.load(build(tmp_path)).table()
+    for word in ("95 %", "random guessing", "freedman", "azuma", "top-10", "declared chosen independently"):
+        assert word in text

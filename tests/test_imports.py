@@ -1,0 +1,61 @@
+"""The house: imports point one way, and a light import stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tokenbound
+
+PACKAGE = Path(tokenbound.__file__).parent
+ALLOWED = {
+    "bounds": set(),
+    "store": {"bounds"},
+    "corpus": {"store", "bounds"},
+    "compression": {"bounds"},
+    "models": {"compression", "bounds"},
+    "training": {"bounds"},
+    "report": {"bounds", "store", "compression"},
+    "engine": {"bounds", "store", "corpus", "compression", "models", "training", "report"},
+}
+"""Which folders a folder may import; modules at the root of the package are checked below."""
+
+
+def imported_folders(path: Path) -> set[str]:
+    found = set()
+    tree = ast.parse(path.read_text())
+    only_typing = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)}
+    for node in ast.walk(tree):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name and name.startswith("tokenbound.") and id(node) not in only_typing}
+    return found
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_imports_point_one_way(folder: str) -> None:
+    for path in (PACKAGE / folder).rglob("*.py"):
+        folders = imported_folders(path) & set(ALLOWED)
+        assert folders <= ALLOWED[folder] | {folder}, path
+
+
+def test_only_the_engine_imports_ray() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        names = {a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)}
+        if any(name.split(".")[0] == "ray" for name in names):
+            assert path.parent.name == "engine", path
+
+
+def test_every_folder_is_in_the_table() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", ["tokenbound", "tokenbound.bounds", "tokenbound.config", "tokenbound.cli"])
+def test_light_imports_stay_light(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

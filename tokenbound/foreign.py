@@ -1,0 +1,67 @@
+"""Bounds from losses that another tool recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenbound.bounds.claim import METHODS, Claim
+from tokenbound.certificate import plain
+from tokenbound.errors import InputError
+from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, reduce_ledger
+from tokenbound.store.foreign import available_columns, find_row_groups
+from tokenbound.store.run import RunDirectory
+
+
+def bound_losses(
+    path: str,
+    *,
+    vocab_size: int,
+    tokenizer_vocab_size: int,
+    code_length_bits: float,
+    delta: float = 0.05,
+    method: str = "all",
+) -> list[dict[str, Any]]:
+    """Every line that these losses allow, as plain data.
+
+    Args:
+        path: Parquet file, directory of them, or a run directory (then its commit records are followed).
+        vocab_size: V.
+        tokenizer_vocab_size: V_tok.
+        code_length_bits: L(h), protocol included.
+        delta: failure probability of all lines together.
+        method: `azuma`, `freedman`, `kl` or `all`.
+
+    Raises:
+        InputError: no readable `nll`, or an unknown method.
+        MismatchError: losses that are NaN, infinite, negative, or outside the vocabulary.
+    """
+    if method != "all" and method not in METHODS:
+        raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
+    ledger, columns = open_ledger(path, vocab_size)
+    claim = Claim(
+        vocab_size=vocab_size,
+        tokenizer_vocab_size=tokenizer_vocab_size,
+        code_length_bits=code_length_bits,
+        delta=delta,
+        num_tokens=sum(ledger.losses(shard).num_tokens for shard in range(ledger.num_shards)),
+        methods=METHODS if method == "all" else (method,),
+        has_entropy="entropy" in columns,
+        has_rank="rank" in columns,
+    )
+    return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim).lines]
+
+
+def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
+    """The losses at a path and which columns they have.
+
+    Where commit records exist they are followed, never a listing of files.
+    """
+    for root in (path.rstrip("/"), path.rstrip("/").removesuffix("/losses")):
+        run = RunDirectory(root)
+        if run.exists("shards"):
+            records = run.committed()
+            if sorted(records) != list(range(len(records))) or not records:
+                raise InputError(f"{root}: shards are missing; finish the run first")
+            return RunLedger(root, len(records), records[0].scoring_fingerprint, vocab_size), ("nll", "entropy", "rank")
+    pieces = find_row_groups(path)
+    return ForeignLedger(pieces, vocab_size), available_columns(pieces[0][0])

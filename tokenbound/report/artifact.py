@@ -1,0 +1,52 @@
+"""Where the bits of an artifact went, for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tokenbound.compression.inspection import ArtifactReport
+
+
+def artifact_view(report: ArtifactReport) -> RenderableType:
+    """Totals, sections and tensors of an artifact."""
+    return Group(
+        Text(
+            f"{report.num_bytes:,} bytes, {report.elements:,} weights, {report.bits_per_weight:.3f} bits per weight, "
+            f"C(h) = {report.code_length_bits:,} bits"
+        ),
+        Text(f"sha256 {report.sha256}"),
+        _shares("section", report.sections, report.num_bytes),
+        _tensors(report),
+    )
+
+
+def _shares(name: str, sizes: dict[str, int], total: int) -> Table:
+    table = Table()
+    table.add_column(name)
+    table.add_column("bytes", justify="right")
+    table.add_column("share", justify="right")
+    for key, size in sizes.items():
+        table.add_row(key, f"{size:,}", f"{size / total:.1%}")
+    return table
+
+
+def _tensors(report: ArtifactReport) -> Table:
+    table = Table()
+    for name in ("tensor", "shape", "codec", "bytes", "bits/weight", "gzip", "zstd -19", "xz"):
+        table.add_column(name, justify="left" if name in ("tensor", "shape", "codec") else "right")
+    for row in report.tensors:
+        others = (row.gzip_bytes, row.zstd_bytes, row.xz_bytes)
+        table.add_row(
+            row.name,
+            "x".join(map(str, row.shape)),
+            row.codec,
+            f"{row.num_bytes:,}",
+            f"{row.bits_per_weight:.3f}",
+            *("-" if size is None else f"{size:,}" for size in others),
+        )
+    return table

@@ -1,0 +1,99 @@
+"""Losses from other tools: any Parquet file with an `nll` column in nats, flat or one list per row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tokenbound.errors import InputError
+from tokenbound.store import filesystem as files
+from tokenbound.store.losses import Losses
+
+COLUMNS = ("nll", "entropy", "rank")
+"""What is read; only `nll` must be there."""
+
+
+def find_row_groups(path: str) -> tuple[tuple[str, int], ...]:
+    """(file, row group) pairs of a Parquet file, or of all Parquet files below a directory, sorted.
+
+    Raises:
+        InputError: nothing is there, or a file is not Parquet.
+    """
+    filesystem, root = files.resolve(path)
+    if not files.exists(filesystem, root):
+        raise InputError(f"losses {path!r} do not exist; give a Parquet file or a directory of them")
+    found = (
+        [root]
+        if root.endswith(".parquet")
+        else [p for p in files.list_paths(filesystem, root, recursive=True) if p.endswith(".parquet")]
+    )
+    if not found:
+        raise InputError(f"no *.parquet below {path!r}")
+    scheme = path.split("://")[0] + "://" if files.is_uri(path) else ""
+    return tuple((scheme + name, group) for name in found for group in range(_open(scheme + name).num_row_groups))
+
+
+def available_columns(path: str) -> tuple[str, ...]:
+    """Which of `COLUMNS` a file has.
+
+    Raises:
+        InputError: it has no `nll`.
+    """
+    names = _open(path).schema_arrow.names
+    if "nll" not in names:
+        raise InputError(f"{path} has no column `nll` (nats per token); its columns are {', '.join(names)}")
+    return tuple(name for name in COLUMNS if name in names)
+
+
+def _open(path: str) -> pq.ParquetFile:
+    filesystem, name = files.resolve(path)
+    try:
+        return pq.ParquetFile(filesystem.open_input_file(name))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not readable as Parquet: {error}".replace("\n", " ")) from None
+
+
+def read_foreign(path: str, group: int) -> Losses:
+    """One row group as losses; each row of a list column is a window.
+
+    Raises:
+        InputError: `nll` is missing, null or no number, or list lengths disagree.
+    """
+    names = available_columns(path)
+    table = _open(path).read_row_group(group, list(names))
+    lengths, flat = zip(*(_flatten(table[name], name, path) for name in names), strict=True)
+    if any(not np.array_equal(own, lengths[0]) for own in lengths):
+        raise InputError(f"{path}: the lists of {', '.join(names)} have different lengths")
+    columns: dict[str, NDArray[Any]] = dict(zip(names, flat, strict=True))
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[0])])
+    empty = np.zeros(0, np.int64)
+    return Losses(
+        window_id=np.arange(len(lengths[0])),
+        offsets=offsets,
+        unscored=np.zeros(len(lengths[0]), bool),
+        document=empty,
+        position=empty.astype(np.int32),
+        nll=columns["nll"],
+        entropy=columns.get("entropy"),
+        rank=columns.get("rank"),
+    )
+
+
+def _flatten(column: pa.ChunkedArray, name: str, path: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Lengths of the rows (one window of everything where the column is flat) and the values."""
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    if array.null_count:
+        raise InputError(f"{path}: column `{name}` has {array.null_count} nulls; every token needs a value")
+    nested = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+    values = array.flatten() if nested else array
+    if values.null_count or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+        raise InputError(
+            f"{path}: column `{name}` must hold numbers without nulls, flat or as lists; it is {array.type}"
+        )
+    lengths = array.value_lengths().to_numpy().astype(np.int64) if nested else np.array([len(array)], np.int64)
+    return lengths, values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,6 @@
+"""Train a model and encode it: `python -m workflows.pretrain CONFIG [--set a.b=c]...`, also as a Ray job."""
+
+from tokenbound.cli import run_command
+
+if __name__ == "__main__":
+    run_command("pretrain")
