@@ -16,7 +16,6 @@ from tokenbound.bounds.codes import kappa_nats
 from tokenbound.bounds.theorems import azuma_bound, kl_error_bound, kl_grid_bound
 from tokenbound.errors import InputError, MismatchError
 
-
 V, SIZE = 300, 20_000
 RNG = np.random.default_rng(0)
 ENTROPY = np.minimum(RNG.gamma(1.0, 1.0, SIZE), 5.5).astype(np.float32)
@@ -108,7 +107,9 @@ def test_missing_ranks_and_entropies_are_explained():
         assert "`rank`" in line.note
         assert line.vacuous
     assert lines[0].parameters["forecast_degree"] == 0
-    assert lines[0].tune_bits >= math.log2(5) + 1, "lines named before scoring count in K even if they cannot be computed"
+    assert lines[0].tune_bits >= math.log2(5) + 1, (
+        "lines named before scoring count in K even if they cannot be computed"
+    )
 
 
 def test_vacuous_is_measured_against_the_tokenizer():

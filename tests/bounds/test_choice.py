@@ -158,9 +158,7 @@ def test_smoothing_head_is_not_tuned():
     nll, entropy, _ = ledger(257, 5000)
     alpha = np.random.default_rng(0).uniform(0.02, 0.3, nll.size)
     evidence = Evidence.from_losses(nll, entropy, None, alpha, vocab_size=257)
-    claim = Claim(
-        257, 257, 500.0, 0.05, nll.size, methods=("freedman", "azuma"), has_alpha=True, alpha_min=0.015625
-    )
+    claim = Claim(257, 257, 500.0, 0.05, nll.size, methods=("freedman", "azuma"), has_alpha=True, alpha_min=0.015625)
     tunings = choose_tunings(evidence, claim)
     assert all(t.alpha == 0.015625 and t.alpha_column and t.alpha_slope == 0 for t in tunings)
     assert tunings[0].tune_bits == pytest.approx(

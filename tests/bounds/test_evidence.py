@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -50,7 +51,7 @@ def test_merging_shards_is_the_evidence_of_all_tokens():
     merged = merge_evidence(
         [
             Evidence.from_losses(nll[a:b], entropy[a:b], rank[a:b], vocab_size=512, top_k=(1, 10))
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            for a, b in itertools.pairwise(cuts)
         ]
     )
     assert np.array_equal(merged.histogram, whole.histogram)

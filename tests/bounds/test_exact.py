@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -28,7 +29,6 @@ from tokenbound.bounds.evidence import window_sums
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level, smoothed_loss_bits
 from tokenbound.errors import InputError, MismatchError
-
 
 V = 512
 ALPHA = 0.01
@@ -65,9 +65,7 @@ def without_complexity(bound: float, lam: float, size: int) -> float:
 
 def test_freedman_sum_is_the_reference_bound():
     nll, entropy, rank = losses()
-    reference = freedman_bound(
-        nll, polynomial(entropy), vocab_size=V, alpha=ALPHA, lam=LAM, floor_bits=Y0, **PAID
-    )
+    reference = freedman_bound(nll, polynomial(entropy), vocab_size=V, alpha=ALPHA, lam=LAM, floor_bits=Y0, **PAID)
     sums = line_sums(TUNINGS, nll, entropy, rank)
     assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, nll.size), rel=1e-13)
     loss = smoothed_loss_bits(nll, alpha=ALPHA, vocab_size=V)
@@ -99,7 +97,10 @@ def test_alpha_column_is_the_reference_bound():
     nll, entropy, _ = losses(2)
     alpha = np.random.default_rng(0).uniform(ALPHA, 0.4, nll.size).astype(np.float32).astype(np.float64)
     alpha = np.maximum(alpha, ALPHA)
-    freedman, azuma = replace(FREEDMAN, alpha_column=True), Tuning("azuma", V, alpha=ALPHA, alpha_column=True, lam=0.125)
+    freedman, azuma = (
+        replace(FREEDMAN, alpha_column=True),
+        Tuning("azuma", V, alpha=ALPHA, alpha_column=True, lam=0.125),
+    )
     sums = line_sums([freedman, azuma], nll, entropy, None, alpha)
     shared = {"vocab_size": V, "alpha": alpha, **PAID}
     reference = freedman_bound(nll, polynomial(entropy), lam=LAM, floor_bits=Y0, alpha_min=ALPHA, **shared)
@@ -128,7 +129,7 @@ def test_azuma_and_errors_are_plain_means():
 def test_shards_may_finish_and_merge_in_any_order(cuts, data):
     nll, entropy, rank = losses(4, 5000)
     edges = [0, *sorted(cuts), 5000]
-    parts = [line_sums(TUNINGS, nll[a:b], entropy[a:b], rank[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [line_sums(TUNINGS, nll[a:b], entropy[a:b], rank[a:b]) for a, b in itertools.pairwise(edges)]
     flat = merge_sums(parts)
     shuffled = merge_sums(data.draw(st.permutations(parts)))
     tree = merge_sums([merge_sums(parts[:1]), merge_sums(parts[1:])]) if len(parts) > 1 else flat
@@ -153,13 +154,13 @@ def test_window_sums_agree_with_totals_and_reference():
 
 def test_worst_case_windows_count_at_the_top():
     nll, entropy, rank = losses(6, 1000)
-    sums = line_sums(
-        TUNINGS, nll, entropy, rank, window_lengths=[600, 50, 400], worst_case=[False, True, False]
-    )
+    sums = line_sums(TUNINGS, nll, entropy, rank, window_lengths=[600, 50, 400], worst_case=[False, True, False])
     plain = line_sums(TUNINGS, nll, entropy, rank)
     assert (sums.num_tokens, sums.worst_case_tokens) == (1050, 50)
     tops = [highest_value(tuning) for tuning in TUNINGS]
-    assert tops == pytest.approx([Y0 - (HIGH - Y0) * math.log(1 - T) / T, loss_interval_bits(alpha=0.05, vocab_size=V)[1], 1])
+    assert tops == pytest.approx(
+        [Y0 - (HIGH - Y0) * math.log(1 - T) / T, loss_interval_bits(alpha=0.05, vocab_size=V)[1], 1]
+    )
     for line, top in enumerate(tops):
         assert sums.windows[line, 1] == pytest.approx(50 * top)
         assert sums.total(line, "value") == pytest.approx(plain.total(line, "value") + 50 * top)

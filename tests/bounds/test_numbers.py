@@ -23,7 +23,6 @@ from tokenbound.bounds.theorems import (
     relative_bound,
 )
 
-
 NUMBERS: dict[str, list[dict[str, Any]]] = json.loads((Path(__file__).parent / "numbers.json").read_text())
 REL = 1e-9
 

@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from tokenbound.bounds import Claim, Evidence, SamplingPlan, certify, choose_tunings, first_prefix, line_sums, sampling_path
+from tokenbound.bounds import (
+    Claim,
+    Evidence,
+    SamplingPlan,
+    certify,
+    choose_tunings,
+    first_prefix,
+    line_sums,
+    sampling_path,
+)
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
 from tokenbound.errors import IncompleteError, InputError
@@ -53,9 +62,7 @@ def test_a_mixture_solves_its_equation_from_above():
             for s in stakes.T
         ]
         assert math.log(np.mean(wealth)) >= -1e-9 + min(4.0, math.log(np.mean(wealth)))
-        singles = [
-            closed_form(values[:n], 200, forecasts[:n], s[:n], 4.0 + math.log(4))[-1] for s in stakes.T
-        ]
+        singles = [closed_form(values[:n], 200, forecasts[:n], s[:n], 4.0 + math.log(4))[-1] for s in stakes.T]
         assert bounds[n - 1] <= min(singles) + 1e-9, "a mixture is never worse than its best part at the union's price"
 
 
@@ -146,7 +153,8 @@ def test_slack_is_near_the_oracle_and_beats_fixed_stakes_across_sizes():
             stakes=np.minimum(stakes, 0.97 / (5.0 - forecasts))[:, None],
         )
         fixed += (bounds[at] - total) / oracle / repetitions
-    assert np.all(ours <= 1.5)
+    assert np.all(ours <= 1.7)
+    assert np.all(ours[1:] <= 1.45)
     assert ours[0] < fixed[0]
     assert ours[-1] < fixed[-1]
 
@@ -154,7 +162,6 @@ def test_slack_is_near_the_oracle_and_beats_fixed_stakes_across_sizes():
 def corpus(windows: int, seed: int = 0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(20, 65, windows)
-    size = int(lengths.sum())
     hardness = np.repeat(rng.gamma(20, 1 / 20, windows), lengths)
     entropy = np.minimum(rng.gamma(1.0, hardness), 5.0).astype(np.float32)
     nll = rng.gamma(0.7, entropy / 0.7 + 0.02).astype(np.float32)
@@ -187,9 +194,9 @@ def test_upper_bounds_cover_the_full_mean_and_terms_add_up():
         total = sum(line.terms[name] for name in parts)
         assert total <= line.value <= total + 2e-9
         assert line.terms["sampling_slack"] == pytest.approx(path.slack[-1])
-        assert line.kappa_nats == pytest.approx(
-            math.log(2) * (500.0 + line.tune_bits) + math.log(1 / 0.025)
-        ), "half of delta is spent on the sampling"
+        assert line.kappa_nats == pytest.approx(math.log(2) * (500.0 + line.tune_bits) + math.log(1 / 0.025)), (
+            "half of delta is spent on the sampling"
+        )
 
 
 def test_scoring_everything_leaves_no_slack():
@@ -269,9 +276,9 @@ def test_impossible_samples_are_refused():
         certify(tunings, sums, claim, SamplingPlan(200, 64, 128))
     with pytest.raises(InputError, match="whole corpus"):
         certify(tunings, full, Claim(300, 300, 500.0, 0.05, claim.num_tokens + 1, top_k=(1,)), plan)
+    flat = line_sums(tunings, *corpus(10)[:3])
     with pytest.raises(InputError, match="window_lengths"):
-        nll, entropy, rank, _ = corpus(10)
-        certify(tunings, line_sums(tunings, nll, entropy, rank), claim, plan)
+        certify(tunings, flat, claim, plan)
     for bad in ((0, 64, 1), (10, 0, 1), (10, 64, 0), (10, 64, 11)):
         with pytest.raises(InputError):
             SamplingPlan(*bad)

@@ -20,7 +20,6 @@ from tokenbound.bounds.smoothing import (
 from tokenbound.bounds.theorems import azuma_bound, freedman_bound, relative_bound
 from tokenbound.errors import InputError
 
-
 PAID = {"code_length_bits": 0.0, "tune_bits": 0.0, "delta": 0.05}
 
 
@@ -56,7 +55,7 @@ def test_unusable_losses_are_refused_everywhere(bad, dtype):
         azuma_bound(nll, vocab_size=256, alpha=0.1, **PAID)
     with pytest.raises(InputError, match=r"nll_nats\[1\]"):
         freedman_bound(nll, 1.0, vocab_size=256, alpha=0.1, lam=0.01, **PAID)
-    with pytest.raises(InputError, match="base_nll|nll_nats"):
+    with pytest.raises(InputError, match=r"nll_nats\[1\]"):
         relative_bound(good, nll, 0.0, vocab_size=256, alpha=0.1, base_alpha=0.1, lam=0.001, **PAID)
 
 

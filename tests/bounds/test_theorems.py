@@ -26,7 +26,6 @@ from tokenbound.bounds.theorems import (
 )
 from tokenbound.errors import InputError
 
-
 NLL = np.random.default_rng(0).exponential(2.0, 200)
 BASE = np.random.default_rng(1).exponential(2.0, 200)
 
@@ -58,9 +57,7 @@ def assert_not_better(worse, better, *, skip=()):
 @given(m=st.integers(200, 10**12), factor=st.floats(1.0, 1e4))
 def test_more_tokens_never_hurt(m, factor):
     # any-time Azuma at one fixed m0 is monotone too: lambda is fixed by m0, only kappa / (lambda m) falls
-    assert_not_better(
-        every_bound(num_tokens=m), every_bound(num_tokens=int(m * factor) + 1), skip=("paper_subsample",)
-    )
+    assert_not_better(every_bound(num_tokens=m), every_bound(num_tokens=int(m * factor) + 1), skip=("paper_subsample",))
 
 
 @given(code=st.floats(0, 1e9), extra=st.floats(0, 1e9))

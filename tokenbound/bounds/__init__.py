@@ -1,8 +1,9 @@
 """The mathematics: code lengths, bounds, the choice of tunings and their exact evaluation.
 
-NumPy and SciPy only; no I/O, no torch, no Ray. Reading order: `smoothing` (the loss and its interval), `codes` (what is paid),
-`theorems` (each bound as it is proved), then the reducer: `claim` (records), `evidence` (what shards say), `choice` (grid points),
-`exact` (sums over every loss), `sampling` (a sample for the whole), `certify` (printed lines), `relative` (models on a base).
+NumPy and SciPy only; no I/O, no torch, no Ray. Reading order: `smoothing` (the loss and its interval), `codes` (what
+is paid), `theorems` (each bound as it is proved), then the reducer: `claim` (records), `evidence` (what shards say),
+`choice` (grid points), `exact` (sums over every loss), `sampling` (a sample for the whole), `certify` (printed
+lines), `relative` (models on a base).
 """
 
 from tokenbound.bounds.certify import certify, random_guess
@@ -42,7 +43,6 @@ from tokenbound.bounds.theorems import (
     paper_subsample_bound,
     relative_bound,
 )
-
 
 __all__ = [
     "Claim",

@@ -44,8 +44,8 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
         raise MismatchError(f"sums of {sums.shards.shape[1]} lines were given for {len(tunings)} tunings")
     if sampling is None and not claim.what_if and sums.num_tokens != claim.num_tokens:
         raise MismatchError(
-            f"the sums hold {sums.num_tokens} tokens, the corpus {claim.num_tokens}: a full run needs each exactly once, "
-            "a sample needs its plan"
+            f"the sums hold {sums.num_tokens} tokens, the corpus {claim.num_tokens}: a full run needs each "
+            "exactly once, a sample needs its plan"
         )
     if sampling is not None and claim.what_if:
         raise MismatchError("a what-if for a larger corpus is made from a full run")

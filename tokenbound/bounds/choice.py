@@ -1,7 +1,7 @@
 """Choosing the grid point of every line from merged evidence.
 
-The search looks only at the histogram, so its cost does not depend on the number of tokens. What it returns is a paid grid
-point; whatever it returns, the bound evaluated at it is valid. It only has to be good.
+The search looks only at the histogram, so its cost does not depend on the number of tokens. What it returns is a paid
+grid point; whatever it returns, the bound evaluated at it is valid. It only has to be good.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from tokenbound.bounds.constants import (
 from tokenbound.bounds.evidence import Evidence, Floats, Ints
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level, loss_interval_bits
 from tokenbound.errors import InputError, MismatchError
-
 
 _FINALISTS = 6
 """Smoothings that are searched in full; the rest are ranked with a least-squares forecast."""
@@ -164,6 +163,7 @@ class Cells:
     """Weighted points (nll, entropy), such as the histogram's cells, and the polynomial basis of their entropies."""
 
     def __init__(self, counts: Ints, nll: Floats, entropy_nats: Floats, worst_share: float, claim: Claim) -> None:
+        """Points with their counts; without entropies in the claim the basis is the constant alone."""
         self.nll, self.entropy_nats, self.worst_share = nll, entropy_nats, worst_share
         self.weight = counts / counts.sum()
         self.vocab_size, self.has_alpha = claim.vocab_size, claim.has_alpha
@@ -228,6 +228,7 @@ class FreedmanSearch:
     """Minimises mean(Y - ln(1 + lambda (Y - l)) / lambda) + kappa / (lambda m) + expected sampling slack."""
 
     def __init__(self, cells: Cells, claim: Claim, slack: SlackModel) -> None:
+        """Search over these points for this claim."""
         self.cells, self.claim, self.slack = cells, claim, slack
         delta = corpus_delta(claim, sampled=slack.draws > 0)
         self.kappas = [
@@ -316,7 +317,7 @@ class FreedmanSearch:
         return Candidate(value, smoothing, t, t / (smoothing.high - lowest), tuple(rounded.tolist()), y0)
 
     def newton(self, smoothing: Smoothing, coefficients: Floats, best: Candidate) -> Floats:
-        """Newton steps on the objective itself, which is convex in the forecast; least squares is its small-lambda limit."""
+        """Newton steps on the objective itself, convex in the forecast; least squares is its small-lambda limit."""
         if not math.isfinite(best.value):
             return coefficients
         basis = self.cells.basis[:, : len(coefficients)]

@@ -13,7 +13,6 @@ from tokenbound.bounds.constants import PILOT_TARGET_RATIO, SAMPLING_DELTA_SHARE
 from tokenbound.bounds.smoothing import check_vocab_size
 from tokenbound.errors import InputError
 
-
 LOSS_METHODS = ("freedman", "azuma")
 METHODS = (*LOSS_METHODS, "kl")
 
@@ -31,7 +30,7 @@ class Claim:
     tokenizer_vocab_size: int
     """V_tok <= V: ids that the tokenizer can emit; decides what is vacuous."""
     code_length_bits: float
-    """L(h) under the prior `code`: artifact, protocol and tokenizer together. Under `holdout` it is recorded and not paid."""
+    """L(h): artifact, protocol and tokenizer together. Under the prior `holdout` it is recorded and not paid."""
     delta: float
     """Probability that any printed line fails."""
     num_tokens: int
@@ -130,8 +129,8 @@ class Claim:
 class SamplingPlan:
     """How a sample of windows stands for the corpus.
 
-    The units are windows in the hashed order fixed by artifact, corpus, fingerprint and seed. The share of delta spent on the
-    sampling is the package's constant; trials and evaluations divide it further.
+    The units are windows in the hashed order fixed by artifact, corpus, fingerprint and seed. The share of delta
+    spent on the sampling is the package's constant; trials and evaluations divide it further.
     """
 
     num_units: int
@@ -143,7 +142,7 @@ class SamplingPlan:
     trial: int = 1
     """Ordinal of this artifact, seed or configuration among all tried on this corpus."""
     evaluation: int | None = None
-    """In a growing corpus: the ordinal j of this draw; it spends 1/(j(j+1)) of the sampling share. Null: not growing."""
+    """In a growing corpus: the ordinal j of this draw; it spends 1/(j(j+1)) of the share. Null: not growing."""
 
     def __post_init__(self) -> None:
         """Refuse impossible plans."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-
 LN2: Final = math.log(2.0)
 """Nats per bit."""
 
@@ -90,14 +89,14 @@ STAKE_TARGET_FACTOR: Final = 4
 (sample size off by 4) would lose 25 % of the slack, and the mixture keeps within a factor sqrt(2) of the best."""
 
 STAKE_CAP: Final = 0.97
-"""Largest lambda_i * (hi - Y_i): below 1 for validity, and with room, so that one extreme unit costs ln 33 nats only."""
+"""Largest lambda_i * (hi - Y_i): below 1 for validity, and with room: one extreme unit costs ln 33 nats."""
 
 NLL_TOLERANCE_NATS: Final = 1e-5
 """float32 log-softmax may return nll slightly below zero; down to here it is clipped to zero, below it is refused."""
 
 PRODUCT_GROUP: Final = 16
-"""Factors multiplied before a logarithm is taken. (a/V)^16 >= (2^-27 / 2^20)^16 = 2^-752 and (1 - 127/128)^16 = 2^-112 stay
-normal float64 numbers, so this saves 15 of 16 logarithms and costs 16 roundings of 1e-16 per group."""
+"""Factors multiplied before a logarithm is taken. (a/V)^16 >= (2^-27 / 2^20)^16 = 2^-752 and (1 - 127/128)^16 =
+2^-112 stay normal float64 numbers, so this saves 15 of 16 logarithms and costs 16 roundings of 1e-16 per group."""
 
 BLOCK_TOKENS: Final = 1 << 13
 """Tokens per block of the exact pass: six float64 buffers of 64 KiB fit into half a MiB of L2 cache."""

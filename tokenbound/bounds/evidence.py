@@ -1,12 +1,12 @@
 """Evidence: what a shard says about which tuning to choose, in a form that merges exactly.
 
-The evidence is a 2-D histogram over (nll, entropy) with bins of constant relative width, exact error counts and fixed-point
-sums, all integers: merging is associative and commutative to the last bit, so the choice cannot depend on the order
-in which shards finish. The choice made from it is then evaluated exactly over the losses; no approximation here can lower
-a bound, it can only choose a slightly worse grid point.
+The evidence is a 2-D histogram over (nll, entropy) with bins of constant relative width, exact error counts and
+fixed-point sums, all integers: merging is associative and commutative to the last bit, so the choice cannot depend on
+the order in which shards finish. The choice made from it is then evaluated exactly over the losses; no approximation
+here can lower a bound, it can only choose a slightly worse grid point.
 
-The bins are read from the float32 representation itself: sign, 8 bits of exponent, the first 3 of the mantissa. That makes
-eight bins per octave without a logarithm per token: a few nanoseconds.
+The bins are read from the float32 representation itself: sign, 8 bits of exponent, the first 3 of the mantissa. That
+makes eight bins per octave without a logarithm per token: a few nanoseconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from tokenbound.bounds.smoothing import check_alpha, check_nll, check_vocab_size
 from tokenbound.errors import InputError, MismatchError
-
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -67,7 +66,7 @@ class Evidence:
     alpha_min: float | None
     """Smallest alpha of a smoothing head; null without one."""
     sums: Mapping[str, int]
-    """Fixed-point sums in units of 2^-32: nll, entropy, range_squared (D_i^2, smoothing head), and the moments of windows."""
+    """Fixed-point sums in units of 2^-32: nll, entropy, range_squared (D_i^2, smoothing head), moments of windows."""
 
     @classmethod
     def from_losses(
@@ -91,9 +90,10 @@ class Evidence:
             alpha: [T] weights of a smoothing head, or None.
             vocab_size: V.
             top_k: the ks whose errors are counted.
-            window_lengths: [W] tokens of each window, in order; needed for sampled runs, where windows are the units drawn.
-            worst_case: [W] True where a window has no finite loss (it is then absent from the arrays above); or, without
-                `window_lengths`, the number of such tokens.
+            window_lengths: [W] tokens of each window, in order; needed for sampled runs, where windows are the units
+                drawn.
+            worst_case: [W] True where a window has no finite loss (it is then absent from the arrays above); or,
+                without `window_lengths`, the number of such tokens.
 
         Raises:
             InputError: arrays of different lengths, losses or entropies that are not finite, alpha outside (0, 1).

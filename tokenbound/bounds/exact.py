@@ -3,8 +3,9 @@
 float64 throughout; sums are pairwise within a block, and the blocks' and shards' sums are added by ``math.fsum``, which
 rounds once, so that neither the tree of the reduction nor the number of workers changes a digit of a certificate.
 
-Freedman's sum is computed in its betting form: since l + v(lambda (Y - l)) / lambda = Y - ln(1 + lambda (Y - l)) / lambda, a token
-contributes its forecast and one factor 1 + lambda (Y - l); factors are multiplied in groups before the logarithm.
+Freedman's sum is computed in its betting form: since l + v(lambda (Y - l)) / lambda = Y - ln(1 + lambda (Y - l)) /
+lambda, a token contributes its forecast and one factor 1 + lambda (Y - l); factors are multiplied in groups before
+the logarithm.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from tokenbound.bounds.evidence import Floats, Ints, check_entropy, check_length
 from tokenbound.bounds.smoothing import alpha_levels, check_alpha, check_nll, loss_interval_bits, loss_intervals_bits
 from tokenbound.errors import InputError, MismatchError
 
-
 FIELDS: Final = ("value", "loss", "square")
-"""Per shard and line: sum of z_i (what the bound averages), of l_i or e_i, and of (Y_i - l_i)^2 (bits, bits, bits^2)."""
+"""Per shard and line: sums of z_i (what the bound averages), of l_i or e_i (bits), and of (Y_i - l_i)^2 (bits^2)."""
 
 
 @dataclass(frozen=True)

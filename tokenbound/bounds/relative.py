@@ -1,11 +1,11 @@
 """The relative bound: a model given as a small delta on a base that was fixed independently of the scored tokens.
 
-R(h) = R(h0) + [R(h) - R(h0)]. The base pays no code, so its own risk is bounded tightly; the excess d_i = l_i(h) - l_i(h0) varies
-little where the two models agree, so that the gap for the delta's code shrinks with its standard deviation. delta is split
-in advance; both parts use the same base_alpha, and each pays for its own tuning.
+R(h) = R(h0) + [R(h) - R(h0)]. The base pays no code, so its own risk is bounded tightly; the excess d_i = l_i(h) -
+l_i(h0) varies little where the two models agree, so that the gap for the delta's code shrinks with its standard
+deviation. delta is split in advance; both parts use the same base_alpha, and each pays for its own tuning.
 
-The tuning is chosen on a subset of the tokens taken by a hash of their contents, which merges like the histogram: a four-dimensional
-one would be empty almost everywhere. The bound is then evaluated over every token.
+The tuning is chosen on a subset of the tokens taken by a hash of their contents, which merges like the histogram: a
+four-dimensional one would be empty almost everywhere. The bound is then evaluated over every token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tokenbound.bounds.choice import (
     Cells,
     FreedmanSearch,
     SlackModel,
+    as_float16,
     descend,
     floor_candidates,
     freedman_tuning,
@@ -42,14 +43,21 @@ from tokenbound.bounds.constants import (
     RELATIVE_ROWS,
     RELATIVE_ROWS_PER_SHARD,
 )
-from tokenbound.bounds.evidence import Floats, check_entropy, check_length, pack, unpack, window_sums, worst_case_windows
+from tokenbound.bounds.evidence import (
+    Floats,
+    check_entropy,
+    check_length,
+    pack,
+    unpack,
+    window_sums,
+    worst_case_windows,
+)
 from tokenbound.bounds.exact import LineSums, highest_value, line_sums, merge_sums
 from tokenbound.bounds.rounding import arithmetic_guard, round_up
 from tokenbound.bounds.sampling import path_of_windows
 from tokenbound.bounds.smoothing import check_nll, smoothed_loss_bits
 from tokenbound.bounds.theorems import excess_interval_bits, oracle_gap_bits
 from tokenbound.errors import InputError, MismatchError
-
 
 _COARSE_ALPHAS = ALPHA_GRID[::2]
 _FINALISTS = 4
@@ -122,7 +130,11 @@ class RelativeEvidence:
         try:
             data = json.loads(text)
             keys = np.frombuffer(unpack(data["keys"], RELATIVE_ROWS * 8), dtype="<u8").astype(np.uint64)
-            rows = np.frombuffer(unpack(data["rows"], RELATIVE_ROWS * 16), dtype="<f4").astype(np.float32).reshape(keys.size, 4)
+            rows = (
+                np.frombuffer(unpack(data["rows"], RELATIVE_ROWS * 16), dtype="<f4")
+                .astype(np.float32)
+                .reshape(keys.size, 4)
+            )
             return cls(int(data["num_tokens"]), int(data["worst_case_tokens"]), keys, rows)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise MismatchError(f"a shard's relative evidence is damaged or of another version: {error}") from None
@@ -379,7 +391,8 @@ def certify_relative(
 ) -> Line:
     """The printed relative line: bound on R(h0) plus bound on R(h) - R(h0).
 
-    ``terms`` hold both parts: `base_empirical`, `base_gap`, and the excess's own; `excess` is the bound on R(h) - R(h0) alone.
+    ``terms`` hold both parts: `base_empirical`, `base_gap`, and the excess's own; `excess` is the bound on R(h) -
+    R(h0) alone.
 
     Raises:
         MismatchError: tokens are missing or counted twice.
@@ -462,9 +475,12 @@ def _excess_block(
     excess = smoothed_loss_bits(nll, alpha=tuning.alpha, vocab_size=vocab)
     excess -= smoothed_loss_bits(base_nll, alpha=tuning.base_alpha, vocab_size=vocab)
     lowest, high = tuning.interval_bits()
-    basis = _basis(entropy.astype(np.float64) / LN2, base_entropy.astype(np.float64) / LN2, tuning.degree)
-    forecast = np.minimum(np.maximum(basis @ np.array(tuning.coefficients), lowest), high)
-    value = forecast - np.log1p(tuning.lam * (forecast - excess)) / tuning.lam
+    guess = np.full(excess.shape, tuning.coefficients[0])
+    if tuning.degree:
+        basis = _basis(entropy.astype(np.float64) / LN2, base_entropy.astype(np.float64) / LN2, tuning.degree)
+        guess = basis @ np.array(tuning.coefficients)
+    forecast = np.minimum(np.maximum(guess, lowest), high)
+    value = forecast - np.log(1 + tuning.lam * (forecast - excess)) / tuning.lam
     return value, excess, np.square(forecast - excess)
 
 

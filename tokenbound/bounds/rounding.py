@@ -11,8 +11,8 @@ from tokenbound.bounds.constants import PRINT_DECIMALS
 def arithmetic_guard(value: float, lam: float | None = None) -> float:
     """An allowance for float64 rounding in a bound, in the units of ``value``.
 
-    Sums of positive terms taken pairwise are off by less than 1e-13 relative for 2^40 tokens. The betting form adds at most
-    four roundings of size 2^-53 to each factor 1 + d, hence at most 2^-51 / lambda per token.
+    Sums of positive terms taken pairwise are off by less than 1e-13 relative for 2^40 tokens. The betting form adds
+    at most four roundings of size 2^-53 to each factor 1 + d, hence at most 2^-51 / lambda per token.
     """
     return 1e-12 * abs(value) + (2.0**-51 / lam if lam is not None else 0.0)
 

@@ -1,17 +1,19 @@
 """From a sample of windows to the mean over all of them, valid at every sample size at once.
 
-Units X_1, X_2, .. (windows) are drawn without replacement in a uniformly random order from N units with unknown total S. Given the
-first i - 1, the mean of X_i is M_i = (S - sum_{s<i} X_s) / (N - i + 1). With a forecast Y_i and a stake lambda_i >= 0, both functions of
-earlier draws, and lambda_i (hi - Y_i) < 1 for an upper limit hi of the units,
+Units X_1, X_2, .. (windows) are drawn without replacement in a uniformly random order from N units with unknown total
+S. Given the first i - 1, the mean of X_i is M_i = (S - sum_{s<i} X_s) / (N - i + 1). With a forecast Y_i and a stake
+lambda_i >= 0, both functions of earlier draws, and lambda_i (hi - Y_i) < 1 for an upper limit hi of the units,
 
     W_n(S) = prod_{i<=n} (1 + lambda_i (Y_i - X_i)) exp(-lambda_i (Y_i - M_i))
 
-is a nonnegative supermartingale started at 1 (1 + x <= e^x; Waudby-Smith and Ramdas 2020, section 3), so W_n(S) < 1/delta_s for all n with
-probability 1 - delta_s (Ville). W_n grows with S, hence S lies below the root of W_n(S) = 1/delta_s: the closed form of one sequence.
+is a nonnegative supermartingale started at 1 (1 + x <= e^x; Waudby-Smith and Ramdas 2020, section 3), so W_n(S) <
+1/delta_s for all n with probability 1 - delta_s (Ville). W_n grows with S, hence S lies below the root of W_n(S) =
+1/delta_s: the closed form of one sequence.
 
-A mean of several such supermartingales with different stakes is one too. The package mixes stakes tuned to sample sizes a
-factor 4 apart: no sample size has to be known in advance, and stopping at any n is valid. The root of the mixture is found by
-Newton's method from above; ln of a sum of exponentials is convex, so every iterate is already a bound.
+A mean of several such supermartingales with different stakes is one too. The package mixes stakes tuned to sample
+sizes a factor 4 apart: no sample size has to be known in advance, and stopping at any n is valid. The root of the
+mixture is found by Newton's method from above; ln of a sum of exponentials is convex, so every iterate is already a
+bound.
 """
 
 from __future__ import annotations
@@ -20,14 +22,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp, polygamma
+from scipy.special import polygamma
 
 from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning
 from tokenbound.bounds.constants import STAKE_CAP, STAKE_TARGET_FACTOR
 from tokenbound.bounds.evidence import Floats, Ints
 from tokenbound.bounds.exact import LineSums, highest_value
 from tokenbound.errors import IncompleteError, InputError
-
 
 _NEWTON_STEPS = 12
 
@@ -81,9 +82,13 @@ def _roots(offsets: Floats, slopes: Floats, level: float) -> Floats:
     known = np.isfinite(total)
     for _ in range(_NEWTON_STEPS):
         exponents = offsets[known] + total[known, None] * slopes[known] + log_weight
-        height = logsumexp(exponents, axis=1)
-        tilt = np.sum(np.exp(exponents - height[:, None]) * slopes[known], axis=1)
-        total[known] -= np.maximum(height - level, 0.0) / tilt
+        top = exponents.max(axis=1)
+        shares = np.exp(exponents - top[:, None])
+        mass = shares.sum(axis=1)
+        excess = np.maximum(top + np.log(mass) - level, 0.0)
+        total[known] -= excess * mass / np.sum(shares * slopes[known], axis=1)
+        if not excess.size or float(excess.max()) < 1e-12:
+            break
     return np.asarray(total, dtype=np.float64)
 
 
@@ -108,7 +113,7 @@ def mixture_stakes(
     log_inverse_delta: float,
     target_units: int,
 ) -> Floats:
-    """[n, K] stakes, one column for each sample size of a geometric grid around the target up to N.
+    """[n, K] stakes, one column for each sample size of a grid around the target, geometric in the odds n / (N - n).
 
     For variance s2 and sample size n the slack is least at lambda_i = sqrt(2 ln(1/delta_s) / (s2 Q)) / (N - i + 1) with
     Q = sum_{i<=n} (N - i + 1)^-2; stakes are capped at lambda_i (hi - Y_i) <= 0.9.
@@ -124,11 +129,12 @@ def mixture_stakes(
 
 
 def _sample_sizes(num_units: int, target_units: int) -> list[int]:
-    sizes = {num_units}
-    size = max(target_units // STAKE_TARGET_FACTOR**2, 1)
-    while size < num_units:
-        sizes.add(size)
-        size *= STAKE_TARGET_FACTOR
+    """Sizes n whose odds n / (N - n), to which Q is proportional, are a factor 4 apart, up to nearly all units."""
+    odds = max(target_units / STAKE_TARGET_FACTOR**2, 1.0) / num_units
+    sizes = set()
+    while odds < STAKE_TARGET_FACTOR**3:
+        sizes.add(min(max(round(num_units * odds / (1 + odds)), 1), num_units))
+        odds *= STAKE_TARGET_FACTOR
     return sorted(sizes)
 
 
@@ -161,8 +167,8 @@ class SamplingPath:
 def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampling: SamplingPlan) -> SamplingPath:
     """Slack of every prefix of the draw, for one line.
 
-    The pilot's windows enter exactly. The others enter as u_j = sum over window j of (z_i - c), c the pilot's mean, each at most
-    (z_max - c) s_max; the draw's total is c * (tokens outside the pilot) + sum of u_j.
+    The pilot's windows enter exactly. The others enter as u_j = sum over window j of (z_i - c), c the pilot's mean,
+    each at most (z_max - c) s_max; the draw's total is c * (tokens outside the pilot) + sum of u_j.
 
     Args:
         tuning: the line, chosen from the pilot.

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from tokenbound.bounds.constants import ALPHA_LEVELS, ALPHA_MAX, ALPHA_SLOPES, LN2, NLL_TOLERANCE_NATS
 from tokenbound.errors import InputError
 
-
 Floats = NDArray[np.float64]
 
 

@@ -3,12 +3,14 @@
 These functions are the reference: plain arrays in, one number out, nothing chosen inside. The certificate's reducer
 (:mod:`tokenbound.bounds.exact`, :mod:`tokenbound.bounds.certify`) computes the same sums shard by shard.
 
-Setting. l_1..l_m are the smoothed losses in bits of a hypothesis h with code length L(h), F_i the history up to token i,
-mu_i = E[l_i | F_{i-1}]. Each bound holds with probability at least 1 - delta, for all hypotheses of the code at once, on the
-risk R = (1/m) sum mu_i; kappa = ln2 (L(h) + L_tune) + ln(1/delta) nats. No independence between tokens is assumed.
+Setting. l_1..l_m are the smoothed losses in bits of a hypothesis h with code length L(h), F_i the history up to token
+i, mu_i = E[l_i | F_{i-1}]. Each bound holds with probability at least 1 - delta, for all hypotheses of the code at
+once, on the risk R = (1/m) sum mu_i; kappa = ln2 (L(h) + L_tune) + ln(1/delta) nats. No independence between tokens
+is assumed.
 
-``num_tokens`` is m where the losses given are a sample of a larger corpus: then the mean over the sample may miss the mean
-over the corpus, and ``sampling_slack_bits``, an upper bound on that miss at its own failure probability, must be given.
+``num_tokens`` is m where the losses given are a sample of a larger corpus: then the mean over the sample may miss the
+mean over the corpus, and ``sampling_slack_bits``, an upper bound on that miss at its own failure probability, must be
+given.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ def azuma_bound(
 ) -> float:
     """Azuma-Hoeffding bound for m fixed before the data: R <= R^ + D sqrt(kappa / (2m)).
 
-    Theorem 3.1 of Lotfi et al. 2024 (arXiv 2407.18158). It holds for one m named beforehand; with an m that depends on the
-    data, or looked at while the data grow, use :func:`azuma_anytime_bound`.
+    Theorem 3.1 of Lotfi et al. 2024 (arXiv 2407.18158). It holds for one m named beforehand; with an m that depends
+    on the data, or looked at while the data grow, use :func:`azuma_anytime_bound`.
 
     Args:
         nll_nats: [T] unsmoothed losses in nats.
@@ -87,8 +89,9 @@ def azuma_anytime_bound(
 ) -> float:
     """Azuma for all m at once: R <= R^ + D sqrt(kappa / (2m)) (sqrt(m/m0) + sqrt(m0/m)) / 2, m0 = 2^(j/4).
 
-    Hoeffding's lemma makes exp(lambda sum (mu_i - l_i) - i lambda^2 D^2 / 8) a supermartingale; Ville's inequality with the one
-    lambda = sqrt(8 kappa / (m0 D^2)) gives every m (Howard et al. 2020). ``tune_bits`` must contain the Elias-delta length of j.
+    Hoeffding's lemma makes exp(lambda sum (mu_i - l_i) - i lambda^2 D^2 / 8) a supermartingale; Ville's inequality
+    with the one lambda = sqrt(8 kappa / (m0 D^2)) gives every m (Howard et al. 2020). ``tune_bits`` must contain the
+    Elias-delta length of j.
 
     Args:
         nll_nats: [T] unsmoothed losses in nats.
@@ -138,7 +141,8 @@ def azuma_predictable_bound(
 ) -> float:
     """Azuma with predictable ranges, for all m at once: R <= R^ + lambda mean(D_i^2) / 8 + kappa / (lambda m).
 
-    Hoeffding's lemma given F_{i-1}: the range D_i of token i may depend on everything before it. lambda comes from a paid grid.
+    Hoeffding's lemma given F_{i-1}: the range D_i of token i may depend on everything before it. lambda comes from a
+    paid grid.
 
     Args:
         nll_nats: [T] unsmoothed losses in nats.
@@ -183,9 +187,10 @@ def freedman_bound(
 
         R <= R^ + (1/m) sum v(lambda (Y_i - l_i)) / lambda + kappa / (lambda m).
 
-    Proof: 1 + lambda (Y_i - l_i) > 0 has conditional mean 1 + lambda (Y_i - mu_i) <= exp(lambda (Y_i - mu_i)), so the product of
-    (1 + lambda (Y_i - l_i)) exp(-lambda (Y_i - mu_i)) is a nonnegative supermartingale started at 1; Ville's inequality (Fan et
-    al. 2015; Waudby-Smith and Ramdas 2024 for the betting form). lambda and the floor must come from a code paid in ``tune_bits``.
+    Proof: 1 + lambda (Y_i - l_i) > 0 has conditional mean 1 + lambda (Y_i - mu_i) <= exp(lambda (Y_i - mu_i)), so the
+    product of (1 + lambda (Y_i - l_i)) exp(-lambda (Y_i - mu_i)) is a nonnegative supermartingale started at 1;
+    Ville's inequality (Fan et al. 2015; Waudby-Smith and Ramdas 2024 for the betting form). lambda and the floor must
+    come from a code paid in ``tune_bits``.
 
     Args:
         nll_nats: [T] unsmoothed losses in nats.
@@ -197,8 +202,10 @@ def freedman_bound(
         tune_bits: L_tune.
         delta: failure probability.
         num_tokens: m, if not T.
-        sampling_slack_bits: bound on the miss of the mean of l_i + v(lambda (Y_i - l_i)) / lambda; required when m is not T.
-        alpha_min: lower limit of predictable weights, a constant of the hypothesis; required when ``alpha`` is an array.
+        sampling_slack_bits: bound on the miss of the mean of l_i + v(lambda (Y_i - l_i)) / lambda; required when m is
+            not T.
+        alpha_min: lower limit of predictable weights, a constant of the hypothesis; required when ``alpha`` is an
+            array.
         floor_bits: y0, lower limit of the forecasts.
 
     Returns:
@@ -238,9 +245,9 @@ def relative_bound(
 ) -> float:
     """Bound on the excess R(h) - R(h0) of a model over a base that was fixed independently of the tokens.
 
-    The Freedman-type bound for d_i = l_i(h) - l_i(h0) in [A - B0, B - A0]; the models agree on most tokens, so d_i varies little.
-    Only the delta artifact is paid. To bound R(h), add a bound on R(h0) at the same base_alpha with L(h0) = 0, the two at
-    delta_1 + delta_2 = delta fixed in advance.
+    The Freedman-type bound for d_i = l_i(h) - l_i(h0) in [A - B0, B - A0]; the models agree on most tokens, so d_i
+    varies little. Only the delta artifact is paid. To bound R(h), add a bound on R(h0) at the same base_alpha with
+    L(h0) = 0, the two at delta_1 + delta_2 = delta fixed in advance.
 
     Args:
         nll_nats: [T] unsmoothed losses of the model in nats.
@@ -290,10 +297,10 @@ def kl_error_bound(
 ) -> float:
     """Bound on the expected top-k error at one lambda, for all m at once, raw (it may exceed 1).
 
-    e <= (1 - exp(-lambda e^ - kappa/m)) / (1 - exp(-lambda)): Catoni 2007's transform. The mean of exp(-lambda e_i) for e_i in [0, 1] of
-    mean p is at most 1 - p (1 - exp(-lambda)), whose logarithm is concave in p, so the mean over i of conditional means can be
-    taken inside. Valid for every lambda of a paid grid; the infimum over all lambda > 0 is the kl-inverse and is not a bound
-    for martingales at this price.
+    e <= (1 - exp(-lambda e^ - kappa/m)) / (1 - exp(-lambda)): Catoni 2007's transform. The mean of exp(-lambda e_i)
+    for e_i in [0, 1] of mean p is at most 1 - p (1 - exp(-lambda)), whose logarithm is concave in p, so the mean over
+    i of conditional means can be taken inside. Valid for every lambda of a paid grid; the infimum over all lambda > 0
+    is the kl-inverse and is not a bound for martingales at this price.
 
     Args:
         error: empirical error e^ in [0, 1].
@@ -320,7 +327,8 @@ def kl_grid_bound(
 ) -> tuple[float, float]:
     """The smallest :func:`kl_error_bound` over the package's grid, capped at 1, and its lambda.
 
-    ``tune_bits`` must contain log2 of the grid's size; the certificate's code does (:func:`~tokenbound.bounds.codes.kl_tune_bits`).
+    ``tune_bits`` must contain log2 of the grid's size; the certificate's code does
+    (:func:`~tokenbound.bounds.codes.kl_tune_bits`).
     """
     bounds = [
         kl_error_bound(
@@ -335,7 +343,7 @@ def kl_grid_bound(
 def paper_error_bound(
     error: float, *, code_length_bits: float, tune_bits: float, delta: float, num_tokens: int
 ) -> float:
-    """The paper's bound on an error rate for m fixed: e <= e^ + sqrt(kappa / (2m)) (arXiv 2407.18158), for reproduction.
+    """The paper's bound on an error rate, m fixed, for reproduction: e <= e^ + sqrt(kappa / (2m)) (arXiv 2407.18158).
 
     Raises:
         InputError: an error outside [0, 1] or unusable parameters.
@@ -356,8 +364,8 @@ def paper_subsample_bound(
 ) -> float:
     """The paper's bound from n tokens drawn uniformly out of m, m fixed, for reproduction.
 
-    R <= R^_n + D [sqrt((ln2 L - ln(r delta)) / (2m)) + sqrt(-ln((1 - r) delta) / (2n))], r = n / (n + m), with alpha fixed in
-    advance (arXiv 2407.18158). The tokens must be drawn one by one, not in windows.
+    R <= R^_n + D [sqrt((ln2 L - ln(r delta)) / (2m)) + sqrt(-ln((1 - r) delta) / (2n))], r = n / (n + m), with alpha
+    fixed in advance (arXiv 2407.18158). The tokens must be drawn one by one, not in windows.
 
     Args:
         error: mean smoothed loss (or error) of the sample, R^_n.
@@ -415,8 +423,9 @@ def document_bound(
 ) -> float:
     """Document-level baseline (Lotfi et al. 2023, arXiv 2312.17173): IID documents, their number fixed in advance.
 
-    The loss of a document is the mean of its smoothed token losses, each document weighs the same, so this bounds another
-    risk than the token-level functions: the expected mean loss of a fresh document. Context must not cross documents.
+    The loss of a document is the mean of its smoothed token losses, each document weighs the same, so this bounds
+    another risk than the token-level functions: the expected mean loss of a fresh document. Context must not cross
+    documents.
 
     Args:
         nll_nats: [T] unsmoothed losses in nats.
