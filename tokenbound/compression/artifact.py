@@ -134,7 +134,7 @@ def _require_finite(name: str, tensor: torch.Tensor) -> None:
 
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
-    for part in tensor.detach().reshape(-1).split(1 << 24):  # type: ignore[no-untyped-call]
+    for part in torch.split(tensor.detach().reshape(-1), 1 << 24):
         wide = part if part.dtype.itemsize > 1 else part.float()
         if not bool(torch.isfinite(wide).all()):
             raise InputError(f"tensor {name!r} holds NaN or infinity; repair or remove it before compressing")

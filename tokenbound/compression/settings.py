@@ -25,4 +25,42 @@ class RoundToNearestSettings(_Settings):
     """Step of every tensor in units of its standard deviation (snapped to a power of sqrt(2))."""
 
 
-CompressSettings = Annotated[LosslessSettings | RoundToNearestSettings, Field(discriminator="method")]
+class KfacSettings(_Settings):
+    """Entropy-coded uniform quantization with steps from K-FAC curvature and error feedback. Needs a calibration."""
+
+    method: Literal["kfac"] = "kfac"
+    rate: float = Field(default=1e-3, gt=0)
+    """The constant c: the step of weight (i, j) is c / sqrt(g_i d_j). Larger is smaller and worse."""
+    row_steps: bool = True
+    """A step for each output; otherwise their average."""
+    column_steps: bool = True
+    """A step for each input; otherwise their average."""
+    deadzone: float = Field(default=0.0, ge=0, lt=0.5)
+    """How much further than half a step a value must be from zero to be coded as one."""
+    damping: float = Field(default=0.1, ge=0)
+    """Part of the mean diagonal added to a second moment: the fewer calibration tokens, the more is needed."""
+    centroids: bool = True
+    """Decode nonzero integers to where the mean of their values lies, one shift for each tensor."""
+
+
+class GptqSettings(_Settings):
+    """GPTQ with group scales; embeddings, head and vectors in float16. Needs a calibration. For comparison."""
+
+    method: Literal["gptq"] = "gptq"
+    bits: Literal[2, 3, 4] = 4
+    """Bits of a code."""
+    group: int = Field(default=128, ge=0)
+    """Input columns that share a scale; 0 for whole rows."""
+
+
+class E8Settings(_Settings):
+    """QuIP#-like E8 lattice; embeddings, head and vectors in float16. Needs a calibration. For comparison."""
+
+    method: Literal["e8"] = "e8"
+    bits: Literal[2, 3, 4] = 2
+    """Bits for each weight."""
+
+
+CompressSettings = Annotated[
+    LosslessSettings | RoundToNearestSettings | KfacSettings | GptqSettings | E8Settings, Field(discriminator="method")
+]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
-from tokenbound.compression.methods import lossless, rtn, uniform
+from tokenbound.compression.methods import e8, gptq, lossless, rtn, uniform
+from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-EXACT, UNIFORM = 0, 1
+EXACT, UNIFORM, GROUPS, LATTICE, HALF = range(5)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ def _decode_uniform(payload: memoryview, shape: tuple[int, ...], dtype: torch.dt
     return uniform.grid_tensor(uniform.decode_grid(payload, shape), shape, dtype)
 
 
+def _decode_half(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    return lossless.decode_exact(payload, shape, torch.float16).to(dtype)
+
+
+def _half_bytes(payload: memoryview, shape: tuple[int, ...]) -> bytes:
+    import torch
+
+    return tensor_bytes(lossless.decode_exact(payload, shape, torch.float16)).tobytes()
+
+
 CODECS: dict[int, Codec] = {
     EXACT: Codec(
         "exact",
@@ -53,6 +66,9 @@ CODECS: dict[int, Codec] = {
         _decode_uniform,
         lambda payload, shape, dtype: uniform.plain_integers(uniform.decode_grid(payload, shape)),
     ),
+    GROUPS: Codec("groups", gptq.decode_layer, lambda payload, shape, dtype: gptq.plain_codes(payload, shape)),
+    LATTICE: Codec("lattice", e8.decode_layer, lambda payload, shape, dtype: e8.plain_codes(payload, shape)),
+    HALF: Codec("float16", _decode_half, lambda payload, shape, dtype: _half_bytes(payload, shape)),
 }
 
 Coded = tuple[int, bytes]
@@ -66,6 +82,57 @@ def _lossless(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) 
 def _rtn(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
     grid = rtn.quantize(tensor, settings.step) if tensor.is_floating_point() else None
     return _shorter(tensor, grid)
+
+
+def _require(calibration: Any, method: str) -> None:
+    if calibration is None:
+        raise InputError(f"method `{method}` needs a calibration; collect one with `collect_calibration`")
+
+
+def _linear_layer(name: str, tensor: torch.Tensor, calibration: Any) -> Any:
+    """The curvature of a linear layer's weight; None for embeddings, output heads and everything else."""
+    curvature = calibration.curvature(name) if tensor.ndim == 2 and tensor.numel() else None
+    is_head = name.split(".")[-2:][0] in OUTPUT_HEADS
+    return None if curvature is None or curvature.is_embedding or is_head else curvature
+
+
+OUTPUT_HEADS = ("lm_head", "embed_out", "output")
+"""Modules that common practice leaves unquantized, as it does embeddings."""
+
+
+def _half(tensor: torch.Tensor) -> Coded:
+    """Float tensors in float16, unless that overflows or their own dtype is no wider."""
+    import torch
+
+    if not tensor.is_floating_point() or tensor.dtype.itemsize <= 2:
+        return EXACT, lossless.encode_exact(tensor)
+    half = tensor.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        return EXACT, lossless.encode_exact(tensor)
+    return HALF, lossless.encode_exact(half)
+
+
+def _gptq(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
+    _require(calibration, "gptq")
+    curvature = _linear_layer(name, tensor, calibration)
+    if curvature is None:
+        return _half(tensor)
+    return GROUPS, gptq.quantize_layer(tensor, curvature, settings.bits, settings.group)
+
+
+def _e8(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
+    _require(calibration, "e8")
+    curvature = _linear_layer(name, tensor, calibration)
+    return _half(tensor) if curvature is None else (LATTICE, e8.quantize_layer(tensor, curvature, settings.bits))
+
+
+def _kfac(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
+    _require(calibration, "kfac")
+    if not tensor.is_floating_point():
+        return EXACT, lossless.encode_exact(tensor)
+    from tokenbound.compression.methods import kfac
+
+    return _shorter(tensor, kfac.quantize_calibrated(name, tensor, settings, calibration))
 
 
 def _shorter(tensor: torch.Tensor, grid: uniform.Grid | None) -> Coded:
@@ -85,5 +152,8 @@ EXACT_CHECK_BYTES = 1 << 12
 METHODS: dict[str, Callable[[str, Any, Any, Any], Coded]] = {
     "lossless": _lossless,
     "rtn": _rtn,
+    "kfac": _kfac,
+    "gptq": _gptq,
+    "e8": _e8,
 }
 """By `settings.method`: (name, tensor, settings, calibration) to the coded tensor."""
