@@ -32,7 +32,7 @@ ALPHA_GRID: Final[tuple[float, ...]] = tuple(sorted(_powers(-27, -1) + tuple(0.7
 One octave of alpha moves the loss range by one bit out of 15 to 40 and the smoothing loss by alpha bits, so
 a finer grid buys nothing below 1e-4; above it the loss itself moves by some thousandths of a bit."""
 
-ALPHA_SLOPES: Final[tuple[int, ...]] = (0, 1, 2, 3, 4, 6, -2, -4)
+ALPHA_SLOPES: Final[tuple[int, ...]] = (0, 1, 2, 4, 6, 8, -2, -4)
 """Octaves that alpha(H) rises (falls, where negative) from entropy 0 to log2(V): alpha_min * 2^(slope * u) with
 u = H / log2 V, or alpha_min * 2^(-slope * (1 - u)). 0 is the constant alpha. Three bits pay for the choice."""
 

@@ -96,7 +96,7 @@ def line_sums(
     failed, worst_tokens = worst_case_windows(worst_case, lengths)
     evaluators = [_evaluator(tuning) for tuning in tunings]
     per_token = None if lengths is None else np.empty((len(tunings), columns.size))
-    blocks = _block_sums(evaluators, columns, per_token)
+    blocks, nll_sum = _block_sums(evaluators, columns, per_token)
     totals = np.array(
         [[math.fsum(blocks[:, line, f].tolist()) for f in range(len(FIELDS))] for line in range(len(tunings))]
     )
@@ -106,7 +106,6 @@ def line_sums(
     windows = None
     if per_token is not None and lengths is not None:
         windows = _window_values(evaluators, per_token, lengths, failed)
-    nll_sum = float(columns.nll.sum(dtype=np.float64))
     return LineSums(columns.size + worst_tokens, worst_tokens, totals[None], np.array([nll_sum]), windows, lengths)
 
 
@@ -144,6 +143,7 @@ class _Columns:
     entropy: NDArray[np.floating] | None
     rank: NDArray[np.integer] | None
     alpha: Floats | None
+    clip: bool
 
     @classmethod
     def checked(
@@ -156,6 +156,7 @@ class _Columns:
             None if entropy is None else check_entropy(entropy, size),
             None if rank is None else check_length(np.asarray(rank), size, "rank"),
             None if alpha is None else check_alpha(check_length(np.asarray(alpha), size, "alpha")),
+            clip=bool(size and losses.min() < 0),
         )
 
     @property
@@ -173,6 +174,7 @@ class _Block:
         self.forecast = np.empty(BLOCK_TOKENS)
         self.factor = np.empty(BLOCK_TOKENS)
         self.size = 0
+        self.nll_sum = 0.0
         self.has_entropy = False
         self.rank: NDArray[np.integer] | None = None
         self.alpha: Floats | None = None
@@ -182,8 +184,10 @@ class _Block:
         self.size = nll.size
         likelihood = self.likelihood[: self.size]
         np.negative(nll, out=likelihood)
+        self.nll_sum = -float(likelihood.sum())
+        if columns.clip:
+            np.minimum(likelihood, 0.0, out=likelihood)  # nll in [-1e-5, 0) counts as 0
         np.exp(likelihood, out=likelihood)
-        np.minimum(likelihood, 1.0, out=likelihood)  # nll in [-1e-5, 0) counts as 0
         self.has_entropy = columns.entropy is not None
         if columns.entropy is not None:
             entropy = columns.entropy[start : start + self.size]
@@ -383,16 +387,18 @@ def _evaluator(tuning: Tuning) -> _Evaluator:
     raise InputError(f"unknown method {tuning.method!r}")
 
 
-def _block_sums(evaluators: Sequence[_Evaluator], columns: _Columns, per_token: Floats | None) -> Floats:
+def _block_sums(evaluators: Sequence[_Evaluator], columns: _Columns, per_token: Floats | None) -> tuple[Floats, float]:
     starts = range(0, columns.size, BLOCK_TOKENS)
     result = np.zeros((len(starts), len(evaluators), len(FIELDS)))
+    nll_sums = []
     block = _Block()
     for row, start in enumerate(starts):
         block.load(columns, start)
+        nll_sums.append(block.nll_sum)
         for line, evaluator in enumerate(evaluators):
             out = None if per_token is None else per_token[line, start : start + block.size]
             result[row, line] = evaluator.evaluate(block, out)
-    return result
+    return result, math.fsum(nll_sums)
 
 
 def _window_values(
