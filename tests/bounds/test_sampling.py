@@ -19,7 +19,7 @@ from tokenbound.bounds import (
 )
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
-from tokenbound.errors import IncompleteError, InputError
+from tokenbound.errors import IncompleteError, InputError, MismatchError
 
 
 def closed_form(values, num_units, forecasts, stakes, level):
@@ -43,7 +43,10 @@ def test_one_sequence_is_the_closed_form():
     bounds = total_upper_bounds(
         values, num_units=100, highest=3.0, log_inverse_delta=3.0, forecasts=forecasts, stakes=stakes[:, None]
     )
-    assert bounds == pytest.approx(closed_form(values, 100, forecasts, stakes, 3.0), rel=1e-10)
+    certain = np.cumsum(values) + 3.0 * (100 - np.arange(1, 41))
+    expected = np.minimum(closed_form(values, 100, forecasts, stakes, 3.0), certain)
+    assert bounds == pytest.approx(expected, rel=1e-10)
+    assert expected[-1] < certain[-1], "the sequence must have said more than what is certain"
 
 
 def test_a_mixture_solves_its_equation_from_above():
@@ -272,6 +275,8 @@ def test_impossible_samples_are_refused():
         certify(tunings, sums, claim, SamplingPlan(3000, 64, 300))
     with pytest.raises(InputError, match="at most 10"):
         certify(tunings, sums, claim, SamplingPlan(3000, 10, 128))
+    with pytest.raises(MismatchError, match="exactly once"):
+        certify(tunings, sums, claim, SamplingPlan(300, 64, 300))
     with pytest.raises(InputError, match="the plan has 200"):
         certify(tunings, sums, claim, SamplingPlan(200, 64, 128))
     with pytest.raises(InputError, match="whole corpus"):
@@ -284,3 +289,20 @@ def test_impossible_samples_are_refused():
             SamplingPlan(*bad)
     with pytest.raises(InputError):
         SamplingPlan(10, 10, 1, evaluation=0)
+
+
+def test_a_pilot_that_is_all_errors_still_gives_numbers():
+    """No stake is possible where the mean is the maximum; the certain bound takes over and every term stays finite."""
+    nll, lengths = np.full(400, 30.0, np.float32), np.full(40, 10)
+    claim = Claim(300, 300, 5.0, 0.05, 1000, top_k=(1,))
+    plan = SamplingPlan(100, 10, 20)
+    rank = np.full(400, 299, np.int32)
+    half = slice(0, 200)
+    evidence = Evidence.from_losses(
+        nll[half], nll[half] / 10, rank[half], vocab_size=300, top_k=(1,), window_lengths=lengths[:20]
+    )
+    tunings = choose_tunings(evidence, claim, plan)
+    for line in certify(tunings, line_sums(tunings, nll, nll / 10, rank, window_lengths=lengths), claim, plan):
+        assert math.isfinite(line.value)
+        assert all(math.isfinite(term) for term in line.terms.values())
+        assert line.vacuous

@@ -42,7 +42,8 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
         raise MismatchError(f"the tunings are not those of the lines {claim.lines}")
     if sums.shards.shape[1] != len(tunings):
         raise MismatchError(f"sums of {sums.shards.shape[1]} lines were given for {len(tunings)} tunings")
-    if sampling is None and not claim.what_if and sums.num_tokens != claim.num_tokens:
+    complete = sampling is None or sampling.pilot_units == sampling.num_units
+    if complete and not claim.what_if and sums.num_tokens != claim.num_tokens:
         raise MismatchError(
             f"the sums hold {sums.num_tokens} tokens, the corpus {claim.num_tokens}: a full run needs each "
             "exactly once, a sample needs its plan"

@@ -53,7 +53,7 @@ def total_upper_bounds(
         stakes: [n, K] predictable stakes lambda_i of K sequences, mixed with equal weights.
 
     Returns:
-        [n] bounds U_1..U_n; each is at most the one before. infinity where nothing can be said yet.
+        [n] bounds U_1..U_n; each is at most the one before.
 
     Raises:
         InputError: more draws than units, a unit above ``highest``, or a stake with lambda_i (hi - Y_i) >= 1.
@@ -70,7 +70,9 @@ def total_upper_bounds(
     gains = np.log1p(stakes * (forecasts - values)[:, None])
     offsets = np.cumsum(gains - stakes * (forecasts + before / left)[:, None], axis=0)
     slopes = np.cumsum(stakes / left[:, None], axis=0)
-    return np.asarray(np.minimum.accumulate(_roots(offsets, slopes, log_inverse_delta)), dtype=np.float64)
+    certain = before + values + (left - 1) * highest  # whatever the rest is, it is not above this
+    bounds = np.minimum(_roots(offsets, slopes, log_inverse_delta), certain)
+    return np.asarray(np.minimum.accumulate(bounds), dtype=np.float64)
 
 
 def _roots(offsets: Floats, slopes: Floats, level: float) -> Floats:
