@@ -94,6 +94,9 @@ def run_tree(tmp_path: Path, tiny_checkpoint: Path, text_folder: Path) -> Callab
             },
             "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 2048},
         }
-        return {"what": {**what, **sections}, "how": {"output": str(tmp_path / output), "cache": str(tmp_path / "prepared")}}
+        return {
+            "what": {**what, **sections},
+            "how": {"output": str(tmp_path / output), "cache": str(tmp_path / "prepared")},
+        }
 
     return build

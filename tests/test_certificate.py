@@ -47,7 +47,9 @@ def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "re
     claimed = claim_identity(name, bound, declared)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)
     tokens = sum(record.tokens for record in records)
-    claim = Claim(V, V, math.fsum(split.values()), bound.delta, tokens, bound.methods, bound.top_k, prior=prior, code_split=split)
+    claim = Claim(
+        V, V, math.fsum(split.values()), bound.delta, tokens, bound.methods, bound.top_k, prior=prior, code_split=split
+    )
     reduction = reduce_ledger(RunLedger(run.uri, 3, name, V), claim)
     certificate = Certificate(
         **derived_fields(reduction, claim, None),
@@ -193,7 +195,10 @@ def test_duplicate_or_reordered_shards_are_found(tmp_path: Path, order: list[int
     run = RunDirectory(str(tmp_path))
     shards = [run.losses(run.record(shard)) for shard in range(3)]
     tree = json.loads(path.read_text())
-    records = [run.commit(i, shards[source], run.record(i).evidence, tree["scoring_fingerprint"]) for i, source in enumerate(order)]
+    records = [
+        run.commit(i, shards[source], run.record(i).evidence, tree["scoring_fingerprint"])
+        for i, source in enumerate(order)
+    ]
     path.write_text(json.dumps({**tree, "losses_sha256": losses_sha256(records)}))
     with pytest.raises(MismatchError, match="other windows than planned"):
         verify_beside(path)

@@ -28,10 +28,25 @@ ALLOWED = {
 def imported_folders(path: Path) -> set[str]:
     found = set()
     tree = ast.parse(path.read_text())
-    only_typing = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) for n in ast.walk(node)}
+    only_typing = {
+        id(n)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for n in ast.walk(node)
+    }
     for node in ast.walk(tree):
-        names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        found |= {name.split(".")[1] for name in names if name and name.startswith("tokenbound.") and id(node) not in only_typing}
+        names = (
+            [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        found |= {
+            name.split(".")[1]
+            for name in names
+            if name and name.startswith("tokenbound.") and id(node) not in only_typing
+        }
     return found
 
 
@@ -51,7 +66,9 @@ def test_only_the_engine_imports_ray() -> None:
 
 
 def test_every_folder_is_in_the_table() -> None:
-    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()} == set(ALLOWED)
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()} == set(
+        ALLOWED
+    )
 
 
 @pytest.mark.parametrize("module", ["tokenbound", "tokenbound.bounds", "tokenbound.config", "tokenbound.cli"])

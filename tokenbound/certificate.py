@@ -304,8 +304,8 @@ def derived_fields(reduction: Reduction, claim: Claim, bytes_per_token: float | 
 
 def best_loss_line(lines: tuple[Line, ...]) -> Line | None:
     """The loss line with the smallest value; all lines hold together, so the smallest may be quoted."""
-    known = [line for line in lines if line.top_k is None and line.value is not None]
-    return min(known, key=lambda line: line.value) if known else None
+    known = [(line.value, i) for i, line in enumerate(lines) if line.top_k is None and line.value is not None]
+    return lines[min(known)[1]] if known else None
 
 
 def plain(tree: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from tokenbound.errors import InputError, TokenboundError
@@ -144,32 +145,53 @@ def bound(
 
 @app.command()
 def compress(
-    checkpoint: str,
-    out: Path,
-    method: Annotated[str, typer.Option(help="lossless, rtn, ...")] = "rtn",
+    checkpoint: Annotated[str, typer.Argument(help="Directory or hub id with safetensors weights.")],
+    out: Annotated[Path, typer.Argument(help="The artifact to write.")],
+    method: Annotated[str, typer.Option(help="lossless, rtn, kfac, gptq, e8 or auto.")] = "rtn",
     options: Annotated[list[str] | None, typer.Option("--set", help="Option of the method, e.g. step=0.5.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Rate of kfac, or `auto` to minimise the bound.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Run config whose corpus calibrates kfac, gptq and e8.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode a checkpoint into an artifact and print what it costs."""
-    from tokenbound.compression.artifact import encode_artifact
     from tokenbound.compression.inspection import inspect_artifact
-    from tokenbound.compression.settings import parse_settings
-    from tokenbound.models.checkpoint import read_checkpoint
+    from tokenbound.config import RunConfig, load_config
+    from tokenbound.engine.compress import compress_checkpoint
 
-    settings = parse_settings({"method": method, **_options(options or [])})
-    loaded = read_checkpoint(checkpoint)
-    data = encode_artifact(loaded.architecture, loaded.tensors, settings)
+    run = None if config is None else load_config(RunConfig, config)
+    data = compress_checkpoint(checkpoint, _compress_settings(method, rate, options or []), run)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
     report = inspect_artifact(data)
     if as_json:
-        _print_json(report.to_dict())
+        _print_json({"digest": report.sha256, **report.to_dict()})
     else:
         Console().print(
             f"{out}: {report.num_bytes:,} bytes, {report.bits_per_weight:.3f} bits per weight, "
             f"C(h) = {report.code_length_bits:,} bits",
             soft_wrap=True,
         )
+
+
+def _compress_settings(method: str, rate: str | None, pairs: list[str]) -> BaseModel:
+    """Settings of a method from the options of the command line.
+
+    Raises:
+        InputError: an unknown method or option, or a value out of range.
+    """
+    import yaml
+
+    from tokenbound.config import CompressChoice, validate
+
+    chosen: dict[str, object] = {"method": "auto" if rate == "auto" else method}
+    if rate not in (None, "auto"):
+        chosen["rate"] = yaml.safe_load(str(rate))
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise InputError(f"option {pair!r} must look like step=0.5")
+        chosen[key] = yaml.safe_load(text)
+    return validate(CompressChoice, {"compress": chosen}, origin="of compress").compress
 
 
 @app.command()

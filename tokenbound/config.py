@@ -51,6 +51,13 @@ class ModelConfig(_Section):
         return self
 
 
+class CompressChoice(_Section):
+    """One method of compression."""
+
+    compress: CompressSettings
+    """The method and its options."""
+
+
 class CorpusConfig(_Section):
     """The training corpus and how its documents become token ids."""
 

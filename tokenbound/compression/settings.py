@@ -61,6 +61,22 @@ class E8Settings(_Settings):
     """Bits for each weight."""
 
 
+class AutoSettings(_Settings):
+    """`kfac` at the rate that minimises the freedman bound for the corpus at hand."""
+
+    method: Literal["auto"] = "auto"
+    low: float = Field(default=2e-4, gt=0)
+    """Smallest rate tried."""
+    high: float = Field(default=4e-3, gt=0)
+    """Largest rate tried."""
+    tries: int = Field(default=8, ge=2)
+    """How many rates are tried at most."""
+
+
 CompressSettings = Annotated[
-    LosslessSettings | RoundToNearestSettings | KfacSettings | GptqSettings | E8Settings, Field(discriminator="method")
+    LosslessSettings | RoundToNearestSettings | KfacSettings | GptqSettings | E8Settings | AutoSettings,
+    Field(discriminator="method"),
 ]
+
+CALIBRATED = ("kfac", "gptq", "e8", "auto")
+"""Methods that need a calibration on some tokens."""

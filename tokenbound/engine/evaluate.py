@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
-from tokenbound.bounds.sampling import first_prefix, sampling_path
+from tokenbound.bounds.sampling import first_prefix
 from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields
 from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
@@ -49,6 +49,7 @@ def evaluate(config: RunConfig, *, on_certificate: Callable[[Certificate, str], 
     """
     with ray_session(config.how.ray_address):
         prepared = prepare(config)
+        count: int | None
         if config.what.sample.until_slack_bits is not None:
             count = _score_until(prepared, config.what.sample.until_slack_bits)
         else:
@@ -143,21 +144,12 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
         shards = prepared.shards(size)
         _score_pending(prepared, shards)
         reduction = _reduce(prepared, shards, size)
-        found = _first_small_slack(prepared, reduction, target_bits, size)
+        claim, plan = _claim(prepared, reduction.evidence.vocab_size), _sampling_plan(prepared, size)
+        assert plan is not None
+        found = first_prefix(reduction.tunings, reduction.sums, claim, plan, slack_bits=target_bits)
         if found is not None or size >= limit:
             return found or size
         size = min(limit, math.ceil(size * SLACK_GROWTH))
-
-
-def _first_small_slack(prepared: Prepared, reduction: Reduction, target_bits: float, size: int) -> int | None:
-    claim, sampling = _claim(prepared, reduction.evidence.vocab_size), _sampling_plan(prepared, size)
-    assert sampling is not None
-    best = min(
-        (i for i, line in enumerate(reduction.lines) if line.top_k is None and line.value is not None),
-        key=lambda i: reduction.lines[i].value,
-    )
-    path = sampling_path(reduction.tunings[best], best, reduction.sums, claim, sampling)
-    return first_prefix(path, target_bits)
 
 
 def _claim(prepared: Prepared, vocab_size: int) -> Claim:
@@ -215,10 +207,11 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
     vocab_size = int(records[0].evidence["vocab_size"])
     ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size)
     with plain_errors():
-        return ray.get(_reduce_task.remote(ledger, _claim(prepared, vocab_size), _sampling_plan(prepared, count)))
+        claim, plan = _claim(prepared, vocab_size), _sampling_plan(prepared, count)
+        reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))
+        return reduction
 
 
-@ray.remote(num_cpus=0)
 def _reduce_task(ledger: RunLedger, claim: Claim, sampling: SamplingPlan | None) -> Reduction:
     return reduce_ledger(ledger, claim, sampling, run=ray_map)
 

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, dump_config
-from tokenbound.corpus.prepare import cache_name, prepare_corpus
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
 from tokenbound.demo import demo_artifact
-from tokenbound.engine.cluster import plain_errors
+from tokenbound.engine.compress import Text, encode_checkpoint
 from tokenbound.engine.graph import Shard
-from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.scoring import WindowSpec, open_plan
+from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.identity import differences, fingerprint, scoring_identity, scoring_protocol
 from tokenbound.store import filesystem as files
@@ -79,15 +78,14 @@ def prepare(config: RunConfig) -> Prepared:
         MismatchError: the run directory belongs to other inputs.
     """
     what, run = config.what, RunDirectory(config.how.output)
-    with plain_errors():
-        corpus = prepare_corpus(what.corpus, corpus_root(config), run=ray_map)
+    corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
     spec = WindowSpec(what.windows.length, what.windows.context, what.windows.stride)
     plan = open_plan(corpus.root, spec)[1]
     if plan.num_tokens == 0:
         raise InputError(
             "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
         )
-    artifact = load_artifact(what.model, what.corpus)
+    artifact = load_artifact(what.model, what.corpus, Text(corpus.root, spec))
     architecture = _architecture(artifact, what.corpus)
     _check_model(architecture, corpus, config)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
@@ -104,13 +102,6 @@ def prepare(config: RunConfig) -> Prepared:
     return _open_run(prepared)
 
 
-def corpus_root(config: RunConfig) -> str:
-    """Where the prepared corpus of a run lies."""
-    cache = config.how.cache or f"{config.how.output.rstrip('/')}/../prepared"
-    name = cache_name(config.what.corpus)
-    return f"{cache}/{name}" if files.is_uri(cache) else str(Path(cache).resolve() / name)
-
-
 def _shard_tokens(config: RunConfig, plan: CorpusPlan) -> int:
     asked = config.what.windows.shard_tokens
     if asked != "auto":
@@ -118,7 +109,7 @@ def _shard_tokens(config: RunConfig, plan: CorpusPlan) -> int:
     return auto_shard_tokens(plan.num_tokens) if config.what.sample.is_full else SAMPLED_SHARD_TOKENS
 
 
-def load_artifact(model: ModelConfig, corpus: CorpusConfig) -> bytes:
+def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes:
     """The bytes that are scored and paid for: read, or made from a checkpoint.
 
     Raises:
@@ -135,17 +126,7 @@ def load_artifact(model: ModelConfig, corpus: CorpusConfig) -> bytes:
                 f"what.model.artifact: {model.artifact} does not exist; make it with `tokenbound compress`"
             ) from None
     assert model.checkpoint is not None
-    from tokenbound.compression.artifact import encode_artifact
-    from tokenbound.compression.settings import LosslessSettings
-    from tokenbound.models.checkpoint import read_checkpoint
-
-    checkpoint = read_checkpoint(model.checkpoint)
-    tokenizer = None
-    if corpus.tokenizer_is == "counted" and corpus.tokenizer is not None:
-        tokenizer = load_tokenizer(corpus.tokenizer).files()
-    return encode_artifact(
-        checkpoint.architecture, checkpoint.tensors, model.compress or LosslessSettings(), tokenizer=tokenizer
-    )
+    return encode_checkpoint(model.checkpoint, model.compress, corpus=corpus, text=text)
 
 
 def _architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:

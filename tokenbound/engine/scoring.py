@@ -186,6 +186,6 @@ def _losses_of(row: Row, store_tokens: bool) -> Losses:
         position=np.asarray(row["position"]),
         nll=np.where(failed, nan, row["nll"]).astype(np.float32),
         entropy=np.where(failed, nan, row["entropy"]).astype(np.float32),
-        rank=np.where(failed, row["vocab_size"], row["rank"]).astype(np.int32),
+        rank=np.where(failed, row["vocab_size"], np.asarray(row["rank"])).astype(np.int32),
         token=np.asarray(row["token"]) if store_tokens else None,
     )

@@ -22,12 +22,12 @@ import ray.train
 from numpy.typing import NDArray
 from ray.train.torch import TorchTrainer
 
-from tokenbound.config import PretrainConfig, dump_config
-from tokenbound.corpus.prepare import cache_name, prepare_corpus
+from tokenbound.config import PretrainConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
-from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.compress import encode_checkpoint, text_of
 from tokenbound.engine.progress import describe_speed
+from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError, MismatchError, TokenboundError
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
 
@@ -81,13 +81,11 @@ def pretrain(config: PretrainConfig) -> Trained:
     output = Path(config.how.output).absolute()
     _claim_output(config, output)
     with ray_session(config.how.ray_address):
-        with plain_errors():
-            root = Path(config.how.cache or output.parent / "prepared").absolute() / cache_name(config.what.corpus)
-            corpus = prepare_corpus(config.what.corpus, str(root), run=ray_map)
+        corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         architecture = _architecture(config, corpus)
         _check(config, architecture, corpus)
         result = _fit(config, architecture, corpus, output)
-    return _export(config, architecture, result, output)
+        return _export(config, architecture, corpus, result, output)
 
 
 def _claim_output(config: PretrainConfig, output: Path) -> None:
@@ -248,14 +246,12 @@ def _log_step(event: dict[str, Any]) -> None:
     )
 
 
-def _export(config: PretrainConfig, architecture: dict[str, Any], result: Any, output: Path) -> Trained:
+def _export(
+    config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, result: Any, output: Path
+) -> Trained:
     """From the last checkpoint to a Hugging Face folder and an artifact."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from tokenbound.compression.artifact import encode_artifact
-    from tokenbound.compression.settings import LosslessSettings
-    from tokenbound.models.checkpoint import read_checkpoint
 
     if result.checkpoint is None:
         raise TokenboundError(f"training ended without a checkpoint ({result.error}); see {output}")
@@ -264,7 +260,9 @@ def _export(config: PretrainConfig, architecture: dict[str, Any], result: Any, o
     with result.checkpoint.as_directory() as folder:
         model.load_state_dict(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)["model"])
     model.save_pretrained(output / "model")
-    checkpoint = read_checkpoint(output / "model")
-    data = encode_artifact(checkpoint.architecture, checkpoint.tensors, config.what.compress or LosslessSettings())
+    windows = WindowsConfig(length=config.what.training.window, context="packed")
+    data = encode_checkpoint(
+        str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text_of(corpus, windows)
+    )
     RunDirectory(str(output)).write(MODEL_ARTIFACT, data)
     return Trained(str(output / "model"), str(output / MODEL_ARTIFACT), len(data), float(result.metrics["loss_bits"]))

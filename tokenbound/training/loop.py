@@ -11,12 +11,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 
 from tokenbound.config import TrainingConfig
@@ -71,7 +73,7 @@ def draw_batch(stream: TokenStream, config: TrainingConfig, step: int, rank: int
     return torch.from_numpy(np.stack(rows))
 
 
-def save_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+def save_state(path: Path, *, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
     """Write everything that resuming needs."""
     torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, path)
 
@@ -131,11 +133,18 @@ def train(
         per_step = config.batch * config.window * accelerator.num_processes
         speed = (step + 1 - done) * per_step / (time.monotonic() - started)
         on_step(StepReport(step + 1, steps, (step + 1) * per_step, mean_bits, speed))
-        if time.monotonic() - last_save >= checkpoint_interval_s or step + 1 == steps:
-            plain = accelerator.unwrap_model(model)
-            save(lambda path, plain=plain, step=step: save_state(path, plain, optimizers, step + 1))
+        if step + 1 == steps or _agreed(time.monotonic() - last_save >= checkpoint_interval_s, accelerator):
+            save(partial(save_state, model=accelerator.unwrap_model(model), optimizers=optimizers, step=step + 1))
             last_save = time.monotonic()
-    return accelerator.unwrap_model(model)
+    plain: nn.Module = accelerator.unwrap_model(model)
+    return plain
+
+
+def _agreed(due: bool, accelerator: Accelerator) -> bool:
+    """The main process decides for all: clocks differ, and a save is a collective act."""
+    if accelerator.num_processes == 1:
+        return due
+    return bool(broadcast(torch.tensor(int(due), device=accelerator.device)).item())
 
 
 def _set_rates(optimizers: Sequence[torch.optim.Optimizer], peaks: list[list[float]], share: float) -> None:

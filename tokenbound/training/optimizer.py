@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Trainable inner matrices, and everything else (embeddings, tied heads, norms, biases)."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trainable if p.ndim == 2 and id(p) not in embeddings]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in trainable if id(p) not in chosen]

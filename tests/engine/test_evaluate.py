@@ -1,0 +1,212 @@
+"""The whole engine on tiny models: what it certifies, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenbound.certificate import Certificate, verify_beside
+from tokenbound.config import RunConfig, validate
+from tokenbound.engine.evaluate import evaluate
+from tokenbound.engine.rescore import rescore
+from tokenbound.errors import InputError, MismatchError, TokenboundError
+from tokenbound.store.run import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+Tree = Callable[..., dict[str, Any]]
+TIMES = {"created_at"}
+
+
+def run(tree: dict[str, Any], **how: Any) -> tuple[Certificate, Path]:
+    config = validate(RunConfig, {**tree, "how": {**tree["how"], **how}}, origin="test")
+    paths: list[str] = []
+    certificate = evaluate(config, on_certificate=lambda _, path: paths.append(path))
+    return certificate, Path(paths[0])
+
+
+def without_times(certificate: Certificate) -> dict[str, Any]:
+    return {key: value for key, value in certificate.model_dump().items() if key not in TIMES}
+
+
+def float64_nll(checkpoint: Path, text_folder: Path, length: int) -> np.ndarray:
+    """Losses of a packed stream from a float64 softmax, straight from transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    stream = [i for path in sorted(text_folder.glob("*.txt")) for i in [*path.read_bytes(), 256]]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).double()
+    found = []
+    for start in range(0, len(stream) - 1, length):
+        window = torch.tensor([stream[start : start + length + 1]])
+        logits = model(window[:, :-1]).logits.detach().log_softmax(-1)
+        found.append(-logits.gather(-1, window[:, 1:, None]).flatten())
+    return torch.cat(found).numpy()
+
+
+def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoint: Path, text_folder: Path) -> None:
+    tree = run_tree()
+    certificate, path = run(tree, replicas=2)
+    expected = float64_nll(tiny_checkpoint, text_folder, 32)
+    assert certificate.num_scored_tokens == certificate.num_tokens == len(expected)
+    assert certificate.mean_nll_nats == pytest.approx(expected.mean(), abs=1e-5)
+    assert certificate.vacuous  # some thousand tokens cannot pay for a model
+    assert [line["method"] for line in certificate.bounds] == ["freedman", "azuma", "kl", "kl", "kl"]
+    verify_beside(path)
+
+    directory = path.parent
+    kept = (directory / "shards/00000.json").stat().st_mtime_ns
+    for name in ("shards/00001.json", "certificate.json"):
+        (directory / name).unlink()
+    again, _ = run(tree, replicas=1)
+    assert without_times(again) == without_times(certificate)
+    assert (directory / "shards/00000.json").stat().st_mtime_ns == kept
+
+    worst = rescore(
+        certificate,
+        validate(RunConfig, tree, origin="test"),
+        losses=str(directory),
+        artifact=(directory / "artifact.tokenbound").read_bytes(),
+        windows=5,
+    )
+    assert worst < 1e-4
+
+
+def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
+    from dataclasses import replace
+
+    tree = run_tree()
+    certificate, path = run(tree)
+    directory = RunDirectory(str(path.parent))
+    for shard in range(certificate.num_shards):
+        record = directory.record(shard)
+        forged = replace(directory.losses(record), nll=directory.losses(record).nll * np.float32(0.9))
+        directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
+    artifact = (path.parent / "artifact.tokenbound").read_bytes()
+    config = validate(RunConfig, tree, origin="test")
+    with pytest.raises(MismatchError, match="differ from the model"):
+        rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=3)
+
+
+def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 640}
+    sample = {"windows": 60, "pilot_windows": 20}
+    first, path = run(run_tree(windows=windows, sample=sample))
+    assert first.sampling is not None
+    assert first.sampling.scored_windows == 60
+    assert first.num_scored_tokens < first.num_tokens
+    verify_beside(path)
+    more, path = run(run_tree(windows=windows, sample={**sample, "windows": 130}))
+    assert more.scoring_fingerprint == first.scoring_fingerprint
+    assert more.sampling is not None
+    assert more.sampling.scored_windows == 130
+    slack = [
+        next(line["terms"]["sampling_slack"] for line in c.bounds if line["method"] == "azuma") for c in (first, more)
+    ]
+    assert slack[1] < slack[0]
+    verify_beside(path)
+
+
+def test_scoring_stops_at_the_first_prefix_with_little_slack(run_tree: Tree) -> None:
+    windows = {"length": 16, "context": "packed", "batch": 8, "shard_tokens": 320}
+    sample = {"until_slack_bits": 0.8, "pilot_windows": 20}
+    certificate, path = run(run_tree(windows=windows, sample=sample))
+    assert certificate.sampling is not None
+    assert 20 < certificate.sampling.scored_windows <= certificate.num_windows
+    line = next(line for line in certificate.bounds if line["method"] == certificate.method)
+    assert line["terms"]["sampling_slack"] <= 0.8 or certificate.sampling.scored_windows == certificate.num_windows
+    verify_beside(path)
+
+
+def test_another_model_or_window_is_refused_in_the_same_directory(run_tree: Tree, other_checkpoint: Path) -> None:
+    _, path = run(run_tree())
+    before = path.read_bytes()
+    with pytest.raises(MismatchError, match="artifact_sha256"):
+        run(run_tree(model={"checkpoint": str(other_checkpoint)}))
+    with pytest.raises(MismatchError, match="protocol"):
+        run(run_tree(windows={"length": 16, "context": "packed", "batch": 4}))
+    assert path.read_bytes() == before
+
+
+def test_a_new_claim_stands_beside_the_old_one_without_scoring(run_tree: Tree) -> None:
+    certificate, path = run(run_tree())
+    losses = {p.name: p.stat().st_mtime_ns for p in path.parent.glob("losses/*")}
+    other, beside = run(run_tree(bound={"delta": 0.01, "top_k": [5], "trial": 2}))
+    assert beside != path
+    assert path.exists()
+    assert other.losses_sha256 == certificate.losses_sha256
+    assert {p.name: p.stat().st_mtime_ns for p in path.parent.glob("losses/*")} == losses
+    verify_beside(path)
+    verify_beside(beside)
+
+
+def refused(tree: dict[str, Any], kind: type[TokenboundError], match: str) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        run(tree)
+    assert "\n" not in str(caught.value)
+    assert not list(Path(tree["how"]["output"]).glob("certificate*"))
+
+
+def test_bad_input_is_refused_with_a_cure(
+    run_tree: Tree, tmp_path: Path, overflowing_checkpoint: Path, tiny_checkpoint: Path
+) -> None:
+    corpus = run_tree()["what"]["corpus"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.txt").write_text("")
+    refused(run_tree(corpus={**corpus, "paths": [str(empty)], "add_eos": False}), InputError, "corpus")
+    refused(run_tree(corpus={**corpus, "paths": [str(tmp_path / "absent")]}), InputError, "absent")
+    refused(run_tree(model={"checkpoint": str(tmp_path / "nowhere")}), InputError, "nowhere")
+    refused(run_tree(windows={"length": 65, "context": "packed"}), InputError, "64 positions")
+    tokens = tmp_path / "ids.bin"
+    np.arange(300, dtype="<u2").tofile(tokens)
+    stored = {"source": "tokens", "paths": [str(tokens)], "dtype": "uint16", "vocab_size": 300, "tokenizer_is": "given"}
+    refused(run_tree(corpus={**stored, "add_bos": False, "add_eos": False}), InputError, "vocabulary has 257")
+    refused(run_tree(model={"checkpoint": str(overflowing_checkpoint)}), InputError, "canary")
+    refused(
+        run_tree(
+            corpus={**corpus, "tokenizer_is": "counted"}, model=_artifact_without_tokenizer(tmp_path, tiny_checkpoint)
+        ),
+        InputError,
+        "counted",
+    )
+
+
+def _artifact_without_tokenizer(folder: Path, checkpoint: Path) -> dict[str, str]:
+    from tokenbound.compression.artifact import encode_artifact
+    from tokenbound.compression.settings import LosslessSettings
+    from tokenbound.models.checkpoint import read_checkpoint
+
+    loaded = read_checkpoint(checkpoint)
+    path = folder / "plain.tokenbound"
+    path.write_bytes(encode_artifact(loaded.architecture, loaded.tensors, LosslessSettings()))
+    return {"artifact": str(path)}
+
+
+def test_a_counted_tokenizer_is_inside_the_artifact(run_tree: Tree) -> None:
+    corpus = run_tree()["what"]["corpus"]
+    given, _ = run(run_tree("given"))
+    counted, path = run(run_tree("counted", corpus={**corpus, "tokenizer_is": "counted"}))
+    assert counted.artifact_bytes > given.artifact_bytes
+    verify_beside(path)
+
+
+def test_changed_losses_stop_a_resumed_run(run_tree: Tree) -> None:
+    tree = run_tree()
+    _, path = run(tree)
+    file = path.parent / "losses/00000.parquet"
+    file.write_bytes(file.read_bytes()[:-4] + b"XXXX")
+    with pytest.raises(MismatchError, match="changed after it was committed"):
+        run(tree)
+
+
+def test_progress_is_recorded(run_tree: Tree) -> None:
+    _, path = run(run_tree())
+    events = [json.loads(line) for line in (path.parent / "progress.jsonl").read_text().splitlines()]
+    assert events[0]["event"] == "start"
+    assert events[-1]["done_tokens"] == events[-1]["total_tokens"]

@@ -1,0 +1,95 @@
+"""The stages without a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenbound.config import CorpusConfig
+from tokenbound.corpus.prepare import prepare_corpus
+from tokenbound.engine.cluster import _user_error
+from tokenbound.engine.progress import TokenProgress, describe_speed
+from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec, ScoreShard, WindowSpec, open_plan
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.store.run import RunDirectory
+
+
+@pytest.fixture
+def corpus_root(tmp_path: Path, text_folder: Path) -> str:
+    config = CorpusConfig(
+        source="text", paths=(str(text_folder),), tokenizer="bytes", tokenizer_is="given", add_bos=False, add_eos=True
+    )
+    return prepare_corpus(config, str(tmp_path / "corpus")).root
+
+
+def artifact(checkpoint: Path) -> bytes:
+    from tokenbound.compression.artifact import encode_artifact
+    from tokenbound.compression.settings import LosslessSettings
+    from tokenbound.models.checkpoint import read_checkpoint
+
+    loaded = read_checkpoint(checkpoint)
+    return encode_artifact(loaded.architecture, loaded.tensors, LosslessSettings())
+
+
+def test_the_stages_carry_a_shard_from_ids_to_a_record(corpus_root: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    spec = WindowSpec(32, "document", 16)
+    plan = open_plan(corpus_root, spec)[1]
+    windows = np.arange(5, 16, dtype=np.int64)
+    row = ReadShard(corpus_root, spec)({"shard": 2, "windows": windows.tobytes()})
+    scored = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1))(row)
+    assert scored["lengths"].tolist() == plan.windows(windows).num_targets.tolist()
+    run = RunDirectory(str(tmp_path / "run"))
+    done = CommitShard(run.uri, "f", (1,), store_tokens=True)(scored)
+    losses = run.losses(run.record(2))
+    assert done == {"shard": 2, "tokens": losses.num_tokens, "unscored_windows": 0}
+    assert losses.window_id.tolist() == windows.tolist()
+    assert np.isfinite(losses.nll).all()
+
+
+def test_a_window_without_finite_losses_goes_to_quarantine(tmp_path: Path) -> None:
+    nan = np.float32(np.nan)
+    row = {
+        "shard": 0,
+        "windows": np.arange(2, dtype=np.int64).tobytes(),
+        "vocab_size": 257,
+        "lengths": np.array([2, 3]),
+        "unscored": np.array([True, False]),
+        "nll": np.array([1.0, nan, 1.0, 2.0, 3.0], np.float32),
+        "entropy": np.ones(5, np.float32),
+        "rank": np.zeros(5, np.int32),
+        "token": np.zeros(5, np.int32),
+        "document": np.zeros(5, np.int64),
+        "position": np.arange(5, dtype=np.int32),
+    }
+    run = RunDirectory(str(tmp_path))
+    assert CommitShard(run.uri, "f", (1,), store_tokens=False)(row)["unscored_windows"] == 1
+    assert run.read_json("quarantine/00000.json")[0]["window_id"] == 0
+    losses = run.losses(run.record(0))
+    assert losses.unscored.tolist() == [True, False]
+    assert losses.rank[:2].tolist() == [257, 257]
+    assert losses.token is None
+
+
+def test_a_user_error_inside_a_task_comes_out_as_itself() -> None:
+    inner = MismatchError("the corpus changed")
+    outer = RuntimeError("task failed")
+    outer.__cause__ = inner
+    assert _user_error(outer) is inner
+    assert _user_error(RuntimeError("other")) is None
+
+
+def test_progress_counts_resumed_tokens_as_done_but_not_as_speed() -> None:
+    with TokenProgress(100, done_tokens=50, interval_s=0) as progress:
+        assert progress.speed == 0
+        progress.advance(50)
+        assert progress.done == 100
+    assert "tokens/s" in describe_speed(1, 2, 3.0)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tiny_checkpoint: Path) -> None:
+    inputs = np.full((1, 32), 300)
+    score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1))
+    with pytest.raises(InputError, match="300"):
+        score({"inputs": inputs, "targets": inputs, "mask": inputs > 0})

@@ -1,0 +1,229 @@
+"""From a checkpoint to an artifact on Ray: calibration over windows of the corpus, one task per tensor to encode."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from pydantic import BaseModel
+
+from tokenbound.bounds.certify import certify
+from tokenbound.bounds.choice import choose_tunings
+from tokenbound.bounds.claim import Claim
+from tokenbound.bounds.evidence import Evidence
+from tokenbound.bounds.exact import line_sums
+from tokenbound.certificate import code_split
+from tokenbound.compression.settings import CALIBRATED, AutoSettings, KfacSettings, LosslessSettings
+from tokenbound.config import CorpusConfig, RunConfig, WindowsConfig
+from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.corpus.tokenizers import load_tokenizer
+from tokenbound.corpus.windows import gather
+from tokenbound.engine.cluster import plain_errors, ray_session
+from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.scoring import WindowSpec, open_plan
+from tokenbound.engine.tokens import open_corpus
+from tokenbound.errors import InputError
+from tokenbound.identity import DEFAULT_PROTOCOL
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_TOKENS = 1 << 17
+"""Tokens that a calibration sees; averages over layers need no more."""
+
+CALIBRATION_BATCH_TOKENS = 4096
+"""Tokens of one forward and backward pass."""
+
+TRIAL_TOKENS = 1 << 15
+"""Tokens on which the rate search scores each candidate."""
+
+SEED = 0
+"""Of the choice of calibration windows; package constant, so it costs nothing."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The tokens that a compressor may look at."""
+
+    corpus_root: str
+    spec: WindowSpec
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens of the corpus."""
+        return open_plan(self.corpus_root, self.spec)[1].num_tokens
+
+    def windows(self, tokens: int, *, skip: int = 0) -> list[int]:
+        """Random window ids that hold about so many tokens, after the first `skip` of the same order."""
+        total = open_plan(self.corpus_root, self.spec)[1].num_windows
+        order = np.random.default_rng(SEED).permutation(total)
+        count = max(1, math.ceil(tokens / self.spec.length))
+        skip = min(skip, max(0, total - count))
+        return [int(window) for window in order[skip : skip + count]]
+
+
+def text_of(corpus: PreparedCorpus, windows: WindowsConfig) -> Text:
+    """The tokens of a prepared corpus, cut as it will be scored."""
+    return Text(corpus.root, WindowSpec(windows.length, windows.context, windows.stride))
+
+
+def encode_checkpoint(
+    path: str, settings: BaseModel | None, *, corpus: CorpusConfig | None = None, text: Text | None = None
+) -> bytes:
+    """Encode a checkpoint; runs inside a Ray session.
+
+    Args:
+        path: Hugging Face checkpoint.
+        settings: a member of `CompressSettings`; None means lossless.
+        corpus: its tokenizer goes into the artifact where it is `counted`.
+        text: tokens to calibrate on, for the methods that need them.
+
+    Raises:
+        InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
+    """
+    from tokenbound.models.checkpoint import read_checkpoint
+
+    chosen = settings or LosslessSettings()
+    method = str(getattr(chosen, "method", "lossless"))
+    checkpoint = read_checkpoint(path)
+    tokenizer = None
+    if corpus is not None and corpus.tokenizer_is == "counted" and corpus.tokenizer is not None:
+        tokenizer = load_tokenizer(corpus.tokenizer).files()
+    calibration = None
+    if method in CALIBRATED:
+        if text is None:
+            raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
+        logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
+        calibration = calibrate(path, text)
+    encode = partial(_encode, checkpoint.architecture, ray.put(checkpoint.tensors), ray.put(calibration), tokenizer)
+    names = sorted(checkpoint.tensors)
+    if not isinstance(chosen, AutoSettings):
+        return encode(names, chosen)
+    assert text is not None
+    return _best_rate(partial(encode, names), chosen, text)
+
+
+def _encode(
+    architecture: dict[str, Any],
+    tensors: Any,
+    calibration: Any,
+    tokenizer: bytes | None,
+    names: Sequence[str],
+    settings: BaseModel,
+) -> bytes:
+    from tokenbound.compression.artifact import assemble_artifact
+
+    with plain_errors():
+        coded = list(ray_map(partial(_encode_one, tensors, calibration, settings), names))
+    return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer)
+
+
+def _encode_one(tensors: Any, calibration: Any, settings: BaseModel, name: str) -> Any:
+    import torch
+
+    from tokenbound.compression.artifact import encode_tensor
+
+    torch.set_num_threads(1)
+    return encode_tensor(name, ray.get(tensors)[name], settings, ray.get(calibration))
+
+
+def calibrate(path: str, text: Text) -> Any:
+    """Second moments and Fisher factors over random windows, one task per processor."""
+    from tokenbound.compression.calibration import merge_calibrations
+
+    windows = text.windows(CALIBRATION_TOKENS)
+    parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
+    jobs = [(part, windows[part::parts]) for part in range(parts)]
+    with plain_errors():
+        return merge_calibrations(ray_map(partial(_calibrate_part, path, text), jobs))
+
+
+def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
+    import torch
+
+    from tokenbound.compression.calibration import CALIBRATION_SEED, collect_calibration
+    from tokenbound.models.checkpoint import build_model, read_checkpoint
+
+    torch.set_num_threads(1)
+    part, windows = job
+    checkpoint = read_checkpoint(path)
+    model = build_model(checkpoint.architecture, checkpoint.tensors, dtype=torch.float32, device="cpu")
+    corpus, plan = open_plan(text.corpus_root, text.spec)
+    batch = gather(corpus, plan.windows(windows), text.spec.length)
+    rows = max(1, CALIBRATION_BATCH_TOKENS // text.spec.length)
+    batches = (
+        (torch.from_numpy(batch.inputs[i : i + rows]), torch.from_numpy(batch.mask[i : i + rows]))
+        for i in range(0, len(batch.inputs), rows)
+    )
+    return collect_calibration(model, batches, seed=CALIBRATION_SEED + part)
+
+
+def _best_rate(encode: Any, settings: AutoSettings, text: Text) -> bytes:
+    """Golden section on the freedman bound that each candidate would have on this corpus."""
+    from tokenbound.compression.rate import choose_rate
+
+    windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
+    made: dict[float, bytes] = {}
+
+    def bound_at(rate: float) -> float:
+        data = made[rate] = encode(KfacSettings(rate=rate))
+        value = predicted_bound_bits(data, text, windows)
+        logger.info("rate %.3g: %d bytes, predicted bound %.4f bits/token", rate, len(data), value)
+        return value
+
+    search = choose_rate(bound_at, settings.low, settings.high, max_tries=settings.tries)
+    return made[search.rate]
+
+
+def predicted_bound_bits(data: bytes, text: Text, windows: list[int]) -> float:
+    """What the freedman bound would be if every token of the corpus had the losses of these windows. Not a bound."""
+    nll, entropy, vocab_size = _score(data, text, windows)
+    bits = math.fsum(code_split(len(data), DEFAULT_PROTOCOL).values())
+    claim = Claim(vocab_size, vocab_size, bits, 0.05, len(nll), ("freedman",), has_rank=False)
+    larger = claim.with_larger_corpus(max(text.num_tokens, len(nll)))
+    tunings = choose_tunings(Evidence.from_losses(nll, entropy, vocab_size=vocab_size), larger)
+    value = certify(tunings, line_sums(tunings, nll, entropy), larger)[0].value
+    return math.inf if value is None else value
+
+
+def _score(data: bytes, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
+    parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
+    reference = ray.put(data)
+    with plain_errors():
+        scored = list(ray_map(partial(_score_part, reference, text), [windows[part::parts] for part in range(parts)]))
+    return np.concatenate([s[0] for s in scored]), np.concatenate([s[1] for s in scored]), scored[0][2]
+
+
+def _score_part(reference: Any, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
+    import torch
+
+    from tokenbound.models.replica import Replica
+
+    torch.set_num_threads(1)
+    corpus, plan = open_plan(text.corpus_root, text.spec)
+    batch = gather(corpus, plan.windows(windows), text.spec.length)
+    replica = Replica.from_artifact(ray.get(reference), dtype=torch.float32, batch=8, length=text.spec.length)
+    found = [
+        replica.score(batch.inputs[i : i + 8], batch.targets[i : i + 8], batch.mask[i : i + 8])
+        for i in range(0, len(windows), 8)
+    ]
+    nll, entropy = (np.concatenate([getattr(f, name) for f in found])[batch.mask] for name in ("nll", "entropy"))
+    return np.maximum(nll, 0), np.maximum(entropy, 0), replica.vocab_size
+
+
+def compress_checkpoint(path: str, settings: BaseModel, run: RunConfig | None) -> bytes:
+    """Encode a checkpoint as a command of its own; the run config names the corpus to calibrate on.
+
+    Raises:
+        InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
+    """
+    with ray_session(run.how.ray_address if run else None), plain_errors():
+        if run is None:
+            return encode_checkpoint(path, settings)
+        corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)
+        return encode_checkpoint(path, settings, corpus=run.what.corpus, text=text_of(corpus, run.what.windows))
