@@ -1,61 +1,130 @@
-"""The certificate as a table that is read in ten seconds."""
+"""The certificate in a terminal: the claim, a bar against guessing, the parts of every line, what it rests on."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import assumptions, headline, line_name, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
 
+COLUMNS = ("line", "bound", "measured", "variance", "complexity", "slack", "guessing")
+
+BAR_WIDTH = 76
+"""Letters of the bar at most, so that it fits a terminal of 80."""
+
 
 def certificate_text(certificate: Certificate, width: int = 100) -> str:
-    """The table as plain text."""
+    """The table as plain text.
+
+    Args:
+        certificate: what to show.
+        width: letters per line; 80 is enough.
+    """
     buffer = io.StringIO()
     Console(file=buffer, width=width, force_terminal=False).print(certificate_view(certificate))
-    return buffer.getvalue()
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 
 def certificate_view(certificate: Certificate) -> RenderableType:
-    """The certificate as a rich renderable."""
-    colour = "red" if certificate.vacuous else "green"
-    return Group(
-        Panel(Text(headline(certificate), style="bold"), title="risk certificate", border_style=colour),
+    """The certificate as a rich renderable. Without colours, in a pipe and in ASCII it says the same."""
+    colour = "red" if is_vacuous(certificate) else "green"
+    parts: list[RenderableType] = [
+        Panel(
+            Text(headline(certificate), style="bold"), title="risk certificate", border_style=colour, box=box.ROUNDED
+        ),
         Text(verdict(certificate), style=colour),
+    ]
+    if certificate.bound_bits is not None and certificate.empirical_risk_bits is not None:
+        guess = certificate.random_guess_bits
+        parts.append(ScaleBar(certificate.empirical_risk_bits, certificate.bound_bits, guess, colour))
+    return Group(
+        *parts,
+        Text(),
         _facts(certificate),
+        Text(),
         _lines(certificate),
+        *_notes(certificate),
         Text("What this rests on", style="bold"),
-        *(Text(f"- {sentence}") for sentence in assumptions(certificate)),
+        _sentences(certificate),
     )
+
+
+class ScaleBar:
+    """One line: what was measured, what the bound adds, and how far guessing is; and its legend.
+
+    Args:
+        measured: empirical risk, bits.
+        bound: bits.
+        guess: what guessing costs, bits.
+        colour: of what the bound adds.
+    """
+
+    def __init__(self, measured: float, bound: float, guess: float, colour: str) -> None:
+        self.measured, self.bound, self.guess, self.colour = measured, bound, guess, colour
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Two lines of at most `BAR_WIDTH` letters; plain ones where the output knows no others."""
+        letters = ("#", "+", ".", "|") if options.ascii_only else ("█", "▒", "·", "│")
+        yield self.bar(min(options.max_width, BAR_WIDTH), letters)
+        filled, added, _, mark = letters
+        yield Text(
+            f"{filled} measured {self.measured:.3f}  {added} up to the bound {format_bound(self.bound, 3)}  "
+            f"{mark} guessing {self.guess:.3f} bits/token",
+            style="dim",
+        )
+
+    def bar(self, width: int, letters: tuple[str, str, str, str]) -> Text:
+        """The bar; a bound beyond guessing runs over the mark and is cut at the double."""
+        filled, added, left, mark = letters
+        top = max(self.guess, min(self.bound, 2 * self.guess))
+        places = [round((width - 1) * min(value, top) / top) for value in (self.measured, self.bound, self.guess)]
+        measured, bound, guess = places
+        bound = width if self.bound >= top else max(bound, measured + 1)
+        row = [filled] * measured + [added] * (bound - measured) + [left] * (width - bound)
+        row[guess] = mark
+        text = Text("".join(row))
+        text.stylize(self.colour, measured, bound)
+        return text
 
 
 def _facts(certificate: Certificate) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in facts(certificate):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     return table
 
 
 def facts(certificate: Certificate) -> list[tuple[str, str]]:
     """The few numbers that matter, with units."""
-    corpus = certificate.corpus
+    corpus, scored, tokens = certificate.corpus, certificate.num_scored_tokens, certificate.num_tokens
+    share = "every token" if scored == tokens else f"{scored:,} tokens, {100 * scored / tokens:.2g} %"
     rows = [
-        ("corpus", f"{corpus['source']}: {corpus['documents']:,} documents, {certificate.num_tokens:,} tokens"),
-        ("scored", f"{certificate.num_scored_tokens:,} tokens"),
+        ("corpus", f"{corpus['source']}: {corpus['documents']:,} documents, {tokens:,} tokens"),
+        ("scored", share),
         ("model", f"{certificate.artifact_bytes:,} bytes as an artifact ({certificate.model.get('architecture')})"),
-        ("unsmoothed loss", f"{certificate.mean_nll_bits:.4f} bits/token ({certificate.mean_nll_nats:.5f} nats, perplexity {certificate.perplexity:.3f})"),
+        (
+            "unsmoothed loss",
+            f"{certificate.mean_nll_bits:.4f} bits/token ({certificate.mean_nll_nats:.5f} nats, "
+            f"perplexity {certificate.perplexity:.3f})",
+        ),
     ]
     if certificate.bound_bits is not None and certificate.gap_bits is not None:
+        smoothing = "" if certificate.alpha is None else f", smoothed with alpha = {certificate.alpha:.3g}"
         rows += [
-            ("empirical risk", f"{certificate.empirical_risk_bits:.4f} bits/token, smoothed with alpha = {certificate.alpha:.3g}"),
+            ("empirical risk", f"{certificate.empirical_risk_bits:.4f} bits/token{smoothing}"),
             ("bound", f"{format_bound(certificate.bound_bits, 4)} bits/token ({certificate.method})"),
             ("gap", f"{format_bound(certificate.gap_bits, 4)} bits/token"),
         ]
@@ -63,26 +132,53 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
 
 
 def _lines(certificate: Certificate) -> Table:
-    table = Table(title=f"all lines hold together with probability {1 - certificate.delta:g}", title_justify="left")
-    for name in ("line", "bound", "measured", "variance", "complexity", "slack", "guessing", ""):
-        table.add_column(name, justify="left" if name in ("line", "") else "right")
-    for line in certificate.bounds:
-        table.add_row(*_cells(line))
+    known = [line for line in certificate.bounds if line["value"] is not None]
+    slack = any(line["terms"].get("sampling_slack") for line in known)
+    table = Table(
+        title=f"all hold together with probability {1 - certificate.delta:g}; bits per token, % of tokens",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    shown = [name for name in COLUMNS if name != "slack" or slack]
+    for name in shown:
+        table.add_column(name, justify="left" if name == "line" else "right", no_wrap=True)
+    for line in known:
+        cells = dict(zip(COLUMNS, _cells(line), strict=True))
+        table.add_row(*(cells[name] for name in shown))
     return table
 
 
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
-    if line["value"] is None:
-        return line_name(line), "-", "-", "-", "-", "-", "-", line["note"]
     terms = line["terms"]
-    unit = " bits" if line["top_k"] is None else ""
     return (
         line_name(line),
-        format_bound(line["value"], 4) + unit,
-        f"{line['empirical']:.4f}",
-        f"{terms.get('variance', 0.0):.4f}",
-        f"{terms.get('complexity', 0.0):.4f}",
-        f"{terms.get('sampling_slack', 0.0):.4f}",
-        f"{line['random_guess']:.4f}",
-        "vacuous" if line["vacuous"] else "",
+        _shown(line, line["value"], up=True),
+        _shown(line, line["empirical"]),
+        _shown(line, terms.get("variance", 0.0) + terms.get("base_variance", 0.0)),
+        _shown(line, terms.get("complexity", 0.0) + terms.get("base_complexity", 0.0)),
+        _shown(line, terms.get("sampling_slack", 0.0)),
+        _shown(line, line["random_guess"]),
     )
+
+
+def _shown(line: dict[str, Any], value: float, *, up: bool = False) -> str:
+    """Bits for losses, per cent for errors; bounds rounded up."""
+    scale, decimals, unit = (1, 4, "") if line["top_k"] is None else (100, 2, " %")
+    return (format_bound(scale * value, decimals) if up else f"{scale * value:.{decimals}f}") + unit
+
+
+def _notes(certificate: Certificate) -> list[Text]:
+    """Which lines say nothing, and why a line is missing."""
+    missing = [line for line in certificate.bounds if line["value"] is None]
+    vacuous = [line_name(line) for line in certificate.bounds if line["vacuous"] and line["value"] is not None]
+    found = [Text(f"{line_name(line)}: {line['note']}") for line in missing]
+    return [*found, Text(f"vacuous, not below guessing: {', '.join(vacuous)}", style="red")] if vacuous else found
+
+
+def _sentences(certificate: Certificate) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for sentence in assumptions(certificate):
+        table.add_row("-", Text(sentence, overflow="fold"))
+    return table

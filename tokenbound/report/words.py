@@ -13,6 +13,7 @@ METHOD_WORDS = {
     "freedman": "time-uniform, variance-adaptive (betting)",
     "azuma": "time-uniform Azuma (the paper's, for any m)",
     "kl": "top-k error",
+    "relative": "a model on a declared base",
 }
 
 
@@ -22,36 +23,57 @@ def headline(certificate: Certificate) -> str:
     if certificate.bound_bits is None:
         return f"With {confidence} confidence all error bounds below hold together; no loss was bounded."
     per_byte = certificate.bound_bits_per_byte
-    tail = f" ({format_bound(per_byte, 2)} bits per byte of text)" if per_byte and abs(per_byte - certificate.bound_bits) > 0.005 else ""
+    tail = (
+        f" ({format_bound(per_byte, 2)} bits per byte of text)"
+        if per_byte and abs(per_byte - certificate.bound_bits) > 0.005
+        else ""
+    )
     return (
         f"With {confidence} confidence this model's expected loss per token on this corpus is at most "
         f"{format_bound(certificate.bound_bits, 2)} bits{tail}; guessing costs {certificate.random_guess_bits:.2f}."
     )
 
 
+def is_vacuous(certificate: Certificate) -> bool:
+    """Whether no line says more than guessing does: no loss line, or no error line where only errors are bounded."""
+    if certificate.bound_bits is not None:
+        return certificate.vacuous
+    return all(line["vacuous"] for line in certificate.bounds)
+
+
 def verdict(certificate: Certificate) -> str:
     """Vacuous or not, in words."""
-    if certificate.vacuous:
-        return "VACUOUS: the bound is not below random guessing. It says nothing about this model; use more tokens or a shorter artifact."
+    if is_vacuous(certificate):
+        return (
+            "VACUOUS: the bound is not below random guessing. It says nothing about this model; use more tokens or a "
+            "shorter artifact."
+        )
     return "Not vacuous: below random guessing."
 
 
 def assumptions(certificate: Certificate) -> list[str]:
     """What the claim rests on and what it does not say."""
     found = [
-        "The risk is the mean, over this corpus's own positions, of the expected loss if that one token were drawn again "
-        "given everything before it; of the smoothed model. It is not the risk on fresh documents.",
+        (
+            "The risk is the mean, over this corpus's own positions, of the expected loss if that one token were "
+            "drawn again given everything before it; of the smoothed model. It is not the risk on fresh documents."
+        ),
         _prior_sentence(certificate),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "This package's version, torch and the device are declared chosen without regard to the tokens.",
     ]
     if certificate.sampling is not None:
         found.append(
-            f"Scored: {certificate.sampling.scored_windows:,} of {certificate.num_windows:,} windows, a prefix of an order fixed by hashes; "
-            "the slack for the rest is in the bound."
+            f"Scored: {certificate.sampling.scored_windows:,} of {certificate.num_windows:,} windows, a prefix of an "
+            "order fixed by hashes; the slack for the rest is in the bound."
         )
     else:
-        found.append("Every token was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as the corpus grows.")
+        found.append(
+            "Every token was scored."
+            if certificate.declared_tokens == certificate.num_tokens
+            else "Every token was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as "
+            "the corpus grows."
+        )
     if certificate.num_worst_case_tokens:
         found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
     return found
@@ -59,7 +81,8 @@ def assumptions(certificate: Certificate) -> list[str]:
 
 def _prior_sentence(certificate: Certificate) -> str:
     if certificate.prior == "holdout":
-        return f"Holdout, declared: {certificate.declarations.get('holdout_declaration')!r}. If that is false, the bound is void."
+        declared = certificate.declarations.get("holdout_declaration")
+        return f"Holdout, declared: {declared!r}. If that is false, the bound is void."
     return (
         f"The model may depend on these tokens in any way: its whole code is paid for "
         f"({certificate.artifact_bytes:,} bytes, {certificate.code_length_bits:,.0f} bits with the protocol)."
@@ -69,7 +92,9 @@ def _prior_sentence(certificate: Certificate) -> str:
 def _tokenizer_sentence(certificate: Certificate) -> str:
     name = certificate.corpus.get("tokenizer") or "stored token ids"
     kind = certificate.declarations.get("tokenizer_is")
-    return f"{name}, {'counted in the artifact' if kind == 'counted' else 'declared chosen independently of this corpus'}."
+    return (
+        f"{name}, {'counted in the artifact' if kind == 'counted' else 'declared chosen independently of this corpus'}."
+    )
 
 
 def line_name(line: dict[str, Any]) -> str:

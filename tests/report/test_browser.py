@@ -1,0 +1,78 @@
+"""The report in a real browser: nothing refused, nothing cut, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tokenbound.report.html import html_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=4000",
+    "--window-size=1400,900",
+    "--dump-dom",
+)
+FRAME = """<!doctype html><meta charset="utf-8"><body>{frames}<pre id="found"></pre><script>
+addEventListener("load", () => {{
+  const found = [...document.querySelectorAll("iframe")].map(frame => {{
+    const page = frame.contentDocument, root = page.documentElement;
+    const plots = [...page.querySelectorAll("figure svg")];
+    const cut = plots.flatMap(svg => {{
+      const outer = svg.closest("figure").getBoundingClientRect();
+      return [...svg.querySelectorAll("text")].filter(text => {{
+        const box = text.getBoundingClientRect();
+        return box.left < outer.left - 1 || box.right > outer.right + 1;
+      }}).map(text => text.textContent);
+    }});
+    return {{
+      width: frame.clientWidth, scroll: root.scrollWidth, cut,
+      plots: plots.filter(svg => svg.getBoundingClientRect().height > 60).length,
+      font: Math.min(...plots.flatMap(svg => [...svg.querySelectorAll("text")]
+        .map(text => parseFloat(page.defaultView.getComputedStyle(text).fontSize) * svg.getScreenCTM().a))),
+      page: page.defaultView.getComputedStyle(page.body).backgroundColor,
+    }};
+  }});
+  document.getElementById("found").textContent = JSON.stringify(found);
+}});
+</script></body>"""
+WIDTHS = (1280, 390)
+
+
+def look(page: str, folder, *flags: str) -> tuple[list[dict], str]:
+    """What the browser makes of a page in frames of each width, and what it complained about."""
+    source = html.escape(page, quote=True)
+    frames = "".join(f'<iframe style="border:0;width:{w}px;height:800px" srcdoc="{source}"></iframe>' for w in WIDTHS)
+    file = folder / "frame.html"
+    file.write_text(FRAME.format(frames=frames), encoding="utf-8")
+    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1])), done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_browser_shows_all_of_it(hostile_case, make_artifact_report, tmp_path):
+    page = html_report(hostile_case.certificate, details=hostile_case.details(make_artifact_report()))
+    frames, complaints = look(page, tmp_path, "--blink-settings=preferredColorScheme=0")
+    assert "CONSOLE" not in complaints, complaints
+    for frame, width in zip(frames, WIDTHS, strict=True):
+        assert frame["width"] == width
+        assert frame["scroll"] <= width, "the page scrolls sideways"
+        assert frame["plots"] == 9
+        assert frame["cut"] == []
+        assert frame["font"] >= 8
+        assert frame["page"] == "rgb(16, 19, 23)", "the dark theme is not on"

@@ -1,0 +1,151 @@
+"""The HTML report: what must be on the page, and what must never run on it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from tokenbound.report.html import UNITS, html_report, write_report
+from tokenbound.report.words import assumptions, headline, verdict
+from tokenbound.store.run import RunDirectory
+
+KINDS = ("full", "sampled", "vacuous", "holdout", "kl_only")
+ALL_PLOTS = ["composition", "errors", "size", "alpha", "stake", "distribution", "entropy", "position", "artifact"]
+VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Texts, tags and attributes of a page; complains about tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data
+
+    def figures(self) -> list[str]:
+        return [value for tag, name, value in self.attributes if tag == "figure" and name == "id"]
+
+
+@pytest.fixture(scope="module")
+def pages(cases, artifact_rows):
+    made = {kind: html_report(cases[kind].certificate, details=cases[kind].details(artifact_rows)) for kind in KINDS}
+    return made | {"bare": html_report(cases["full"].certificate)}
+
+
+@pytest.fixture(scope="module")
+def artifact_rows(make_artifact_report):
+    return make_artifact_report()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_page_says_what_the_certificate_says(cases, pages, kind):
+    certificate, page = cases[kind].certificate, Page(pages[kind])
+    assert headline(certificate) in page.text
+    assert verdict(certificate) in page.text
+    for sentence in assumptions(certificate):
+        assert sentence in page.text
+    for digest in (certificate.losses_sha256, certificate.claim_fingerprint, certificate.artifact_sha256):
+        assert digest in page.text
+    assert "tokenbound verify certificate.json" in page.text
+
+
+def test_every_plot_is_an_svg_of_its_own(pages):
+    page = Page(pages["full"])
+    assert page.figures() == ALL_PLOTS
+    assert page.tags.count("svg") == len(ALL_PLOTS)
+    assert len(page.ids) == len(set(page.ids)), "ids of different plots collide"
+
+
+def test_plots_follow_what_is_known(pages):
+    assert Page(pages["bare"]).figures() == ["composition", "errors"]
+    assert Page(pages["kl_only"]).figures() == ["errors", "size", "distribution", "entropy", "position", "artifact"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bare"])
+def test_page_needs_no_network_and_no_script(pages, kind):
+    text, page = pages[kind], Page(pages[kind])
+    assert "http:" not in text
+    assert "https:" not in text
+    assert not {"script", "iframe", "img", "object"} & set(page.tags)
+    links = [value for _, name, value in page.attributes if name in ("href", "src")]
+    assert links
+    assert all(value.startswith(("#", "data:")) for value in links)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_colours_of_plots_come_from_the_page(pages):
+    svg = "".join(re.findall(r"<svg.*?</svg>", pages["full"], re.DOTALL))
+    assert "var(--variance)" in svg
+    assert not re.findall(r"#[0-9a-fA-F]{6}\b", svg), "a colour that cannot follow the dark theme"
+    used = set(re.findall(r"var\((--[a-z]+)\)", pages["full"]))
+    themes = re.findall(r":root \{(.*?)\}", pages["full"], re.DOTALL)
+    assert len(themes) == 2
+    for theme in themes:
+        assert used - {"--c"} <= set(re.findall(r"(--[a-z]+):", theme))
+
+
+def test_hostile_texts_stay_texts(hostile_case, hostile_text, make_artifact_report):
+    details = hostile_case.details(make_artifact_report())
+    page = Page(html_report(hostile_case.certificate, details=details))
+    assert not {"script", "img"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert page.tags.count("svg") == len(ALL_PLOTS)
+    assert hostile_text.replace("\x00", "") in page.text.replace("\x00", "").replace("\ufffd", "")
+    assert "{{ 7 * 7 }}" in page.text
+
+
+def test_every_number_has_unit_and_meaning(cases, pages):
+    certificate, page = cases["sampled"].certificate, Page(pages["sampled"])
+    for name, info in type(certificate).model_fields.items():
+        if info.annotation in (int, float, int | None, float | None):
+            assert name in UNITS
+            assert (name in page.text) == (getattr(certificate, name) is not None)
+    assert f"{certificate.bounds[0]['terms']['sampling_slack']:.9g}" in page.text
+
+
+def test_holdout_shows_its_declaration(cases, pages):
+    assert cases["holdout"].certificate.declarations["holdout_declaration"] in Page(pages["holdout"]).text
+
+
+def test_size_plot_is_labelled_a_what_if(pages):
+    assert "What-if: the same losses, another m." in pages["full"]
+    assert "With the same losses and a larger m of" in pages["vacuous"]
+
+
+def test_same_input_same_bytes(cases, pages, artifact_rows):
+    again = html_report(cases["full"].certificate, details=cases["full"].details(artifact_rows))
+    assert again == pages["full"]
+
+
+def test_a_second_claim_has_its_own_report(cases, tmp_path):
+    run, certificate = RunDirectory(str(tmp_path)), cases["full"].certificate
+    assert write_report(run, certificate, None) == f"{tmp_path}/report.html"
+    (tmp_path / "certificate.json").write_text(json.dumps({"claim_fingerprint": "9" * 64}))
+    assert write_report(run, certificate, None) == f"{tmp_path}/report-22222222.html"
+    assert "tokenbound verify certificate-22222222.json" in (tmp_path / "report-22222222.html").read_text()

@@ -1,0 +1,64 @@
+"""The terminal table: the same words at any width, in a pipe, and in ASCII."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tokenbound.report.terminal import certificate_text, certificate_view, facts
+from tokenbound.report.words import headline
+
+
+def words(text: str) -> str:
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("kind", ["full", "sampled", "vacuous", "holdout", "kl_only"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_fits_the_width_and_loses_no_digit(cases, kind, width):
+    certificate = cases[kind].certificate
+    text = certificate_text(certificate, width=width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    assert "\x1b" not in text
+    assert headline(certificate) in words(text)
+    assert ("VACUOUS" in text) == (kind == "vacuous")
+    for name, value in facts(certificate):
+        assert f"{name} {value}" in words(text)
+
+
+def test_slack_is_shown_where_there_is_some(cases):
+    assert "slack" in certificate_text(cases["sampled"].certificate)
+    assert " slack" not in certificate_text(cases["full"].certificate)
+
+
+def test_bar_is_drawn_to_scale(cases):
+    certificate = cases["full"].certificate
+    bar = next(line for line in certificate_text(certificate, 80).splitlines() if line.startswith("██"))
+    assert len(bar) == 76
+    assert bar.endswith("│")
+    assert bar.count("█") == round(75 * certificate.empirical_risk_bits / certificate.random_guess_bits)
+    assert bar.count("█") + bar.count("▒") == round(75 * certificate.bound_bits / certificate.random_guess_bits)
+
+
+def test_a_vacuous_bar_runs_over_the_mark(cases):
+    bar = next(line for line in certificate_text(cases["vacuous"].certificate, 80).splitlines() if line[:2] == "██")
+    assert bar.strip("█▒") == "│"[:0] or "▒│▒" in bar
+    assert bar.endswith("▒")
+
+
+def test_ascii_output_is_possible(cases):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    Console(file=stream, width=80).print(certificate_view(cases["sampled"].certificate))
+    stream.flush()
+    assert b"###" in raw.getvalue()
+
+
+def test_markup_in_declarations_is_not_interpreted(cases):
+    certificate = cases["holdout"].certificate.model_copy(
+        update={"declarations": {"prior": "holdout", "holdout_declaration": "[bold]not[/bold] [link=x]used[/link]"}}
+    )
+    assert "[bold]not[/bold]" in words(certificate_text(certificate))

@@ -1,0 +1,193 @@
+"""A certificate in a line: for a paper's table, a README, a bibliography, a model card. Pure functions of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tokenbound.bounds.rounding import format_bound
+
+if TYPE_CHECKING:
+    from tokenbound.certificate import Certificate
+
+MARKDOWN_HEADER = (
+    "| model | corpus | tokens | artifact (bytes) | measured (bits/token) | bound (bits/token) "
+    "| guessing | method | 1-delta |\n"
+    "|:--|:--|--:|--:|--:|--:|--:|:--|--:|"
+)
+"""Header of :func:`markdown_row`'s table."""
+
+LATEX_HEADER = (
+    r"model & corpus & tokens & artifact (bytes) & $\hat R$ (bits/token) & bound (bits/token) "
+    r"& guessing & method & $1-\delta$ \\"
+)
+"""Header of :func:`latex_row`'s table."""
+
+PAPER_BIBTEX = """@inproceedings{lotfi2024unlocking,
+  title = {Unlocking Tokens as Data Points for Generalization Bounds on Larger Language Models},
+  author = {Lotfi, Sanae and Kuang, Yilun and Amos, Brandon and Goldblum, Micah and Finzi, Marc
+            and Wilson, Andrew Gordon},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  note = {arXiv:2407.18158}
+}"""
+"""The paper whose bound the line `azuma` is."""
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def model_name(certificate: Certificate) -> str:
+    """The model's own name: the last part of where it came from, else its architecture."""
+    source = str(certificate.model.get("source") or certificate.model.get("architecture") or "model")
+    return source.rstrip("/").rpartition("/")[2] or source
+
+
+def corpus_name(certificate: Certificate) -> str:
+    """The corpus in a few words: its name or first path, else its kind."""
+    corpus = certificate.corpus
+    paths = [str(path).rstrip("/").rpartition("/")[2] for path in corpus.get("paths") or ()]
+    if corpus.get("name"):
+        return str(corpus["name"])
+    if not paths:
+        return str(corpus.get("source", "corpus"))
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _cells(certificate: Certificate, name: str | None) -> list[str]:
+    bound, measured = certificate.bound_bits, certificate.empirical_risk_bits
+    bound_text = "none" if bound is None else format_bound(bound, 3)
+    sampled = "" if certificate.sampling is None else f" ({certificate.num_scored_tokens:,} scored)"
+    return [
+        name or model_name(certificate),
+        corpus_name(certificate),
+        f"{certificate.num_tokens:,}{sampled}",
+        f"{certificate.artifact_bytes:,}{' (not paid)' if certificate.prior == 'holdout' else ''}",
+        "none" if measured is None else f"{measured:.3f}",
+        f"{bound_text} (vacuous)" if certificate.vacuous and bound is not None else bound_text,
+        f"{certificate.random_guess_bits:.3f}",
+        f"{certificate.method or 'errors only'}{', holdout' if certificate.prior == 'holdout' else ''}",
+        f"{1 - certificate.delta:g}",
+    ]
+
+
+def markdown_row(certificate: Certificate, name: str | None = None) -> str:
+    """One row of a Markdown table; `MARKDOWN_HEADER` fits.
+
+    Args:
+        certificate: what to quote.
+        name: what to call the model; default :func:`model_name`.
+    """
+    return "| " + " | ".join(_markdown(cell) for cell in _cells(certificate, name)) + " |"
+
+
+def _markdown(text: str) -> str:
+    flat = " ".join(text.split())
+    for letter in "\\|`*_<>[]":
+        flat = flat.replace(letter, "\\" + letter)
+    return flat
+
+
+def latex_row(certificate: Certificate, name: str | None = None) -> str:
+    r"""One row of a LaTeX tabular of nine columns (`llrrrrrlr`), closed with ``\\``; `LATEX_HEADER` fits.
+
+    Args:
+        certificate: what to quote.
+        name: what to call the model; default :func:`model_name`.
+    """
+    return " & ".join(latex_text(cell) for cell in _cells(certificate, name)) + r" \\"
+
+
+def latex_text(text: str) -> str:
+    r"""Text with LaTeX's special letters escaped, on one line.
+
+    >>> print(latex_text("a_b & 50 %"))
+    a\_b \& 50 \%
+    """
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def bibtex(certificate: Certificate, name: str | None = None) -> str:
+    """An entry for the certificate itself; its note holds the bound and the fingerprint that names the claim.
+
+    Args:
+        certificate: what to cite.
+        name: what to call the model; default :func:`model_name`.
+    """
+    title = f"Risk certificate for {name or model_name(certificate)} on {corpus_name(certificate)}"
+    if certificate.bound_bits is None:
+        claim = "bounds on top-k errors"
+    else:
+        claim = f"expected loss at most {format_bound(certificate.bound_bits, 3)} bits per token"
+        claim += " (vacuous)" if certificate.vacuous else ""
+    note = f"{claim} with probability {1 - certificate.delta:g}; claim {certificate.claim_fingerprint[:16]}"
+    return (
+        f"@misc{{tokenbound-{certificate.claim_fingerprint[:8]},\n"
+        f"  title = {{{latex_text(title)}}},\n"
+        f"  year = {{{certificate.created_at[:4]}}},\n"
+        f"  howpublished = {{tokenbound {latex_text(certificate.tokenbound_version)}}},\n"
+        f"  note = {{{latex_text(note)}}}\n"
+        "}"
+    )
+
+
+def model_index(certificate: Certificate, name: str | None = None) -> list[dict[str, Any]]:
+    """Hugging Face `model-index` metadata: the value of that key in a model card's YAML header.
+
+    Metrics are the best loss bound, the unsmoothed mean, perplexity, and every bounded error. Their names say what they
+    are, since no registered metric type means an upper bound.
+
+    Args:
+        certificate: what to publish.
+        name: what to call the model; default :func:`model_name`.
+    """
+    corpus = corpus_name(certificate)
+    result = {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": corpus, "type": str(certificate.corpus.get("name") or certificate.corpus.get("source"))},
+        "metrics": _metrics(certificate),
+        "source": {"name": f"tokenbound {certificate.tokenbound_version}, claim {certificate.claim_fingerprint[:16]}"},
+    }
+    return [{"name": name or model_name(certificate), "results": [result]}]
+
+
+def _metrics(certificate: Certificate) -> list[dict[str, Any]]:
+    confidence = f"with probability {1 - certificate.delta:g}"
+    found: list[dict[str, Any]] = []
+    if certificate.bound_bits is not None:
+        vacuous = ", vacuous" if certificate.vacuous else ""
+        title = f"upper bound on the expected loss, bits per token, {confidence} ({certificate.method}{vacuous})"
+        found.append(_metric("risk-bound-bits-per-token", title, certificate.bound_bits))
+    found.append(
+        _metric("loss-bits-per-token", "mean loss on the scored tokens, bits per token", certificate.mean_nll_bits)
+    )
+    found.append(_metric("perplexity", "perplexity on the scored tokens", certificate.perplexity))
+    for line in certificate.bounds:
+        if line["top_k"] is not None and line["value"] is not None:
+            k = line["top_k"]
+            found.append(
+                _metric(f"top-{k}-error-bound", f"upper bound on the top-{k} error, {confidence}", line["value"])
+            )
+    return found
+
+
+def _metric(kind: str, title: str, value: float) -> dict[str, Any]:
+    return {"type": kind, "name": title, "value": value if math.isfinite(value) else str(value)}
+
+
+def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
+    """:func:`model_index` as YAML, to paste between the `---` lines of a model card."""
+    tree = {"model-index": model_index(certificate, name)}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
