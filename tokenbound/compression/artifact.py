@@ -87,6 +87,7 @@ class Artifact:
         tokenizer: The tokenizer's canonical bytes, where it is counted.
         sha256: Hex digest of all bytes: the artifact's identity.
         num_bytes: What the code length is made of.
+        base: Of a delta artifact (see `delta`): its kind and the digest of the base that it changes.
     """
 
     architecture: dict[str, Any]
@@ -95,6 +96,7 @@ class Artifact:
     tokenizer: bytes | None
     sha256: str
     num_bytes: int
+    base: dict[str, Any] | None = None
 
 
 def encode_artifact(
@@ -146,8 +148,16 @@ def assemble_artifact(
     settings: BaseModel,
     *,
     tokenizer: bytes | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Join coded tensors into an artifact, sorted by name.
+
+    Args:
+        architecture: The model's config, as JSON data.
+        coded: From `encode_tensor`, in any order.
+        settings: A member of `CompressSettings`.
+        tokenizer: Bytes to be counted with the model, or None.
+        base: Of a delta: its kind and the digest of its base.
 
     Raises:
         InputError: a name stands twice or holds a newline, or the tensors are so repetitive that the decoder would
@@ -165,6 +175,8 @@ def assemble_artifact(
     ]
     if tokenizer is not None:
         sections.append(("tokenizer", encode_text(tokenizer)))
+    if base is not None:
+        sections.append(("base", encode_text(_canonical_json(base))))
     data = write_container(sections)
     _check_expansion(ordered, len(data), error=InputError)
     return data
@@ -252,6 +264,7 @@ class ParsedArtifact:
     tokenizer: bytes | None
     coded: tuple[CodedTensor, ...]
     section_bytes: dict[str, int]
+    base: dict[str, Any] | None
 
 
 def parse_artifact(data: bytes) -> ParsedArtifact:
@@ -276,6 +289,7 @@ def parse_artifact(data: bytes) -> ParsedArtifact:
         tokenizer,
         tuple(coded),
         {name: len(payload) for name, payload in sections.items()},
+        _read_json(sections["base"], "the base") if "base" in sections else None,
     )
 
 
@@ -306,4 +320,4 @@ def decode_artifact(data: bytes) -> Artifact:
     parsed = parse_artifact(data)
     tensors = {item.name: decode_tensor(item) for item in parsed.coded}
     digest = hashlib.sha256(data).hexdigest()
-    return Artifact(parsed.architecture, tensors, parsed.settings, parsed.tokenizer, digest, len(data))
+    return Artifact(parsed.architecture, tensors, parsed.settings, parsed.tokenizer, digest, len(data), parsed.base)

@@ -51,6 +51,7 @@ class ArtifactReport:
         code_length_bits: 8 * num_bytes plus the Elias-delta length of that number: what the artifact alone costs.
         sections: Payload bytes by section, and `frame` for magic, lengths and digest; their sum is `num_bytes`.
         layers: Tensor bytes by layer.
+        base: Of a delta artifact: its kind and its base's digest.
     """
 
     sha256: str
@@ -63,6 +64,7 @@ class ArtifactReport:
     sections: dict[str, int]
     layers: dict[str, int]
     tensors: tuple[TensorReport, ...]
+    base: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -94,6 +96,7 @@ def inspect_artifact(data: bytes, *, compare: bool = False) -> ArtifactReport:
         sections,
         _bytes_by_layer(rows),
         rows,
+        parsed.base,
     )
 
 

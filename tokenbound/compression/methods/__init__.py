@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
-from tokenbound.compression.methods import e8, gptq, lossless, rtn, uniform
+from tokenbound.compression.methods import e8, gptq, lossless, packed, rtn, uniform
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-EXACT, UNIFORM, GROUPS, LATTICE, HALF = range(5)
+EXACT, UNIFORM, GROUPS, LATTICE, HALF, PACKED = range(6)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ CODECS: dict[int, Codec] = {
     GROUPS: Codec("groups", gptq.decode_layer, lambda payload, shape, dtype: gptq.plain_codes(payload, shape)),
     LATTICE: Codec("lattice", e8.decode_layer, lambda payload, shape, dtype: e8.plain_codes(payload, shape)),
     HALF: Codec("float16", _decode_half, lambda payload, shape, dtype: _half_bytes(payload, shape)),
+    PACKED: Codec("packed", packed.decode_packed, packed.packed_bytes),
 }
 
 Coded = tuple[int, bytes]
@@ -76,7 +77,14 @@ Coded = tuple[int, bytes]
 
 
 def _lossless(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
-    return EXACT, lossless.encode_exact(tensor)
+    return _exact(tensor)
+
+
+def _exact(tensor: torch.Tensor) -> Coded:
+    """Bit for bit, by whichever exact code is shorter."""
+    exact = lossless.encode_exact(tensor)
+    codes = packed.encode_packed(tensor, len(exact))
+    return (EXACT, exact) if codes is None else (PACKED, codes)
 
 
 def _rtn(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
@@ -105,10 +113,10 @@ def _half(tensor: torch.Tensor) -> Coded:
     import torch
 
     if not tensor.is_floating_point() or tensor.dtype.itemsize <= 2:
-        return EXACT, lossless.encode_exact(tensor)
+        return _exact(tensor)
     half = tensor.to(torch.float16)
     if not bool(torch.isfinite(half).all()):
-        return EXACT, lossless.encode_exact(tensor)
+        return _exact(tensor)
     return HALF, lossless.encode_exact(half)
 
 
@@ -129,7 +137,7 @@ def _e8(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Cod
 def _kfac(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
     _require(calibration, "kfac")
     if not tensor.is_floating_point():
-        return EXACT, lossless.encode_exact(tensor)
+        return _exact(tensor)
     from tokenbound.compression.methods import kfac
 
     return _shorter(tensor, kfac.quantize_calibrated(name, tensor, settings, calibration))
@@ -138,7 +146,7 @@ def _kfac(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> C
 def _shorter(tensor: torch.Tensor, grid: uniform.Grid | None) -> Coded:
     """The grid's code, unless there is none or a small tensor's exact code is no longer."""
     if grid is None:
-        return EXACT, lossless.encode_exact(tensor)
+        return _exact(tensor)
     payload = uniform.encode_grid(grid)
     if len(payload) > EXACT_CHECK_BYTES:
         return UNIFORM, payload
