@@ -121,10 +121,10 @@ def _composition(certificate: Certificate) -> Plot | None:
     if not lines:
         return None
     svg, legend = _stacked(lines, "composition", "bits per token", _bits_words)
+    price = "of confidence" if certificate.prior == "holdout" else "of having fitted these very tokens"
     caption = (
-        "Each bar adds up to one bound on the expected loss. What was measured is only its start; the rest is the "
-        "price of having fitted these very tokens. The mark is what guessing costs: a bar that reaches it says "
-        "nothing."
+        "Each bar adds up to one bound on the expected loss. What was measured is only its start; the rest is the price "
+        f"{price}. The mark is what guessing costs: a bar that reaches it says nothing."
     )
     return Plot("composition", "Where each bound comes from", caption, svg, legend)
 
@@ -226,7 +226,7 @@ def _size(certificate: Certificate, details: ReportDetails) -> Plot | None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         svg = inline_svg(figure, "size")
     caption = (
-        "What-if: the same losses, another m. Only the dotted line is certified; with fewer tokens the code would "
+        "What-if: the same losses, another m. Only the dotted line is certified; with fewer tokens what is paid would "
         "weigh more, with more tokens less, if the model were as good on them."
     )
     if details.what_if:
@@ -255,7 +255,7 @@ def _stake(details: ReportDetails) -> Plot | None:
         return None
     svg, legend = _choice_plot("stake", details.stake_curves, "stake lambda, per bit")
     caption = (
-        "The freedman line at the chosen alpha: a small stake leaves the code expensive, a large one pays for every "
+        "The freedman line at the chosen alpha: a small stake multiplies what is paid, a large one charges for every "
         "fluctuation. The dot is the chosen point of the grid."
     )
     return Plot("stake", "Bound against the stake", caption, svg, legend)
@@ -500,7 +500,7 @@ def _power(value: float) -> str:
     >>> _power(1e-5), _power(0.02)
     ('1e-5', '0.02')
     """
-    return f"{value:g}" if 1e-3 < value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:g}" if 9e-4 < value < 1e4 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _short(value: float) -> str:
