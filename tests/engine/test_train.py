@@ -1,0 +1,81 @@
+"""Pretraining through Ray Train, and compression on Ray, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenbound.compression.artifact import decode_artifact
+from tokenbound.compression.settings import AutoSettings, KfacSettings
+from tokenbound.config import PretrainConfig, RunConfig, validate
+from tokenbound.engine.compress import compress_checkpoint
+from tokenbound.engine.train import pretrain
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.models.generate import generate_ids
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def config(tmp_path: Path, text_folder: Path, **training: Any) -> PretrainConfig:
+    tree = {
+        "what": {
+            "model": MODEL,
+            "corpus": {
+                "source": "text",
+                "paths": [str(text_folder)],
+                "tokenizer": "bytes",
+                "tokenizer_is": "given",
+                "add_bos": False,
+                "add_eos": True,
+            },
+            "training": {"tokens": 4096, "window": 32, "batch": 4, "optimizer": "muon", "lr": 0.02, **training},
+            "compress": {"method": "rtn"},
+        },
+        "how": {"output": str(tmp_path / "out"), "progress_interval_s": 0.1},
+    }
+    return validate(PretrainConfig, tree, origin="test")
+
+
+def test_a_model_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path) -> None:
+    trained = pretrain(config(tmp_path, text_folder))
+    assert 0 < trained.loss_bits < 8
+    data = Path(trained.artifact).read_bytes()
+    assert len(data) == trained.artifact_bytes
+    assert decode_artifact(data).architecture["model_type"] == "llama"
+    first = list(generate_ids(data, [65], max_new_tokens=8, seed=1))
+    assert first == list(generate_ids(data, [65], max_new_tokens=8, seed=1))
+    assert len(first) == 8
+    assert list(generate_ids(data, [65], max_new_tokens=3, temperature=0)) == list(
+        generate_ids(data, [65], max_new_tokens=3, temperature=0, seed=9)
+    )
+    with pytest.raises(MismatchError, match="another config"):
+        pretrain(config(tmp_path, text_folder, seed=5))
+
+
+def test_shapes_are_checked_before_the_first_step(tmp_path: Path, text_folder: Path) -> None:
+    with pytest.raises(InputError, match="64 positions"):
+        pretrain(config(tmp_path, text_folder, window=65))
+
+
+def test_calibrated_methods_and_the_rate_search(run_tree: Any, tiny_checkpoint: Path) -> None:
+    run = validate(RunConfig, run_tree(), origin="test")
+    coarse = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1.0), run)
+    fine = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1e-2), run)
+    assert len(coarse) < len(fine)
+    auto = compress_checkpoint(str(tiny_checkpoint), AutoSettings(low=1e-2, high=1.0, tries=3), run)
+    assert decode_artifact(auto).settings["method"] == "kfac"
+    with pytest.raises(InputError, match="--config"):
+        compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None)

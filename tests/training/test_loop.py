@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tokenbound.config import TrainingConfig
+from tokenbound.errors import InputError
+from tokenbound.training.loop import draw_batch, schedule, total_steps, train
+from tokenbound.training.optimizer import orthogonalise, split_parameters
+
+
+class Stream:
+    """A repeating pattern that is easy to learn."""
+
+    def __init__(self, size: int = 2000) -> None:
+        self.ids = (np.arange(size) % 7).astype(np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.ids[start:stop]
+
+
+def tiny_model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+            tie_word_embeddings=True,
+            use_cache=False,
+        )
+    )
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(
+        **{"tokens": 20 * 4 * 16, "window": 16, "batch": 4, "optimizer": "muon", "lr": 0.02, **changes}
+    )
+
+
+def run(
+    config: TrainingConfig, folder: Path, *, stop_at: int | None = None, resume: Path | None = None
+) -> tuple[Any, list[float]]:
+    losses: list[float] = []
+
+    class Stop(Exception):
+        pass
+
+    def on_step(report: Any) -> None:
+        losses.append(report.loss_bits)
+        if report.step == stop_at:
+            raise Stop
+
+    def save(write: Any) -> None:
+        write(folder / "state.pt")
+
+    model = tiny_model()
+    with contextlib.suppress(Stop):
+        train(model, Stream(), config, on_step=on_step, save=save, resume_from=resume, checkpoint_interval_s=0.0)
+    return model, losses
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns(tmp_path: Path, optimizer: str) -> None:
+    _, losses = run(settings(optimizer=optimizer, tokens=200 * 4 * 16), tmp_path)
+    assert len(losses) == 200
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
+    whole, _ = run(settings(optimizer=optimizer), tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    run(settings(optimizer=optimizer), other, stop_at=8)
+    resumed, losses = run(settings(optimizer=optimizer), other, resume=other / "state.pt")
+    assert len(losses) == 13  # the step that was cut off before its save is repeated
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_divergence_and_a_short_corpus_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="diverged"):
+        run(settings(optimizer="adamw", lr=1e30, embedding_lr=1e30), tmp_path)
+    with pytest.raises(InputError, match="fewer than"):
+        train(tiny_model(), Stream(10), settings(), on_step=lambda _: None, save=lambda _: None)
+
+
+def test_the_schedule_rises_and_falls_to_zero() -> None:
+    config = settings(warmup=0.1)
+    shares = [schedule(config, step, 100) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == 1.0
+    assert shares[-1] == pytest.approx(1 / 90)
+    assert total_steps(config, 2) == 10
+
+
+def test_batches_are_a_function_of_seed_step_and_rank() -> None:
+    config = settings()
+    assert torch.equal(draw_batch(Stream(), config, 3, 0), draw_batch(Stream(), config, 3, 0))
+    assert not torch.equal(draw_batch(Stream(), config, 3, 0), draw_batch(Stream(), config, 3, 1))
+    assert draw_batch(Stream(), config, 0, 0).shape == (4, 17)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
+def test_orthogonalised_updates_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    update = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    values = torch.linalg.svdvals(update)
+    assert update.shape == shape
+    assert values.min() > 0.4
+    assert values.max() < 1.4
+
+
+def test_tied_heads_and_norms_are_not_inner_matrices() -> None:
+    model = tiny_model()
+    matrices, rest = split_parameters(model)
+    embedding = model.get_input_embeddings().weight
+    assert any(p is embedding for p in rest)
+    assert all(p.ndim == 2 for p in matrices)
+    assert len(matrices) + len(rest) == len(list(model.parameters()))
+    assert not any(isinstance(m, nn.Conv1d) for m in model.modules())
