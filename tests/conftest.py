@@ -16,18 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray session of two processors."""
-    import logging
+    """One local Ray session for all tests."""
+    from tokenbound.engine import cluster
 
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with cluster.ray_session():
+        yield
 
 
-def _tiny_checkpoint(folder: Path, seed: int, scale: float = 1.0) -> Path:
+def _tiny_checkpoint(folder: Path, seed: int, *, overflows: bool = False) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,9 +39,9 @@ def _tiny_checkpoint(folder: Path, seed: int, scale: float = 1.0) -> Path:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(scale)
+    if overflows:
+        torch.nn.init.constant_(model.model.norm.weight, 3e38)
+        torch.nn.init.normal_(model.model.embed_tokens.weight, std=100.0)
     model.save_pretrained(folder)
     return folder
 
@@ -65,7 +61,7 @@ def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def overflowing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Finite weights whose logits overflow."""
-    return _tiny_checkpoint(tmp_path_factory.mktemp("overflow"), seed=0, scale=1e30)
+    return _tiny_checkpoint(tmp_path_factory.mktemp("overflow"), seed=0, overflows=True)
 
 
 @pytest.fixture(scope="session")

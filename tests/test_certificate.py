@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,21 @@ def _shard(shard: int, unscored: tuple[int, ...]) -> Losses:
     return replace(losses, window_id=losses.window_id + 8 * shard)
 
 
-def test_an_untouched_certificate_verifies(tmp_path: Path) -> None:
-    checked, run, data = verify_beside(build(tmp_path))
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run; tests work on copies."""
+    return build(tmp_path_factory.mktemp("pristine")).parent
+
+
+@pytest.fixture
+def finished(pristine: Path, tmp_path: Path) -> Path:
+    """The certificate of a fresh copy of a finished run in `tmp_path`."""
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "certificate.json"
+
+
+def test_an_untouched_certificate_verifies(finished: Path, tmp_path: Path) -> None:
+    checked, run, data = verify_beside(finished)
     assert checked.num_scored_tokens == 3 * 8 * 16
     assert (run, data) == (str(tmp_path), ARTIFACT_BYTES)
 
@@ -122,17 +136,16 @@ def test_unscored_windows_do_not_verify_without_the_worst_case_rule(tmp_path: Pa
         verify_beside(build(tmp_path, unscored=(2,)))
 
 
-def test_a_byte_of_losses_or_artifact_changed(tmp_path: Path) -> None:
-    path = build(tmp_path)
+def test_a_byte_of_losses_or_artifact_changed(finished: Path, tmp_path: Path) -> None:
     for name in ("losses/00001.parquet", ARTIFACT):
         file = tmp_path / name
         original = file.read_bytes()
         for at in (0, len(original) // 2, len(original) - 1):
             file.write_bytes(original[:at] + bytes([original[at] ^ 128]) + original[at + 1 :])
             with pytest.raises(MismatchError):
-                verify_beside(path)
+                verify_beside(finished)
         file.write_bytes(original)
-    verify_beside(path)
+    verify_beside(finished)
 
 
 @pytest.mark.parametrize(
@@ -161,71 +174,65 @@ def test_a_byte_of_losses_or_artifact_changed(tmp_path: Path) -> None:
         ("top_k", [1]),
     ],
 )
-def test_no_forged_field_verifies(tmp_path: Path, field: str, value: Any) -> None:
-    path = build(tmp_path)
-    tree = json.loads(path.read_text())
+def test_no_forged_field_verifies(finished: Path, tmp_path: Path, field: str, value: Any) -> None:
+    tree = json.loads(finished.read_text())
     assert tree[field] != value
-    path.write_text(json.dumps({**tree, field: value}))
+    finished.write_text(json.dumps({**tree, field: value}))
     with pytest.raises(MismatchError):
-        verify_beside(path)
+        verify_beside(finished)
 
 
-def test_a_forged_line_does_not_verify(tmp_path: Path) -> None:
-    path = build(tmp_path)
-    tree = json.loads(path.read_text())
+def test_a_forged_line_does_not_verify(finished: Path, tmp_path: Path) -> None:
+    tree = json.loads(finished.read_text())
     tree["bounds"][-1]["value"] *= 0.99
-    path.write_text(json.dumps(tree))
+    finished.write_text(json.dumps(tree))
     with pytest.raises(MismatchError, match="bounds"):
-        verify_beside(path)
+        verify_beside(finished)
 
 
-def test_recommitted_better_losses_do_not_verify(tmp_path: Path) -> None:
-    path = build(tmp_path)
+def test_recommitted_better_losses_do_not_verify(finished: Path, tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
     record, losses = run.record(1), run.losses(run.record(1))
     better = replace(losses, nll=losses.nll * np.float32(0.5))
     run.commit(1, better, record.evidence, record.scoring_fingerprint)
     with pytest.raises(MismatchError, match="losses_sha256"):
-        verify_beside(path)
+        verify_beside(finished)
 
 
 @pytest.mark.parametrize("order", [[0, 0, 2], [1, 0, 2]])
-def test_duplicate_or_reordered_shards_are_found(tmp_path: Path, order: list[int]) -> None:
-    path = build(tmp_path)
+def test_duplicate_or_reordered_shards_are_found(finished: Path, tmp_path: Path, order: list[int]) -> None:
     run = RunDirectory(str(tmp_path))
     shards = [run.losses(run.record(shard)) for shard in range(3)]
-    tree = json.loads(path.read_text())
+    tree = json.loads(finished.read_text())
     records = [
         run.commit(i, shards[source], run.record(i).evidence, tree["scoring_fingerprint"])
         for i, source in enumerate(order)
     ]
-    path.write_text(json.dumps({**tree, "losses_sha256": losses_sha256(records)}))
+    finished.write_text(json.dumps({**tree, "losses_sha256": losses_sha256(records)}))
     with pytest.raises(MismatchError, match="other windows than planned"):
-        verify_beside(path)
+        verify_beside(finished)
 
 
-def test_missing_pieces_are_incomplete(tmp_path: Path) -> None:
-    path = build(tmp_path)
+def test_missing_pieces_are_incomplete(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "shards/00002.json").unlink()
     with pytest.raises(IncompleteError):
-        verify_beside(path)
+        verify_beside(finished)
     alone = tmp_path / "elsewhere"
     alone.mkdir()
-    (alone / "certificate.json").write_bytes(path.read_bytes())
+    (alone / "certificate.json").write_bytes(finished.read_bytes())
     with pytest.raises(IncompleteError, match="--losses"):
         verify_beside(alone / "certificate.json")
 
 
-def test_a_damaged_certificate_names_the_field(tmp_path: Path) -> None:
-    path = build(tmp_path)
-    tree = json.loads(path.read_text())
+def test_a_damaged_certificate_names_the_field(finished: Path, tmp_path: Path) -> None:
+    tree = json.loads(finished.read_text())
     del tree["alpha"]
-    path.write_text(json.dumps(tree))
+    finished.write_text(json.dumps(tree))
     with pytest.raises(MismatchError, match="alpha"):
-        Certificate.load(path)
+        Certificate.load(finished)
 
 
-def test_table_says_the_essential(tmp_path: Path) -> None:
-    text = Certificate.load(build(tmp_path)).table()
+def test_table_says_the_essential(finished: Path) -> None:
+    text = Certificate.load(finished).table()
     for word in ("95 %", "random guessing", "freedman", "azuma", "top-10", "declared chosen independently"):
         assert word in text

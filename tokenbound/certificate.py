@@ -178,6 +178,17 @@ class Certificate(BaseModel):
             evaluation=record.evaluation,
         )
 
+    def ledger(self, uri: str) -> RunLedger:
+        """The losses of this certificate inside a run directory, with every column."""
+        return RunLedger(
+            uri,
+            self.num_shards,
+            self.scoring_fingerprint,
+            self.vocab_size,
+            tuple(LIST_COLUMNS),
+            None if self.sampling is None else self.sampling.scored_windows,
+        )
+
     def verify(self, *, losses: str | Path, artifact: str | Path | bytes) -> None:
         """Recompute everything that losses and artifact determine and compare.
 
@@ -194,7 +205,7 @@ class Certificate(BaseModel):
         self._verify_identities()
         self._verify_artifact(artifact if isinstance(artifact, bytes) else _read(str(artifact)))
         run = RunDirectory(_run_folder(str(losses)))
-        ledger = RunLedger(run.uri, self.num_shards, self.scoring_fingerprint, self.vocab_size, tuple(LIST_COLUMNS))
+        ledger = self.ledger(run.uri)
         records = [ledger.record(shard) for shard in range(self.num_shards)]
         _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
         self._verify_windows(ledger)

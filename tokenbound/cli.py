@@ -82,7 +82,10 @@ def _evaluate_and_print(config: object, *, as_json: bool) -> None:
         console.print(
             "The standard library differs between Python builds, so your figures may differ from published ones."
         )
-    console.print(f"certificate  {paths[0]}\ncheck it     tokenbound verify {paths[0]}", soft_wrap=True)
+    page = paths[0].replace("/certificate", "/report").removesuffix(".json") + ".html"
+    console.print(
+        f"certificate  {paths[0]}\nreport       {page}\ncheck it     tokenbound verify {paths[0]}", soft_wrap=True
+    )
 
 
 @app.command()
@@ -127,7 +130,7 @@ def bound(
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
     from tokenbound.foreign import bound_losses
-    from tokenbound.report.terminal import lines_table
+    from tokenbound.report.terminal import lines_table, notes
 
     lines = bound_losses(
         losses,
@@ -140,7 +143,7 @@ def bound(
     if as_json:
         _print_json({"bounds": lines})
     else:
-        Console().print(lines_table(lines, delta))
+        Console().print(lines_table(lines, delta), *notes(lines), sep="\n")
 
 
 @app.command()
@@ -301,27 +304,21 @@ def status(run: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="Run directory or certificate.")], as_json: AsJson = False) -> None:
-    """Print a certificate again."""
+    """Print a certificate again and write its HTML report anew."""
     from tokenbound.certificate import Certificate
+    from tokenbound.report.details import run_details
+    from tokenbound.report.html import write_report
     from tokenbound.report.terminal import certificate_view
+    from tokenbound.store.run import CERTIFICATE, RunDirectory
 
-    certificate = Certificate.load(run if run.endswith(".json") else f"{run.rstrip('/')}/certificate.json")
+    path = run if run.endswith(".json") else f"{run.rstrip('/')}/{CERTIFICATE}"
+    certificate, directory = Certificate.load(path), RunDirectory(path.rpartition("/")[0] or ".")
+    page = write_report(directory, certificate, run_details(directory, certificate))
     if as_json:
         _print_json(certificate.model_dump(mode="json"))
     else:
         Console().print(certificate_view(certificate))
-
-
-def _options(pairs: list[str]) -> dict[str, object]:
-    import yaml
-
-    found: dict[str, object] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator:
-            raise InputError(f"option {pair!r} must look like step=0.5")
-        found[key] = yaml.safe_load(text)
-    return found
+        Console().print(f"report       {directory.uri}/{page}", soft_wrap=True)
 
 
 def _print_json(tree: object) -> None:

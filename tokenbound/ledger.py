@@ -69,6 +69,8 @@ class RunLedger:
     vocab_size: int
     columns: tuple[str, ...] = REDUCED_COLUMNS
     """List columns to read; the reduction needs no others."""
+    num_windows: int | None = None
+    """Where a sample stops inside its last shard: how many windows count in all."""
 
     def record(self, shard: int) -> CommitRecord:
         """A shard's commit record.
@@ -93,6 +95,9 @@ class RunLedger:
     def losses(self, shard: int) -> Losses:
         """The losses of a shard, digest and values checked."""
         losses = RunDirectory(self.uri).losses(self.record(shard), self.columns)
+        if self.num_windows is not None and shard == self.num_shards - 1:
+            before = sum(self.record(earlier).windows for earlier in range(shard))
+            losses = losses.head(min(len(losses.window_id), self.num_windows - before))
         check_losses(losses, self.vocab_size, f"{self.uri}: shard {shard}")
         return losses
 

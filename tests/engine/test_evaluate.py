@@ -57,6 +57,7 @@ def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoi
     assert certificate.mean_nll_nats == pytest.approx(expected.mean(), abs=1e-5)
     assert certificate.vacuous  # some thousand tokens cannot pay for a model
     assert [line["method"] for line in certificate.bounds] == ["freedman", "azuma", "kl", "kl", "kl"]
+    assert "<svg" in (path.parent / "report.html").read_text()
     verify_beside(path)
 
     directory = path.parent

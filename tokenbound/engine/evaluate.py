@@ -27,7 +27,9 @@ from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import claim_identity, declarations, fingerprint
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
-from tokenbound.store.run import CERTIFICATE, CommitRecord, RunDirectory, losses_sha256, missing_shards
+from tokenbound.report.details import run_details
+from tokenbound.report.html import write_report
+from tokenbound.store.run import CommitRecord, RunDirectory, losses_sha256, missing_shards
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
 def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], int]:
     """Shards to score, and the tokens of those that are committed.
 
-    A committed shard of a shorter prefix of the draw is scored again.
+    A last shard that was committed for a shorter prefix of the draw is scored again; one for a longer prefix serves.
 
     Raises:
         MismatchError: a record belongs to another run.
@@ -104,7 +106,7 @@ def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], 
             f"{prepared.run.uri}: shard {foreign[0]} was scored for another model, corpus or protocol; use another "
             "run directory"
         )
-    done = {number: record for number, record in records.items() if record.windows == len(shards[number].windows)}
+    done = {number: record for number, record in records.items() if record.windows >= len(shards[number].windows)}
     for record in done.values():
         _check_committed_file(prepared.run, record)
     return [shard for shard in shards if shard.number not in done], sum(record.tokens for record in done.values())
@@ -205,7 +207,7 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
             "or set what.bound.unscorable: worst_case in a fresh claim"
         )
     vocab_size = int(records[0].evidence["vocab_size"])
-    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size)
+    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size, num_windows=count)
     with plain_errors():
         claim, plan = _claim(prepared, vocab_size), _sampling_plan(prepared, count)
         reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))
@@ -314,11 +316,8 @@ def _environment() -> dict[str, Any]:
 
 
 def _publish(run: RunDirectory, certificate: Certificate) -> str:
-    """Write the certificate under a name that no other claim has; returns its path."""
-    name = CERTIFICATE
-    if run.exists(CERTIFICATE):
-        found = Certificate.load(f"{run.uri}/{CERTIFICATE}")
-        if found.claim_fingerprint != certificate.claim_fingerprint:
-            name = f"certificate-{certificate.claim_fingerprint[:8]}.json"
+    """Write the certificate under a name that no other claim has, then its report; returns the certificate's path."""
+    name = run.certificate_name(certificate.claim_fingerprint)
     run.write_json(name, certificate.model_dump(mode="json"))
+    write_report(run, certificate, run_details(run, certificate))
     return f"{run.uri.rstrip('/')}/{name}"

@@ -14,7 +14,7 @@ from tokenbound.corpus.windows import gather
 from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import MismatchError
 from tokenbound.ledger import RunLedger
-from tokenbound.store.losses import LIST_COLUMNS, Losses
+from tokenbound.store.losses import Losses
 
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest difference of one token's loss between two machines, by dtype of the body; its mean over a window may be "
@@ -55,9 +55,7 @@ def rescore(
         for name, value in planned.items():
             if claimed[name] != value:
                 raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
-        ledger = RunLedger(
-            losses, certificate.num_shards, certificate.scoring_fingerprint, certificate.vocab_size, tuple(LIST_COLUMNS)
-        )
+        ledger = certificate.ledger(losses)
         score = ScoreShard(
             ReplicaSpec(artifact, protocol["dtype"], protocol["batch"], protocol["length"], device, threads=1)
         )
@@ -70,6 +68,7 @@ def rescore(
 def _draw(ledger: RunLedger, count: int) -> list[tuple[Losses, int]]:
     """Random recorded windows: (losses of the shard, row), from the system's entropy."""
     sizes = np.cumsum([0, *(ledger.record(shard).windows for shard in range(ledger.num_shards))])
+    sizes[-1] = sizes[-1] if ledger.num_windows is None else ledger.num_windows
     drawn = sorted({secrets.randbelow(int(sizes[-1])) for _ in range(count)})
     shards = np.searchsorted(sizes, drawn, side="right") - 1
     opened = {int(shard): ledger.losses(int(shard)) for shard in set(shards)}

@@ -123,8 +123,8 @@ def _composition(certificate: Certificate) -> Plot | None:
     svg, legend = _stacked(lines, "composition", "bits per token", _bits_words)
     price = "of confidence" if certificate.prior == "holdout" else "of having fitted these very tokens"
     caption = (
-        "Each bar adds up to one bound on the expected loss. What was measured is only its start; the rest is the price "
-        f"{price}. The mark is what guessing costs: a bar that reaches it says nothing."
+        "Each bar adds up to one bound on the expected loss. What was measured is only its start; the rest is the "
+        f"price {price}. The mark is what guessing costs: a bar that reaches it says nothing."
     )
     return Plot("composition", "Where each bound comes from", caption, svg, legend)
 

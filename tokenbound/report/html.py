@@ -78,20 +78,10 @@ def write_report(run: RunDirectory, certificate: Certificate, details: ReportDet
         certificate: what to report.
         details: what the plots need; None leaves most of them out.
     """
-    name = certificate_name(run, certificate)
+    name = run.certificate_name(certificate.claim_fingerprint)
     path = f"report{name.removeprefix('certificate').removesuffix('.json')}.html"
     run.write(path, html_report(certificate, details=details, certificate_name=name).encode())
     return f"{run.uri.rstrip('/')}/{path}"
-
-
-def certificate_name(run: RunDirectory, certificate: Certificate) -> str:
-    """File name of a certificate in its run: that of the first claim has none of its own."""
-    if (
-        not run.exists(CERTIFICATE)
-        or run.read_json(CERTIFICATE).get("claim_fingerprint") == certificate.claim_fingerprint
-    ):
-        return CERTIFICATE
-    return f"certificate-{certificate.claim_fingerprint[:8]}.json"
 
 
 def html_report(

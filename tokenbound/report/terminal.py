@@ -53,8 +53,8 @@ def certificate_view(certificate: Certificate) -> RenderableType:
         Text(),
         _facts(certificate),
         Text(),
-        _lines(certificate),
-        *_notes(certificate),
+        lines_table(certificate.bounds, certificate.delta),
+        *notes(certificate.bounds),
         Text("What this rests on", style="bold"),
         _sentences(certificate),
     )
@@ -131,11 +131,12 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
     return [*rows, ("random guessing", f"{certificate.random_guess_bits:.4f} bits/token")]
 
 
-def _lines(certificate: Certificate) -> Table:
-    known = [line for line in certificate.bounds if line["value"] is not None]
+def lines_table(lines: list[dict[str, Any]], delta: float) -> Table:
+    """The lines that could be computed, one row each."""
+    known = [line for line in lines if line["value"] is not None]
     slack = any(line["terms"].get("sampling_slack") for line in known)
     table = Table(
-        title=f"all hold together with probability {1 - certificate.delta:g}; bits per token, % of tokens",
+        title=f"all hold together with probability {1 - delta:g}; bits per token, % of tokens",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -169,10 +170,10 @@ def _shown(line: dict[str, Any], value: float, *, up: bool = False) -> str:
     return (format_bound(scale * value, decimals) if up else f"{scale * value:.{decimals}f}") + unit
 
 
-def _notes(certificate: Certificate) -> list[Text]:
+def notes(lines: list[dict[str, Any]]) -> list[Text]:
     """Which lines say nothing, and why a line is missing."""
-    missing = [line for line in certificate.bounds if line["value"] is None]
-    vacuous = [line_name(line) for line in certificate.bounds if line["vacuous"] and line["value"] is not None]
+    missing = [line for line in lines if line["value"] is None]
+    vacuous = [line_name(line) for line in lines if line["vacuous"] and line["value"] is not None]
     found = [Text(f"{line_name(line)}: {line['note']}") for line in missing]
     return [*found, Text(f"vacuous, not below guessing: {', '.join(vacuous)}", style="red")] if vacuous else found
 

@@ -188,6 +188,12 @@ class RunDirectory:
         """Keep why windows of a shard could not be scored."""
         self.write_json(f"quarantine/{shard:05d}.json", list(reasons))
 
+    def certificate_name(self, claim_fingerprint: str) -> str:
+        """File name of a claim's certificate: `certificate.json` for the first claim of the run."""
+        if not self.exists(CERTIFICATE) or self.read_json(CERTIFICATE).get("claim_fingerprint") == claim_fingerprint:
+            return CERTIFICATE
+        return f"certificate-{claim_fingerprint[:8]}.json"
+
     def log_progress(self, **event: Any) -> None:
         """Append one line to `progress.jsonl`; on object stores, which cannot append, nothing is kept."""
         if files.is_local(self.filesystem):

@@ -1,0 +1,149 @@
+"""The command line: exit codes, one-line errors, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tokenbound import cli
+
+FROZEN = {
+    "bound",
+    "compress",
+    "demo",
+    "evaluate",
+    "generate",
+    "inspect",
+    "pretrain",
+    "report",
+    "status",
+    "verify",
+}
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["tokenbound", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code
+    return code if isinstance(code, int) else 0
+
+
+def test_the_commands_are_those_promised() -> None:
+    assert {
+        command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
+    } == FROZEN
+
+
+def test_alone_it_shows_three_things(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("demo", "evaluate", "verify"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"what": {"surprise": 1}}, "what.surprise"),
+        ({"what": {"bound": {"delta": 2}}}, "what.bound.delta"),
+        ({"what": {"corpus": {"add_bos": None}}}, "what.corpus.add_bos"),
+        ({"how": {"output": None}}, "how.output"),
+        ({"what": {"bound": {"prior": "holdout"}}}, "holdout_declaration"),
+    ],
+)
+def test_a_bad_config_is_one_line_and_exit_2(
+    change: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    run_tree: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = run_tree()
+    for half, sections in change.items():
+        for section, value in sections.items():
+            if isinstance(value, dict):
+                tree[half].setdefault(section, {})
+                tree[half][section] = {k: v for k, v in {**tree[half][section], **value}.items() if v is not None}
+            elif value is None:
+                del tree[half][section]
+            else:
+                tree[half][section] = value
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert call(monkeypatch, "evaluate", str(path)) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert "\n" not in error
+
+
+def test_overrides_are_applied_and_checked(
+    tmp_path: Path,
+    run_tree: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run_tree()))
+    assert call(monkeypatch, "evaluate", str(path), "--set", "what.bound.delta=7") == 2
+    assert "what.bound.delta" in capsys.readouterr().err
+    assert call(monkeypatch, "evaluate", str(path), "--set", "nonsense") == 2
+
+
+def test_missing_things_have_their_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "evaluate", str(tmp_path / "no.yaml")) == 2
+    assert call(monkeypatch, "verify", str(tmp_path / "certificate.json")) == 3
+    assert call(monkeypatch, "inspect", str(tmp_path / "no.tokenbound")) == 2
+    assert call(monkeypatch, "status", str(tmp_path)) == 3
+    assert call(monkeypatch, "compress", str(tmp_path), str(tmp_path / "x"), "--method", "magic") == 2
+    capsys.readouterr()
+
+
+def test_bound_prints_json_for_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "losses.parquet"
+    pq.write_table(pa.table({"nll": np.random.default_rng(0).gamma(1.0, 1.2, 50_000)}), path)
+    options = ("--vocab-size", "257", "--code-length-bits", "1000")
+    assert call(monkeypatch, "bound", str(path), *options, "--json") == 0
+    lines = json.loads(capsys.readouterr().out)["bounds"]
+    assert {line["method"] for line in lines} == {"freedman", "azuma", "kl"}
+    assert call(monkeypatch, "bound", str(path), *options) == 0
+    assert "not computed" in capsys.readouterr().out
+
+
+def test_inspect_accounts_for_every_byte(
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "m.tokenbound"
+    assert call(monkeypatch, "compress", str(tiny_checkpoint), str(out), "--method", "rtn", "--set", "step=0.5") == 0
+    assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert call(monkeypatch, "inspect", str(out), "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sum(report["sections"].values()) == out.stat().st_size
+    assert report["code_length_bits"] > 8 * out.stat().st_size
+    assert call(monkeypatch, "generate", str(out), "--prompt", "abc", "--tokens", "5") == 0
+    assert capsys.readouterr().out.startswith("abc")
+
+
+def test_the_module_runs_as_a_program() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "tokenbound.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "evaluate" in shown.stdout

@@ -1,0 +1,94 @@
+"""Bounds from losses that another tool wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tokenbound.bounds import azuma_anytime_bound
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.foreign import bound_losses
+
+NLL = np.random.default_rng(0).gamma(1.0, 1.2, 60_000).astype(np.float32)
+ENTROPY = np.random.default_rng(1).gamma(2.0, 0.6, 60_000).astype(np.float32)
+PAID: dict[str, Any] = {"vocab_size": 257, "tokenizer_vocab_size": 257, "code_length_bits": 500.0}
+
+
+def write(path: Path, **columns: Any) -> str:
+    pq.write_table(pa.table(columns), path, row_group_size=25_000)
+    return str(path)
+
+
+def test_flat_and_nested_columns_give_the_same_lines(tmp_path: Path) -> None:
+    flat = write(tmp_path / "flat.parquet", nll=NLL, entropy=ENTROPY)
+    rows = pa.ListArray.from_arrays(pa.array(range(0, 60_001, 600)), pa.array(NLL))
+    entropy = pa.ListArray.from_arrays(pa.array(range(0, 60_001, 600)), pa.array(ENTROPY))
+    nested = write(tmp_path / "nested.parquet", nll=rows, entropy=entropy)
+    left, right = bound_losses(flat, **PAID), bound_losses(nested, **PAID)
+    assert [line["value"] for line in left] == [line["value"] for line in right]
+
+
+def test_the_azuma_line_is_the_theorem(tmp_path: Path) -> None:
+    line = bound_losses(write(tmp_path / "a.parquet", nll=NLL), **PAID, method="azuma")[0]
+    again = azuma_anytime_bound(
+        NLL,
+        vocab_size=257,
+        alpha=line["parameters"]["alpha"],
+        code_length_bits=500.0,
+        tune_bits=line["tune_bits"],
+        delta=0.05,
+        m0_index=line["parameters"]["m0_index"],
+    )
+    assert line["value"] == pytest.approx(again, rel=1e-9)
+    assert line["value"] >= again
+
+
+def test_what_cannot_be_computed_says_why(tmp_path: Path) -> None:
+    lines = bound_losses(write(tmp_path / "a.parquet", nll=NLL), **PAID)
+    errors = [line for line in lines if line["method"] == "kl"]
+    assert all(line["value"] is None and "rank" in line["note"] for line in errors)
+    assert lines[0]["parameters"]["forecast_degree"] == 0
+
+
+def test_a_directory_of_files_is_one_ledger(tmp_path: Path) -> None:
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    for folder in (parts, whole):
+        folder.mkdir()
+    write(parts / "b.parquet", nll=NLL[30_000:])
+    write(parts / "a.parquet", nll=NLL[:30_000])
+    write(whole / "x.parquet", nll=NLL)
+    both, one = (bound_losses(str(folder), **PAID, method="freedman")[0] for folder in (parts, whole))
+    assert both["empirical"] == pytest.approx(one["empirical"], abs=1e-12)
+    assert both["value"] == pytest.approx(one["value"], abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "match"),
+    [
+        ({"loss": NLL}, InputError, "nll"),
+        ({"nll": np.where(np.arange(len(NLL)) == 7, np.nan, NLL)}, MismatchError, "NaN"),
+        ({"nll": np.where(np.arange(len(NLL)) == 7, np.inf, NLL)}, MismatchError, "infinite"),
+        ({"nll": NLL - 0.1}, MismatchError, "negative"),
+        ({"nll": ["a", "b"]}, InputError, "numbers"),
+        ({"nll": pa.array([1.0, None])}, InputError, "nulls"),
+        ({"nll": NLL, "rank": np.full(len(NLL), 257)}, MismatchError, "vocabulary"),
+    ],
+)
+def test_bad_columns_are_refused_by_name(tmp_path: Path, columns: Any, kind: type[Exception], match: str) -> None:
+    with pytest.raises(kind, match=match):
+        bound_losses(write(tmp_path / "a.parquet", **columns), **PAID)
+
+
+def test_missing_files_and_unknown_methods(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="do not exist"):
+        bound_losses(str(tmp_path / "nothing.parquet"), **PAID)
+    with pytest.raises(InputError, match="--method"):
+        bound_losses(write(tmp_path / "a.parquet", nll=NLL), **PAID, method="magic")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(InputError, match=r"b\.parquet"):
+        bound_losses(str(tmp_path / "b.parquet"), **PAID)
