@@ -60,11 +60,9 @@ def plain_errors() -> Iterator[None]:
     """Let a user's error that was raised inside a Ray task come out as itself."""
     try:
         yield
-    except TokenboundError:
-        raise
     except Exception as error:
         cause = _user_error(error)
-        if cause is None:
+        if cause is None or cause is error:
             raise
         raise cause from None
 
@@ -75,7 +73,7 @@ def _user_error(error: BaseException | None) -> TokenboundError | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, TokenboundError):
-            # Ray's dynamic class derives from ours and carries a traceback as its text: rebuild the plain one.
+            # Ray raises a class derived from ours whose text is a traceback; the plain error is its cause.
             inner = getattr(error, "cause", None)
             return inner if isinstance(inner, TokenboundError) else error
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__

@@ -29,7 +29,7 @@ from tokenbound.identity import claim_identity, declarations, fingerprint
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
-from tokenbound.store.run import CommitRecord, RunDirectory, losses_sha256, missing_shards
+from tokenbound.store.run import RunDirectory, losses_sha256, missing_shards
 
 logger = logging.getLogger(__name__)
 
@@ -107,18 +107,8 @@ def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], 
             "run directory"
         )
     done = {number: record for number, record in records.items() if record.windows >= len(shards[number].windows)}
-    for record in done.values():
-        _check_committed_file(prepared.run, record)
+    prepared.run.check_committed(done.values())
     return [shard for shard in shards if shard.number not in done], sum(record.tokens for record in done.values())
-
-
-def _check_committed_file(run: RunDirectory, record: CommitRecord) -> None:
-    info = run.filesystem.get_file_info(run.path(record.file))
-    if info.size != record.bytes:
-        raise MismatchError(
-            f"{run.uri}/{record.file} is not the file that was committed; delete shards/{record.shard:05d}.json to "
-            "score it again"
-        )
 
 
 def _tokens(prepared: Prepared, shard: Shard) -> int:

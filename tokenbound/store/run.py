@@ -161,11 +161,11 @@ class RunDirectory:
             )
         return record
 
-    def losses(self, record: CommitRecord, columns: Sequence[str] | None = None) -> Losses:
-        """The losses a record vouches for, with digest and counts checked.
+    def committed_bytes(self, record: CommitRecord) -> bytes:
+        """The losses file that a record vouches for, as it was committed.
 
         Raises:
-            MismatchError: the file is missing or not the one that was committed.
+            MismatchError: it is missing or has other bytes.
         """
         try:
             data = files.read_bytes(self.filesystem, self.path(record.file))
@@ -179,6 +179,25 @@ class RunDirectory:
                 f"{self.uri}/{record.file} changed after it was committed; delete {_record_name(record.shard)} to "
                 "score it again"
             )
+        return data
+
+    def check_committed(self, records: Iterable[CommitRecord]) -> None:
+        """Read every losses file once and compare its digest.
+
+        Raises:
+            MismatchError: one is missing or has other bytes.
+        """
+        with ThreadPoolExecutor(4) as pool:
+            for _ in pool.map(lambda record: len(self.committed_bytes(record)), records):
+                pass
+
+    def losses(self, record: CommitRecord, columns: Sequence[str] | None = None) -> Losses:
+        """The losses a record vouches for, with digest and counts checked.
+
+        Raises:
+            MismatchError: the file is missing or not the one that was committed.
+        """
+        data = self.committed_bytes(record)
         losses = from_parquet(data, columns, origin=f"{self.uri}/{record.file}")
         if len(losses.window_id) != record.windows or losses.num_tokens != record.tokens:
             raise MismatchError(f"{self.uri}/{record.file}: windows or tokens differ from the commit record")
