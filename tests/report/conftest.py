@@ -17,6 +17,7 @@ from tokenbound.compression.inspection import ArtifactReport, TensorReport, laye
 from tokenbound.identity import DEFAULT_PROTOCOL
 from tokenbound.ledger import Reduction, reduce_ledger, shard_evidence
 from tokenbound.report.details import PositionLosses, ReportDetails, report_details
+from tokenbound.report.html import html_report
 from tokenbound.store.losses import Losses
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> $\\frac{ {{ 7 * 7 }} & ]]> \x00\x1b --> é"
@@ -158,6 +159,12 @@ def cases() -> dict[str, Case]:
 def hostile_case() -> Case:
     """A holdout certificate whose every free text attacks the page."""
     return build("holdout", HOSTILE)
+
+
+@pytest.fixture(scope="session")
+def hostile_page(hostile_case: Case) -> str:
+    """Its report with every plot."""
+    return html_report(hostile_case.certificate, details=hostile_case.details(_artifact_report()))
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import subprocess
 
 import pytest
 
-from tokenbound.report.html import html_report
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--headless",
@@ -65,9 +63,8 @@ def look(page: str, folder, *flags: str) -> tuple[list[dict], str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_the_browser_shows_all_of_it(hostile_case, make_artifact_report, tmp_path):
-    page = html_report(hostile_case.certificate, details=hostile_case.details(make_artifact_report()))
-    frames, complaints = look(page, tmp_path, "--blink-settings=preferredColorScheme=0")
+def test_the_browser_shows_all_of_it(hostile_page, tmp_path):
+    frames, complaints = look(hostile_page, tmp_path, "--blink-settings=preferredColorScheme=0")
     assert "CONSOLE" not in complaints, complaints
     for frame, width in zip(frames, WIDTHS, strict=True):
         assert frame["width"] == width

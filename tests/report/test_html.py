@@ -54,8 +54,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(cases, artifact_rows):
-    made = {kind: html_report(cases[kind].certificate, details=cases[kind].details(artifact_rows)) for kind in KINDS}
-    return made | {"bare": html_report(cases["full"].certificate)}
+    """One page per kind; the plots of details are drawn for three of them, since drawing is what takes the time."""
+    detailed = ("full", "vacuous", "kl_only")
+    details = {kind: cases[kind].details(artifact_rows) if kind in detailed else None for kind in KINDS}
+    return {kind: html_report(cases[kind].certificate, details=details[kind]) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,11 @@ def test_every_plot_is_an_svg_of_its_own(pages):
 
 
 def test_plots_follow_what_is_known(pages):
-    assert Page(pages["bare"]).figures() == ["composition", "errors"]
+    assert Page(pages["sampled"]).figures() == ["composition", "errors"]
     assert Page(pages["kl_only"]).figures() == ["errors", "size", "distribution", "entropy", "position", "artifact"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "bare"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_page_needs_no_network_and_no_script(pages, kind):
     text, page = pages[kind], Page(pages[kind])
     assert "http:" not in text
@@ -110,9 +112,8 @@ def test_colours_of_plots_come_from_the_page(pages):
         assert used - {"--c"} <= set(re.findall(r"(--[a-z]+):", theme))
 
 
-def test_hostile_texts_stay_texts(hostile_case, hostile_text, make_artifact_report):
-    details = hostile_case.details(make_artifact_report())
-    page = Page(html_report(hostile_case.certificate, details=details))
+def test_hostile_texts_stay_texts(hostile_page, hostile_text):
+    page = Page(hostile_page)
     assert not {"script", "img"} & set(page.tags)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert page.tags.count("svg") == len(ALL_PLOTS)
@@ -138,9 +139,8 @@ def test_size_plot_is_labelled_a_what_if(pages):
     assert "With the same losses and a larger m of" in pages["vacuous"]
 
 
-def test_same_input_same_bytes(cases, pages, artifact_rows):
-    again = html_report(cases["full"].certificate, details=cases["full"].details(artifact_rows))
-    assert again == pages["full"]
+def test_same_input_same_bytes(cases, pages):
+    assert html_report(cases["sampled"].certificate) == pages["sampled"]
 
 
 def test_a_second_claim_has_its_own_report(cases, tmp_path):
