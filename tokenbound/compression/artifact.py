@@ -226,6 +226,8 @@ def _read_index(text: bytes, payloads: memoryview) -> list[CodedTensor]:
     shapes = [tuple(reader.varint(1 << 40) for _ in range(rank)) for rank in ranks]
     lengths = [reader.varint() for _ in range(count)]
     reader.finish()
+    if min(lengths, default=1) < 1:
+        raise ArtifactError("artifact: a tensor has no bytes; every codec writes at least one")
     stream = Reader(payloads, "the tensors")
     coded = [
         CodedTensor(*row[:4], stream.take(row[4])) for row in zip(names, shapes, dtypes, codecs, lengths, strict=True)

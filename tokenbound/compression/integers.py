@@ -292,9 +292,19 @@ def encode_matrix(
     """
     rows, columns = _exponents(values.shape, row_exponents, column_exponents)
     across = values.shape[1] >= values.shape[0]
-    if values.size > BOTH_WAYS_LIMIT:
-        return _encode_oriented(values, rows, columns, across)
-    return min((_encode_oriented(values, rows, columns, way) for way in (across, not across)), key=len)
+    ways = (across,) if values.size > BOTH_WAYS_LIMIT else (across, not across)
+    allowed = [way for way in ways if _steps_allowed(values.shape, way)]
+    return min((_encode_oriented(values, rows, columns, way) for way in allowed), key=len)
+
+
+def _steps_allowed(shape: tuple[int, ...], across: bool) -> bool:
+    """Steps are slow: more of them than lanes only where they are few, so that no forged shape can take for ever."""
+    steps, lanes = shape if across else shape[::-1]
+    return steps <= max(lanes, MAX_STEPS)
+
+
+MAX_STEPS = 1 << 12
+"""Steps that a matrix with fewer lanes than steps may have."""
 
 
 BOTH_WAYS_LIMIT = 1 << 18
@@ -336,6 +346,8 @@ def decode_matrix(
     rows, columns = _exponents(shape, row_exponents, column_exponents)
     reader = Reader(data, "an integer stream")
     header = _Header.read(reader)
+    if not _steps_allowed(shape, header.across):
+        raise ArtifactError("artifact: an integer stream runs along the long side of its matrix")
     raw = reader.block()
     lanes_of, steps_of = (columns, rows) if header.across else (rows, columns)
     tokens = np.zeros((len(steps_of), len(lanes_of)), np.int32)

@@ -37,7 +37,7 @@ class KfacSettings(_Settings):
     """A step for each input; otherwise their average."""
     deadzone: float = Field(default=0.0, ge=0, lt=0.5)
     """How much further than half a step a value must be from zero to be coded as one."""
-    damping: float = Field(default=0.1, ge=0)
+    damping: float = Field(default=0.02, ge=0)
     """Part of the mean diagonal added to a second moment: the fewer calibration tokens, the more is needed."""
     centroids: bool = True
     """Decode nonzero integers to where the mean of their values lies, one shift for each tensor."""

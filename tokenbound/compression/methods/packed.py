@@ -6,9 +6,9 @@ taken apart again and the codes range-coded, each under the mean of the codes be
 the zero points of groups. Which layout a tensor has is not asked of its name: the layout with the smallest histogram
 entropy is looked for, and kept if its code is the shortest. The order of codes within a word does not matter for that.
 
-A layout is (code bits b, word bits w, axis, across, group), and a lane is one column of words along the axis. `across`
-codes run on from word to word (GPTQ's 3 bits: 32 codes in 3 words); otherwise every word holds w // b codes and the bits
-above them. Sorted indices such as `g_idx` are coded as differences.
+A layout is (code bits b, word bits w, axis, across, group), and a lane is one column of words along the axis.
+`across`: codes run on from word to word (GPTQ's 3 bits: 32 codes in 3 words); otherwise every word holds w // b codes
+and the bits above them. Sorted indices such as `g_idx` are coded as differences.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ MEMORY = 16
 """Codes that a running mean looks back on where no groups are assumed."""
 GROUPS = (0, 32, 64, 128)
 """Group sizes at which a lane's mean may start anew; 0 for none."""
+MAX_STEPS = 1 << 12
+"""Steps that codes with fewer lanes than steps may have."""
 CARRIED = 3
 """Codes that the mean before is worth at the start of a group."""
 SAMPLE = 1 << 20
@@ -80,6 +82,10 @@ class Layout:
         if self.across:
             return self.word_bits % self.bits != 0 and steps % self.bits == 0
         return self.bits <= self.word_bits
+
+    def count(self, steps: int) -> int:
+        """Codes in this many words."""
+        return steps * self.word_bits // self.bits if self.across else steps * (self.word_bits // self.bits)
 
     @property
     def spare_bits(self) -> int:
@@ -161,9 +167,15 @@ def _prior(bits: int) -> Ints:
 def _shaped(fields: Fields) -> Fields:
     """Narrow matrices (bitsandbytes stores [n, 1]) are folded so that lanes are long vectors."""
     steps, lanes = fields.shape
-    while lanes < 256 and steps % 2 == 0 and steps > 256:
+    while lanes < steps and steps % 2 == 0 and steps > 256:
         steps, lanes = steps // 2, lanes * 2
     return fields.reshape(lanes // fields.shape[1], steps, -1).transpose(1, 0, 2).reshape(steps, lanes)
+
+
+def _steps_allowed(count: int, lanes: int) -> bool:
+    """Whether codes fold into few enough steps, so that no forged shape can take for ever."""
+    steps, lanes = _shaped(np.empty((count, lanes), np.uint8)).shape
+    return steps <= max(lanes, MAX_STEPS)
 
 
 def _unshaped(fields: Fields, lanes: int) -> Fields:
@@ -206,7 +218,12 @@ def _oriented(words: Words, axis: int) -> Words:
 
 def _layouts(words: Words, width: int) -> list[Layout]:
     options = (Layout(b, width, axis, across) for b, axis, across in product(CODE_BITS, (0, 1), (False, True)))
-    return [layout for layout in options if layout.fits(words.shape[layout.axis]) and words.shape[layout.axis]]
+    return [
+        layout
+        for layout in options
+        if layout.fits(words.shape[layout.axis])
+        and _steps_allowed(layout.count(words.shape[layout.axis]), words.shape[1 - layout.axis])
+    ]
 
 
 def _best_layout(words: Words) -> Layout | None:
@@ -277,7 +294,9 @@ def decode_packed(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
     ):
         raise ArtifactError("artifact: a packed tensor has a layout that does not fit it")
     spare = _decode_spare(reader.block(), steps, lanes, layout)
-    count = steps * word_bits // layout.bits if layout.across else steps * (word_bits // layout.bits)
+    count = layout.count(steps)
+    if not _steps_allowed(count, lanes):
+        raise ArtifactError("artifact: a packed tensor runs along the long side of its matrix")
     fields = _shaped(np.zeros((count, lanes), np.uint8))
     run = ReadingPass(_prior(layout.bits), reader.take(reader.remaining))
     _code_fields(run, fields, layout, reading=True)

@@ -1,0 +1,54 @@
+"""How `every_codec.tokenbound` was made; kept for the record. The file itself is never made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tokenbound.compression.artifact import assemble_artifact, encode_tensor
+from tokenbound.compression.calibration import Calibration, MatrixSums
+from tokenbound.compression.settings import (
+    E8Settings,
+    GptqSettings,
+    KfacSettings,
+    LosslessSettings,
+    RoundToNearestSettings,
+)
+
+
+def main() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 40, generator=draw) * torch.logspace(0, -1, 40)
+    moment = torch.diag(torch.logspace(0, 2, 40)).double()
+    rows = torch.logspace(0, 2, 48).double()
+    sums = {}
+    for name in ("kfac.weight", "gptq.weight", "e8.weight"):
+        sums[name] = MatrixSums(rows / rows.sum() * moment.trace(), moment, seen=10)
+    sums["transposed.weight"] = MatrixSums(sums["e8.weight"].rows, moment, seen=10, transposed=True)
+    calibration = Calibration(tokens=10, matrices=sums)
+    codes = (torch.randn(64, 128, generator=draw) * 2 + 8).clamp(0, 15).to(torch.uint8)
+    lossless = LosslessSettings()
+    coded = [
+        encode_tensor("kfac.weight", weight, KfacSettings(rate=0.1, damping=0.1), calibration),
+        encode_tensor("transposed.weight", weight.T, KfacSettings(rate=0.1, damping=0.1), calibration),
+        encode_tensor("gptq.weight", weight, GptqSettings(bits=3, group=16), calibration),
+        encode_tensor("e8.weight", weight, E8Settings(bits=3), calibration),
+        encode_tensor("half.weight", weight[:4], E8Settings(bits=3), calibration),
+        encode_tensor("rtn.weight", weight.to(torch.bfloat16), RoundToNearestSettings(step=0.01)),
+        encode_tensor("rtn.norm", 1 + weight[0], RoundToNearestSettings()),
+        encode_tensor("exact.weight", weight[:8], lossless),
+        encode_tensor("exact.float8", weight[:8].to(torch.float8_e4m3fn), lossless),
+        encode_tensor("exact.zeros", torch.zeros(40, 40), lossless),
+        encode_tensor("packed.index", torch.arange(300, dtype=torch.int32) // 16, lossless),
+        encode_tensor("packed.qweight", (codes[:, ::2] | codes[:, 1::2] << 4), lossless),
+        encode_tensor("scalar", torch.tensor(0.5), lossless),
+        encode_tensor("nothing", torch.zeros(0, 3), lossless),
+    ]
+    data = assemble_artifact({"model_type": "golden"}, coded, lossless, tokenizer=b"tokenizer " * 20)
+    path = Path(__file__).parent / "every_codec.tokenbound"
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
