@@ -62,9 +62,10 @@ def plain_errors() -> Iterator[None]:
         yield
     except Exception as error:
         cause = _user_error(error)
-        if cause is None or cause is error:
+        if cause is None:
             raise
-        raise cause from None
+        # Ray Data appends advice of its own; our messages are one line.
+        raise type(cause)(str(cause).partition("\n")[0]) from None
 
 
 def _user_error(error: BaseException | None) -> TokenboundError | None:

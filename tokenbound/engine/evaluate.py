@@ -118,7 +118,7 @@ def _tokens(prepared: Prepared, shard: Shard) -> int:
 def _replica_spec(prepared: Prepared, placement: Placement) -> ReplicaSpec:
     what = prepared.config.what
     return ReplicaSpec(
-        artifact=ray.put(prepared.artifact),
+        artifact=prepared.run.uri,
         dtype=what.model.dtype,
         batch=what.windows.batch,
         length=what.windows.length,

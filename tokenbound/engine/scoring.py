@@ -18,7 +18,7 @@ from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
 from tokenbound.ledger import shard_evidence
 from tokenbound.store.losses import Losses
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import ARTIFACT, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class ReadShard:
 class ReplicaSpec:
     """What a scoring actor needs to build its replica."""
 
-    artifact: Any
-    """The artifact's bytes, or a Ray reference to them."""
+    artifact: bytes | str
+    """The artifact's bytes, or the run directory that holds it: a restarted actor reads it again."""
     dtype: str
     batch: int
     length: int
@@ -136,7 +136,7 @@ def build_replica(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> Any:
 
     if spec.device == "cpu":
         torch.set_num_threads(spec.threads)
-    data = spec.artifact if isinstance(spec.artifact, bytes) else _fetch(spec.artifact)
+    data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
     replica = Replica.from_artifact(
         data, dtype=getattr(torch, spec.dtype), batch=spec.batch, length=spec.length, device=spec.device
     )
@@ -144,12 +144,6 @@ def build_replica(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> Any:
     canary(replica)
     probe_causality(replica, inputs[: spec.batch])
     return replica
-
-
-def _fetch(reference: Any) -> bytes:
-    import ray
-
-    return bytes(ray.get(reference))
 
 
 @dataclass(frozen=True)
