@@ -28,6 +28,9 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     chosen = address or os.environ.get("RAY_ADDRESS")
+    if chosen is None:
+        # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local = {} if chosen else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -33,8 +33,8 @@ from tokenbound.identity import DEFAULT_PROTOCOL
 
 logger = logging.getLogger(__name__)
 
-CALIBRATION_TOKENS = 1 << 17
-"""Tokens that a calibration sees; averages over layers need no more."""
+CALIBRATION_TOKENS = 1 << 18
+"""Tokens that a calibration sees; feedback over columns gains from more, averages over layers would not."""
 
 CALIBRATION_BATCH_TOKENS = 4096
 """Tokens of one forward and backward pass."""

@@ -89,11 +89,10 @@ def score_shards(
             ScoreShard,
             fn_constructor_args=(replica,),
             compute=ActorPoolStrategy(size=placement.replicas),
-            max_restarts=-1,
-            max_task_retries=retries,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": retries},
             **placement.actor_options,
         )
-        .map(commit, num_cpus=TASK_CPUS, max_retries=retries)
+        .map(commit, num_cpus=TASK_CPUS)
     )
     pending = {shard.number for shard in shards}
     with plain_errors():
