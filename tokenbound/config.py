@@ -202,7 +202,7 @@ class HowConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where replicas run."""
     retries: int = Field(default=3, ge=0)
-    """How often a shard is tried again after its actor died."""
+    """How often a shard may lose its actor before the run gives up."""
     store_tokens: bool = True
     """Keep the `token` column in the losses. It is a copy of the corpus: think before sharing a run."""
     progress_interval_s: float = Field(default=30.0, gt=0)

@@ -11,8 +11,16 @@ from tokenbound.config import CorpusConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.engine.cluster import _user_error
 from tokenbound.engine.progress import TokenProgress, describe_speed
-from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec, ScoreShard, WindowSpec, open_plan
-from tokenbound.errors import InputError, MismatchError
+from tokenbound.engine.scoring import (
+    CommitShard,
+    ReadShard,
+    ReplicaSpec,
+    ScoreShard,
+    WindowSpec,
+    count_attempt,
+    open_plan,
+)
+from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.run import RunDirectory
 
 
@@ -93,3 +101,12 @@ def test_ids_outside_the_vocabulary_are_refused(tiny_checkpoint: Path) -> None:
     score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1))
     with pytest.raises(InputError, match="300"):
         score({"inputs": inputs, "targets": inputs, "mask": inputs > 0})
+
+
+def test_a_shard_that_keeps_killing_its_actor_ends_the_run(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    for _ in range(3):
+        count_attempt(run, 7, "first", retries=2)
+    with pytest.raises(IncompleteError, match="shard 7 lost its actor 3 times"):
+        count_attempt(run, 7, "first", retries=2)
+    count_attempt(run, 7, "second", retries=2)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from losses_support import make_losses
 
 from tokenbound.errors import MismatchError

@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from losses_support import make_losses
 
 from tokenbound.errors import IncompleteError, MismatchError

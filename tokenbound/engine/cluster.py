@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,10 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     chosen = address or os.environ.get("RAY_ADDRESS")
-    if chosen is None:
-        # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local = {} if chosen else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_stderr():
         warnings.simplefilter("ignore")
         try:
             ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -42,6 +42,20 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Keep native libraries from writing to stderr; exceptions are not affected."""
+    sys.stderr.flush()
+    kept, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import math
 import platform
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -81,7 +82,6 @@ def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
         replica=_replica_spec(prepared, placement),
         commit=CommitShard(prepared.run.uri, prepared.fingerprint, tuple(what.bound.top_k), how.store_tokens),
         placement=placement,
-        retries=how.retries,
     )
     logger.info("scoring %d shards on %d %s replicas", len(pending), placement.replicas, placement.device)
     with TokenProgress(
@@ -124,6 +124,8 @@ def _replica_spec(prepared: Prepared, placement: Placement) -> ReplicaSpec:
         length=what.windows.length,
         device=placement.device,
         threads=placement.threads,
+        session=uuid.uuid4().hex,
+        retries=prepared.config.how.retries,
     )
 
 

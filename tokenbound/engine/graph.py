@@ -70,17 +70,16 @@ def score_shards(
     replica: ReplicaSpec,
     commit: CommitShard,
     placement: Placement,
-    retries: int,
 ) -> Iterator[dict[str, Any]]:
     """Score and commit shards; yields ``{shard, tokens, unscored_windows}`` as each is committed.
 
-    A shard whose actor dies is scored again by another, up to `retries` times; committing twice writes the same names.
+    A shard whose actor dies is scored again by another; committing twice writes the same names.
 
     Raises:
         TokenboundError: a stage refused its input.
         RuntimeError: the graph returned other rows than it was given.
     """
-    _configure(retries)
+    _configure()
     rows = [{"shard": shard.number, "windows": np.ascontiguousarray(shard.windows).tobytes()} for shard in shards]
     graph = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -89,7 +88,6 @@ def score_shards(
             ScoreShard,
             fn_constructor_args=(replica,),
             compute=ActorPoolStrategy(size=placement.replicas),
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": retries},
             **placement.actor_options,
         )
         .map(commit, num_cpus=TASK_CPUS)
@@ -105,7 +103,7 @@ def score_shards(
         raise RuntimeError(f"{len(pending)} shards went in and did not come out: {sorted(pending)[:5]}")
 
 
-def _configure(retries: int) -> None:
+def _configure() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.errors import IncompleteError
 from tokenbound.ledger import shard_evidence
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
@@ -76,6 +77,10 @@ class ReplicaSpec:
     device: str
     threads: int
     """CPU threads of one replica."""
+    session: str = ""
+    """Names this start of the run; deaths are counted within it."""
+    retries: int = 3
+    """How often a shard may lose its actor before the run gives up."""
 
 
 class ScoreShard:
@@ -90,6 +95,8 @@ class ScoreShard:
 
     def __call__(self, row: Row) -> Row:
         """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
+        if isinstance(self.spec.artifact, str):
+            count_attempt(RunDirectory(self.spec.artifact), int(row["shard"]), self.spec.session, self.spec.retries)
         if self.replica is None:
             self.replica = build_replica(self.spec, row["inputs"])
         inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
@@ -121,6 +128,23 @@ def _unscored(nll: npt.NDArray[Any], entropy: npt.NDArray[Any], mask: npt.NDArra
     """Windows [W] with a scored token that has no finite loss, or one that no rounding explains."""
     sound = np.isfinite(nll) & np.isfinite(entropy) & (nll >= -1e-5)
     return np.asarray((mask & ~sound).any(axis=1))
+
+
+def count_attempt(run: RunDirectory, shard: int, session: str, retries: int) -> None:
+    """Count that an actor begins a shard: Ray restarts dead actors for ever, a shard that kills them must not.
+
+    Raises:
+        IncompleteError: the shard lost its actor more than `retries` times since this start of the run.
+    """
+    name = f"attempts/{shard:05d}.json"
+    found = run.read_json(name) if run.exists(name) else {}
+    count = found["count"] + 1 if found.get("session") == session else 1
+    if count > retries + 1:
+        raise IncompleteError(
+            f"{run.uri}: shard {shard} lost its actor {count - 1} times; look at its windows and at the memory of the "
+            "machine, then run again"
+        )
+    run.write(name, json.dumps({"session": session, "count": count}).encode())
 
 
 def build_replica(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> Any:

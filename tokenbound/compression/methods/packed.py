@@ -175,7 +175,7 @@ def _shaped(fields: Fields) -> Fields:
 def _steps_allowed(count: int, lanes: int) -> bool:
     """Whether codes fold into few enough steps, so that no forged shape can take for ever."""
     steps, lanes = _shaped(np.empty((count, lanes), np.uint8)).shape
-    return steps <= max(lanes, MAX_STEPS)
+    return bool(steps <= max(lanes, MAX_STEPS))
 
 
 def _unshaped(fields: Fields, lanes: int) -> Fields:
