@@ -19,7 +19,7 @@ def describe_speed(done: int, total: int, speed: float) -> str:
     """Tokens done, tokens/s and time left in words.
 
     >>> describe_speed(500_000, 2_000_000, 25_000.0)
-    '0.50M / 2.00M tokens, 25.0k tokens/s, 1 min left'
+    '500.0k / 2.00M tokens, 25.0k tokens/s, 1 min left'
     """
     left = _duration((total - done) / speed) if speed > 0 else "?"
     return f"{_human(done)} / {_human(total)} tokens, {_human(speed)} tokens/s, {left} left"
