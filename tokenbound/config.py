@@ -35,10 +35,6 @@ class ModelConfig(_Section):
     """Arithmetic of the model body; losses are always computed in float32 or better. Part of the protocol."""
     compress: CompressSettings | None = None
     """How a checkpoint becomes an artifact; absent means `lossless`."""
-    base: str | None = None
-    """For a delta artifact: the checkpoint it was made on."""
-    base_is_independent: Literal[True] | None = None
-    """For a delta artifact: declare that the base was fixed independently of the scored tokens."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -46,8 +42,6 @@ class ModelConfig(_Section):
             raise ValueError("give exactly one of `artifact` and `checkpoint`")
         if self.compress is not None and self.checkpoint is None:
             raise ValueError("`compress` applies to a `checkpoint`; an artifact is already compressed")
-        if self.base is not None and self.base_is_independent is None:
-            raise ValueError("a `base` needs the declaration `base_is_independent: true`")
         return self
 
 

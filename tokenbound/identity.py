@@ -74,8 +74,6 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
         found["holdout_declaration"] = what.bound.holdout_declaration
     if what.bound.declared_tokens is not None:
         found["declared_tokens"] = what.bound.declared_tokens
-    if what.model.base is not None:
-        found["base_is_independent"] = what.model.base_is_independent
     return found
 
 

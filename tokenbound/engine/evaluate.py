@@ -34,6 +34,9 @@ from tokenbound.store.run import RunDirectory, losses_sha256, missing_shards
 
 logger = logging.getLogger(__name__)
 
+SERIAL_SHARDS = 4
+"""So few shards are reduced faster in one process than by starting others."""
+
 SLACK_GROWTH = 1.5
 """A run that scores until its slack is small grows its sample by this factor between looks."""
 
@@ -207,7 +210,8 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
 
 
 def _reduce_task(ledger: RunLedger, claim: Claim, sampling: SamplingPlan | None) -> Reduction:
-    return reduce_ledger(ledger, claim, sampling, run=ray_map)
+    run = ray_map if ledger.num_shards > SERIAL_SHARDS else map
+    return reduce_ledger(ledger, claim, sampling, run=run)
 
 
 def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Certificate:

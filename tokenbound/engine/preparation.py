@@ -134,6 +134,10 @@ def _architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
     from tokenbound.compression.artifact import parse_artifact
 
     parsed = parse_artifact(artifact)
+    if parsed.base is not None:
+        raise InputError(
+            "what.model.artifact is a delta on a base, which cannot be scored yet; encode the merged model"
+        )
     if corpus.tokenizer_is == "counted":
         if corpus.tokenizer is None:
             raise InputError(
