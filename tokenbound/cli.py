@@ -99,10 +99,15 @@ def verify(
     ] = None,
 ) -> None:
     """Recompute a certificate from its losses and artifact; exit 0 only if it holds."""
+    from tokenbound.bounds import format_bound
     from tokenbound.certificate import verify_beside
 
     checked, run, data = verify_beside(certificate, losses=losses, artifact=artifact)
-    bound = "no loss bound" if checked.bound_bits is None else f"{checked.bound_bits:.4f} bits/token ({checked.method})"
+    bound = (
+        "no loss bound"
+        if checked.bound_bits is None
+        else f"{format_bound(checked.bound_bits, 4)} bits/token ({checked.method})"
+    )
     text = f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give {bound}."
     if rescore:
         from tokenbound.config import RunConfig, load_config
