@@ -259,6 +259,8 @@ class PretrainHow(_Section):
     """Ray Train workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers run."""
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """CPU threads of one worker; `auto` divides the cores. Small models often train as fast with one."""
     checkpoint_interval_s: float = Field(default=120.0, gt=0)
     """Seconds between checkpoints; a killed run loses at most this much."""
     progress_interval_s: float = Field(default=30.0, gt=0)

@@ -133,7 +133,8 @@ def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
 def _fit(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, output: Path) -> Any:
     resources = cluster_resources()
     use_gpu = config.how.device == "cuda" or (config.how.device == "auto" and resources.gpus > 0)
-    cpus = max(1, (resources.cpus - 1 if resources.cpus > 2 else resources.cpus) // config.how.workers)
+    share = max(1, (resources.cpus - 1 if resources.cpus > 2 else resources.cpus) // config.how.workers)
+    cpus = share if config.how.threads == "auto" else config.how.threads
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
