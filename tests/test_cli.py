@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +51,23 @@ def test_alone_it_shows_three_things(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert call(monkeypatch) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("demo", "evaluate", "verify"))
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert shown.count("\n  tokenbound ") == 3
+
+
+def test_every_command_but_generate_speaks_json() -> None:
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.callback.__name__
+        assert ("as_json" in inspect.signature(command.callback).parameters) == (name != "generate"), name
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {"_TOKENBOUND_COMPLETE": "complete_bash", "COMP_WORDS": "tokenbound ver", "COMP_CWORD": "1"}
+    environment = {**os.environ, **asked}
+    code = "from tokenbound.cli import app; app(prog_name='tokenbound')"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert shown.stdout.split() == ["verify"]
 
 
 @pytest.mark.parametrize(

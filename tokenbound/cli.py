@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 
 from tokenbound.errors import InputError, TokenboundError
+
+if TYPE_CHECKING:
+    from tokenbound.certificate import Certificate
 
 app = typer.Typer(
     add_completion=True,
@@ -38,7 +42,7 @@ def _root(
         Console().print(
             "[bold]tokenbound[/bold]: an upper bound on a language model's expected loss, from every training "
             "token.\n\n"
-            "  tokenbound demo                 try it now: no network, no GPU, under two minutes\n"
+            "  tokenbound demo                 try it now: no network, no GPU, two minutes\n"
             "  tokenbound evaluate CONFIG      certify your model on your corpus\n"
             "  tokenbound verify CERTIFICATE   check a certificate, yours or another's\n\n"
             "tokenbound --help lists everything else."
@@ -49,12 +53,13 @@ def _root(
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     windows: Annotated[int | None, typer.Option(help="Windows to sample; 0 scores every one.", min=0)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Certify the shipped byte model on this Python's own standard library; offline."""
     from tokenbound.demo import DEMO_WINDOWS, demo_config
 
     count = DEMO_WINDOWS if windows is None else windows
-    _evaluate_and_print(demo_config(str(output), windows=count or None), as_json=False)
+    _evaluate_and_print(demo_config(str(output), windows=count or None), as_json=as_json)
 
 
 @app.command()
@@ -97,24 +102,32 @@ def verify(
     corpus: Annotated[
         str | None, typer.Option(help="Run config naming the corpus; default config.yaml beside.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Recompute a certificate from its losses and artifact; exit 0 only if it holds."""
     from tokenbound.bounds import format_bound
     from tokenbound.certificate import verify_beside
 
     checked, run, data = verify_beside(certificate, losses=losses, artifact=artifact)
-    bound = (
-        "no loss bound"
-        if checked.bound_bits is None
-        else f"{format_bound(checked.bound_bits, 4)} bits/token ({checked.method})"
-    )
-    text = f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give {bound}."
+    worst = None
     if rescore:
         from tokenbound.config import RunConfig, load_config
         from tokenbound.engine.rescore import rescore as score_again
 
         config = load_config(RunConfig, corpus or f"{run}/config.yaml")
         worst = score_again(checked, config, losses=run, artifact=data, windows=rescore)
+    if as_json:
+        kept = ("bound_bits", "method", "num_scored_tokens", "artifact_bytes", "claim_fingerprint")
+        found = {name: getattr(checked, name) for name in kept}
+        _print_json({"verified": True, **found, "rescored_windows": rescore, "largest_difference_nats": worst})
+        return
+    bound = (
+        "no loss bound"
+        if checked.bound_bits is None
+        else f"{format_bound(checked.bound_bits, 4)} bits/token ({checked.method})"
+    )
+    text = f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give {bound}."
+    if worst is not None:
         text += f" {rescore} random windows scored again agree to {worst:.2g} nats per token."
     else:
         text += " That this corpus has these losses was not checked: add --rescore 20."
@@ -231,12 +244,15 @@ def _read_artifact(name: str) -> bytes:
 
 
 @app.command()
-def pretrain(config: Path, overrides: Overrides = None) -> None:
+def pretrain(config: Path, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train a model and encode it; run it again to resume."""
     from tokenbound.config import PretrainConfig, load_config
     from tokenbound.engine.train import pretrain as run_training
 
     trained = run_training(load_config(PretrainConfig, config, overrides or []))
+    if as_json:
+        _print_json(asdict(trained))
+        return
     Console().print(
         f"trained to {trained.loss_bits:.4f} bits/token (training loss)\nmodel     {trained.model}\n"
         f"artifact  {trained.artifact} ({trained.artifact_bytes:,} bytes)",
@@ -308,22 +324,42 @@ def status(run: str, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="Run directory or certificate.")], as_json: AsJson = False) -> None:
-    """Print a certificate again and write its HTML report anew."""
+def report(
+    run: Annotated[str, typer.Argument(help="Run directory or certificate.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--format", help="Print only this: json, markdown, latex, bibtex or model-card."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a certificate again and write its HTML report anew; or print it in another form."""
     from tokenbound.certificate import Certificate
+    from tokenbound.report.rows import EXPORTS
+    from tokenbound.store.run import CERTIFICATE
+
+    kind = "json" if as_json else kind
+    if kind not in (None, "json", *EXPORTS):
+        raise InputError(f"--format {kind!r} is unknown; choose one of json, {', '.join(EXPORTS)}")
+    path = run if run.endswith(".json") else f"{run.rstrip('/')}/{CERTIFICATE}"
+    certificate = Certificate.load(path)
+    if kind == "json":
+        _print_json(certificate.model_dump(mode="json"))
+    elif kind is not None:
+        sys.stdout.write(EXPORTS[kind](certificate).rstrip("\n") + "\n")
+    else:
+        _show_and_write(certificate, path.rpartition("/")[0] or ".")
+
+
+def _show_and_write(certificate: Certificate, folder: str) -> None:
     from tokenbound.report.details import run_details
     from tokenbound.report.html import write_report
     from tokenbound.report.terminal import certificate_view
-    from tokenbound.store.run import CERTIFICATE, RunDirectory
+    from tokenbound.store.run import RunDirectory
 
-    path = run if run.endswith(".json") else f"{run.rstrip('/')}/{CERTIFICATE}"
-    certificate, directory = Certificate.load(path), RunDirectory(path.rpartition("/")[0] or ".")
+    directory = RunDirectory(folder)
     page = write_report(directory, certificate, run_details(directory, certificate))
-    if as_json:
-        _print_json(certificate.model_dump(mode="json"))
-    else:
-        Console().print(certificate_view(certificate))
-        Console().print(f"report       {directory.uri}/{page}", soft_wrap=True)
+    Console().print(certificate_view(certificate))
+    Console().print(f"report       {page}", soft_wrap=True)
 
 
 def _print_json(tree: object) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import yaml
 
+from tokenbound import cli
 from tokenbound.report.rows import (
     LATEX_HEADER,
     MARKDOWN_HEADER,
@@ -83,3 +85,40 @@ def test_names_come_from_paths(cases):
     )
     assert model_name(moved) == "tiny-llama"
     assert corpus_name(moved) == "a.jsonl and 1 more"
+
+
+def test_the_hub_reads_the_metadata_as_it_was_meant(cases):
+    from huggingface_hub import ModelCardData
+
+    certificate = cases["sampled"].certificate
+    index = model_index(certificate, "mine")
+    card = ModelCardData(**{"model-index": index})
+    assert card.to_dict()["model-index"] == index
+    found = {result.metric_type: result for result in card.eval_results}
+    assert found["risk-bound-bits-per-token"].metric_value == certificate.bound_bits
+    assert found["risk-bound-bits-per-token"].metric_args["claim_fingerprint"] == certificate.claim_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark"),
+    [
+        ("json", '"claim_fingerprint"'),
+        ("markdown", "|:--|"),
+        ("latex", r" \\"),
+        ("bibtex", "@misc{tokenbound-"),
+        ("model-card", "model-index:"),
+    ],
+)
+def test_the_command_prints_every_form_from_the_certificate_alone(cases, tmp_path, monkeypatch, capsys, kind, mark):
+    path = tmp_path / "certificate.json"
+    cases["full"].certificate.save(path)
+    monkeypatch.setattr(sys, "argv", ["tokenbound", "report", str(path), "--format", kind])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    assert mark in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["certificate.json"]
+    monkeypatch.setattr(sys, "argv", ["tokenbound", "report", str(path), "--format", "magic"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from tokenbound.compression.inspection import ArtifactReport
+
+COMPARED = ("gzip", "zstd -19", "xz")
+"""General compressors beside ours, where they were asked for."""
 
 
 def artifact_view(report: ArtifactReport) -> RenderableType:
@@ -26,7 +30,7 @@ def artifact_view(report: ArtifactReport) -> RenderableType:
 
 
 def _shares(name: str, sizes: dict[str, int], total: int) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(name)
     table.add_column("bytes", justify="right")
     table.add_column("share", justify="right")
@@ -36,13 +40,17 @@ def _shares(name: str, sizes: dict[str, int], total: int) -> Table:
 
 
 def _tensors(report: ArtifactReport) -> Table:
-    table = Table()
-    for name in ("tensor", "shape", "codec", "bytes", "bits/weight", "gzip", "zstd -19", "xz"):
-        table.add_column(name, justify="left" if name in ("tensor", "shape", "codec") else "right")
+    compared = any(row.gzip_bytes is not None for row in report.tensors)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tensor", overflow="fold")
+    for name in ("shape", "codec"):
+        table.add_column(name, no_wrap=True)
+    for name in ("bytes", "bits/weight", *(COMPARED if compared else ())):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.tensors:
-        others = (row.gzip_bytes, row.zstd_bytes, row.xz_bytes)
+        others = (row.gzip_bytes, row.zstd_bytes, row.xz_bytes) if compared else ()
         table.add_row(
-            row.name,
+            row.name.removesuffix(".weight"),
             "x".join(map(str, row.shape)),
             row.codec,
             f"{row.num_bytes:,}",

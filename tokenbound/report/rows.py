@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -158,18 +159,18 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
         "task": {"type": "text-generation"},
         "dataset": {"name": corpus, "type": str(certificate.corpus.get("name") or certificate.corpus.get("source"))},
         "metrics": _metrics(certificate),
-        "source": {"name": f"tokenbound {certificate.tokenbound_version}, claim {certificate.claim_fingerprint[:16]}"},
     }
     return [{"name": name or model_name(certificate), "results": [result]}]
 
 
 def _metrics(certificate: Certificate) -> list[dict[str, Any]]:
     confidence = f"with probability {1 - certificate.delta:g}"
+    claim = {"delta": certificate.delta, "claim_fingerprint": certificate.claim_fingerprint}
     found: list[dict[str, Any]] = []
     if certificate.bound_bits is not None:
         vacuous = ", vacuous" if certificate.vacuous else ""
         title = f"upper bound on the expected loss, bits per token, {confidence} ({certificate.method}{vacuous})"
-        found.append(_metric("risk-bound-bits-per-token", title, certificate.bound_bits))
+        found.append(_metric("risk-bound-bits-per-token", title, certificate.bound_bits, claim))
     found.append(
         _metric("loss-bits-per-token", "mean loss on the scored tokens, bits per token", certificate.mean_nll_bits)
     )
@@ -178,16 +179,30 @@ def _metrics(certificate: Certificate) -> list[dict[str, Any]]:
         if line["top_k"] is not None and line["value"] is not None:
             k = line["top_k"]
             found.append(
-                _metric(f"top-{k}-error-bound", f"upper bound on the top-{k} error, {confidence}", line["value"])
+                _metric(f"top-{k}-error-bound", f"upper bound on the top-{k} error, {confidence}", line["value"], claim)
             )
     return found
 
 
-def _metric(kind: str, title: str, value: float) -> dict[str, Any]:
-    return {"type": kind, "name": title, "value": value if math.isfinite(value) else str(value)}
+def _metric(kind: str, title: str, value: float, claim: dict[str, Any] | None = None) -> dict[str, Any]:
+    metric = {"type": kind, "name": title, "value": value if math.isfinite(value) else str(value)}
+    return {**metric, "args": dict(claim)} if claim else metric
 
 
 def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
     """:func:`model_index` as YAML, to paste between the `---` lines of a model card."""
     tree = {"model-index": model_index(certificate, name)}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _markdown_table(certificate: Certificate) -> str:
+    return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}"
+
+
+EXPORTS: Mapping[str, Callable[[Certificate], str]] = {
+    "markdown": _markdown_table,
+    "latex": latex_row,
+    "bibtex": bibtex,
+    "model-card": model_card_yaml,
+}
+"""What `tokenbound report --format` prints besides the table and JSON."""
