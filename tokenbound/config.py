@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tokenbound.compression.settings import CompressSettings
 from tokenbound.errors import InputError
+from tokenbound.models.structured.settings import DenseFamily, Family
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -242,6 +243,8 @@ class PretrainWhat(_Section):
 
     model: dict[str, Any]
     """A Hugging Face causal LM config: `model_type` and its keyword arguments."""
+    family: Family = DenseFamily()
+    """What is trained of it: `kind` (dense, lora, sublora, kronecker, monarch) and its options."""
     corpus: CorpusConfig
     training: TrainingConfig
     compress: CompressSettings | None = None

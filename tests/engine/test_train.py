@@ -65,6 +65,16 @@ def test_a_model_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path
         pretrain(config(tmp_path, text_folder, seed=5))
 
 
+def test_a_family_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path) -> None:
+    plain = config(tmp_path, text_folder, tokens=1024)
+    family = {"kind": "sublora", "rank": 2, "dimension": 64}
+    what = {**plain.what.model_dump(), "family": family, "compress": {"method": "kfac", "rate": 0.1}}
+    trained = pretrain(validate(PretrainConfig, {"what": what, "how": plain.how.model_dump()}, origin="test"))
+    data = Path(trained.artifact).read_bytes()
+    assert decode_artifact(data).architecture["tokenbound_family"]["dimension"] == 64
+    assert len(list(generate_ids(data, [65], max_new_tokens=4))) == 4
+
+
 def test_shapes_are_checked_before_the_first_step(tmp_path: Path, text_folder: Path) -> None:
     with pytest.raises(InputError, match="64 positions"):
         pretrain(config(tmp_path, text_folder, window=65))

@@ -188,13 +188,13 @@ def _apply_adapter(changes: Tensors, base: Tensors, reference: Mapping[str, Any]
         if not part:
             out[target] = tensor.to(base[target].dtype)
         elif part == "A":
-            product = _low_rank(changes[_other(name, "A")], tensor, scaling)
+            product = low_rank_product(changes[_other(name, "A")], tensor, scaling)
             product = product.T if reference.get("transposed") else product
             out[target] = (base[target].float() + product).to(base[target].dtype)
     return out
 
 
-def _low_rank(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+def low_rank_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
     """Scaling * left @ right, one rank after the other, so that no library chooses the order of the sum."""
     import torch
 

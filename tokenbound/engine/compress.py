@@ -147,12 +147,13 @@ def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
     import torch
 
     from tokenbound.compression.calibration import CALIBRATION_SEED, collect_calibration
-    from tokenbound.models.checkpoint import build_model, read_checkpoint
+    from tokenbound.models.checkpoint import read_checkpoint
+    from tokenbound.models.structured.build import trained_form
 
     torch.set_num_threads(1)
     part, windows = job
     checkpoint = read_checkpoint(path)
-    model = build_model(checkpoint.architecture, checkpoint.tensors, dtype=torch.float32, device="cpu")
+    model = trained_form(checkpoint.architecture, checkpoint.tensors)
     corpus, plan = open_plan(text.corpus_root, text.spec)
     batch = gather(corpus, plan.windows(windows), text.spec.length)
     rows = max(1, CALIBRATION_BATCH_TOKENS // text.spec.length)
@@ -160,7 +161,7 @@ def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
         (torch.from_numpy(batch.inputs[i : i + rows]), torch.from_numpy(batch.mask[i : i + rows]))
         for i in range(0, len(batch.inputs), rows)
     )
-    return collect_calibration(model, batches, seed=CALIBRATION_SEED + part)
+    return collect_calibration(model, batches, names=set(checkpoint.tensors), seed=CALIBRATION_SEED + part)
 
 
 def _best_rate(encode: Any, settings: AutoSettings, text: Text) -> bytes:

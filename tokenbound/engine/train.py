@@ -42,7 +42,7 @@ class Trained:
     """What a finished training run left behind."""
 
     model: str
-    """Float model in Hugging Face format."""
+    """Float model in Hugging Face format; of a family only what is trained."""
     artifact: str
     """The encoded model."""
     artifact_bytes: int
@@ -128,6 +128,27 @@ def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
             f"the corpus has {corpus.manifest.tokens} tokens, fewer than what.training.window + 1 = "
             f"{config.what.training.window + 1}"
         )
+    _check_family(config, architecture)
+
+
+def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> None:
+    """A family that does not fit is refused before a worker starts."""
+    from tokenbound.models.structured.build import count_trained
+
+    trained = count_trained(architecture, config.what.family)
+    logger.info("family %s: %d trained parameters", config.what.family.kind, trained)
+
+
+def _build_model(architecture: dict[str, Any], family: Any) -> Any:
+    """A fresh model in its trained form, random from torch's present seed."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tokenbound.models.structured.registry import attach_family
+
+    shape = dict(architecture)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
+    attach_family(model, family)
+    return model
 
 
 def _fit(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, output: Path) -> Any:
@@ -139,6 +160,7 @@ def _fit(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedC
         _worker,
         train_loop_config={
             "architecture": architecture,
+            "family": config.what.family,
             "training": config.what.training.model_dump(mode="json"),
             "corpus_root": corpus.root,
             "output": str(output),
@@ -168,7 +190,6 @@ def _worker(settings: dict[str, Any]) -> None:
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from tokenbound.config import TrainingConfig
     from tokenbound.training.loop import StepReport, train
@@ -177,8 +198,7 @@ def _worker(settings: dict[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
     training = TrainingConfig(**settings["training"])
     set_seed(training.seed)
-    architecture = dict(settings["architecture"])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture.pop("model_type"), **architecture))
+    model = _build_model(settings["architecture"], settings["family"])
     accelerator = Accelerator(cpu=not settings["cuda"], mixed_precision="bf16" if settings["cuda"] else "no")
     run, last = RunDirectory(settings["output"]), [time.monotonic()]
     metrics: dict[str, Any] = {}
@@ -252,15 +272,19 @@ def _export(
 ) -> Trained:
     """From the last checkpoint to a Hugging Face folder and an artifact."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tokenbound.models.structured.build import save_trained
 
     if result.checkpoint is None:
         raise TokenboundError(f"training ended without a checkpoint ({result.error}); see {output}")
-    shape = dict(architecture)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
+    family = config.what.family
+    model = _build_model(architecture, family)
     with result.checkpoint.as_directory() as folder:
         model.load_state_dict(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)["model"])
-    model.save_pretrained(output / "model")
+    if family.kind == "dense":
+        model.save_pretrained(output / "model")
+    else:
+        save_trained(model, family, output / "model")
     windows = WindowsConfig(length=config.what.training.window, context="packed")
     data = encode_checkpoint(
         str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text_of(corpus, windows)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.structured.settings import FAMILY
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     directory = _locate(path_or_id)
     architecture = _read_architecture(directory)
     tensors = _read_tensors(directory)
-    blank = _blank_model(architecture, len(tensors))
+    blank = blank_model(architecture, len(tensors))
     tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
     return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
 
@@ -252,7 +253,11 @@ def build_model(
     """
     _refuse_quantized(architecture, "given")
     architecture = clean_architecture(architecture)
-    blank = _blank_model(architecture, len(tensors))
+    if FAMILY in architecture:
+        from tokenbound.models.structured.build import decode_family
+
+        return decode_family(architecture, tensors, dtype=dtype, device=device)
+    blank = blank_model(architecture, len(tensors))
     _refuse_uncovered(blank, tensors)
     model, report = _load(blank, tensors, dtype)
     _refuse_incomplete(report)
@@ -300,12 +305,16 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _blank_model(architecture: Mapping[str, Any], num_tensors: int) -> Any:
-    """The model without storage (meta device): names, shapes and ties only."""
+def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None) -> Any:
+    """The model without storage (meta device): names, shapes and ties only.
+
+    Raises:
+        InputError: the architecture defines no causal language model, or more layers than there are tensors.
+    """
     config = _make_config(architecture)
     causal_class = _causal_class(config)
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > num_tensors:
+    if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
         raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
     with _quiet_transformers():
         try:
@@ -328,7 +337,8 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
         ) from None
     with _quiet_transformers():
         try:
-            return config_class.from_dict(copy.deepcopy(dict(architecture)))
+            plain = {key: value for key, value in architecture.items() if key != FAMILY}
+            return config_class.from_dict(copy.deepcopy(plain))
         except Exception as error:  # transformers validates configs with error types of its own
             raise InputError(f"the {model_type} config is not valid: {_one_line(error)}") from error
 

@@ -72,7 +72,7 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Trainable inner matrices, and everything else (embeddings, tied heads, norms, biases)."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     trainable: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim == 2 and id(p) not in embeddings]
+    matrices = [p for p in trainable if p.ndim == 2 and min(p.shape) > 1 and id(p) not in embeddings]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in trainable if id(p) not in chosen]
 
@@ -80,7 +80,7 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """The optimizers of a run. Weight decay acts on the inner matrices alone."""
     matrices, rest = split_parameters(model)
-    if config.optimizer == "muon":
+    if config.optimizer == "muon" and matrices:
         return [
             Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
             torch.optim.AdamW(rest, lr=config.embedding_lr, betas=(0.9, 0.95), weight_decay=0.0),

@@ -1,0 +1,127 @@
+"""Families: layers against the matrix they stand for, artifacts against the trained form, refusals by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.settings import RoundToNearestSettings
+from tokenbound.errors import InputError
+from tokenbound.models.generate import generate_ids
+from tokenbound.models.probe import canary, probe_causality
+from tokenbound.models.replica import Replica
+from tokenbound.models.structured.build import count_trained, trained_form
+from tokenbound.models.structured.counter import random_groups, uniform_weights
+from tokenbound.models.structured.kronecker import KroneckerLinear
+from tokenbound.models.structured.monarch import MonarchLinear
+from tokenbound.models.structured.registry import attach_family, trained_tensors
+from tokenbound.models.structured.settings import (
+    FAMILY,
+    KroneckerFamily,
+    LoraFamily,
+    MonarchFamily,
+    SubloraFamily,
+)
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "model_type": "llama",
+        "vocab_size": 83,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 83,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    },
+}
+FAMILIES = [
+    KroneckerFamily(terms=2),
+    MonarchFamily(blocks=2),
+    LoraFamily(rank=2),
+    SubloraFamily(rank=2, dimension=90, others="frozen"),
+]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(2, 5), st.integers(2, 5), st.integers(1, 3), st.booleans())
+def test_kronecker_equals_its_matrix(a: int, b: int, c: int, d: int, terms: int, bias: bool) -> None:
+    layer = KroneckerLinear(nn.Linear(a * b, c * d, bias=bias, dtype=torch.float64), terms)
+    x = torch.randn(2, 3, a * b, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.dense_matrix(), layer.bias))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(0, 4), st.booleans())
+def test_monarch_equals_its_matrix(blocks: int, more_in: int, more_out: int, bias: bool) -> None:
+    inputs, outputs = blocks * (blocks + more_in), blocks * (blocks + more_out)
+    layer = MonarchLinear(nn.Linear(inputs, outputs, bias=bias, dtype=torch.float64), blocks)
+    x = torch.randn(2, 3, inputs, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.dense_matrix(), layer.bias))
+    assert bool((layer.dense_matrix() != 0).all())
+
+
+def test_seeded_numbers_are_fixed_for_ever() -> None:
+    weights = uniform_weights(7, "w", (3,), 0.5)
+    assert abs(float(uniform_weights(7, "w", (100_000,), 0.5).std()) - 0.5) < 0.005
+    assert np.array_equal(weights, uniform_weights(7, "w", (100,), 0.5)[:3])
+    assert sorted(np.bincount(random_groups(1, "g", 10, 4))) == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.kind)
+def test_artifacts_of_a_family_decode_score_and_speak(name: str, family: Any) -> None:
+    shape = dict(ARCHITECTURES[name])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
+    attach_family(model, family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    tensors = trained_tensors(model)
+    assert count_trained(ARCHITECTURES[name], family) == sum(tensor.numel() for tensor in tensors.values())
+    architecture = {**ARCHITECTURES[name], FAMILY: family.model_dump(mode="json")}
+    data = encode_artifact(architecture, tensors, RoundToNearestSettings(step=0.1))
+    replica = Replica.from_artifact(data, dtype=torch.float32, batch=2, length=16)
+    canary(replica)
+    probe_causality(replica)
+    found = decode_artifact(data)
+    form, ids = trained_form(found.architecture, found.tensors), torch.arange(16)[None]
+    torch.testing.assert_close(replica.model(input_ids=ids).logits, form(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert len(list(generate_ids(data, [5], max_new_tokens=4))) == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (LoraFamily(rank=9), "above the dimension 8"),
+        (LoraFamily(layers=("nowhere",)), "'nowhere'"),
+        (SubloraFamily(rank=2, dimension=10**6), "must lie between"),
+        (KroneckerFamily(terms=1000), "rank"),
+        (MonarchFamily(blocks=3), "does not divide"),
+        (MonarchFamily(blocks=8), "root of the smaller side"),
+    ],
+)
+def test_families_that_do_not_fit_are_refused(family: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        count_trained(ARCHITECTURES["llama"], family)

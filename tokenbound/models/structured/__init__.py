@@ -1,0 +1,1 @@
+"""Models trained in a compressed form: layers with few parameters, and what turns an artifact of one into a model."""
