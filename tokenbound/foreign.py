@@ -7,9 +7,12 @@ from typing import Any
 from tokenbound.bounds.claim import METHODS, Claim
 from tokenbound.certificate import plain
 from tokenbound.errors import InputError
-from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, reduce_ledger
+from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
 from tokenbound.store.foreign import available_columns, find_row_groups
 from tokenbound.store.run import RunDirectory
+
+TOP_K = (1, 10, 100)
+"""The top-k errors that are bounded where ranks were stored."""
 
 
 def bound_losses(
@@ -38,17 +41,19 @@ def bound_losses(
     if method != "all" and method not in METHODS:
         raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
     ledger, columns = open_ledger(path, vocab_size)
+    evidence = full_evidence(ledger, vocab_size, TOP_K)
     claim = Claim(
         vocab_size=vocab_size,
         tokenizer_vocab_size=tokenizer_vocab_size,
         code_length_bits=code_length_bits,
         delta=delta,
-        num_tokens=sum(ledger.losses(shard).num_tokens for shard in range(ledger.num_shards)),
+        num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
+        top_k=TOP_K,
         methods=METHODS if method == "all" else (method,),
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
     )
-    return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim).lines]
+    return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim, evidence=evidence).lines]
 
 
 def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:

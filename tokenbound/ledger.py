@@ -197,7 +197,13 @@ class Reduction:
 
 
 def reduce_ledger(
-    ledger: Ledger, claim: Claim, sampling: SamplingPlan | None = None, *, run: Run = map, trust_evidence: bool = True
+    ledger: Ledger,
+    claim: Claim,
+    sampling: SamplingPlan | None = None,
+    *,
+    run: Run = map,
+    trust_evidence: bool = True,
+    evidence: Evidence | None = None,
 ) -> Reduction:
     """Choose the grid points, evaluate them exactly, and bound.
 
@@ -207,28 +213,32 @@ def reduce_ledger(
         sampling: how the windows were drawn; None where every token was scored.
         run: how functions are mapped over shards.
         trust_evidence: take the evidence of the commit records; otherwise build it again from the losses.
+        evidence: that of all shards, where the caller has merged it already; not for a sampled run.
 
     Raises:
         IncompleteError: a shard is not committed.
         MismatchError: losses that are not what was committed.
     """
-    if sampling is None:
-        evidence = _full_evidence(ledger, claim, run, trust_evidence)
-    else:
+    if sampling is not None:
         evidence = pilot_evidence(ledger, claim, sampling)
+    elif evidence is None:
+        evidence = full_evidence(ledger, claim.vocab_size, claim.top_k, run=run, trust=trust_evidence)
     tunings = choose_tunings(evidence, claim, sampling)
     sums = merge_sums(list(run(partial(shard_sums, ledger, tunings, sampling is not None), range(ledger.num_shards))))
     return Reduction(evidence, tunings, sums, certify(tunings, sums, claim, sampling))
 
 
-def _full_evidence(ledger: Ledger, claim: Claim, run: Run, trust: bool) -> Evidence:
+def full_evidence(
+    ledger: Ledger, vocab_size: int, top_k: tuple[int, ...], *, run: Run = map, trust: bool = True
+) -> Evidence:
+    """Evidence of every shard, merged."""
     shards = range(ledger.num_shards)
     chunks = (
         [shards[i : i + RECORDS_PER_TASK] for i in range(0, len(shards), RECORDS_PER_TASK)]
         if trust
         else [[s] for s in shards]
     )
-    return merge_evidence(list(run(partial(_chunk_evidence, ledger, claim.vocab_size, claim.top_k, trust), chunks)))
+    return merge_evidence(list(run(partial(_chunk_evidence, ledger, vocab_size, top_k, trust), chunks)))
 
 
 def _chunk_evidence(
