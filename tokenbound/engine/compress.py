@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -41,6 +41,10 @@ CALIBRATION_BATCH_TOKENS = 4096
 
 TRIAL_TOKENS = 1 << 15
 """Tokens on which the rate search scores each candidate."""
+
+Method = Literal["azuma", "freedman"]
+Losses = tuple[Any, Any, int]
+"""nll and entropy in nats [n], and V."""
 
 SEED = 0
 """Of the choice of calibration windows; package constant, so it costs nothing."""
@@ -183,16 +187,31 @@ def _best_rate(encode: Any, settings: AutoSettings, text: Text) -> bytes:
 
 def predicted_bound_bits(data: bytes, text: Text, windows: list[int]) -> float:
     """What the freedman bound would be if every token of the corpus had the losses of these windows. Not a bound."""
-    nll, entropy, vocab_size = _score(data, text, windows)
-    bits = math.fsum(code_split(len(data), DEFAULT_PROTOCOL).values())
-    claim = Claim(vocab_size, vocab_size, bits, 0.05, len(nll), ("freedman",), has_rank=False)
-    larger = claim.with_larger_corpus(max(text.num_tokens, len(nll)))
+    return bound_if_all(_score(data, text, windows), len(data), text.num_tokens)
+
+
+def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: Method = "freedman") -> float:
+    """What a bound would be if every token of a corpus of this size had these losses. Not a bound.
+
+    Args:
+        losses: nll and entropy in nats [n], and V.
+        num_bytes: of the artifact.
+        num_tokens: of the corpus, counted as n where it is smaller.
+        method: which bound.
+
+    Returns:
+        Bits per token, infinite where nothing can be said.
+    """
+    nll, entropy, vocab_size = losses
+    bits = math.fsum(code_split(num_bytes, DEFAULT_PROTOCOL).values())
+    claim = Claim(vocab_size, vocab_size, bits, 0.05, len(nll), (method,), has_rank=False)
+    larger = claim.with_larger_corpus(max(num_tokens, len(nll)))
     tunings = choose_tunings(Evidence.from_losses(nll, entropy, vocab_size=vocab_size), larger)
     value = certify(tunings, line_sums(tunings, nll, entropy), larger)[0].value
     return math.inf if value is None else value
 
 
-def _score(data: bytes, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
+def _score(data: bytes, text: Text, windows: list[int]) -> Losses:
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
     reference = ray.put(data)
     with plain_errors():
