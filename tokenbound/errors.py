@@ -15,6 +15,10 @@ class InputError(TokenboundError):
     """A config, a file or a model cannot be used as given (exit code 2)."""
 
 
+class ReplicaOutOfMemory(TokenboundError):
+    """The batch does not fit into the memory of the device; a smaller batch shape may (exit code 2)."""
+
+
 class IncompleteError(TokenboundError):
     """Something planned is not there yet: shards to score, losses or an artifact to verify (exit code 3)."""
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models import replica as replica_module
-from tokenbound.models.replica import Replica, ReplicaOutOfMemory, is_out_of_memory, unscorable
+from tokenbound.models.replica import Replica, is_out_of_memory, unscorable
 
 SMALL = {"vocab_size": 83, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -182,11 +182,23 @@ def test_windows_longer_than_the_models_positions(name):
 
 def test_shapes_are_checked():
     replica = make_replica()
-    inputs, targets, mask = windows(rows=BATCH + 1)
-    with pytest.raises(ValueError, match=r"at most 4, 24"):
-        replica.score(inputs, targets, mask)
-    with pytest.raises(ValueError, match=r"at most 4, 24"):
+    inputs, targets, mask = windows()
+    with pytest.raises(ValueError, match=r"must all be \[W, 24\]"):
         replica.score(inputs[:2, :5], targets[:2, :5], mask[:2, :5])
+    assert replica.score(inputs[:0], targets[:0], mask[:0]).nll.shape == (0, 24)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_many_windows_score_as_batch_by_batch(name):
+    replica = make_replica(name)
+    batch = windows(rows=3 * BATCH + 1)
+    whole = replica.score(*batch)
+    for first in range(0, 3 * BATCH + 1, BATCH):
+        rows = slice(first, first + BATCH)
+        part = replica.score(*(array[rows] for array in batch))
+        assert part.nll.tobytes() == whole.nll[rows].tobytes()
+        assert part.entropy.tobytes() == whole.entropy[rows].tobytes()
+        assert part.rank.tobytes() == whole.rank[rows].tobytes()
 
 
 @pytest.mark.parametrize(

@@ -100,15 +100,8 @@ class ScoreShard:
         if self.replica is None:
             self.replica = build_replica(self.spec, row["inputs"])
         inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
-        parts = [
-            self.replica.score(
-                inputs[i : i + self.spec.batch], targets[i : i + self.spec.batch], mask[i : i + self.spec.batch]
-            )
-            for i in range(0, len(inputs), self.spec.batch)
-        ]
-        nll, entropy, rank = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("nll", "entropy", "rank")
-        )
+        scored = self.replica.score(inputs, targets, mask)
+        nll, entropy, rank = scored.nll, scored.entropy, scored.rank
         return {
             "shard": row["shard"],
             "windows": row["windows"],

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.chunks import TokenStatistics, logits_statistics, require_compiler
 from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
 
@@ -28,10 +28,6 @@ _OWN_LOGITS_BYTES = 2**29
 
 WindowStatistics = TokenStatistics[npt.NDArray[Any]]
 """Statistics as NumPy arrays [W, L]; where a position was not scored, nll and entropy are NaN and rank is -1."""
-
-
-class ReplicaOutOfMemory(RuntimeError):
-    """The batch does not fit into the memory of the device; a smaller batch shape may."""
 
 
 class Replica:
@@ -146,7 +142,10 @@ class Replica:
     def score(
         self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
     ) -> WindowStatistics:
-        """Score W <= B windows; missing rows are filled up, so that the arithmetic is that of a full batch.
+        """Score any number of windows, B at a time; the last batch is filled up, so that every batch has one shape.
+
+        The ids go to the device once and the statistics come back once, so that batches follow each other there
+        without waiting for the host.
 
         Args:
             inputs: int [W, L] token ids; where a window is shorter, any valid ids to its right.
@@ -161,32 +160,46 @@ class Replica:
             InputError: a token id outside the vocabulary.
             ReplicaOutOfMemory: the batch does not fit; halve it.
         """
-        return self.score_and_hidden(inputs, targets, mask)[0]
+        return self._score_batches(inputs, targets, mask, keep_hidden=False)[0]
 
     def score_and_hidden(
         self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
     ) -> tuple[WindowStatistics, torch.Tensor | None]:
         """As `score`, with the last hidden states [W, L, d] beside it, or None where the head is unknown."""
-        rows = inputs.shape[0]
-        inputs, targets, mask = self._full_batch(inputs, targets, mask)
-        with _out_of_memory_named(f"a batch of {self.batch} x {self.length} tokens on {self.device}"):
-            result, hidden = self._score(self._to_device(inputs), self._to_device(targets), self._to_device(mask))
-            host = torch.stack([result.nll, result.entropy, result.rank.view(torch.float32)]).cpu()
-        return self._arrays(host, mask, rows), None if hidden is None else hidden[:rows]
+        return self._score_batches(inputs, targets, mask, keep_hidden=True)
 
-    def _full_batch(
+    def _score_batches(
+        self,
+        inputs: npt.NDArray[Any],
+        targets: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_],
+        *,
+        keep_hidden: bool,
+    ) -> tuple[WindowStatistics, torch.Tensor | None]:
+        rows = inputs.shape[0]
+        inputs, targets, mask = self._full_batches(inputs, targets, mask)
+        parts, states = [], []
+        with _out_of_memory_named(f"a batch of {self.batch} x {self.length} tokens on {self.device}"):
+            ids, wanted, scored = self._to_device(inputs), self._to_device(targets), torch.from_numpy(mask)
+            for first in range(0, len(inputs), self.batch):
+                batch = slice(first, first + self.batch)
+                result, hidden = self._score(ids[batch], wanted[batch], scored[batch])
+                parts.append(torch.stack([result.nll, result.entropy, result.rank.view(torch.float32)]))
+                states += [hidden] if keep_hidden and hidden is not None else []
+            host = torch.cat(parts, dim=1).cpu() if parts else torch.empty(3, 0)
+        return self._arrays(host, mask, rows), torch.cat(states)[:rows] if states else None
+
+    def _full_batches(
         self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        rows = inputs.shape[0]
-        if not (inputs.shape == targets.shape == mask.shape and rows <= self.batch and inputs.shape[1] == self.length):
+        if not (inputs.shape == targets.shape == mask.shape and inputs.shape[1] == self.length):
             raise ValueError(
-                f"inputs {inputs.shape}, targets {targets.shape} and mask {mask.shape} must all be "
-                f"[at most {self.batch}, {self.length}]"
+                f"inputs {inputs.shape}, targets {targets.shape} and mask {mask.shape} must all be [W, {self.length}]"
             )
         self._check_ids(inputs, self.input_vocab_size)
         targets = np.where(mask, targets, 0)
         self._check_ids(targets, self.vocab_size)
-        missing = ((0, self.batch - rows), (0, 0))
+        missing = ((0, -len(inputs) % self.batch), (0, 0))
         return (
             np.pad(inputs, missing).astype(np.int64, copy=False),
             np.pad(targets, missing).astype(np.int64, copy=False),
@@ -202,7 +215,7 @@ class Replica:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _arrays(self, host: torch.Tensor, mask: npt.NDArray[np.bool_], rows: int) -> WindowStatistics:
-        nll, entropy, rank = host.view(3, self.batch, self.length).numpy()
+        nll, entropy, rank = host.view(3, len(mask), self.length).numpy()
         return TokenStatistics(
             nll=np.where(mask, nll, np.float32(np.nan))[:rows],
             entropy=np.where(mask, entropy, np.float32(np.nan))[:rows],
