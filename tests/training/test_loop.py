@@ -133,4 +133,3 @@ def test_tied_heads_and_norms_are_not_inner_matrices() -> None:
     assert any(p is embedding for p in rest)
     assert all(p.ndim == 2 for p in matrices)
     assert len(matrices) + len(rest) == len(list(model.parameters()))
-    assert not any(isinstance(m, nn.Conv1d) for m in model.modules())
