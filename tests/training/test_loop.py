@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from tokenbound.config import TrainingConfig
 from tokenbound.errors import InputError
