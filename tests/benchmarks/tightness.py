@@ -2,8 +2,8 @@
 
     python tests/benchmarks/tightness.py RUN_DIRECTORY
 
-Reads the losses of a run in which every token was scored. The row of the run's own m holds the certificate's lines. Rows
-at a smaller kappa/m are what-ifs, the same losses and code for a larger m, and no certificates.
+Reads the losses of a run in which every token was scored. The row of the run's own m holds the certificate's lines.
+Rows at a smaller kappa/m are what-ifs, the same losses and code for a larger m, and no certificates.
 """
 
 from __future__ import annotations
