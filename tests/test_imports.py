@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,11 @@ def test_imports_point_one_way(folder: str) -> None:
     for path in (PACKAGE / folder).rglob("*.py"):
         folders = imported_folders(path) & set(ALLOWED)
         assert folders <= ALLOWED[folder] | {folder}, path
+
+
+def test_the_page_about_the_layout_has_the_same_table() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| (.*?) \|$", (PACKAGE / "README.md").read_text(), re.MULTILINE)
+    assert {folder: set(re.findall(r"`(\w+)`", imports)) for folder, imports in rows} == ALLOWED
 
 
 def test_only_the_engine_imports_ray() -> None:
