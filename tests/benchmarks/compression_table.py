@@ -43,7 +43,7 @@ from tokenbound.models.checkpoint import Checkpoint, build_model, read_checkpoin
 from tokenbound.models.replica import Replica
 
 BATCH = 8
-RATES = (2.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3)
+RATES = (2.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
 
 Tensors = dict[str, torch.Tensor]
 

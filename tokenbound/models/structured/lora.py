@@ -4,9 +4,8 @@
 
 Parameters: r (inputs + outputs) for each layer. W0 is random and free, because the artifact holds the seed that it
 comes from (Lotfi et al. 2023, arXiv 2312.17173): uniform with variance 1/inputs, of an embedding 1/width. The decoder
-regenerates W0 bit for bit and adds the update in a fixed order, so a decoded model is a plain one with the same
-bits everywhere,
-and needs no `peft`.
+regenerates W0 bit for bit and adds the update in a fixed order, so a decoded model is a plain one with the same bits
+everywhere, and needs no `peft`.
 """
 
 from __future__ import annotations

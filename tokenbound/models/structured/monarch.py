@@ -3,8 +3,7 @@
     W = P' L P R,   R = diag(R_1 .. R_k), R_i [q, n/k],   L = diag(L_1 .. L_k), L_j [m/k, q],   q = min(m, n)/k
 
 for m outputs, n inputs and k blocks. P sends entry r*k + j of its input to entry r of block j, so that every block of
-L sees every block of R; P' sends entry i of block j to output i*k + j. Parameters: k q (m + n)/k = min(m, n) (m +
-n) / k,
+L sees every block of R; P' sends entry i of block j to output i*k + j. Parameters: q (m + n) = min(m, n) (m + n)/k,
 for a square matrix and k = sqrt(n) blocks 2 n^1.5. In bounds: Lotfi et al. 2024 (arXiv 2407.18158).
 """
 

@@ -1,14 +1,13 @@
-"""Low-rank updates in a random subspace (SubLoRA: Lotfi et al. 2023, arXiv 2312.17173, section 4.2).
+"""Low-rank updates in a random subspace (SubLoRA: Lotfi et al. 2023, arXiv 2312.17173).
 
     theta = theta0 + P w,   W = W0 + (alpha / r) B A,   (A, B) = theta
 
 theta holds all factors; A starts random and B at zero. P is block diagonal, one block for each layer; within a block
 every entry of theta is plus or minus one coordinate of w, both at random, and every coordinate stands for as many
-entries
-as any other, to within one. So the columns of P are orthogonal and of equal length within a layer, and a product with P
-costs one pass over theta (the one-nonzero-per-row form of a sparse projection, as in Li et al. 2018,
-arXiv 1804.08838; Uni-LoRA, Li et al. 2025, arXiv 2506.00799). Trained parameters of all updates together: `dimension`,
-divided among the layers in proportion to their factors. W0, theta0 and P come from the seed and are free.
+entries as any other, to within one. So the columns of P are orthogonal and, within a layer, nearly of one length, and
+a product with P costs one pass over theta (one nonzero in each row, as in Uni-LoRA, Li et al. 2025, arXiv 2506.00799;
+random subspaces: Li et al. 2018, arXiv 1804.08838). Trained parameters of all updates together: `dimension`, divided
+among the layers in proportion to their factors. W0, theta0 and P come from the seed and are free.
 """
 
 from __future__ import annotations
