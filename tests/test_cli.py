@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -55,11 +56,26 @@ def test_alone_it_shows_three_things(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert shown.count("\n  tokenbound ") == 3
 
 
-def test_every_command_but_generate_speaks_json() -> None:
+def test_every_command_speaks_json() -> None:
     for command in cli.app.registered_commands:
         assert command.callback is not None
-        name = command.callback.__name__
-        assert ("as_json" in inspect.signature(command.callback).parameters) == (name != "generate"), name
+        assert "as_json" in inspect.signature(command.callback).parameters, command.callback.__name__
+
+
+@pytest.mark.parametrize("arguments", [["--quiet", "evaluate"], ["evaluate", "--quiet"], ["evaluate", "-q"]])
+def test_quiet_is_understood_before_and_after_a_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
+) -> None:
+    assert call(monkeypatch, *arguments, str(tmp_path / "none.yaml")) == 2
+    assert logging.getLogger("tokenbound").level == logging.WARNING
+    assert call(monkeypatch, "evaluate", str(tmp_path / "none.yaml")) == 2
+    assert logging.getLogger("tokenbound").level == logging.INFO
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "tokenbound", "inspect", "demo", "--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)["code_length_bits"] > 0
 
 
 def test_the_shell_completes_commands() -> None:
@@ -158,11 +174,9 @@ def test_inspect_accounts_for_every_byte(
     assert sum(report["sections"].values()) == out.stat().st_size
     assert report["code_length_bits"] > 8 * out.stat().st_size
     assert call(monkeypatch, "generate", str(out), "--prompt", "abc", "--tokens", "5") == 0
-    assert capsys.readouterr().out.startswith("abc")
-
-
-def test_the_module_runs_as_a_program() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "tokenbound.cli", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "evaluate" in shown.stdout
+    shown = capsys.readouterr().out
+    assert shown.startswith("abc")
+    assert call(monkeypatch, "generate", str(out), "--prompt", "abc", "--tokens", "5", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["prompt"] + made["text"]).startswith(shown.removesuffix("\n"))  # half a letter waits for its end
+    assert 0 < len(made["tokens"]) <= 5

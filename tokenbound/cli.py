@@ -29,6 +29,19 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a config key, e.g. what.bound.delta=0.01.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file; its keys are described in tokenbound/config.py.")
+]
+
+
+def _silence(quiet: bool) -> bool:
+    if quiet:
+        logging.getLogger("tokenbound").setLevel(logging.WARNING)
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_silence, help="Only results and errors.")]
+"""Accepted before a command and after those that report progress."""
 
 
 @app.callback(invoke_without_command=True)
@@ -53,6 +66,7 @@ def _root(
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     windows: Annotated[int | None, typer.Option(help="Windows to sample; 0 scores every one.", min=0)] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Certify the shipped byte model on this Python's own standard library; offline."""
@@ -63,7 +77,7 @@ def demo(
 
 
 @app.command()
-def evaluate(config: Path, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Score a corpus and write the certificate; run it again to resume."""
     from tokenbound.config import RunConfig, load_config
 
@@ -172,6 +186,7 @@ def compress(
     options: Annotated[list[str] | None, typer.Option("--set", help="Option of the method, e.g. step=0.5.")] = None,
     rate: Annotated[str | None, typer.Option(help="Rate of kfac, or `auto` to minimise the bound.")] = None,
     config: Annotated[Path | None, typer.Option(help="Run config whose corpus calibrates kfac, gptq and e8.")] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode a checkpoint into an artifact and print what it costs."""
@@ -217,7 +232,7 @@ def _compress_settings(method: str, rate: str | None, pairs: list[str]) -> BaseM
 
 @app.command()
 def inspect(
-    artifact: str,
+    artifact: Annotated[str, typer.Argument(help="Path of an artifact, or `demo`.")],
     compare: Annotated[bool, typer.Option(help="Also run gzip, zstd and xz on every tensor (slow).")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -244,7 +259,7 @@ def _read_artifact(name: str) -> bytes:
 
 
 @app.command()
-def pretrain(config: Path, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def pretrain(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Train a model and encode it; run it again to resume."""
     from tokenbound.config import PretrainConfig, load_config
     from tokenbound.engine.train import pretrain as run_training
@@ -268,15 +283,17 @@ def generate(
     tokens: Annotated[int, typer.Option(help="Tokens to sample.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = 0.95,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text on one machine.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Sample text from the model inside an artifact."""
+    """Sample text from the model inside an artifact, shown as it is made."""
     from tokenbound.corpus.tokenizers import load_tokenizer
     from tokenbound.models.generate import generate_ids
 
     coder = load_tokenizer(tokenizer)
     ids = [int(i) for i in coder.encode_batch([prompt])[0]] or [coder.bos_id or 0]
-    sys.stdout.write(prompt)
+    show = (lambda _: None) if as_json else _show
+    show(prompt)
     shown, new = "", list[int]()
     for token in generate_ids(
         _read_artifact(artifact),
@@ -290,14 +307,21 @@ def generate(
         new.append(token)
         text = coder.decode(new)
         if text.startswith(shown) and not text.endswith("\ufffd"):
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
+            show(text[len(shown) :])
             shown = text
-    sys.stdout.write("\n")
+    if as_json:
+        _print_json({"prompt": prompt, "text": coder.decode(new), "tokens": new, "seed": seed})
+    else:
+        show("\n")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @app.command()
-def status(run: str, as_json: AsJson = False) -> None:
+def status(run: Annotated[str, typer.Argument(help="Run directory.")], as_json: AsJson = False) -> None:
     """How far a run is; exit 3 while shards are missing."""
     from tokenbound.errors import IncompleteError
     from tokenbound.store.run import CERTIFICATE, RunDirectory
@@ -379,7 +403,3 @@ def main() -> None:
     except TokenboundError as error:
         sys.stderr.write(f"tokenbound: {error}\n")
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
 
 
 def start(config: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tokenbound.cli", "evaluate", str(config)]
+    command = [sys.executable, "-m", "tokenbound", "evaluate", str(config)]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -39,7 +39,7 @@ def _duration(seconds: float) -> str:
 
 
 class TokenProgress:
-    """A bar in a terminal; elsewhere one log line every `interval_s` seconds.
+    """A bar in a terminal; elsewhere one log line every `interval_s` seconds; neither below the log level INFO.
 
     Tokens that an earlier run had finished count as done but not towards the speed.
     """
@@ -67,7 +67,7 @@ class TokenProgress:
                 console=console,
                 transient=True,
             )
-            if console.is_terminal
+            if console.is_terminal and logger.isEnabledFor(logging.INFO)
             else None
         )
         self.task = TaskID(0)
