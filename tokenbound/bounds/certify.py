@@ -32,6 +32,15 @@ def certify(
     Raises:
         MismatchError: tunings and sums belong to another claim, or tokens are missing or counted twice.
         IncompleteError: a sampled run has no window beyond the pilot.
+
+    >>> from tokenbound.bounds import Evidence, choose_tunings, line_sums
+    >>> nll, entropy = [0.2, 3.0] * 50_000, [0.3, 2.5] * 50_000
+    >>> claim = Claim(256, 256, code_length_bits=8_000, delta=0.05, num_tokens=100_000, methods=("freedman", "azuma"))
+    >>> tunings = choose_tunings(Evidence.from_losses(nll, entropy, vocab_size=256), claim)
+    >>> for line in certify(tunings, line_sums(tunings, nll, entropy), claim):
+    ...     print(line.method, round(line.empirical, 3), round(line.value, 3))
+    freedman 2.397 3.053
+    azuma 2.594 4.282
     """
     _check(tunings, sums, claim, sampling)
     return tuple(_line(tuning, i, sums, claim, sampling) for i, tuning in enumerate(tunings))
@@ -210,7 +219,12 @@ def _printed(
 
 
 def random_guess(claim: Claim, top_k: int | None) -> float:
-    """What guessing uniformly among the tokenizer's ids achieves: log2 V_tok bits, or an error of 1 - k / V_tok."""
+    """What guessing uniformly among the tokenizer's ids achieves: log2 V_tok bits, or an error of 1 - k / V_tok.
+
+    >>> claim = Claim(512, 256, code_length_bits=0, delta=0.05, num_tokens=100)
+    >>> random_guess(claim, None), random_guess(claim, 10)
+    (8.0, 0.9609375)
+    """
     vocab = claim.tokenizer_vocab_size
     return math.log2(vocab) if top_k is None else max(0.0, 1 - top_k / vocab)
 

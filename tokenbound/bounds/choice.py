@@ -55,6 +55,13 @@ def choose_tunings(evidence: Evidence, claim: Claim, sampling: SamplingPlan | No
     Raises:
         InputError: evidence without tokens, or a sampled run's evidence without windows.
         MismatchError: evidence that contradicts the claim.
+
+    >>> from tokenbound.bounds import Claim, Evidence
+    >>> evidence = Evidence.from_losses([0.2, 3.0] * 500, [0.3, 2.5] * 500, vocab_size=256)
+    >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=1_000, methods=("freedman",))
+    >>> (tuning,) = choose_tunings(evidence, claim)
+    >>> tuning.method, tuning.degree, tuning.coefficients  # two entropies, two losses: a line forecasts them
+    ('freedman', 1, (-0.1875, 1.2568359375))
     """
     _check(evidence, claim)
     slack = SlackModel.of(evidence, claim, sampling)

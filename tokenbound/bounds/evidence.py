@@ -192,6 +192,10 @@ def merge_evidence(parts: Sequence[Evidence]) -> Evidence:
     Raises:
         InputError: nothing to merge.
         MismatchError: the parts disagree about V, the columns or the ks.
+
+    >>> parts = [Evidence.from_losses([1.0, 2.0], vocab_size=256), Evidence.from_losses([3.0], vocab_size=256)]
+    >>> merge_evidence(parts).num_tokens
+    3
     """
     if not parts:
         raise InputError("there is no evidence to merge")

@@ -90,6 +90,10 @@ def line_sums(
 
     Raises:
         InputError: losses that are not finite, arrays of different lengths, a column that a line needs and is absent.
+
+    >>> sums = line_sums([Tuning("kl", vocab_size=256, top_k=1)], nll=[0.1, 2.0, 0.3, 0.2], rank=[0, 3, 0, 0])
+    >>> sums.num_tokens, sums.mean(0, "loss")
+    (4, 0.25)
     """
     columns = _Columns.checked(nll, entropy, rank, alpha)
     lengths = None if window_lengths is None else np.asarray(window_lengths, dtype=np.int64)
@@ -115,6 +119,11 @@ def merge_sums(parts: Sequence[LineSums]) -> LineSums:
     Raises:
         InputError: nothing to merge.
         MismatchError: the parts are of different lines, or only some have windows.
+
+    >>> top_1 = [Tuning("kl", vocab_size=256, top_k=1)]
+    >>> parts = [line_sums(top_1, nll=[0.1, 0.1], rank=[0, 0]), line_sums(top_1, nll=[2.0, 2.0], rank=[3, 1])]
+    >>> merge_sums(parts).mean(0, "loss")
+    0.5
     """
     if not parts:
         raise InputError("there are no sums to merge")

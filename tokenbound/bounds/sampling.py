@@ -182,6 +182,15 @@ def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampl
     Raises:
         IncompleteError: no window beyond the pilot was scored.
         InputError: sums without windows, or windows that contradict the plan.
+
+    >>> from tokenbound.bounds import line_sums
+    >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=10_000, methods=("kl",), top_k=(1,))
+    >>> plan = SamplingPlan(num_units=1_000, max_unit_tokens=10, pilot_units=8)
+    >>> top_1 = [Tuning("kl", vocab_size=256, top_k=1)]
+    >>> sums = line_sums(top_1, nll=[1.0] * 2_000, rank=[0, 0, 0, 0, 2] * 400, window_lengths=[10] * 200)
+    >>> path = sampling_path(top_1[0], 0, sums, claim, plan)
+    >>> [(int(path.num_windows[i]), round(float(path.slack[i]), 3)) for i in (41, 91, -1)]
+    [(50, 0.084), (100, 0.037), (200, 0.017)]
     """
     if sums.windows is None or sums.window_lengths is None:
         raise InputError("a sampled run needs sums taken with window_lengths")
@@ -250,6 +259,14 @@ def first_prefix(
     """Windows of the first complete prefix at which every loss line's slack is at most ``slack_bits``, or None.
 
     Stopping there is valid, and so is going on later: the sequence is valid at every n at once.
+
+    >>> from tokenbound.bounds import line_sums
+    >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=10_000, methods=("azuma",))
+    >>> plan = SamplingPlan(num_units=1_000, max_unit_tokens=10, pilot_units=8)
+    >>> azuma = (Tuning("azuma", vocab_size=256, alpha=0.1),)
+    >>> sums = line_sums(azuma, nll=[0.5, 1.5] * 1_000, window_lengths=[10] * 200)
+    >>> first_prefix(azuma, sums, claim, plan, slack_bits=0.5)
+    92
     """
     loss_lines = [i for i, tuning in enumerate(tunings) if tuning.method != "kl"]
     if not loss_lines:

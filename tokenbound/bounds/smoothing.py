@@ -108,7 +108,12 @@ def loss_interval_bits(*, alpha: float, vocab_size: int) -> tuple[float, float]:
 
 
 def loss_intervals_bits(*, alpha: ArrayLike, vocab_size: int) -> tuple[Floats, Floats]:
-    """The intervals (A_i, B_i) in bits for an array of predictable smoothing weights, shapes as ``alpha``."""
+    """The intervals (A_i, B_i) in bits for an array of predictable smoothing weights, shapes as ``alpha``.
+
+    >>> low, high = loss_intervals_bits(alpha=[0.5, 0.25], vocab_size=4)
+    >>> high.tolist()
+    [3.0, 4.0]
+    """
     check_vocab_size(vocab_size)
     weights = check_alpha(alpha)
     return -np.log1p(-weights + weights / vocab_size) / LN2, np.log(vocab_size / weights) / LN2

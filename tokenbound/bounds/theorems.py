@@ -106,6 +106,11 @@ def azuma_anytime_bound(
 
     Raises:
         InputError: unusable losses or parameters.
+
+    >>> paid = {"code_length_bits": 0, "tune_bits": 12, "delta": 0.05}
+    >>> losses = [1.0] * 10_000
+    >>> round(azuma_anytime_bound(losses, vocab_size=256, alpha=0.25, m0_index=53, **paid), 6)
+    2.080667
     """
     m, slack = _corpus_size(nll_nats, num_tokens, sampling_slack_bits)
     kappa = kappa_nats(code_length_bits=code_length_bits, tune_bits=tune_bits, delta=delta)
@@ -157,6 +162,11 @@ def azuma_predictable_bound(
 
     Raises:
         InputError: unusable losses or parameters.
+
+    >>> paid = {"code_length_bits": 0, "tune_bits": 12, "delta": 0.05}
+    >>> alphas = [0.25, 0.01] * 5_000  # the range of a token's loss follows its own weight
+    >>> round(azuma_predictable_bound([1.0] * 10_000, vocab_size=256, alpha=alphas, lam=0.005, **paid), 6)
+    1.97671
     """
     m, slack = _corpus_size(nll_nats, num_tokens, sampling_slack_bits)
     kappa = kappa_nats(code_length_bits=code_length_bits, tune_bits=tune_bits, delta=delta)
@@ -213,6 +223,14 @@ def freedman_bound(
 
     Raises:
         InputError: lambda * (B - y0') >= 1, or unusable losses or parameters.
+
+    >>> paid = {"code_length_bits": 0, "tune_bits": 12, "delta": 0.05}
+    >>> losses = [0.5, 1.5] * 5_000
+    >>> round(freedman_bound(losses, 1.4, vocab_size=256, alpha=0.25, lam=0.06, **paid), 6)  # measured: 1.659
+    1.893474
+    >>> perfect = smoothed_loss_bits(losses, alpha=0.25, vocab_size=256)
+    >>> round(freedman_bound(losses, perfect, vocab_size=256, alpha=0.25, lam=0.06, **paid), 6)
+    1.870844
     """
     m, slack = _corpus_size(nll_nats, num_tokens, sampling_slack_bits)
     kappa = kappa_nats(code_length_bits=code_length_bits, tune_bits=tune_bits, delta=delta)
@@ -269,6 +287,11 @@ def relative_bound(
 
     Raises:
         InputError: arrays of different lengths, lambda too large, or unusable losses or parameters.
+
+    >>> paid = {"code_length_bits": 1_000, "tune_bits": 12, "delta": 0.025}
+    >>> model, base = [0.9] * 100_000, [1.0] * 100_000
+    >>> round(relative_bound(model, base, -0.12, vocab_size=256, alpha=0.1, base_alpha=0.1, lam=0.05, **paid), 6)
+    -0.003062
     """
     m, slack = _corpus_size(nll_nats, num_tokens, sampling_slack_bits)
     kappa = kappa_nats(code_length_bits=code_length_bits, tune_bits=tune_bits, delta=delta)
@@ -329,6 +352,9 @@ def kl_grid_bound(
 
     ``tune_bits`` must contain log2 of the grid's size; the certificate's code does
     (:func:`~tokenbound.bounds.codes.kl_tune_bits`).
+
+    >>> kl_grid_bound(0.1, code_length_bits=0, tune_bits=4.33, delta=0.05, num_tokens=10_000)
+    (0.11075689515905536, 0.125)
     """
     bounds = [
         kl_error_bound(
@@ -347,6 +373,9 @@ def paper_error_bound(
 
     Raises:
         InputError: an error outside [0, 1] or unusable parameters.
+
+    >>> round(paper_error_bound(0.1, code_length_bits=0, tune_bits=0, delta=0.05, num_tokens=1_000), 6)
+    0.138702
     """
     _check_error(error)
     kappa = kappa_nats(code_length_bits=code_length_bits, tune_bits=tune_bits, delta=delta)
@@ -377,6 +406,10 @@ def paper_subsample_bound(
 
     Raises:
         InputError: unusable parameters.
+
+    >>> sizes = {"code_length_bits": 2e6, "num_tokens": 10**8, "num_sampled": 10_000}
+    >>> round(paper_subsample_bound(2.0, loss_range_bits=14.0, delta=0.05, **sizes), 6)
+    3.336927
     """
     if not (math.isfinite(error) and math.isfinite(loss_range_bits) and loss_range_bits >= 0):
         raise InputError(f"error and loss_range_bits must be finite, got {error!r} and {loss_range_bits!r}")
@@ -441,6 +474,11 @@ def document_bound(
 
     Raises:
         InputError: unusable losses or parameters.
+
+    >>> paid = {"code_length_bits": 0, "tune_bits": 12, "delta": 0.05}
+    >>> documents = [i // 10 for i in range(10_000)]  # a thousand documents of ten tokens
+    >>> round(document_bound([1.0] * 10_000, documents, vocab_size=256, alpha=0.25, **paid), 6)
+    2.573675
     """
     losses = document_losses_bits(smoothed_loss_bits(nll_nats, alpha=alpha, vocab_size=vocab_size), document)
     kappa = kappa_nats(code_length_bits=code_length_bits, tune_bits=tune_bits, delta=delta)
