@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check schema clean
 demo: .venv/installed
 	$(BIN)/tokenbound demo --output runs/demo
 
@@ -13,6 +13,9 @@ check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+schema: .venv/installed
+	$(BIN)/python -c 'import json; from tokenbound import Certificate; print(json.dumps(Certificate.model_json_schema(), indent=1))' > tokenbound/data/certificate.schema.json
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenbound needs Python 3.11 or newer: make PYTHON=python3.12")'

@@ -6,9 +6,11 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from losses_support import make_losses
@@ -236,3 +238,19 @@ def test_table_says_the_essential(finished: Path) -> None:
     text = Certificate.load(finished).table()
     for word in ("95 %", "random guessing", "freedman", "azuma", "top-10", "declared chosen independently"):
         assert word in text
+
+
+def test_the_published_schema_is_this_code() -> None:
+    published = resources.files("tokenbound").joinpath("data/certificate.schema.json").read_text()
+    assert json.loads(published) == Certificate.model_json_schema(), "run `make schema` and note the change"
+
+
+def test_certificates_meet_the_published_schema(tmp_path: Path) -> None:
+    schema = Certificate.model_json_schema()
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    tree = Certificate.load(build(tmp_path)).model_dump(mode="json")
+    jsonschema.validate(tree, schema)
+    del tree["bounds"][0]["kappa_nats"]
+    with pytest.raises(jsonschema.ValidationError, match="kappa_nats"):
+        jsonschema.validate(tree, schema)

@@ -6,9 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WithJsonSchema
 
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
@@ -19,6 +19,8 @@ from tokenbound.store.losses import LIST_COLUMNS
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
 SCHEMA_VERSION = 1
+SCHEMA_ID = f"urn:tokenbound:certificate:{SCHEMA_VERSION}"
+"""Name of the JSON schema that is published as `tokenbound/data/certificate.schema.json`."""
 RELATIVE_TOLERANCE = 1e-9
 """Recomputed floats may differ by this much between NumPy versions; integers, texts and digests not at all."""
 
@@ -42,7 +44,13 @@ class SamplingRecord(BaseModel):
 class Certificate(BaseModel):
     """An upper bound on a model's risk and all it depends on. Rates are bits per token unless named otherwise."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID},
+    )
 
     schema_version: Literal[1] = 1
     bound_bits: float | None
@@ -78,7 +86,7 @@ class Certificate(BaseModel):
     """L_tune of the loss line quoted above."""
     alpha: float | None
     """Smoothing weight of the loss line quoted above."""
-    bounds: list[dict[str, Any]]
+    bounds: list[Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(Line).json_schema())]]
     """Every line: method, top_k, value, empirical, kappa_nats, tune_bits, terms."""
     mean_nll_nats: float
     """Unsmoothed mean loss of the scored tokens, nats per token."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tokenbound.bounds.codes import elias_delta_bits, shared_tune_bits
 from tokenbound.bounds.constants import PILOT_TARGET_RATIO, SAMPLING_DELTA_SHARE
@@ -217,6 +217,8 @@ class Tuning:
 @dataclass(frozen=True)
 class Line:
     """One printed line of a certificate."""
+
+    __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}  # the published schema describes each field
 
     method: str
     """`freedman`, `azuma`, `kl` or `relative`."""
