@@ -92,3 +92,11 @@ def test_missing_files_and_unknown_methods(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(InputError, match=r"b\.parquet"):
         bound_losses(str(tmp_path / "b.parquet"), **PAID)
+
+
+def test_files_without_rows_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", nll=NLL[:0])
+    with pytest.raises(InputError, match="no rows"):
+        bound_losses(str(tmp_path), **PAID)
+    write(tmp_path / "b.parquet", nll=NLL)
+    assert bound_losses(str(tmp_path), **PAID, method="azuma")[0]["value"] > 0

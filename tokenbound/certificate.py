@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WithJs
 
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
+from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.identity import fingerprint, protocol_bits
-from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
+from tokenbound.ledger import REDUCED_COLUMNS, Reduction, RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import LIST_COLUMNS
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
@@ -187,15 +189,14 @@ class Certificate(BaseModel):
         )
 
     def ledger(self, uri: str) -> RunLedger:
-        """The losses of this certificate inside a run directory, with every column."""
-        return RunLedger(
-            uri,
-            self.num_shards,
-            self.scoring_fingerprint,
-            self.vocab_size,
-            tuple(LIST_COLUMNS),
-            None if self.sampling is None else self.sampling.scored_windows,
-        )
+        """The losses of this certificate inside a run directory, with every column.
+
+        Raises:
+            IncompleteError: a shard is not committed.
+            MismatchError: it was committed by another run, or the shards hold other windows than were sampled.
+        """
+        ledger = RunLedger(uri, self.num_shards, self.scoring_fingerprint, self.vocab_size, tuple(LIST_COLUMNS))
+        return ledger if self.sampling is None else ledger.first_windows(self.sampling.scored_windows)
 
     def verify(self, *, losses: str | Path, artifact: str | Path | bytes) -> None:
         """Recompute everything that losses and artifact determine and compare.
@@ -216,8 +217,10 @@ class Certificate(BaseModel):
         ledger = self.ledger(run.uri)
         records = [ledger.record(shard) for shard in range(self.num_shards)]
         _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
-        self._verify_windows(ledger)
-        reduction = reduce_ledger(ledger, self.claim(), self.sampling_plan(), trust_evidence=False)
+        evidence = self._verify_windows(ledger)
+        reduction = reduce_ledger(
+            replace(ledger, columns=REDUCED_COLUMNS), self.claim(), self.sampling_plan(), evidence=evidence
+        )
         for name, value in derived_fields(reduction, self.claim(), self.corpus.get("bytes_per_token")).items():
             _require_equal(name, getattr(self, name), value)
 
@@ -242,12 +245,17 @@ class Certificate(BaseModel):
             "code_length_bits", self.code_length_bits, 0.0 if self.prior == "holdout" else math.fsum(split.values())
         )
 
-    def _verify_windows(self, ledger: RunLedger) -> None:
-        """The recorded windows are those planned, each once, in order; and they hold the tokens that are claimed."""
-        expected = self._planned_windows()
+    def _verify_windows(self, ledger: RunLedger) -> Evidence:
+        """The recorded windows are those planned, each once, in order; and they hold the tokens that are claimed.
+
+        Returns:
+            The evidence of these losses, whatever the commit records say.
+        """
+        expected, parts = self._planned_windows(), []
         seen = tokens = worst = largest = 0
         for shard in range(self.num_shards):
             losses = ledger.losses(shard)
+            parts.append(shard_evidence(losses, self.vocab_size, tuple(self.top_k)))
             ids = losses.window_id
             if seen + len(ids) > len(expected) or not (ids == expected[seen : seen + len(ids)]).all():
                 raise MismatchError(
@@ -270,6 +278,7 @@ class Certificate(BaseModel):
             raise MismatchError(
                 f"a window has {largest} tokens, more than max_window_tokens {self.sampling.max_window_tokens}"
             )
+        return merge_evidence(parts)
 
     def _planned_windows(self) -> Any:
         import numpy as np

@@ -41,7 +41,7 @@ def bound_losses(
     if method != "all" and method not in METHODS:
         raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
     ledger, columns = open_ledger(path, vocab_size)
-    evidence = full_evidence(ledger, vocab_size, TOP_K)
+    evidence = full_evidence(ledger, TOP_K)
     claim = Claim(
         vocab_size=vocab_size,
         tokenizer_vocab_size=tokenizer_vocab_size,
@@ -68,5 +68,5 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
             if sorted(records) != list(range(len(records))) or not records:
                 raise InputError(f"{root}: shards are missing; finish the run first")
             return RunLedger(root, len(records), records[0].scoring_fingerprint, vocab_size), ("nll", "entropy", "rank")
-    pieces = find_row_groups(path)
-    return ForeignLedger(pieces, vocab_size), available_columns(pieces[0][0])
+    groups = find_row_groups(path)
+    return ForeignLedger(groups, vocab_size), available_columns(groups[0][0])

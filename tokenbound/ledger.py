@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
 from tokenbound.errors import MismatchError
-from tokenbound.store.foreign import read_foreign
+from tokenbound.store.foreign import iter_foreign
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import CommitRecord, RunDirectory
 
@@ -36,6 +37,9 @@ REDUCED_COLUMNS = ("nll", "entropy", "rank", "alpha")
 
 RECORDS_PER_TASK = 64
 """Commit records that one task of the first pass merges."""
+
+SHARDS_PER_TASK = 8
+"""Shards that one task of the exact pass sums: at 2^19 tokens each, a tenth of a second of work or more."""
 
 
 class Run(Protocol):
@@ -52,11 +56,11 @@ class Ledger(Protocol):
     def num_shards(self) -> int:
         """How many shards, all of them there."""
 
-    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence | None:
-        """Evidence committed with a shard; None where there is none for these ks."""
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence:
+        """Mergeable evidence of a shard, as committed with it where that is possible."""
 
-    def losses(self, shard: int) -> Losses:
-        """The checked losses of a shard."""
+    def pieces(self, shard: int) -> Iterator[Losses]:
+        """The checked losses of a shard in consecutive pieces, which depend on the shard alone."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,20 @@ class RunLedger:
     vocab_size: int
     columns: tuple[str, ...] = REDUCED_COLUMNS
     """List columns to read; the reduction needs no others."""
-    num_windows: int | None = None
-    """Where a sample stops inside its last shard: how many windows count in all."""
+    last_windows: int | None = None
+    """Where a sample stops inside its last shard: how many windows of that shard count. None: all of them."""
+
+    def first_windows(self, count: int) -> RunLedger:
+        """The same ledger, cut after this many windows, which lie in its last shard.
+
+        Raises:
+            MismatchError: they do not.
+        """
+        records = [self.record(shard) for shard in range(self.num_shards)]
+        last = count - sum(record.windows for record in records[:-1])
+        if not 1 <= last <= records[-1].windows:
+            raise MismatchError(f"{self.uri}: the first {count} windows do not end in shard {self.num_shards - 1}")
+        return replace(self, last_windows=last)
 
     def record(self, shard: int) -> CommitRecord:
         """A shard's commit record.
@@ -86,45 +102,53 @@ class RunLedger:
             )
         return record
 
-    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence | None:
-        """Evidence committed with a shard."""
-        evidence = Evidence.from_json(json.dumps(self.record(shard).evidence))
-        known = evidence.errors is not None and set(top_k) <= set(evidence.errors)
-        return evidence if known else None
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence:
+        """Evidence committed with a shard; made again from its losses where it lacks a k."""
+        committed = Evidence.from_json(json.dumps(self.record(shard).evidence))
+        known = committed.errors is not None and set(top_k) <= set(committed.errors)
+        return committed if known else shard_evidence(self.losses(shard), self.vocab_size, top_k)
 
     def losses(self, shard: int) -> Losses:
         """The losses of a shard, digest and values checked."""
         losses = RunDirectory(self.uri).losses(self.record(shard), self.columns)
-        if self.num_windows is not None and shard == self.num_shards - 1:
-            before = sum(self.record(earlier).windows for earlier in range(shard))
-            losses = losses.head(min(len(losses.window_id), self.num_windows - before))
+        if self.last_windows is not None and shard == self.num_shards - 1:
+            losses = losses.head(self.last_windows)
         check_losses(losses, self.vocab_size, f"{self.uri}: shard {shard}")
         return losses
+
+    def pieces(self, shard: int) -> Iterator[Losses]:
+        """The same losses in consecutive pieces."""
+        pieces = RunDirectory(self.uri).pieces(self.record(shard), self.columns)
+        if self.last_windows is not None and shard == self.num_shards - 1:
+            pieces = leading(pieces, self.last_windows)
+        for piece in pieces:
+            check_losses(piece, self.vocab_size, f"{self.uri}: shard {shard}")
+            yield piece
 
 
 @dataclass(frozen=True)
 class ForeignLedger:
     """Losses that another tool recorded: Parquet files with an `nll` column, one shard per row group."""
 
-    pieces: tuple[tuple[str, int], ...]
+    groups: tuple[tuple[str, int], ...]
     """(file, row group) of each shard."""
     vocab_size: int
 
     @property
     def num_shards(self) -> int:
         """Row groups in all."""
-        return len(self.pieces)
+        return len(self.groups)
 
-    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence | None:
-        """Nothing was committed."""
-        return None
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence:
+        """Evidence made from the losses: nothing was committed."""
+        return merge_evidence([shard_evidence(piece, self.vocab_size, top_k) for piece in self.pieces(shard)])
 
-    def losses(self, shard: int) -> Losses:
-        """The checked losses of a row group."""
-        path, group = self.pieces[shard]
-        losses = read_foreign(path, group)
-        check_losses(losses, self.vocab_size, path)
-        return losses
+    def pieces(self, shard: int) -> Iterator[Losses]:
+        """The checked losses of a row group in consecutive pieces."""
+        path, group = self.groups[shard]
+        for piece in iter_foreign(path, group):
+            check_losses(piece, self.vocab_size, path)
+            yield piece
 
 
 def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
@@ -202,7 +226,6 @@ def reduce_ledger(
     sampling: SamplingPlan | None = None,
     *,
     run: Run = map,
-    trust_evidence: bool = True,
     evidence: Evidence | None = None,
 ) -> Reduction:
     """Choose the grid points, evaluate them exactly, and bound.
@@ -212,8 +235,7 @@ def reduce_ledger(
         claim: what is claimed.
         sampling: how the windows were drawn; None where every token was scored.
         run: how functions are mapped over shards.
-        trust_evidence: take the evidence of the commit records; otherwise build it again from the losses.
-        evidence: that of all shards, where the caller has merged it already; not for a sampled run.
+        evidence: that of all shards, where the caller has merged it already; a sampled run takes its pilot's.
 
     Raises:
         IncompleteError: a shard is not committed.
@@ -222,53 +244,64 @@ def reduce_ledger(
     if sampling is not None:
         evidence = pilot_evidence(ledger, claim, sampling)
     elif evidence is None:
-        evidence = full_evidence(ledger, claim.vocab_size, claim.top_k, run=run, trust=trust_evidence)
+        evidence = full_evidence(ledger, claim.top_k, run=run)
     tunings = choose_tunings(evidence, claim, sampling)
-    sums = merge_sums(list(run(partial(shard_sums, ledger, tunings, sampling is not None), range(ledger.num_shards))))
+    sums = exact_sums(ledger, tunings, by_window=sampling is not None, run=run)
     return Reduction(evidence, tunings, sums, certify(tunings, sums, claim, sampling))
 
 
-def full_evidence(
-    ledger: Ledger, vocab_size: int, top_k: tuple[int, ...], *, run: Run = map, trust: bool = True
-) -> Evidence:
+def full_evidence(ledger: Ledger, top_k: tuple[int, ...], *, run: Run = map) -> Evidence:
     """Evidence of every shard, merged."""
-    shards = range(ledger.num_shards)
-    chunks = (
-        [shards[i : i + RECORDS_PER_TASK] for i in range(0, len(shards), RECORDS_PER_TASK)]
-        if trust
-        else [[s] for s in shards]
-    )
-    return merge_evidence(list(run(partial(_chunk_evidence, ledger, vocab_size, top_k, trust), chunks)))
+    chunks = _chunks(ledger.num_shards, RECORDS_PER_TASK)
+    return merge_evidence(list(run(partial(_merged_evidence, ledger, top_k), chunks)))
 
 
-def _chunk_evidence(
-    ledger: Ledger, vocab_size: int, top_k: tuple[int, ...], trust: bool, shards: Sequence[int]
-) -> Evidence:
-    def one(shard: int) -> Evidence:
-        committed = ledger.evidence(shard, top_k) if trust else None
-        return committed or shard_evidence(ledger.losses(shard), vocab_size, top_k)
+def _merged_evidence(ledger: Ledger, top_k: tuple[int, ...], shards: range) -> Evidence:
+    return merge_evidence([ledger.evidence(shard, top_k) for shard in shards])
 
-    return merge_evidence([one(shard) for shard in shards])
+
+def _chunks(items: int, size: int) -> list[range]:
+    return [range(start, min(start + size, items)) for start in range(0, items, size)]
 
 
 def pilot_evidence(ledger: Ledger, claim: Claim, sampling: SamplingPlan) -> Evidence:
     """Evidence of the first windows of the draw, which alone may choose the grid point."""
-    parts = [shard_evidence(losses, claim.vocab_size, claim.top_k) for losses in _leading(ledger, sampling.pilot_units)]
-    return merge_evidence(parts)
+    draw = chain.from_iterable(map(ledger.pieces, range(ledger.num_shards)))
+    pilot = leading(draw, sampling.pilot_units)
+    return merge_evidence([shard_evidence(piece, claim.vocab_size, claim.top_k) for piece in pilot])
 
 
-def _leading(ledger: Ledger, windows: int) -> Iterator[Losses]:
-    for shard in range(ledger.num_shards):
+def leading(pieces: Iterable[Losses], windows: int) -> Iterator[Losses]:
+    """The first windows of consecutive pieces; no piece beyond them is read."""
+    for piece in pieces:
+        yield piece.head(min(windows, len(piece.window_id)))
+        windows -= len(piece.window_id)
         if windows <= 0:
             return
-        losses = ledger.losses(shard)
-        yield losses.head(min(windows, len(losses.window_id)))
-        windows -= len(losses.window_id)
 
 
-def shard_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shard: int) -> LineSums:
-    """The exact pass over one shard."""
-    losses = ledger.losses(shard)
+def exact_sums(ledger: Ledger, tunings: Sequence[Tuning], *, by_window: bool = False, run: Run = map) -> LineSums:
+    """The exact pass over every shard, in order.
+
+    Args:
+        ledger: the losses.
+        tunings: the lines.
+        by_window: keep each window's sums as well, for sampled runs.
+        run: how functions are mapped over shards.
+    """
+    chunks = _chunks(ledger.num_shards, SHARDS_PER_TASK)
+    return merge_sums(list(run(partial(_merged_sums, ledger, tunings, by_window), chunks)))
+
+
+def _merged_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shards: range) -> LineSums:
+    return merge_sums([_shard_sums(ledger, tunings, by_window, shard) for shard in shards])
+
+
+def _shard_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shard: int) -> LineSums:
+    return merge_sums([_piece_sums(tunings, by_window, piece) for piece in ledger.pieces(shard)]).collapsed()
+
+
+def _piece_sums(tunings: Sequence[Tuning], by_window: bool, losses: Losses) -> LineSums:
     if by_window:
         return line_sums(tunings, *_finite(losses), window_lengths=losses.window_lengths, worst_case=losses.unscored)
     failed = losses.token_unscored

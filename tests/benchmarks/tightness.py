@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line, Tuning
-from tokenbound.bounds.exact import LineSums, merge_sums
+from tokenbound.bounds.exact import LineSums
 from tokenbound.certificate import Certificate
 from tokenbound.errors import InputError
-from tokenbound.ledger import RunLedger, full_evidence, shard_sums
+from tokenbound.ledger import exact_sums, full_evidence
 from tokenbound.store.run import CERTIFICATE
 
 KAPPA_PER_TOKEN = (0.025, 0.003)
@@ -64,7 +64,7 @@ def measure(run: str) -> list[Row]:
         raise InputError(f"{run} scored a sample; leave out what.sample to score every token")
     claim, ledger = certificate.claim(), certificate.ledger(run)
     ledger = replace(ledger, columns=("nll", "entropy", "rank"))
-    evidence = full_evidence(ledger, claim.vocab_size, claim.top_k)
+    evidence = full_evidence(ledger, claim.top_k)
     claims = [claim, *(claim.with_larger_corpus(needed_tokens(certificate, ratio)) for ratio in KAPPA_PER_TOKEN)]
     tunings = [choose_tunings(evidence, each) for each in claims]
     sums = exact_sums(ledger, [tuning for chosen in tunings for tuning in chosen])
@@ -79,11 +79,6 @@ def needed_tokens(certificate: Certificate, kappa_per_token: float) -> int:
     """The smallest m with kappa/m at most this; kappa does not depend on m but for a few bits of tuning."""
     kappa = max(line["kappa_nats"] for line in certificate.bounds if line["method"] in METHODS)
     return max(certificate.num_tokens, round(1.001 * kappa / kappa_per_token))
-
-
-def exact_sums(ledger: RunLedger, tunings: list[Tuning]) -> LineSums:
-    """One exact pass for all claims."""
-    return merge_sums([shard_sums(ledger, tunings, False, shard) for shard in range(ledger.num_shards)])
 
 
 def row(claim: Claim, tunings: tuple[Tuning, ...], sums: LineSums) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
-from tokenbound.bounds.evidence import merge_evidence
+from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields
 from tokenbound.compression.inspection import ArtifactReport, TensorReport, layer_of
 from tokenbound.identity import DEFAULT_PROTOCOL
@@ -46,11 +46,11 @@ class MemoryLedger:
         self.shards = shards
         self.num_shards = len(shards)
 
-    def evidence(self, shard: int, top_k: tuple[int, ...]) -> None:
-        return None
+    def evidence(self, shard: int, top_k: tuple[int, ...]) -> Evidence:
+        return shard_evidence(self.shards[shard], VOCAB, top_k)
 
-    def losses(self, shard: int) -> Losses:
-        return self.shards[shard]
+    def pieces(self, shard: int) -> Iterator[Losses]:
+        yield self.shards[shard]
 
 
 def synthetic_losses(first: int, windows: int, rng: np.random.Generator) -> Losses:

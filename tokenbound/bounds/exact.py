@@ -1,7 +1,8 @@
 """The exact pass: every printed line evaluated over every loss, shard by shard.
 
-float64 throughout; sums are pairwise within a block, and the blocks' and shards' sums are added by ``math.fsum``, which
-rounds once, so that neither the tree of the reduction nor the number of workers changes a digit of a certificate.
+float64 throughout; sums are pairwise within a block, and the sums of blocks, of a shard's pieces and of shards are
+added by ``math.fsum``, which rounds once. Blocks and pieces depend on the shard alone, so that neither the tree of the
+reduction nor the number of workers changes a digit of a certificate.
 
 Freedman's sum is computed in its betting form: since l + v(lambda (Y - l)) / lambda = Y - ln(1 + lambda (Y - l)) /
 lambda, a token contributes its forecast and one factor 1 + lambda (Y - l); factors are multiplied in groups before
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -58,12 +59,17 @@ class LineSums:
         """Unsmoothed mean nll of the tokens with a finite loss, nats."""
         return math.fsum(self.nll.tolist()) / max(self.num_tokens - self.worst_case_tokens, 1)
 
+    def collapsed(self) -> LineSums:
+        """The same sums as of one shard, each total rounded once."""
+        lines = range(self.shards.shape[1])
+        totals = np.array([[[self.total(line, name) for name in FIELDS] for line in lines]])
+        nll = np.array([math.fsum(self.nll.tolist())])
+        return replace(self, shards=totals.reshape(1, len(lines), len(FIELDS)), nll=nll)
+
     def select(self, lines: slice) -> LineSums:
         """The sums of some of the lines, e.g. when one pass evaluated two claims."""
         windows = None if self.windows is None else self.windows[lines]
-        return LineSums(
-            self.num_tokens, self.worst_case_tokens, self.shards[:, lines], self.nll, windows, self.window_lengths
-        )
+        return replace(self, shards=self.shards[:, lines], windows=windows)
 
 
 def line_sums(

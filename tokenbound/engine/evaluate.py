@@ -202,7 +202,9 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
             "or set what.bound.unscorable: worst_case in a fresh claim"
         )
     vocab_size = int(records[0].evidence["vocab_size"])
-    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size, num_windows=count)
+    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size)
+    if count is not None:
+        ledger = ledger.first_windows(count)
     with plain_errors():
         claim, plan = _claim(prepared, vocab_size), _sampling_plan(prepared, count)
         reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))

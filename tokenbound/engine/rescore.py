@@ -68,7 +68,7 @@ def rescore(
 def _draw(ledger: RunLedger, count: int) -> list[tuple[Losses, int]]:
     """Random recorded windows: (losses of the shard, row), from the system's entropy."""
     sizes = np.cumsum([0, *(ledger.record(shard).windows for shard in range(ledger.num_shards))])
-    sizes[-1] = sizes[-1] if ledger.num_windows is None else ledger.num_windows
+    sizes[-1] = sizes[-1] if ledger.last_windows is None else sizes[-2] + ledger.last_windows
     drawn = sorted({secrets.randbelow(int(sizes[-1])) for _ in range(count)})
     shards = np.searchsorted(sizes, drawn, side="right") - 1
     opened = {int(shard): ledger.losses(int(shard)) for shard in set(shards)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 
 from tokenbound.errors import InputError
 from tokenbound.store import filesystem as files
-from tokenbound.store.losses import Losses
+from tokenbound.store.losses import Losses, rows_per_piece
 
 COLUMNS = ("nll", "entropy", "rank")
 """What is read; only `nll` must be there."""
 
 
 def find_row_groups(path: str) -> tuple[tuple[str, int], ...]:
-    """(file, row group) pairs of a Parquet file, or of all Parquet files below a directory, sorted.
+    """(file, row group) pairs of a Parquet file, or of all Parquet files below a directory, sorted; none empty.
 
     Raises:
         InputError: nothing is there, or a file is not Parquet.
@@ -34,7 +35,15 @@ def find_row_groups(path: str) -> tuple[tuple[str, int], ...]:
     if not found:
         raise InputError(f"no *.parquet below {path!r}")
     scheme = path.split("://")[0] + "://" if files.is_uri(path) else ""
-    return tuple((scheme + name, group) for name in found for group in range(_open(scheme + name).num_row_groups))
+    groups = tuple((scheme + name, group) for name in found for group in _filled_groups(scheme + name))
+    if not groups:
+        raise InputError(f"the Parquet files at {path!r} have no rows")
+    return groups
+
+
+def _filled_groups(path: str) -> list[int]:
+    metadata = _open(path).metadata
+    return [group for group in range(metadata.num_row_groups) if metadata.row_group(group).num_rows]
 
 
 def available_columns(path: str) -> tuple[str, ...]:
@@ -57,15 +66,20 @@ def _open(path: str) -> pq.ParquetFile:
         raise InputError(f"{path} is not readable as Parquet: {error}".replace("\n", " ")) from None
 
 
-def read_foreign(path: str, group: int) -> Losses:
-    """One row group as losses; each row of a list column is a window.
+def iter_foreign(path: str, group: int) -> Iterator[Losses]:
+    """One row group as consecutive pieces of losses; each row of a list column is a window.
 
     Raises:
         InputError: `nll` is missing, null or no number, or list lengths disagree.
     """
     names = available_columns(path)
-    table = _open(path).read_row_group(group, list(names))
-    lengths, flat = zip(*(_flatten(table[name], name, path) for name in names), strict=True)
+    file = _open(path)
+    for batch in file.iter_batches(rows_per_piece(file, group), row_groups=[group], columns=names, use_threads=False):
+        yield _losses([batch.column(name) for name in names], names, path)
+
+
+def _losses(arrays: Sequence[pa.Array], names: Sequence[str], path: str) -> Losses:
+    lengths, flat = zip(*(_flatten(array, name, path) for array, name in zip(arrays, names, strict=True)), strict=True)
     if any(not np.array_equal(own, lengths[0]) for own in lengths):
         raise InputError(f"{path}: the lists of {', '.join(names)} have different lengths")
     columns: dict[str, NDArray[Any]] = dict(zip(names, flat, strict=True))
@@ -83,10 +97,8 @@ def read_foreign(path: str, group: int) -> Losses:
     )
 
 
-def _flatten(column: pa.ChunkedArray, name: str, path: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def _flatten(array: pa.Array, name: str, path: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Lengths of the rows (one window of everything where the column is flat) and the values."""
-    array = column.combine_chunks()
-    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     if array.null_count:
         raise InputError(f"{path}: column `{name}` has {array.null_count} nulls; every token needs a value")
     nested = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)

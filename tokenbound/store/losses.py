@@ -6,7 +6,8 @@ Shapes: W windows, T scored tokens in all, `offsets` of shape [W + 1] cuts the f
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,7 +33,10 @@ OPTIONAL_COLUMNS = ("token", "alpha")
 """Columns that a ledger may lack: `token` where the user keeps the corpus private, `alpha` without a smoothing head."""
 
 ROWS_PER_GROUP = 1024
-"""Windows per row group: a reader of billions of tokens holds one group at a time."""
+"""Windows per row group."""
+
+PIECE_TOKENS = 1 << 16
+"""Tokens that a streaming reader decodes at a time, about: what it holds stays near the cache."""
 
 
 @dataclass(frozen=True)
@@ -142,28 +146,66 @@ def from_parquet(data: bytes | pa.Buffer, columns: Sequence[str] | None = None, 
     Raises:
         MismatchError: not Parquet, a column is missing, or list lengths disagree.
     """
-    wanted = [name for name in LIST_COLUMNS if columns is None or name in columns]
+    with _damage_named(origin):
+        file, names = _open(data, columns, origin)
+        table = file.read(names)
+    return _from_arrays(names, [table[name].combine_chunks() for name in names], origin)
+
+
+def iter_parquet(data: bytes | pa.Buffer, columns: Sequence[str] | None = None, *, origin: str) -> Iterator[Losses]:
+    """Decode what :func:`to_parquet` wrote in consecutive pieces of whole windows, about `PIECE_TOKENS` tokens each.
+
+    Where a piece ends depends on the file alone. Memory: the file's bytes and a few megabytes.
+
+    Args:
+        data: the file's bytes.
+        columns: as in :func:`from_parquet`.
+        origin: name for error messages.
+
+    Raises:
+        MismatchError: as in :func:`from_parquet`.
+    """
+    with _damage_named(origin):
+        file, names = _open(data, columns, origin)
+        for batch in file.iter_batches(rows_per_piece(file), columns=names, use_threads=False):
+            yield _from_arrays(names, [batch.column(name) for name in names], origin)
+
+
+def rows_per_piece(file: pq.ParquetFile, group: int | None = None) -> int:
+    """Rows that hold about `PIECE_TOKENS` values, by the metadata of one row group, or of all; at least one."""
+    metadata = file.metadata
+    groups = [metadata.row_group(i) for i in (range(metadata.num_row_groups) if group is None else [group])]
+    rows = sum(int(each.num_rows) for each in groups)
+    values = max(sum(int(each.column(i).num_values) for each in groups) for i in range(metadata.num_columns))
+    return max(1, PIECE_TOKENS * rows // max(values, 1))
+
+
+@contextmanager
+def _damage_named(origin: str) -> Iterator[None]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        present = set(file.schema_arrow.names)
-        missing = [name for name in wanted if name not in present and name not in OPTIONAL_COLUMNS]
-        if missing or "window_id" not in present:
-            raise MismatchError(f"{origin}: column {(missing or ['window_id'])[0]!r} is missing; it is no losses file")
-        table = file.read(["window_id", *(name for name in wanted if name in present)])
+        yield
     except (pa.ArrowException, OSError) as error:
         raise MismatchError(f"{origin}: not readable as Parquet ({error}); score the shard again") from None
-    return _from_table(table, origin)
 
 
-def _from_table(table: pa.Table, origin: str) -> Losses:
-    window_id = table["window_id"].to_numpy().astype(np.int64, copy=False)
+def _open(data: bytes | pa.Buffer, columns: Sequence[str] | None, origin: str) -> tuple[pq.ParquetFile, list[str]]:
+    """The file and the names of the columns to read, `window_id` first."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    present = set(file.schema_arrow.names)
+    wanted = [name for name in LIST_COLUMNS if columns is None or name in columns]
+    missing = [name for name in wanted if name not in present and name not in OPTIONAL_COLUMNS]
+    if missing or "window_id" not in present:
+        raise MismatchError(f"{origin}: column {(missing or ['window_id'])[0]!r} is missing; it is no losses file")
+    return file, ["window_id", *(name for name in wanted if name in present)]
+
+
+def _from_arrays(names: Sequence[str], arrays: Sequence[pa.Array], origin: str) -> Losses:
+    window_id = arrays[0].to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
     unscored = np.zeros(len(window_id), bool)
     offsets: NDArray[np.int64] | None = None
     flat: dict[str, NDArray[Any]] = {}
     nullable: dict[str, tuple[NDArray[np.int64], NDArray[Any]]] = {}
-    for name in table.column_names[1:]:
-        array = table[name].combine_chunks()
-        array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    for name, array in zip(names[1:], arrays[1:], strict=True):
         values = array.flatten().to_numpy(zero_copy_only=False)
         lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         if array.null_count:

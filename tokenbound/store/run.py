@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store import filesystem as files
-from tokenbound.store.losses import Losses, from_parquet, to_parquet
+from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
 
 ARTIFACT = "artifact.tokenbound"
 CERTIFICATE = "certificate.json"
@@ -199,9 +199,24 @@ class RunDirectory:
         """
         data = self.committed_bytes(record)
         losses = from_parquet(data, columns, origin=f"{self.uri}/{record.file}")
-        if len(losses.window_id) != record.windows or losses.num_tokens != record.tokens:
-            raise MismatchError(f"{self.uri}/{record.file}: windows or tokens differ from the commit record")
+        self._check_counts(record, len(losses.window_id), losses.num_tokens)
         return losses
+
+    def pieces(self, record: CommitRecord, columns: Sequence[str] | None = None) -> Iterator[Losses]:
+        """The same losses in consecutive pieces of whole windows; counts are checked after the last one.
+
+        Raises:
+            MismatchError: as for :meth:`losses`.
+        """
+        windows = tokens = 0
+        for piece in iter_parquet(self.committed_bytes(record), columns, origin=f"{self.uri}/{record.file}"):
+            windows, tokens = windows + len(piece.window_id), tokens + piece.num_tokens
+            yield piece
+        self._check_counts(record, windows, tokens)
+
+    def _check_counts(self, record: CommitRecord, windows: int, tokens: int) -> None:
+        if (windows, tokens) != (record.windows, record.tokens):
+            raise MismatchError(f"{self.uri}/{record.file}: windows or tokens differ from the commit record")
 
     def quarantine(self, shard: int, reasons: Sequence[Mapping[str, Any]]) -> None:
         """Keep why windows of a shard could not be scored."""

@@ -1,0 +1,138 @@
+"""The reduction reads losses in pieces; what it gives does not depend on how."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from losses_support import make_losses
+
+from tokenbound.bounds import Claim, SamplingPlan, choose_tunings, line_sums
+from tokenbound.errors import MismatchError
+from tokenbound.ledger import ForeignLedger, RunLedger, exact_sums, full_evidence, reduce_ledger, shard_evidence
+from tokenbound.store import losses as store
+from tokenbound.store.losses import Losses
+from tokenbound.store.run import RunDirectory
+
+V, TOP_K = 257, (1, 10)
+LENGTHS = [[40, 0, 7, 33, 64, 64, 1, 64] * 3, [64] * 20, [5, 9]]
+TOKENS = sum(map(sum, LENGTHS))
+CLAIM = Claim(V, V, 500.0, 0.05, TOKENS, top_k=TOP_K)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PIECE_TOKENS", 100)
+
+
+def commit(folder: Path, unscored: tuple[int, ...] = ()) -> RunLedger:
+    run = RunDirectory(str(folder))
+    for number, lengths in enumerate(LENGTHS):
+        losses = make_losses(lengths, seed=number, unscored=unscored if number == 1 else ())
+        run.commit(number, losses, json.loads(shard_evidence(losses, V, TOP_K).to_json()), "f")
+    return RunLedger(run.uri, len(LENGTHS), "f", V)
+
+
+def joined(pieces: Iterable[Losses], name: str) -> Any:
+    return np.concatenate([getattr(piece, name) for piece in pieces])
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("unscored", [(), (0, 7, 8)])
+def test_pieces_are_the_shard(tmp_path: Path, unscored: tuple[int, ...]) -> None:
+    ledger = commit(tmp_path, unscored)
+    for shard in (0, 1):
+        pieces, whole = list(ledger.pieces(shard)), ledger.losses(shard)
+        assert len(pieces) > 5
+        assert max(piece.num_tokens for piece in pieces) <= 200
+        for name in ("window_id", "window_lengths", "unscored", "nll", "entropy", "rank"):
+            np.testing.assert_array_equal(joined(pieces, name), getattr(whole, name), err_msg=name)
+
+
+@pytest.mark.parametrize("by_window", [False, True])
+def test_sums_do_not_depend_on_pieces_chunks_or_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_window: bool
+) -> None:
+    ledger = commit(tmp_path, unscored=(3,))
+    tunings = choose_tunings(full_evidence(ledger, TOP_K), CLAIM)
+    whole = exact_sums(ledger, tunings, by_window=by_window)
+    monkeypatch.setattr("tokenbound.ledger.SHARDS_PER_TASK", 1)
+    backwards = exact_sums(ledger, tunings, by_window=by_window, run=last_first)
+    monkeypatch.setattr(store, "PIECE_TOKENS", 100)
+    pieces = exact_sums(ledger, tunings, by_window=by_window)
+    assert whole.shards.tolist() == backwards.shards.tolist()
+    np.testing.assert_allclose(pieces.shards, whole.shards, rtol=1e-14)
+    assert (pieces.num_tokens, pieces.worst_case_tokens) == (whole.num_tokens, 64)
+    assert pieces.mean_nll_nats == pytest.approx(whole.mean_nll_nats, rel=1e-14)
+    if by_window:
+        np.testing.assert_allclose(pieces.windows, whole.windows, rtol=1e-13)
+
+
+def last_first(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    return [function(item) for item in reversed(list(items))][::-1]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_line_is_the_mean_over_every_token(tmp_path: Path) -> None:
+    ledger = commit(tmp_path)
+    reduction = reduce_ledger(ledger, CLAIM)
+    shards = [ledger.losses(shard) for shard in range(3)]
+    columns = [joined(shards, name) for name in ("nll", "entropy", "rank")]
+    at_once = line_sums(reduction.tunings, *columns)
+    for line, printed in enumerate(reduction.lines):
+        assert printed.empirical == pytest.approx(at_once.mean(line, "loss"), rel=1e-13)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_prefix_cuts_the_last_shard(tmp_path: Path) -> None:
+    ledger = replace(commit(tmp_path), num_shards=2)
+    prefix = ledger.first_windows(24 + 11)
+    assert prefix.last_windows == 11
+    assert joined(prefix.pieces(1), "nll").tolist() == prefix.losses(1).nll.tolist()
+    assert prefix.losses(1).num_tokens == 11 * 64
+    assert len(prefix.losses(0).window_id) == 24
+    with pytest.raises(MismatchError, match="do not end in shard 1"):
+        ledger.first_windows(24)
+    with pytest.raises(MismatchError, match="do not end in shard 1"):
+        ledger.first_windows(45)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_the_pilot_is_the_first_windows_alone(tmp_path: Path) -> None:
+    ledger = commit(tmp_path)
+    plan = SamplingPlan(num_units=1000, max_unit_tokens=64, pilot_units=30)
+    claim = replace(CLAIM, num_tokens=30_000)
+    evidence = reduce_ledger(ledger, claim, plan).evidence
+    assert evidence.num_tokens == sum(LENGTHS[0]) + 6 * 64
+    assert evidence.sums["windows"] == 30
+
+
+def test_evidence_that_lacks_a_k_is_made_again(tmp_path: Path) -> None:
+    ledger = commit(tmp_path)
+    evidence = full_evidence(ledger, (1, 100))
+    assert evidence.errors is not None
+    assert evidence.errors[100] == sum(int((ledger.losses(shard).rank >= 100).sum()) for shard in range(3))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("nested", [False, True])
+def test_row_groups_of_other_tools_are_read_in_pieces(tmp_path: Path, nested: bool) -> None:
+    nll = np.random.default_rng(0).gamma(1.0, 1.2, 1000).astype(np.float32)
+    column = pa.ListArray.from_arrays(pa.array(range(0, 1001, 20)), pa.array(nll)) if nested else pa.array(nll)
+    path = str(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"nll": column}), path)
+    ledger = ForeignLedger(((path, 0),), V)
+    pieces = list(ledger.pieces(0))
+    assert max(piece.num_tokens for piece in pieces) == 100
+    assert joined(pieces, "nll").tolist() == nll.tolist()
+    evidence = ledger.evidence(0, TOP_K)
+    assert evidence.num_tokens == 1000
+    assert evidence.mean_nll_nats == pytest.approx(math.fsum(nll.tolist()) / 1000, abs=1e-8)
