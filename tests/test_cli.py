@@ -30,6 +30,7 @@ FROZEN = {
     "pretrain",
     "report",
     "status",
+    "sweep",
     "verify",
 }
 

@@ -276,6 +276,22 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = Fal
 
 
 @app.command()
+def sweep(config: Path, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train, encode and certify many configurations and compare them; run it again to resume."""
+    from tokenbound.config import load_config
+    from tokenbound.engine.sweep import sweep as run_sweep
+    from tokenbound.report.sweep import comparison_table
+    from tokenbound.sweep import SweepConfig
+
+    chosen = load_config(SweepConfig, config, overrides or [])
+    rows = run_sweep(chosen)
+    if as_json:
+        _print_json([row.to_dict() for row in rows])
+        return
+    Console().print(comparison_table(rows), f"tables and plot  {chosen.how.output}/sweep.[md|csv|json|svg]", sep="\n")
+
+
+@app.command()
 def generate(
     artifact: Annotated[str, typer.Argument(help="Path of an artifact, or `demo`.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],

@@ -34,6 +34,7 @@ from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
 logger = logging.getLogger(__name__)
 
 STATE = "state.pt"
+FINISHED = "trained.json"
 MODEL_ARTIFACT = "model.tokenbound"
 
 
@@ -48,6 +49,8 @@ class Trained:
     artifact_bytes: int
     loss_bits: float
     """Smoothed training loss at the end, bits per token."""
+    trained_parameters: int
+    """Numbers that training chose."""
 
 
 class CorpusStream:
@@ -72,7 +75,7 @@ class CorpusStream:
 
 
 def pretrain(config: PretrainConfig) -> Trained:
-    """Train the configured model, write it in Hugging Face format and as an artifact.
+    """Train the configured model, write it in Hugging Face format and as an artifact; a finished run is returned.
 
     Raises:
         InputError: the config, the corpus or the model shape cannot be used, or training diverged.
@@ -80,12 +83,16 @@ def pretrain(config: PretrainConfig) -> Trained:
     """
     output = Path(config.how.output).absolute()
     _claim_output(config, output)
+    if (output / FINISHED).exists():
+        return Trained(**json.loads((output / FINISHED).read_text()))
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         architecture = _architecture(config, corpus)
-        _check(config, architecture, corpus)
+        parameters = _check(config, architecture, corpus)
         result = _fit(config, architecture, corpus, output)
-        return _export(config, architecture, corpus, result, output)
+        trained = _export(config, architecture, corpus, result, output, parameters)
+    RunDirectory(str(output)).write_json(FINISHED, asdict(trained))
+    return trained
 
 
 def _claim_output(config: PretrainConfig, output: Path) -> None:
@@ -110,7 +117,8 @@ def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, A
     return {**defaults, **config.what.model}
 
 
-def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus) -> None:
+def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus) -> int:
+    """Refuse before the first step what cannot be trained; how many parameters are trained."""
     if "model_type" not in architecture:
         raise InputError("what.model needs `model_type`, e.g. llama")
     if corpus.manifest.rule.max_id >= architecture["vocab_size"]:
@@ -128,15 +136,16 @@ def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
             f"the corpus has {corpus.manifest.tokens} tokens, fewer than what.training.window + 1 = "
             f"{config.what.training.window + 1}"
         )
-    _check_family(config, architecture)
+    return _check_family(config, architecture)
 
 
-def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> None:
+def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
     """A family that does not fit is refused before a worker starts."""
     from tokenbound.models.structured.build import count_trained
 
     trained = count_trained(architecture, config.what.family)
     logger.info("family %s: %d trained parameters", config.what.family.kind, trained)
+    return trained
 
 
 def _build_model(architecture: dict[str, Any], family: Any) -> Any:
@@ -268,7 +277,12 @@ def _log_step(event: dict[str, Any]) -> None:
 
 
 def _export(
-    config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, result: Any, output: Path
+    config: PretrainConfig,
+    architecture: dict[str, Any],
+    corpus: PreparedCorpus,
+    result: Any,
+    output: Path,
+    parameters: int,
 ) -> Trained:
     """From the last checkpoint to a Hugging Face folder and an artifact."""
     import torch
@@ -290,4 +304,5 @@ def _export(
         str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text_of(corpus, windows)
     )
     RunDirectory(str(output)).write(MODEL_ARTIFACT, data)
-    return Trained(str(output / "model"), str(output / MODEL_ARTIFACT), len(data), float(result.metrics["loss_bits"]))
+    loss_bits = float(result.metrics["loss_bits"])
+    return Trained(str(output / "model"), str(output / MODEL_ARTIFACT), len(data), loss_bits, parameters)

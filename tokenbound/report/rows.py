@@ -91,10 +91,11 @@ def markdown_row(certificate: Certificate, name: str | None = None) -> str:
         certificate: what to quote.
         name: what to call the model; default :func:`model_name`.
     """
-    return "| " + " | ".join(_markdown(cell) for cell in _cells(certificate, name)) + " |"
+    return "| " + " | ".join(markdown_cell(cell) for cell in _cells(certificate, name)) + " |"
 
 
-def _markdown(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """Text as a cell of a Markdown table: on one line, special letters escaped."""
     flat = " ".join(text.split())
     for letter in "\\|`*_<>[]":
         flat = flat.replace(letter, "\\" + letter)

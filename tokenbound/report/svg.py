@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import AbstractContextManager
+from importlib import resources
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -105,6 +106,26 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     box = root.get("viewBox", f"0 0 {WIDTH} 300")
     root.attrib = {"viewBox": box, "role": "img", "aria-labelledby": f"{name}-title"}
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
+
+
+def standalone_svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG file of its own, in the light colours of the report.
+
+    Args:
+        figure: drawn with the colours of this module.
+        name: ids begin with it.
+    """
+    text = str(inline_svg(figure, name))
+    for role, value in _light_colours().items():
+        text = text.replace(f"var(--{role})", value)
+    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1) + "\n"
+
+
+def _light_colours() -> dict[str, str]:
+    """The colours of the report's page, which stand in its template alone."""
+    page = resources.files("tokenbound").joinpath("report/report.html").read_text(encoding="utf-8")
+    light = page[: page.index("@media")]
+    return dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light))
 
 
 def _rebuild(element: ElementTree.Element, name: str) -> None:

@@ -33,7 +33,7 @@ def orthogonalise(gradients: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose updates are orthogonalised, for the inner matrices of a network.
+    """Momentum whose updates are orthogonalised, for the inner matrices of a network; of a stack each matrix alone.
 
     The update's root mean square is matched to AdamW's (0.2 * sqrt(max(rows, columns)), arXiv 2502.16982 equation 4).
     """
@@ -53,8 +53,9 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                scale = -group["lr"] * 0.2 * max(shape) ** 0.5
-                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                scale = -group["lr"] * 0.2 * max(shape[-2:]) ** 0.5
+                steps = torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                updates = orthogonalise(steps.view(-1, *shape[-2:])).view_as(steps)
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=scale)
         return loss
@@ -72,7 +73,7 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Trainable inner matrices, and everything else (embeddings, tied heads, norms, biases)."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     trainable: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim == 2 and min(p.shape) > 1 and id(p) not in embeddings]
+    matrices = [p for p in trainable if p.ndim in (2, 3) and min(p.shape[-2:]) > 1 and id(p) not in embeddings]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in trainable if id(p) not in chosen]
 

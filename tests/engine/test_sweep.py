@@ -1,0 +1,130 @@
+"""A sweep: ordinals, resuming, failures, and tables; trials of every kind on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tokenbound.config import validate
+from tokenbound.engine.sweep import sweep
+from tokenbound.errors import IncompleteError, InputError, MismatchError
+from tokenbound.sweep import SweepConfig, expand_trials, remember
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+TRAINING = {"tokens": 1024, "window": 32, "batch": 4}
+Tree = dict[str, Any]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> Tree:
+    """Two compressions of one checkpoint."""
+    return {
+        "corpus": {
+            "source": "text",
+            "paths": [str(text_folder)],
+            "tokenizer": "bytes",
+            "tokenizer_is": "given",
+            "add_bos": False,
+            "add_eos": True,
+        },
+        "evaluate": {
+            "model": {"checkpoint": str(tiny_checkpoint), "compress": {"method": "rtn"}},
+            "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 4096},
+        },
+        "trials": {"fine": {"evaluate.model.compress.step": 0.1}, "coarse": {"evaluate.model.compress.step": 1.0}},
+        "how": {"output": str(tmp_path / "sweep"), "cache": str(tmp_path / "prepared")},
+    }
+
+
+def config(tree: Tree, **changes: Any) -> SweepConfig:
+    return validate(SweepConfig, {**tree, **changes}, origin="test")
+
+
+def ordinals(tree: Tree) -> list[int]:
+    return [trial.run.what.bound.trial for trial in expand_trials(config(tree), {})]
+
+
+def test_artifacts_are_trials_only_where_they_share_a_draw(tree: Tree) -> None:
+    assert ordinals(tree) == [1, 1]
+    sampled = {**tree["evaluate"], "sample": {"windows": 300}}
+    assert ordinals({**tree, "evaluate": sampled}) == [1, 2]
+    assert ordinals({**tree, "evaluate": {**sampled, "bound": {"trial": 5}}}) == [5, 6]
+    holdout = {**tree["evaluate"], "bound": {"prior": "holdout", "holdout_declaration": "nothing"}}
+    assert ordinals({**tree, "evaluate": holdout}) == [1, 2]
+
+
+def test_an_ordinal_once_given_never_changes(tree: Tree) -> None:
+    tree["evaluate"]["sample"] = {"windows": 300}
+    known = remember(expand_trials(config(tree), {}), {})
+    tree["trials"] = {"new": {"evaluate.model.compress.step": 0.5}, **tree["trials"]}
+    trials = expand_trials(config(tree), known)
+    assert {trial.name: trial.run.what.bound.trial for trial in trials} == {"fine": 1, "coarse": 2, "new": 3}
+    tree["trials"]["fine"] = {"evaluate.model.compress.step": 0.2}
+    with pytest.raises(MismatchError, match="'fine'"):
+        expand_trials(config(tree), known)
+
+
+@pytest.mark.parametrize(
+    ("trials", "words"),
+    [
+        ({"a/b": {}}, "becomes a folder"),
+        ({"a": {"corpus.add_eos": False}}, "must begin with"),
+        ({"a": {"train.model": {}}}, "must begin with"),
+        ({"a": {"evaluate.model.compress.step": -1}}, "'a'"),
+        ({"a": {"evaluate.windows.length.more": 1}}, "not a section"),
+    ],
+)
+def test_a_bad_trial_is_named_before_anything_runs(tree: Tree, trials: Tree, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        expand_trials(config(tree, trials=trials), {})
+
+
+def test_a_trained_model_leaves_no_room_for_another(tree: Tree) -> None:
+    train = {"model": MODEL, "training": TRAINING}
+    with pytest.raises(InputError, match="what was trained"):
+        expand_trials(config(tree, train=train, trials={"a": {}}), {})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_are_certified_compared_and_resumed(tree: Tree, tmp_path: Path) -> None:
+    tree["trials"]["broken"] = {"evaluate.model.checkpoint": str(tmp_path / "nowhere")}
+    with pytest.raises(IncompleteError, match=r"1 of 3 trials failed \(broken: .*nowhere"):
+        sweep(config(tree))
+    output = tmp_path / "sweep"
+    rows = json.loads((output / "sweep.json").read_text())
+    assert [row["trial"] for row in rows] == ["fine", "coarse"]
+    assert rows[0]["artifact_bytes"] > rows[1]["artifact_bytes"]
+    table = list(csv.DictReader((output / "sweep.csv").open()))
+    assert float(table[0]["freedman"]) == rows[0]["lines"]["freedman"]
+    assert len((output / "sweep.md").read_text().splitlines()) == 4
+    assert "fine" in "".join(ElementTree.parse(output / "sweep.svg").getroot().itertext())
+    before = (output / "fine/run/certificate.json").read_bytes()
+    del tree["trials"]["broken"]
+    assert [row.to_dict() for row in sweep(config(tree))] == rows
+    assert (output / "fine/run/certificate.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_families_are_trained_and_certified_side_by_side(tree: Tree) -> None:
+    train = {"model": MODEL, "training": TRAINING, "compress": {"method": "rtn"}}
+    del tree["evaluate"]["model"]
+    trials = {"dense": {}, "monarch": {"train.family": {"kind": "monarch", "blocks": 2}}}
+    how = {**tree["how"], "parallel": 2, "train": {"threads": 1}}
+    rows = sweep(config(tree, train=train, trials=trials, how=how))
+    assert [row.family for row in rows] == ["dense", "monarch"]
+    assert (rows[0].trained_parameters or 0) > (rows[1].trained_parameters or 0) > 0

@@ -1,0 +1,124 @@
+"""Running a sweep: trials as plain Ray tasks, each resumable, and a comparison of their certificates."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tokenbound.certificate import Certificate
+from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.evaluate import evaluate
+from tokenbound.engine.tokens import open_corpus
+from tokenbound.engine.train import pretrain
+from tokenbound.errors import IncompleteError, InputError, TokenboundError
+from tokenbound.report.sweep import SweepRow, comparison_csv, comparison_markdown, comparison_svg, sweep_row
+from tokenbound.store import filesystem as files
+from tokenbound.store.run import RunDirectory
+from tokenbound.sweep import SweepConfig, Trial, expand_trials, remember
+
+logger = logging.getLogger(__name__)
+
+LEDGER = "trials.json"
+RESULT = "result.json"
+
+
+def sweep(config: SweepConfig) -> list[SweepRow]:
+    """Run what is not yet done of a sweep; write `sweep.md`, `sweep.csv`, `sweep.json` and `sweep.svg`.
+
+    A trial that fails does not stop the others.
+
+    Returns:
+        A row for each trial, in the order of the config.
+
+    Raises:
+        InputError: a trial's config cannot be used; found before the first trial begins.
+        MismatchError: a trial changed since it was first seen.
+        IncompleteError: trials failed; the tables show the others.
+    """
+    if files.is_uri(config.how.output):
+        raise InputError(f"how.output {config.how.output}: a sweep trains into a local or shared directory")
+    directory = RunDirectory(str(Path(config.how.output).absolute()))
+    known = directory.read_json(LEDGER) if directory.exists(LEDGER) else {}
+    trials = expand_trials(config, known)
+    directory.write_json(LEDGER, remember(trials, known))
+    with ray_session(config.how.ray_address):
+        _prepare_once(config)
+        failures = dict(_run_all(trials, config.how.parallel))
+    rows = [_row(trial) for trial in trials if trial.name not in failures]
+    _write_tables(directory, rows)
+    if failures:
+        shown = "; ".join(f"{name}: {message}" for name, message in failures.items())
+        raise IncompleteError(f"{len(failures)} of {len(trials)} trials failed ({shown}); run again to resume")
+    return rows
+
+
+def _prepare_once(config: SweepConfig) -> None:
+    """Tokenise before the trials begin, so that they do not do it side by side."""
+    cache = config.how.cache or f"{config.how.output.rstrip('/')}/prepared"
+    open_corpus(config.corpus, output=config.how.output, cache=cache)
+
+
+def _run_all(trials: tuple[Trial, ...], parallel: int) -> Iterator[tuple[str, str]]:
+    """Run the trials, some at a time; yields (name, message) of each that failed.
+
+    A trial's task only waits for the training and scoring that it starts, so it reserves no processor itself.
+    """
+    share = max(1, cluster_resources().cpus // parallel)
+    task = ray.remote(num_cpus=0, max_retries=0)(_run_trial)
+    waiting = list(trials)
+    under_way: dict[Any, str] = {}
+    while waiting or under_way:
+        while waiting and len(under_way) < parallel:
+            trial = waiting.pop(0)
+            logger.info("trial %s begins", trial.name)
+            under_way[task.remote(trial, share)] = trial.name
+        done, _ = ray.wait(list(under_way), num_returns=1)
+        name = under_way.pop(done[0])
+        try:
+            with plain_errors():
+                logger.info("trial %s: %s", name, ray.get(done[0]))
+        except (TokenboundError, ray.exceptions.RayError) as error:
+            message = str(error).strip().splitlines()[-1]
+            logger.warning("trial %s failed: %s", name, message)
+            yield name, message
+
+
+def _run_trial(trial: Trial, threads: int) -> str:
+    """Train, encode, score and certify one trial; says the bound. Runs in a task of its own."""
+    directory = RunDirectory(trial.folder)
+    if directory.exists(RESULT) and directory.read_json(RESULT)["identity"] == trial.identity:
+        return "already done"
+    trained = None
+    if trial.training is not None:
+        how = trial.training.how
+        shared = how.model_copy(update={"threads": threads}) if how.threads == "auto" else how
+        trained = asdict(pretrain(trial.training.model_copy(update={"how": shared})))
+    how_run = trial.run.how
+    if how_run.replicas == "auto" and not cluster_resources().gpus:
+        how_run = how_run.model_copy(update={"replicas": threads})
+    paths: list[str] = []
+    certificate = evaluate(
+        trial.run.model_copy(update={"how": how_run}), on_certificate=lambda _, path: paths.append(path)
+    )
+    directory.write_json(RESULT, {"identity": trial.identity, "certificate": paths[0], "trained": trained})
+    return f"{certificate.artifact_bytes:,} bytes, bound {certificate.bound_bits} bits/token"
+
+
+def _row(trial: Trial) -> SweepRow:
+    result = RunDirectory(trial.folder).read_json(RESULT)
+    family = "given" if trial.training is None else trial.training.what.family.kind
+    return sweep_row(trial.name, family, result["trained"], Certificate.load(result["certificate"]))
+
+
+def _write_tables(directory: RunDirectory, rows: list[SweepRow]) -> None:
+    tree: list[dict[str, Any]] = [row.to_dict() for row in rows]
+    directory.write("sweep.json", json.dumps(tree, indent=2).encode() + b"\n")
+    directory.write("sweep.md", comparison_markdown(rows).encode())
+    directory.write("sweep.csv", comparison_csv(rows).encode())
+    directory.write("sweep.svg", comparison_svg(rows).encode())

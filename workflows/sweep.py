@@ -1,0 +1,6 @@
+"""Many configurations, one certificate each: `python -m workflows.sweep CONFIG [--set a.b=c]...`, also as a Ray job."""
+
+from tokenbound.cli import run_command
+
+if __name__ == "__main__":
+    run_command("sweep")
