@@ -101,10 +101,16 @@ def _evaluate_and_print(config: object, *, as_json: bool) -> None:
         console.print(
             "The standard library differs between Python builds, so your figures may differ from published ones."
         )
-    page = paths[0].replace("/certificate", "/report").removesuffix(".json") + ".html"
-    console.print(
-        f"certificate  {paths[0]}\nreport       {page}\ncheck it     tokenbound verify {paths[0]}", soft_wrap=True
-    )
+    shown = _near(paths[0])
+    folder, slash, name = shown.rpartition("/")
+    page = f"{folder}{slash}{name.replace('certificate', 'report').removesuffix('.json')}.html"
+    console.print(f"certificate  {shown}\nreport       {page}\ncheck it     tokenbound verify {shown}", soft_wrap=True)
+
+
+def _near(path: str) -> str:
+    """A path as one would type it: relative where it lies below the working directory."""
+    place = Path(path)
+    return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else path
 
 
 @app.command()
@@ -399,7 +405,7 @@ def _show_and_write(certificate: Certificate, folder: str) -> None:
     directory = RunDirectory(folder)
     page = write_report(directory, certificate, run_details(directory, certificate))
     Console().print(certificate_view(certificate))
-    Console().print(f"report       {page}", soft_wrap=True)
+    Console().print(f"report       {_near(page)}", soft_wrap=True)
 
 
 def _print_json(tree: object) -> None:

@@ -42,7 +42,7 @@ from tokenbound.corpus.prepared import (
 from tokenbound.corpus.sources import BLOCK_BYTES, SourceFile, digest_file, find_files, open_source, read_documents
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
 from tokenbound.errors import InputError
-from tokenbound.store.filesystem import is_uri, open_atomic, resolve, write_bytes
+from tokenbound.store.filesystem import anchored, is_uri, open_atomic, resolve, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ def prepare_corpus(config: CorpusConfig, root: str, *, run: Run = map) -> Prepar
         InputError: a source, its content or the tokenizer cannot be used, or the corpus holds no id.
         MismatchError: a file changed under its name or disappeared, or ``root`` was made by another rule.
     """
+    if config.tokenizer is not None:
+        config = config.model_copy(update={"tokenizer": anchored(config.tokenizer)})
     files = list(run(partial(digest_file, config), find_files(config)))
     manifest = load_manifest(root) or Manifest(rule=corpus_rule(config))
     manifest.require_rule(corpus_rule(config))

@@ -30,6 +30,7 @@ from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import DEFAULT_PROTOCOL
+from tokenbound.store.filesystem import anchored
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def encode_checkpoint(
 
     chosen = settings or LosslessSettings()
     method = str(getattr(chosen, "method", "lossless"))
+    path = anchored(path)
     checkpoint = read_checkpoint(path)
     tokenizer = None
     if corpus is not None and corpus.tokenizer_is == "counted" and corpus.tokenizer is not None:

@@ -36,6 +36,17 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def anchored(name: str) -> str:
+    """What a config names, for processes that run in another directory: a local path that exists becomes absolute.
+
+    URIs, ids of a hub and names of built-in things stay as they are.
+
+    >>> anchored("no-such-organisation/model")
+    'no-such-organisation/model'
+    """
+    return os.path.abspath(name) if not is_uri(name) and os.path.exists(name) else name  # noqa: PTH100, PTH110
+
+
 def resolve(uri: str) -> tuple[FileSystem, str]:
     """Split a path or URI into a pyarrow filesystem and the path inside it.
 

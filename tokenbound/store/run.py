@@ -66,8 +66,8 @@ class RunDirectory:
     """A run on any pyarrow filesystem."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
         self.filesystem, self.root = files.resolve(uri)
+        self.uri = uri if files.is_uri(uri) else self.root
 
     def path(self, *parts: str) -> str:
         """Path inside the filesystem."""
