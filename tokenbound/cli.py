@@ -376,6 +376,7 @@ def report(
         str | None,
         typer.Option("--format", help="Print only this: json, markdown, latex, bibtex or model-card."),
     ] = None,
+    tracker: Annotated[str | None, typer.Option("--log", help="Also log it to mlflow or wandb.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a certificate again and write its HTML report anew; or print it in another form."""
@@ -388,6 +389,10 @@ def report(
         raise InputError(f"--format {kind!r} is unknown; choose one of json, {', '.join(EXPORTS)}")
     path = run if run.endswith(".json") else f"{run.rstrip('/')}/{CERTIFICATE}"
     certificate = Certificate.load(path)
+    if tracker is not None:
+        from tokenbound.report.tracking import log_certificate
+
+        log_certificate(certificate, to=tracker, files={CERTIFICATE: certificate.model_dump_json(indent=2).encode()})
     if kind == "json":
         _print_json(certificate.model_dump(mode="json"))
     elif kind is not None:
@@ -397,15 +402,20 @@ def report(
 
 
 def _show_and_write(certificate: Certificate, folder: str) -> None:
+    from tokenbound.errors import IncompleteError
     from tokenbound.report.details import run_details
     from tokenbound.report.html import write_report
     from tokenbound.report.terminal import certificate_view
     from tokenbound.store.run import RunDirectory
 
-    directory = RunDirectory(folder)
-    page = write_report(directory, certificate, run_details(directory, certificate))
-    Console().print(certificate_view(certificate))
-    Console().print(f"report       {_near(page)}", soft_wrap=True)
+    directory, console = RunDirectory(folder), Console()
+    console.print(certificate_view(certificate))
+    try:
+        details = run_details(directory, certificate)
+    except IncompleteError as error:
+        details = None
+        console.print(f"The report goes without the plots of the losses: {error}.", soft_wrap=True)
+    console.print(f"report       {_near(write_report(directory, certificate, details))}", soft_wrap=True)
 
 
 def _print_json(tree: object) -> None:

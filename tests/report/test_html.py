@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tokenbound import cli
 from tokenbound.report.html import UNITS, html_report, write_report
 from tokenbound.report.words import assumptions, headline, verdict
 from tokenbound.store.run import RunDirectory
@@ -149,3 +150,14 @@ def test_a_second_claim_has_its_own_report(cases, tmp_path):
     (tmp_path / "certificate.json").write_text(json.dumps({"claim_fingerprint": "9" * 64}))
     assert write_report(run, certificate, None) == f"{tmp_path}/report-22222222.html"
     assert "tokenbound verify certificate-22222222.json" in (tmp_path / "report-22222222.html").read_text()
+
+
+def test_a_certificate_alone_is_still_reported(cases, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "certificate.json"
+    cases["full"].certificate.save(path)
+    monkeypatch.setattr("sys.argv", ["tokenbound", "report", str(path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert "without the plots" in capsys.readouterr().out
+    assert (tmp_path / "report.html").stat().st_size > 10_000
