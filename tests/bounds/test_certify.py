@@ -52,7 +52,7 @@ def test_every_line_pays_for_the_others_and_for_earlier_trials():
     assert many["kl", 10].tune_bits == pytest.approx(alone.tune_bits + math.log2(5))
     tenth = lines_of(replace(CLAIM, methods=("kl",), top_k=(10,), trial=10))[0]
     assert tenth.tune_bits == pytest.approx(alone.tune_bits + 7)
-    relative_too = replace(CLAIM, extra_lines=1)
+    relative_too = replace(CLAIM, num_bases=1)
     assert relative_too.shared_bits == pytest.approx(math.log2(6) + 1)
 
 

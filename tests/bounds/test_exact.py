@@ -24,8 +24,8 @@ from tokenbound.bounds import (
     loss_interval_bits,
     merge_sums,
 )
+from tokenbound.bounds.columns import window_sums
 from tokenbound.bounds.constants import BLOCK_TOKENS
-from tokenbound.bounds.evidence import window_sums
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level, smoothed_loss_bits
 from tokenbound.errors import InputError, MismatchError

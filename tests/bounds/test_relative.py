@@ -46,7 +46,7 @@ def ledger(seed: int = 0, size: int = SIZE):
     return nll, base_nll, (base_entropy * 0.98).astype(np.float32), base_entropy
 
 
-CLAIM = Claim(V, V, 200.0, 0.05, SIZE, methods=("freedman",), extra_lines=1)
+CLAIM = Claim(V, V, 200.0, 0.05, SIZE, methods=("freedman",), num_bases=1)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_delta_is_split_in_advance_and_all_tuning_is_paid(chosen):
     assert tuning.base.alpha_slope == 0
     columns, _ = chosen
     sums = relative_sums(tuning, *columns)
-    picked = certify_relative(replace(tuning, num_bases=7), sums, CLAIM)
+    picked = certify_relative(tuning, sums, replace(CLAIM, num_bases=7))
     alone = certify_relative(tuning, sums, CLAIM)
     extra = math.log(7) / (tuning.base.lam * SIZE)
     assert picked.value - alone.value == pytest.approx(extra, abs=3e-9)
@@ -132,10 +132,10 @@ def test_identical_models_pay_only_for_the_code():
 @given(st.permutations([0, 1, 2]), st.lists(st.integers(0, 900), min_size=3, max_size=3))
 def test_evidence_merges_in_any_order(order, sizes):
     parts = [RelativeEvidence.from_losses(*ledger(seed, size)) for seed, size in enumerate(sizes)]
-    whole = merge_relative_evidence(parts).to_json()
-    assert merge_relative_evidence([parts[i] for i in order]).to_json() == whole
+    whole = merge_relative_evidence(parts).to_dict()
+    assert merge_relative_evidence([parts[i] for i in order]).to_dict() == whole
     tree = merge_relative_evidence([merge_relative_evidence(parts[:2]), parts[2]])
-    assert tree.to_json() == whole
+    assert tree.to_dict() == whole
 
 
 def test_evidence_is_bounded_and_survives_json():
@@ -144,12 +144,14 @@ def test_evidence_is_bounded_and_survives_json():
     assert evidence.num_tokens == 3 * RELATIVE_ROWS_PER_SHARD
     many = merge_relative_evidence([evidence] * 6)
     assert many.rows.shape == (RELATIVE_ROWS, 4)
-    text = evidence.to_json()
-    assert RelativeEvidence.from_json(text).to_json() == text
+    data = evidence.to_dict()
+    assert RelativeEvidence.from_dict(json.loads(json.dumps(data))).to_dict() == data
     with pytest.raises(MismatchError):
-        RelativeEvidence.from_json(text[:-20])
+        RelativeEvidence.from_dict({**data, "keys": data["keys"][:-20]})
     with pytest.raises(MismatchError):
-        RelativeEvidence.from_json(text.replace('"keys":"', '"keys":"AAAA'))
+        RelativeEvidence.from_dict({**data, "keys": "AAAA" + data["keys"]})
+    with pytest.raises(MismatchError):
+        RelativeEvidence.from_dict({})
 
 
 def test_the_subset_is_fair():
@@ -208,10 +210,10 @@ def test_bad_input_is_refused(chosen):
         RelativeEvidence.from_losses(nll, base_nll[:-1], entropy, base_entropy)
     with pytest.raises(InputError, match="base_nll"):
         relative_sums(tuning, nll, np.full(SIZE, math.nan), entropy, base_entropy)
-    with pytest.raises(InputError, match="extra_lines"):
-        choose_relative(RelativeEvidence.from_losses(*columns), replace(CLAIM, extra_lines=0))
     with pytest.raises(InputError, match="num_bases"):
-        choose_relative(RelativeEvidence.from_losses(*columns), CLAIM, num_bases=0)
+        choose_relative(RelativeEvidence.from_losses(*columns), replace(CLAIM, num_bases=0))
+    with pytest.raises(InputError, match="num_bases"):
+        replace(CLAIM, num_bases=-1)
     with pytest.raises(InputError, match="no token"):
         choose_relative(RelativeEvidence.from_losses(*[c[:0] for c in columns]), CLAIM)
 

@@ -18,15 +18,14 @@ from tokenbound.bounds.codes import (
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
 from tokenbound.bounds.relative import (
-    RelativeEvidence,
     RelativeSums,
     RelativeTuning,
     certify_relative,
     choose_relative,
-    merge_relative_evidence,
     merge_relative_sums,
     relative_sums,
 )
+from tokenbound.bounds.relative_evidence import RelativeEvidence, merge_relative_evidence
 from tokenbound.bounds.rounding import format_bound, round_up
 from tokenbound.bounds.sampling import SamplingPath, first_prefix, sampling_path
 from tokenbound.bounds.smoothing import loss_interval_bits, loss_intervals_bits, smoothed_loss_bits

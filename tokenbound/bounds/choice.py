@@ -21,6 +21,7 @@ from tokenbound.bounds.codes import (
     kappa_nats,
     kl_tune_bits,
 )
+from tokenbound.bounds.columns import Floats, Ints
 from tokenbound.bounds.constants import (
     ALPHA_GRID,
     ALPHA_SLOPES,
@@ -31,7 +32,7 @@ from tokenbound.bounds.constants import (
     STAKE_CAP,
     T_GRID,
 )
-from tokenbound.bounds.evidence import Evidence, Floats, Ints
+from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level, loss_interval_bits
 from tokenbound.errors import InputError, MismatchError
 

@@ -57,8 +57,9 @@ class Claim:
     """Bits of `code_length_bits` by what they pay for, e.g. artifact, protocol, tokenizer."""
     what_if: bool = False
     """`num_tokens` is hypothetical: the same losses, a larger m. Never a certificate."""
-    extra_lines: int = 0
-    """Lines printed beside those of `methods` (a relative bound is one); they count in K."""
+    num_bases: int = 0
+    """M: of a model that is a delta on a base, among how many bases that base was picked after seeing the tokens (1: it
+    was fixed before); such a claim prints the line `relative` too. 0: the model is no delta."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be claimed."""
@@ -75,6 +76,10 @@ class Claim:
             raise InputError(f"code_length_bits must be finite and >= 0, got {self.code_length_bits!r}")
         if not self.methods or len(set(self.methods)) != len(self.methods) or not set(self.methods) <= set(METHODS):
             raise InputError(f"methods must name some of {METHODS}, each once, got {self.methods!r}")
+        if self.num_bases < 0:
+            raise InputError(f"num_bases counts the bases tried, from 1; got {self.num_bases!r}")
+        if self.num_bases and self.has_alpha:
+            raise InputError("a delta on a base cannot have a smoothing head: its excess is bounded at constant alphas")
         if "kl" in self.methods and not (
             self.top_k and len(set(self.top_k)) == len(self.top_k) and min(self.top_k) >= 1
         ):
@@ -95,14 +100,14 @@ class Claim:
 
     @property
     def lines(self) -> tuple[tuple[str, int | None], ...]:
-        """(method, top_k) of every line of `methods`, in the order printed."""
-        loss: list[tuple[str, int | None]] = [(method, None) for method in self.methods if method != "kl"]
+        """(method, top_k) of the lines that :func:`~tokenbound.bounds.certify.certify` prints, in order."""
+        loss: list[tuple[str, int | None]] = [(method, None) for method in self.methods if method in LOSS_METHODS]
         return (*loss, *(("kl", k) for k in self.top_k if "kl" in self.methods))
 
     @property
     def num_lines(self) -> int:
         """K, unavailable lines included: they were named before scoring."""
-        return len(self.lines) + self.extra_lines
+        return len(self.lines) + (self.num_bases > 0)
 
     @property
     def paid_code_bits(self) -> float:

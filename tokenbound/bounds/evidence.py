@@ -11,7 +11,6 @@ makes eight bins per octave without a logarithm per token: a few nanoseconds.
 
 from __future__ import annotations
 
-import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,11 +21,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tokenbound.bounds.columns import (
+    Floats,
+    Ints,
+    check_entropy,
+    check_length,
+    pack,
+    unpack,
+    window_sums,
+    worst_case_windows,
+)
+from tokenbound.bounds.relative_evidence import RelativeEvidence, merge_relative_evidence
 from tokenbound.bounds.smoothing import check_alpha, check_nll, check_vocab_size
 from tokenbound.errors import InputError, MismatchError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 BINS_PER_OCTAVE: Final = 8
 _MANTISSA_SHIFT: Final = 20  # 23 mantissa bits, of which 3 stay
@@ -67,6 +74,8 @@ class Evidence:
     """Smallest alpha of a smoothing head; null without one."""
     sums: Mapping[str, int]
     """Fixed-point sums in units of 2^-32: nll, entropy, range_squared (D_i^2, smoothing head), moments of windows."""
+    relative: RelativeEvidence | None = None
+    """Of a delta scored beside its base: what the relative line is tuned on."""
 
     @classmethod
     def from_losses(
@@ -80,6 +89,8 @@ class Evidence:
         top_k: Sequence[int] = (),
         window_lengths: ArrayLike | None = None,
         worst_case: ArrayLike | int | None = None,
+        base_nll: ArrayLike | None = None,
+        base_entropy: ArrayLike | None = None,
     ) -> Evidence:
         """Evidence of one shard.
 
@@ -94,6 +105,8 @@ class Evidence:
                 drawn.
             worst_case: [W] True where a window has no finite loss (it is then absent from the arrays above); or,
                 without `window_lengths`, the number of such tokens.
+            base_nll: [T] losses of the base in nats, where the model is a delta; then the entropies are needed too.
+            base_entropy: [T] predictive entropies of the base in nats.
 
         Raises:
             InputError: arrays of different lengths, losses or entropies that are not finite, alpha outside (0, 1).
@@ -125,6 +138,7 @@ class Evidence:
             has_entropy=entropies is not None,
             alpha_min=alpha_min,
             sums=sums,
+            relative=_relative(losses, entropies, base_nll, base_entropy, worst_tokens),
         )
 
     @property
@@ -159,6 +173,7 @@ class Evidence:
                 "has_entropy": self.has_entropy,
                 "alpha_min": self.alpha_min,
                 "sums": dict(sorted(self.sums.items())),
+                **({} if self.relative is None else {"relative": self.relative.to_dict()}),
             },
             separators=(",", ":"),
         )
@@ -181,6 +196,7 @@ class Evidence:
                 has_entropy=bool(data["has_entropy"]),
                 alpha_min=data["alpha_min"],
                 sums={str(k): int(n) for k, n in data["sums"].items()},
+                relative=RelativeEvidence.from_dict(data["relative"]) if "relative" in data else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError, zlib.error) as error:
             raise MismatchError(f"a shard's evidence is damaged or of another version: {error}") from None
@@ -191,7 +207,7 @@ def merge_evidence(parts: Sequence[Evidence]) -> Evidence:
 
     Raises:
         InputError: nothing to merge.
-        MismatchError: the parts disagree about V, the columns or the ks.
+        MismatchError: the parts disagree about V, the columns or the ks, or only some have a base.
 
     >>> parts = [Evidence.from_losses([1.0, 2.0], vocab_size=256), Evidence.from_losses([3.0], vocab_size=256)]
     >>> merge_evidence(parts).num_tokens
@@ -199,7 +215,10 @@ def merge_evidence(parts: Sequence[Evidence]) -> Evidence:
     """
     if not parts:
         raise InputError("there is no evidence to merge")
-    return reduce(_merge_two, parts)
+    relative = [part.relative for part in parts if part.relative is not None]
+    if relative and len(relative) < len(parts):
+        raise MismatchError("only some shards were scored beside their base; score the others again")
+    return replace(reduce(_merge_two, parts), relative=merge_relative_evidence(relative) if relative else None)
 
 
 def _merge_two(left: Evidence, right: Evidence) -> Evidence:
@@ -222,6 +241,20 @@ def _merge_two(left: Evidence, right: Evidence) -> Evidence:
         alpha_min=None if left.alpha_min is None or right.alpha_min is None else min(left.alpha_min, right.alpha_min),
         sums={name: value + right.sums[name] for name, value in left.sums.items()},
     )
+
+
+def _relative(
+    nll: NDArray[np.floating],
+    entropy: NDArray[np.floating] | None,
+    base_nll: ArrayLike | None,
+    base_entropy: ArrayLike | None,
+    worst_case_tokens: int,
+) -> RelativeEvidence | None:
+    if base_nll is None:
+        return None
+    if entropy is None or base_entropy is None:
+        raise InputError("losses of a base need the `entropy` and `base_entropy` of every token beside them")
+    return RelativeEvidence.from_losses(nll, base_nll, entropy, base_entropy, worst_case_tokens=worst_case_tokens)
 
 
 def _shape(evidence: Evidence) -> tuple[object, ...]:
@@ -273,43 +306,6 @@ def _window_moments(values: NDArray[np.floating], lengths: Ints) -> dict[str, in
     }
 
 
-def window_sums(values: Floats, lengths: Ints) -> Floats:
-    """[W] sums of consecutive runs of ``lengths`` values; an empty window sums to 0.
-
-    Raises:
-        InputError: the lengths do not add up to the number of values.
-    """
-    if (lengths.size and int(lengths.min()) < 0) or int(lengths.sum()) != values.size:
-        raise InputError(f"window_lengths add up to {int(lengths.sum())}, but there are {values.size} losses")
-    result = np.zeros(lengths.size, dtype=np.float64)
-    filled = np.flatnonzero(lengths)
-    if filled.size:
-        ends = np.cumsum(lengths[filled])
-        result[filled] = np.add.reduceat(values, np.concatenate([[0], ends[:-1]]))
-    return result
-
-
-def worst_case_windows(
-    worst_case: ArrayLike | int | None, lengths: Ints | None
-) -> tuple[NDArray[np.bool_] | None, int]:
-    """Which windows failed ([W] or None) and how many tokens count at the worst case.
-
-    Raises:
-        InputError: marks that do not fit the windows, or a count that is not one.
-    """
-    if worst_case is None:
-        return None, 0
-    if lengths is None:
-        count = np.asarray(worst_case)
-        if count.ndim or count.dtype == np.bool_ or count < 0:
-            raise InputError("without window_lengths, `worst_case` is the number of tokens counted at the worst case")
-        return None, int(count)
-    failed = np.asarray(worst_case, dtype=np.bool_)
-    if failed.shape != lengths.shape:
-        raise InputError(f"`worst_case` marks {failed.shape} windows, window_lengths has {lengths.shape}")
-    return failed, int(lengths[failed].sum())
-
-
 def _unpack_histogram(text: str, num_tokens: int) -> Ints:
     size = NLL_BINS * ENTROPY_BINS * 8
     raw = unpack(text, size)
@@ -321,38 +317,5 @@ def _unpack_histogram(text: str, num_tokens: int) -> Ints:
     return histogram
 
 
-def pack(data: bytes) -> str:
-    """Compressed bytes as ASCII text."""
-    return base64.b64encode(zlib.compress(data, 6)).decode("ascii")
-
-
-def unpack(text: str, limit: int) -> bytes:
-    """The inverse of :func:`pack`, in bounded memory.
-
-    Raises:
-        ValueError: the text is cut short, damaged, or holds more than ``limit`` bytes.
-    """
-    stream = zlib.decompressobj()
-    raw = stream.decompress(base64.b64decode(text, validate=True), limit + 1)
-    if not stream.eof or len(raw) > limit:
-        raise ValueError("compressed data is cut short or too long")
-    return raw
-
-
 def _fixed(value: float) -> int:
     return round(value * _FIXED_POINT)
-
-
-def check_length(column: NDArray[Any], size: int, name: str) -> NDArray[Any]:
-    """Refuse a column that does not hold one value per token."""
-    if column.shape != (size,):
-        raise InputError(f"`{name}` has shape {column.shape}, the losses ({size},): one value per token is needed")
-    return column
-
-
-def check_entropy(entropy: ArrayLike, size: int) -> NDArray[np.floating]:
-    """Refuse entropies that are not finite or not one per token."""
-    column: NDArray[np.floating] = check_length(np.asarray(entropy), size, "entropy")
-    if column.size and not np.isfinite(column.min() + column.max()):
-        raise InputError("`entropy` must be finite for every token; leave the column out to use constant forecasts")
-    return column

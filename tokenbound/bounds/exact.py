@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tokenbound.bounds.claim import Tuning
+from tokenbound.bounds.columns import Floats, Ints, check_entropy, check_length, window_sums, worst_case_windows
 from tokenbound.bounds.constants import ALPHA_LEVELS, BLOCK_TOKENS, LN2, PRODUCT_GROUP
-from tokenbound.bounds.evidence import Floats, Ints, check_entropy, check_length, window_sums, worst_case_windows
 from tokenbound.bounds.smoothing import alpha_levels, check_alpha, check_nll, loss_interval_bits, loss_intervals_bits
 from tokenbound.errors import InputError, MismatchError
 

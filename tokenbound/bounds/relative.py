@@ -4,21 +4,19 @@ R(h) = R(h0) + [R(h) - R(h0)]. The base pays no code, so its own risk is bounded
 l_i(h0) varies little where the two models agree, so that the gap for the delta's code shrinks with its standard
 deviation. delta is split in advance; both parts use the same base_alpha, and each pays for its own tuning.
 
-The tuning is chosen on a subset of the tokens taken by a hash of their contents, which merges like the histogram: a
-four-dimensional one would be empty almost everywhere. The bound is then evaluated over every token.
+The tuning is chosen on a subset of the tokens (:mod:`~tokenbound.bounds.relative_evidence`); the bound is then
+evaluated over every token.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tokenbound.bounds.choice import (
     Candidate,
@@ -34,123 +32,24 @@ from tokenbound.bounds.choice import (
 )
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning, corpus_delta
 from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
+from tokenbound.bounds.columns import Floats, window_sums, worst_case_windows
 from tokenbound.bounds.constants import (
     ALPHA_GRID,
     BLOCK_TOKENS,
     LN2,
     MAX_DEGREE,
     RELATIVE_DELTA_SHARE,
-    RELATIVE_ROWS,
-    RELATIVE_ROWS_PER_SHARD,
-)
-from tokenbound.bounds.evidence import (
-    Floats,
-    check_entropy,
-    check_length,
-    pack,
-    unpack,
-    window_sums,
-    worst_case_windows,
 )
 from tokenbound.bounds.exact import LineSums, highest_value, line_sums, merge_sums
+from tokenbound.bounds.relative_evidence import RelativeEvidence, check_pair
 from tokenbound.bounds.rounding import arithmetic_guard, round_up
 from tokenbound.bounds.sampling import path_of_windows
-from tokenbound.bounds.smoothing import check_nll, smoothed_loss_bits
+from tokenbound.bounds.smoothing import smoothed_loss_bits
 from tokenbound.bounds.theorems import excess_interval_bits, oracle_gap_bits
 from tokenbound.errors import InputError, MismatchError
 
 _COARSE_ALPHAS = ALPHA_GRID[::2]
 _FINALISTS = 4
-
-
-@dataclass(frozen=True)
-class RelativeEvidence:
-    """A hashed subset of the tokens, to tune on; merging is associative and commutative."""
-
-    num_tokens: int
-    """Tokens it stands for."""
-    worst_case_tokens: int
-    """Tokens counted at the worst case."""
-    keys: NDArray[np.uint64]
-    """[R] hashes, ascending."""
-    rows: NDArray[np.float32]
-    """[R, 4] nll, base_nll, entropy, base_entropy in nats."""
-
-    @classmethod
-    def from_losses(
-        cls,
-        nll: ArrayLike,
-        base_nll: ArrayLike,
-        entropy: ArrayLike,
-        base_entropy: ArrayLike,
-        *,
-        worst_case_tokens: int = 0,
-    ) -> RelativeEvidence:
-        """Evidence of one shard: the 4096 tokens whose hash is smallest.
-
-        Args:
-            nll: [T] losses of the model, nats.
-            base_nll: [T] losses of the base on the same tokens.
-            entropy: [T] entropies of the model's predictions.
-            base_entropy: [T] those of the base.
-            worst_case_tokens: tokens that one of the two could not score.
-
-        Raises:
-            InputError: arrays of different lengths, or values that are not finite.
-        """
-        columns = _checked(nll, base_nll, entropy, base_entropy)
-        rows = np.stack([np.asarray(column, dtype=np.float32) for column in columns], axis=1)
-        keys = _row_hash(rows)
-        kept = (
-            np.argpartition(keys, RELATIVE_ROWS_PER_SHARD)[:RELATIVE_ROWS_PER_SHARD]
-            if keys.size > RELATIVE_ROWS_PER_SHARD
-            else slice(None)
-        )
-        return _smallest(keys[kept], rows[kept], RELATIVE_ROWS_PER_SHARD, len(rows), worst_case_tokens)
-
-    def to_json(self) -> str:
-        """Compact JSON, at most some 90 kB per shard."""
-        return json.dumps(
-            {
-                "num_tokens": self.num_tokens,
-                "worst_case_tokens": self.worst_case_tokens,
-                "keys": pack(self.keys.astype("<u8").tobytes()),
-                "rows": pack(self.rows.astype("<f4").tobytes()),
-            },
-            separators=(",", ":"),
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> RelativeEvidence:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            MismatchError: the text is not relative evidence.
-        """
-        try:
-            data = json.loads(text)
-            keys = np.frombuffer(unpack(data["keys"], RELATIVE_ROWS * 8), dtype="<u8").astype(np.uint64)
-            rows = (
-                np.frombuffer(unpack(data["rows"], RELATIVE_ROWS * 16), dtype="<f4")
-                .astype(np.float32)
-                .reshape(keys.size, 4)
-            )
-            return cls(int(data["num_tokens"]), int(data["worst_case_tokens"]), keys, rows)
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
-            raise MismatchError(f"a shard's relative evidence is damaged or of another version: {error}") from None
-
-
-def merge_relative_evidence(parts: Sequence[RelativeEvidence]) -> RelativeEvidence:
-    """The evidence of all shards together.
-
-    Raises:
-        InputError: nothing to merge.
-    """
-    if not parts:
-        raise InputError("there is no evidence to merge")
-    keys, rows = np.concatenate([p.keys for p in parts]), np.concatenate([p.rows for p in parts])
-    tokens, worst = sum(p.num_tokens for p in parts), sum(p.worst_case_tokens for p in parts)
-    return _smallest(keys, rows, RELATIVE_ROWS, tokens, worst)
 
 
 @dataclass(frozen=True)
@@ -175,8 +74,6 @@ class RelativeTuning:
     """L_tune of the excess."""
     base: Tuning
     """The freedman line of the base itself, at base_alpha and L(h0) = 0."""
-    num_bases: int = 1
-    """M: the base was picked among so many after seeing the tokens."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -210,29 +107,22 @@ def base_claim(claim: Claim) -> Claim:
     return replace(claim, delta=claim.delta * (1 - RELATIVE_DELTA_SHARE), code_length_bits=0.0, code_split={})
 
 
-def choose_relative(
-    evidence: RelativeEvidence, claim: Claim, sampling: SamplingPlan | None = None, *, num_bases: int = 1
-) -> RelativeTuning:
+def choose_relative(evidence: RelativeEvidence, claim: Claim, sampling: SamplingPlan | None = None) -> RelativeTuning:
     """The grid point of the relative line, excess and base together.
 
     Args:
         evidence: of all shards; of the pilot in a sampled run.
-        claim: with `code_length_bits` that of the delta artifact and `extra_lines` counting this line.
+        claim: with `code_length_bits` that of the delta artifact and `num_bases` saying that there is a base.
         sampling: the plan of a sampled run.
-        num_bases: M, bases that were tried on these tokens.
 
     Raises:
-        InputError: no token to choose from, M < 1, or a claim that does not count this line.
+        InputError: no token to choose from, or a claim without a base.
     """
     if evidence.rows.shape[0] == 0:
         raise InputError("there is no token with finite losses to choose from")
-    if num_bases < 1:
-        raise InputError(f"num_bases counts the bases tried, from 1; got {num_bases!r}")
-    if claim.extra_lines < 1:
-        raise InputError("a relative line is a line of the certificate: count it in `extra_lines`")
-    slack = SlackModel.of_range(claim, sampling)
-    search = _RelativeSearch(evidence, claim, slack)
-    return search.best(num_bases)
+    if claim.num_bases < 1:
+        raise InputError("a relative line needs a base: set `num_bases` in the claim, which counts the line in K")
+    return _RelativeSearch(evidence, claim, SlackModel.of_range(claim, sampling)).best()
 
 
 class _RelativeSearch:
@@ -248,14 +138,14 @@ class _RelativeSearch:
         self.solvers = [normal_solver(basis, self.weight) for basis in self.bases]
         self.kappas = [_excess_kappa(d, claim, sampled=slack.draws > 0) for d in range(MAX_DEGREE + 1)]
 
-    def best(self, num_bases: int) -> RelativeTuning:
+    def best(self) -> RelativeTuning:
         vocab = self.claim.vocab_size
         losses = {a: smoothed_loss_bits(self.nll, alpha=a, vocab_size=vocab) for a in _COARSE_ALPHAS}
         base_losses = {a: smoothed_loss_bits(self.base_nll, alpha=a, vocab_size=vocab) for a in _COARSE_ALPHAS}
         base_values = {a: self.base_search.quick(a, 0)[0] for a in _COARSE_ALPHAS}
         pairs = [(a, b) for a in _COARSE_ALPHAS for b in _COARSE_ALPHAS]
         ranked = sorted(pairs, key=lambda ab: self.quick(ab, losses[ab[0]] - base_losses[ab[1]]) + base_values[ab[1]])
-        found = [self.refined(ab, losses[ab[0]] - base_losses[ab[1]], num_bases) for ab in ranked[:_FINALISTS]]
+        found = [self.refined(ab, losses[ab[0]] - base_losses[ab[1]]) for ab in ranked[:_FINALISTS]]
         return min(found, key=lambda pair: pair[0])[1]
 
     def quick(self, alphas: tuple[float, float], excess: Floats) -> float:
@@ -264,12 +154,12 @@ class _RelativeSearch:
         lam = min(math.sqrt(2 * self.kappas[0] / (self.claim.num_tokens * max(square, 1e-12))), 0.99 / (high - low))
         return float(self.weight @ excess) + lam * square / 2 + self.kappas[0] / (lam * self.claim.num_tokens)
 
-    def refined(self, alphas: tuple[float, float], excess: Floats, num_bases: int) -> tuple[float, RelativeTuning]:
+    def refined(self, alphas: tuple[float, float], excess: Floats) -> tuple[float, RelativeTuning]:
         base = self.base_search.refined(self.base_search.smoothed(alphas[1], 0))
         options = [self.with_degree(alphas, excess, d) for d in range(MAX_DEGREE + 1)]
         value, t, lam, coefficients, y0 = min(options, key=lambda option: option[0])
         degree = [basis.shape[1] for basis in self.bases].index(len(coefficients))
-        return value + base.value, self.tuning(alphas, t, lam, degree, coefficients, y0, base, num_bases)
+        return value + base.value, self.tuning(alphas, t, lam, degree, coefficients, y0, base)
 
     def tuning(
         self,
@@ -280,7 +170,6 @@ class _RelativeSearch:
         coefficients: tuple[float, ...],
         y0: float,
         base: Candidate,
-        num_bases: int,
     ) -> RelativeTuning:
         return RelativeTuning(
             alpha=alphas[0],
@@ -292,7 +181,6 @@ class _RelativeSearch:
             y0=y0,
             tune_bits=relative_tune_bits(degree) + self.claim.shared_bits,
             base=freedman_tuning(base, self.base_search.claim),
-            num_bases=num_bases,
         )
 
     def with_degree(
@@ -353,7 +241,7 @@ def relative_sums(
     Raises:
         InputError: arrays of different lengths, or values that are not finite.
     """
-    nll_, base_nll_, entropy_, base_entropy_ = _checked(nll, base_nll, entropy, base_entropy)
+    nll_, base_nll_, entropy_, base_entropy_ = check_pair(nll, base_nll, entropy, base_entropy)
     lengths = None if window_lengths is None else np.asarray(window_lengths, dtype=np.int64)
     failed, worst_tokens = worst_case_windows(worst_case, lengths)
     base = line_sums([tuning.base], base_nll_, base_entropy_, window_lengths=window_lengths, worst_case=worst_case)
@@ -466,7 +354,7 @@ def _excess_kappa(degree: int, claim: Claim, *, sampled: bool) -> float:
 
 def _base_kappa(tuning: RelativeTuning, claim: Claim, *, sampled: bool) -> float:
     delta = corpus_delta(base_claim(claim), sampled=sampled)
-    return kappa_nats(code_length_bits=0.0, tune_bits=tuning.base.tune_bits, delta=delta) + math.log(tuning.num_bases)
+    return kappa_nats(code_length_bits=0.0, tune_bits=tuning.base.tune_bits, delta=delta) + math.log(claim.num_bases)
 
 
 def _excess_block(
@@ -489,30 +377,3 @@ def _basis(entropy_bits: Floats, base_entropy_bits: Floats, degree: int) -> Floa
     """[T, (degree + 1)(degree + 2) / 2] monomials of the two entropies, by total degree."""
     columns = [entropy_bits ** (d - j) * base_entropy_bits**j for d in range(degree + 1) for j in range(d + 1)]
     return np.stack(columns, axis=1)
-
-
-def _checked(
-    nll: ArrayLike, base_nll: ArrayLike, entropy: ArrayLike, base_entropy: ArrayLike
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    losses = check_nll(nll)
-    base_losses = check_length(check_nll(base_nll, name="base_nll"), losses.size, "base_nll")
-    return losses, base_losses, check_entropy(entropy, losses.size), check_entropy(base_entropy, losses.size)
-
-
-def _row_hash(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """A 64-bit mix (splitmix64's finaliser) of each row's bits and its place in the shard."""
-    bits = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)
-    state = np.arange(len(rows), dtype=np.uint64)
-    for column in bits.T:
-        state = (state ^ column) * np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return state
-
-
-def _smallest(
-    keys: NDArray[np.uint64], rows: NDArray[np.float32], limit: int, tokens: int, worst: int
-) -> RelativeEvidence:
-    order = np.lexsort((*rows.T, keys))[:limit]  # rows break ties, so that the order of merging cannot matter
-    return RelativeEvidence(tokens, worst, keys[order], rows[order])

@@ -25,8 +25,8 @@ import numpy as np
 from scipy.special import polygamma
 
 from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning
+from tokenbound.bounds.columns import Floats, Ints
 from tokenbound.bounds.constants import STAKE_CAP, STAKE_TARGET_FACTOR
-from tokenbound.bounds.evidence import Floats, Ints
 from tokenbound.bounds.exact import LineSums, highest_value
 from tokenbound.errors import IncompleteError, InputError
 

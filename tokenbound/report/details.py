@@ -18,8 +18,9 @@ import numpy as np
 
 from tokenbound.bounds.choice import Cells, FreedmanSearch, SlackModel
 from tokenbound.bounds.claim import Claim, corpus_delta
+from tokenbound.bounds.columns import Floats
 from tokenbound.bounds.constants import ALPHA_GRID, LN2, T_GRID
-from tokenbound.bounds.evidence import ENTROPY_OCTAVES, NLL_OCTAVES, Evidence, Floats, bin_centres, merge_evidence
+from tokenbound.bounds.evidence import ENTROPY_OCTAVES, NLL_OCTAVES, Evidence, bin_centres, merge_evidence
 from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.bounds.theorems import kl_grid_bound
 from tokenbound.errors import IncompleteError
