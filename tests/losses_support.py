@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tokenbound.store.losses import Losses
@@ -24,3 +26,10 @@ def make_losses(lengths: list[int], *, unscored: tuple[int, ...] = (), seed: int
         rank=np.where(tokens_failed, 257, generator.integers(0, 257, total)).astype(np.int32),
         token=generator.integers(0, 257, total).astype(np.int32),
     )
+
+
+def with_base(losses: Losses, *, seed: int = 0) -> Losses:
+    """The same losses beside those of a base that is a little worse on one token in five."""
+    changed = np.random.default_rng(seed).random(losses.num_tokens) < 0.2
+    base_nll = losses.nll + np.where(changed, np.float32(0.3), np.float32(0))
+    return replace(losses, base_nll=base_nll, base_entropy=losses.entropy)

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from losses_support import make_losses
+from losses_support import make_losses, with_base
 
 from tokenbound.bounds import Claim, SamplingPlan, choose_tunings, line_sums
+from tokenbound.bounds.relative import RelativeTuning, certify_relative, relative_sums
 from tokenbound.errors import MismatchError
 from tokenbound.ledger import ForeignLedger, RunLedger, exact_sums, full_evidence, reduce_ledger, shard_evidence
 from tokenbound.store import losses as store
@@ -33,10 +34,11 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "PIECE_TOKENS", 100)
 
 
-def commit(folder: Path, unscored: tuple[int, ...] = ()) -> RunLedger:
+def commit(folder: Path, unscored: tuple[int, ...] = (), *, base: bool = False) -> RunLedger:
     run = RunDirectory(str(folder))
     for number, lengths in enumerate(LENGTHS):
         losses = make_losses(lengths, seed=number, unscored=unscored if number == 1 else ())
+        losses = with_base(losses, seed=number) if base else losses
         run.commit(number, losses, json.loads(shard_evidence(losses, V, TOP_K).to_json()), "f")
     return RunLedger(run.uri, len(LENGTHS), "f", V)
 
@@ -136,3 +138,40 @@ def test_row_groups_of_other_tools_are_read_in_pieces(tmp_path: Path, nested: bo
     evidence = ledger.evidence(0, TOP_K)
     assert evidence.num_tokens == 1000
     assert evidence.mean_nll_nats == pytest.approx(math.fsum(nll.tolist()) / 1000, abs=1e-8)
+
+
+@pytest.mark.parametrize("unscored", [(), (3,)])
+def test_a_delta_has_a_relative_line_evaluated_over_every_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unscored: tuple[int, ...]
+) -> None:
+    ledger = commit(tmp_path, unscored, base=True)
+    claim = replace(CLAIM, num_bases=1)
+    line = reduce_ledger(ledger, claim).lines[-1]
+    assert line.method == "relative"
+    whole = [ledger.losses(shard) for shard in range(ledger.num_shards)]
+    kept = [~np.repeat(losses.unscored, losses.window_lengths) for losses in whole]
+    columns = [
+        np.concatenate([getattr(losses, name)[keep] for losses, keep in zip(whole, kept, strict=True)])
+        for name in ("nll", "base_nll", "entropy", "base_entropy")
+    ]
+    tuning = RelativeTuning.from_dict(line.parameters)
+    sums = relative_sums(tuning, *columns, worst_case=64 * len(unscored))
+    assert certify_relative(tuning, sums, claim).value == pytest.approx(line.value, rel=1e-12)
+    monkeypatch.setattr(store, "PIECE_TOKENS", 100)
+    assert reduce_ledger(ledger, claim, run=last_first).lines[-1].value == pytest.approx(line.value, rel=1e-12)
+
+
+def test_a_sampled_delta_has_a_relative_line_with_its_own_slack(tmp_path: Path) -> None:
+    ledger = commit(tmp_path, base=True).first_windows(46)
+    windows = [lengths for shard in LENGTHS for lengths in shard]
+    plan = SamplingPlan(num_units=len(windows) + 200, max_unit_tokens=64, pilot_units=20)
+    claim = replace(CLAIM, num_tokens=TOKENS + 200 * 64, num_bases=1)
+    line = reduce_ledger(ledger, claim, plan).lines[-1]
+    assert line.method == "relative"
+    assert line.terms["sampling_slack"] > 0
+    assert line.value > line.terms["excess"] + line.terms["base_bound"]
+
+
+def test_a_delta_without_recorded_base_losses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="base_nll"):
+        reduce_ledger(commit(tmp_path), replace(CLAIM, num_bases=1))

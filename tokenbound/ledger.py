@@ -24,6 +24,14 @@ from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
+from tokenbound.bounds.relative import (
+    RelativeSums,
+    RelativeTuning,
+    certify_relative,
+    choose_relative,
+    merge_relative_sums,
+    relative_sums,
+)
 from tokenbound.errors import MismatchError
 from tokenbound.store.foreign import iter_foreign
 from tokenbound.store.losses import Losses
@@ -32,7 +40,7 @@ from tokenbound.store.run import CommitRecord, RunDirectory
 A = TypeVar("A")
 B = TypeVar("B")
 
-REDUCED_COLUMNS = ("nll", "entropy", "rank", "alpha")
+REDUCED_COLUMNS = ("nll", "entropy", "rank", "alpha", "base_nll", "base_entropy")
 """What the reduction reads."""
 
 RECORDS_PER_TASK = 64
@@ -159,7 +167,8 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
     """
     failed = losses.token_unscored
     keep = slice(None) if failed is None else ~failed
-    for name, values in (("nll", losses.nll), ("entropy", losses.entropy)):
+    for name in ("nll", "entropy", "base_nll", "base_entropy"):
+        values = getattr(losses, name)
         if values is None or not values[keep].size:
             continue
         lowest, highest = float(values[keep].min()), float(values[keep].max())  # NaN propagates through both
@@ -185,12 +194,15 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
 
 def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> Evidence:
     """Mergeable evidence of a shard; tokens of unscored windows are counted apart."""
+    own, base = _finite(losses)
     return Evidence.from_losses(
-        *_finite(losses),
+        *own,
         vocab_size=vocab_size,
         top_k=top_k,
         window_lengths=losses.window_lengths,
         worst_case=losses.unscored,
+        base_nll=None if base is None else base.nll,
+        base_entropy=None if base is None else base.entropy,
     )
 
 
@@ -201,12 +213,20 @@ class _Columns(NamedTuple):
     alpha: NDArray[Any] | None
 
 
-def _finite(losses: Losses) -> _Columns:
-    """The columns that the bounds read, without the tokens of unscored windows."""
+class _BaseColumns(NamedTuple):
+    nll: NDArray[Any]
+    entropy: NDArray[Any]
+
+
+def _finite(losses: Losses) -> tuple[_Columns, _BaseColumns | None]:
+    """The columns that the bounds read, of the model and of its base, without the tokens of unscored windows."""
     failed = losses.token_unscored
     kept = slice(None) if failed is None else ~failed
     columns = (losses.entropy, losses.rank, losses.alpha)
-    return _Columns(losses.nll[kept], *(None if column is None else column[kept] for column in columns))
+    own = _Columns(losses.nll[kept], *(None if column is None else column[kept] for column in columns))
+    if losses.base_nll is None or losses.base_entropy is None:
+        return own, None
+    return own, _BaseColumns(losses.base_nll[kept], losses.base_entropy[kept])
 
 
 @dataclass(frozen=True)
@@ -218,6 +238,48 @@ class Reduction:
     tunings: tuple[Tuning, ...]
     sums: LineSums
     lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Tunings:
+    """The grid points of everything that one exact pass evaluates."""
+
+    lines: tuple[Tuning, ...]
+    """Those of the claim's methods."""
+    relative: RelativeTuning | None = None
+    """Of a delta on a base."""
+
+    @classmethod
+    def chosen(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None = None) -> Tunings:
+        """The grid points that the evidence favours.
+
+        Raises:
+            MismatchError: the claim speaks of a base whose losses were not recorded.
+        """
+        lines = choose_tunings(evidence, claim, sampling)
+        if not claim.num_bases:
+            return cls(lines)
+        if evidence.relative is None:
+            raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
+        return cls(lines, choose_relative(evidence.relative, claim, sampling))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Exact sums of everything that was tuned, over some shards."""
+
+    lines: LineSums
+    relative: RelativeSums | None = None
+
+    @classmethod
+    def merged(cls, parts: Sequence[Sums]) -> Sums:
+        """The sums of all shards together, in order."""
+        relative = [part.relative for part in parts if part.relative is not None]
+        return cls(merge_sums([part.lines for part in parts]), merge_relative_sums(relative) if relative else None)
+
+    def collapsed(self) -> Sums:
+        """The same sums as of one shard."""
+        return Sums(self.lines.collapsed(), None if self.relative is None else self.relative.collapsed())
 
 
 def reduce_ledger(
@@ -245,9 +307,15 @@ def reduce_ledger(
         evidence = pilot_evidence(ledger, claim, sampling)
     elif evidence is None:
         evidence = full_evidence(ledger, claim.top_k, run=run)
-    tunings = choose_tunings(evidence, claim, sampling)
-    sums = exact_sums(ledger, tunings, by_window=sampling is not None, run=run)
-    return Reduction(evidence, tunings, sums, certify(tunings, sums, claim, sampling))
+    tunings = Tunings.chosen(evidence, claim, sampling)
+    sums = _all_sums(ledger, tunings, by_window=sampling is not None, run=run)
+    return Reduction(evidence, tunings.lines, sums.lines, tuple(_certified(tunings, sums, claim, sampling)))
+
+
+def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan | None) -> Iterator[Line]:
+    yield from certify(tunings.lines, sums.lines, claim, sampling)
+    if tunings.relative is not None and sums.relative is not None:
+        yield certify_relative(tunings.relative, sums.relative, claim, sampling)
 
 
 def full_evidence(ledger: Ledger, top_k: tuple[int, ...], *, run: Run = map) -> Evidence:
@@ -281,7 +349,7 @@ def leading(pieces: Iterable[Losses], windows: int) -> Iterator[Losses]:
 
 
 def exact_sums(ledger: Ledger, tunings: Sequence[Tuning], *, by_window: bool = False, run: Run = map) -> LineSums:
-    """The exact pass over every shard, in order.
+    """The exact pass of some lines over every shard, in order.
 
     Args:
         ledger: the losses.
@@ -289,20 +357,32 @@ def exact_sums(ledger: Ledger, tunings: Sequence[Tuning], *, by_window: bool = F
         by_window: keep each window's sums as well, for sampled runs.
         run: how functions are mapped over shards.
     """
+    return _all_sums(ledger, Tunings(tuple(tunings)), by_window=by_window, run=run).lines
+
+
+def _all_sums(ledger: Ledger, tunings: Tunings, *, by_window: bool, run: Run) -> Sums:
     chunks = _chunks(ledger.num_shards, SHARDS_PER_TASK)
-    return merge_sums(list(run(partial(_merged_sums, ledger, tunings, by_window), chunks)))
+    return Sums.merged(list(run(partial(_merged_sums, ledger, tunings, by_window), chunks)))
 
 
-def _merged_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shards: range) -> LineSums:
-    return merge_sums([_shard_sums(ledger, tunings, by_window, shard) for shard in shards])
+def _merged_sums(ledger: Ledger, tunings: Tunings, by_window: bool, shards: range) -> Sums:
+    return Sums.merged([_shard_sums(ledger, tunings, by_window, shard) for shard in shards])
 
 
-def _shard_sums(ledger: Ledger, tunings: Sequence[Tuning], by_window: bool, shard: int) -> LineSums:
-    return merge_sums([_piece_sums(tunings, by_window, piece) for piece in ledger.pieces(shard)]).collapsed()
+def _shard_sums(ledger: Ledger, tunings: Tunings, by_window: bool, shard: int) -> Sums:
+    return Sums.merged([_piece_sums(tunings, by_window, piece) for piece in ledger.pieces(shard)]).collapsed()
 
 
-def _piece_sums(tunings: Sequence[Tuning], by_window: bool, losses: Losses) -> LineSums:
-    if by_window:
-        return line_sums(tunings, *_finite(losses), window_lengths=losses.window_lengths, worst_case=losses.unscored)
+def _piece_sums(tunings: Tunings, by_window: bool, losses: Losses) -> Sums:
+    own, base = _finite(losses)
     failed = losses.token_unscored
-    return line_sums(tunings, *_finite(losses), worst_case=0 if failed is None else int(failed.sum()))
+    windows: dict[str, Any] = {"worst_case": 0 if failed is None else int(failed.sum())}
+    if by_window:
+        windows = {"window_lengths": losses.window_lengths, "worst_case": losses.unscored}
+    lines = line_sums(tunings.lines, *own, **windows)
+    if tunings.relative is None:
+        return Sums(lines)
+    if base is None or own.entropy is None:
+        raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
+    pair = own.nll, base.nll, own.entropy, base.entropy
+    return Sums(lines, relative_sums(tunings.relative, *pair, **windows))

@@ -225,6 +225,10 @@ class RelativeSums:
     base: LineSums
     """One line: the base's own."""
 
+    def collapsed(self) -> RelativeSums:
+        """The same sums as of one shard, each total rounded once."""
+        return RelativeSums(self.excess.collapsed(), self.base.collapsed())
+
 
 def relative_sums(
     tuning: RelativeTuning,

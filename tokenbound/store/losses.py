@@ -26,11 +26,17 @@ LIST_COLUMNS: dict[str, pa.DataType] = {
     "entropy": pa.float32(),
     "rank": pa.int32(),
     "alpha": pa.float32(),
+    "base_nll": pa.float32(),
+    "base_entropy": pa.float32(),
 }
 """Type of the elements of each list column, in file order."""
 
-OPTIONAL_COLUMNS = ("token", "alpha")
-"""Columns that a ledger may lack: `token` where the user keeps the corpus private, `alpha` without a smoothing head."""
+OPTIONAL_COLUMNS = ("token", "alpha", "base_nll", "base_entropy")
+"""Columns that a ledger may lack: `token` where the user keeps the corpus private, `alpha` without a smoothing head,
+those of a base where the model is no delta."""
+
+NULL_COLUMNS = ("nll", "entropy", "alpha", "base_nll", "base_entropy")
+"""Columns that are null in a window that could not be scored."""
 
 ROWS_PER_GROUP = 1024
 """Windows per row group."""
@@ -63,6 +69,10 @@ class Losses:
     """Target ids, [T]."""
     alpha: NDArray[np.float32] | None = None
     """Smoothing weights of the model's own head, [T]."""
+    base_nll: NDArray[np.float32] | None = None
+    """Of a delta: -ln p of each target under its base, nats, [T]."""
+    base_entropy: NDArray[np.float32] | None = None
+    """Of a delta: entropy of the base's predictive distribution, nats, [T]."""
 
     @property
     def num_tokens(self) -> int:
@@ -103,7 +113,7 @@ def to_parquet(losses: Losses) -> bytes:
     for name, kind in LIST_COLUMNS.items():
         values = getattr(losses, name)
         if values is not None:
-            mask = pa.array(losses.unscored) if name in ("nll", "entropy", "alpha") and losses.unscored.any() else None
+            mask = pa.array(losses.unscored) if name in NULL_COLUMNS and losses.unscored.any() else None
             columns[name] = pa.ListArray.from_arrays(*_without_masked(offsets, values, kind, mask), mask=mask)
     sink = io.BytesIO()
     pq.write_table(
