@@ -27,6 +27,7 @@ FROZEN = {
     "evaluate",
     "generate",
     "inspect",
+    "plan",
     "pretrain",
     "report",
     "status",

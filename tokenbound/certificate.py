@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WithJs
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.evidence import Evidence, merge_evidence
+from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.identity import fingerprint, protocol_bits
 from tokenbound.ledger import REDUCED_COLUMNS, Reduction, RunLedger, reduce_ledger, shard_evidence
@@ -304,6 +305,32 @@ def code_split(artifact_bytes: int, protocol: dict[str, Any]) -> dict[str, float
         "artifact": float(artifact_code_length_bits(artifact_bytes)),
         "protocol": float(protocol_bits(protocol)),
     }
+
+
+def claim_of(
+    bound: BoundConfig,
+    *,
+    artifact_bytes: int,
+    protocol: dict[str, Any],
+    vocab_size: int,
+    tokenizer_vocab_size: int,
+    num_tokens: int,
+) -> Claim:
+    """What a run's config claims about a model of this size on a corpus of this size."""
+    split = code_split(artifact_bytes, protocol)
+    return Claim(
+        vocab_size=vocab_size,
+        tokenizer_vocab_size=tokenizer_vocab_size,
+        code_length_bits=math.fsum(split.values()),
+        delta=bound.delta,
+        num_tokens=num_tokens,
+        methods=bound.methods,
+        top_k=bound.top_k,
+        trial=bound.trial,
+        declared_tokens=bound.declared_tokens,
+        prior=bound.prior,
+        code_split=split,
+    )
 
 
 def derived_fields(reduction: Reduction, claim: Claim, bytes_per_token: float | None) -> dict[str, Any]:

@@ -298,6 +298,33 @@ def sweep(config: Path, overrides: Overrides = None, as_json: AsJson = False) ->
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    probe_seconds: Annotated[float, typer.Option(help="Seconds of scoring to measure the speed; 0: none.", min=0)] = 20,
+    bits_per_weight: Annotated[float | None, typer.Option(help="Assume this code length of a checkpoint.")] = None,
+    gpu_memory_gib: Annotated[float, typer.Option(help="Memory of a GPU, where there is none to ask.", min=1)] = 80,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will cost and may show, before paying for it."""
+    from tokenbound.config import RunConfig, load_config
+    from tokenbound.engine.planning import plan_run
+    from tokenbound.report.plan import plan_view
+
+    found = plan_run(
+        load_config(RunConfig, config, overrides or []),
+        probe_seconds=probe_seconds,
+        bits_per_weight=bits_per_weight,
+        gpu_bytes=int(gpu_memory_gib * 2**30),
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        Console().print(plan_view(found))
+
+
+@app.command()
 def generate(
     artifact: Annotated[str, typer.Argument(help="Path of an artifact, or `demo`.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],

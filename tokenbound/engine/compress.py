@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
-from tokenbound.bounds.claim import Claim
+from tokenbound.bounds.claim import Claim, Line
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.exact import line_sums
 from tokenbound.certificate import code_split
@@ -207,10 +207,22 @@ def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: Met
     nll, entropy, vocab_size = losses
     bits = math.fsum(code_split(num_bytes, DEFAULT_PROTOCOL).values())
     claim = Claim(vocab_size, vocab_size, bits, 0.05, len(nll), (method,), has_rank=False)
-    larger = claim.with_larger_corpus(max(num_tokens, len(nll)))
-    tunings = choose_tunings(Evidence.from_losses(nll, entropy, vocab_size=vocab_size), larger)
-    value = certify(tunings, line_sums(tunings, nll, entropy), larger)[0].value
+    value = lines_if_all(claim.with_larger_corpus(max(num_tokens, len(nll))), nll, entropy)[0].value
     return math.inf if value is None else value
+
+
+def lines_if_all(claim: Claim, nll: Any, entropy: Any, rank: Any = None) -> tuple[Line, ...]:
+    """The lines of a claim if every token of its corpus had these losses. Not bounds.
+
+    Args:
+        claim: what would be claimed; its `num_tokens` is that of the corpus, at least n.
+        nll: [n] nats.
+        entropy: [n] nats.
+        rank: [n], where the claim has `kl` lines.
+    """
+    evidence = Evidence.from_losses(nll, entropy, rank, vocab_size=claim.vocab_size, top_k=claim.top_k)
+    tunings = choose_tunings(evidence, claim)
+    return certify(tunings, line_sums(tunings, nll, entropy, rank), claim)
 
 
 def _score(data: bytes, text: Text, windows: list[int]) -> Losses:

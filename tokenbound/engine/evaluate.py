@@ -16,7 +16,7 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields
+from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
 from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors, ray_session
@@ -150,20 +150,13 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
 
 
 def _claim(prepared: Prepared, vocab_size: int) -> Claim:
-    bound = prepared.config.what.bound
-    split = code_split(len(prepared.artifact), prepared.protocol)
-    return Claim(
+    return claim_of(
+        prepared.config.what.bound,
+        artifact_bytes=len(prepared.artifact),
+        protocol=prepared.protocol,
         vocab_size=vocab_size,
         tokenizer_vocab_size=prepared.corpus.manifest.vocab_size,
-        code_length_bits=math.fsum(split.values()),
-        delta=bound.delta,
         num_tokens=prepared.plan.num_tokens,
-        methods=bound.methods,
-        top_k=bound.top_k,
-        trial=bound.trial,
-        declared_tokens=bound.declared_tokens,
-        prior=bound.prior,
-        code_split=split,
     )
 
 

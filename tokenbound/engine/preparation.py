@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, dump_config
+from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, dump_config
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
@@ -66,7 +66,7 @@ class Prepared:
             seed=self.config.what.sample.seed,
             first=num_windows,
         )
-        step = max(1, self.shard_tokens // max(1, self.plan.max_window_tokens))
+        step = sampled_shard_windows(self.plan, self.shard_tokens)
         return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
 
 
@@ -86,8 +86,8 @@ def prepare(config: RunConfig) -> Prepared:
             "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
         )
     artifact = load_artifact(what.model, what.corpus, Text(corpus.root, spec))
-    architecture = _architecture(artifact, what.corpus)
-    _check_model(architecture, corpus, config)
+    architecture = artifact_architecture(artifact, what.corpus)
+    check_model(architecture, corpus, config)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     identity = scoring_identity(
         artifact_sha256=sha256_hex(artifact),
@@ -97,16 +97,22 @@ def prepare(config: RunConfig) -> Prepared:
         sample=what.sample,
     )
     prepared = Prepared(
-        config, run, corpus, plan, spec, artifact, architecture, protocol, identity, _shard_tokens(config, plan)
+        config, run, corpus, plan, spec, artifact, architecture, protocol, identity, shard_tokens_of(config, plan)
     )
     return _open_run(prepared)
 
 
-def _shard_tokens(config: RunConfig, plan: CorpusPlan) -> int:
+def shard_tokens_of(config: RunConfig, plan: CorpusPlan) -> int:
+    """Scored tokens per shard, as the config asks or as this corpus suggests."""
     asked = config.what.windows.shard_tokens
     if asked != "auto":
         return asked
     return auto_shard_tokens(plan.num_tokens) if config.what.sample.is_full else SAMPLED_SHARD_TOKENS
+
+
+def sampled_shard_windows(plan: CorpusPlan, shard_tokens: int) -> int:
+    """Windows of a sampled run's shard: so many that the longest fit."""
+    return max(1, shard_tokens // max(1, plan.max_window_tokens))
 
 
 def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes:
@@ -129,8 +135,12 @@ def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes
     return encode_checkpoint(model.checkpoint, model.compress, corpus=corpus, text=text)
 
 
-def _architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
-    """The artifact's architecture, after checking that a counted tokenizer is inside."""
+def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
+    """The artifact's architecture, after checking that a counted tokenizer is inside.
+
+    Raises:
+        InputError: the artifact is a delta, or a counted tokenizer is not inside.
+    """
     from tokenbound.compression.artifact import parse_artifact
 
     parsed = parse_artifact(artifact)
@@ -151,8 +161,12 @@ def _architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
     return parsed.architecture
 
 
-def _check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: RunConfig) -> None:
-    """What the architecture alone refuses, before an actor starts."""
+def check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: RunConfig) -> None:
+    """What the architecture alone refuses, before an actor starts.
+
+    Raises:
+        InputError: ids outside the vocabulary, or windows longer than the model's positions.
+    """
     size = architecture.get("vocab_size")
     if isinstance(size, int) and corpus.manifest.rule.max_id >= size:
         raise InputError(
@@ -209,11 +223,18 @@ def _require_space(prepared: Prepared) -> None:
 
 
 def sample_size(prepared: Prepared) -> int | None:
-    """Windows to draw; None for all of them. A sample needs windows beyond its pilot."""
-    sample = prepared.config.what.sample
+    """Windows to draw; None for all of them."""
+    return drawn_windows(prepared.config.what.sample, prepared.plan.num_windows)
+
+
+def drawn_windows(sample: SampleConfig, total: int) -> int | None:
+    """Windows to draw of so many; None for all of them. A sample needs windows beyond its pilot.
+
+    Raises:
+        InputError: the corpus or the sample is no larger than the pilot.
+    """
     if sample.is_full:
         return None
-    total = prepared.plan.num_windows
     if sample.pilot_windows >= total:
         raise InputError(
             f"sample.pilot_windows {sample.pilot_windows} leaves nothing of {total} windows to draw; score "

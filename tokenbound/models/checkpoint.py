@@ -7,10 +7,12 @@ be one that the installed transformers knows.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +87,50 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
 
 
+def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
+    """The architecture of a checkpoint, whose weights need not be there; of a hub id only `config.json` is fetched.
+
+    Raises:
+        InputError: no such checkpoint, or no config of a causal language model without quantization.
+    """
+    return _read_architecture(_locate(path_or_id, ["config.json", "adapter_config.json"]))
+
+
+def sample_weights(directory: str | Path, *, tensors: int, weights: int) -> dict[str, torch.Tensor]:
+    """Leading rows of some tensors of a checkpoint directory, in an order that only their names decide.
+
+    Args:
+        directory: with safetensors weights, in one file or in shards.
+        tensors: how many to read at most.
+        weights: of each tensor, about so many at most.
+
+    Returns:
+        By name; nothing else of the files is read. Empty where there are no safetensors files.
+    """
+    from safetensors import safe_open
+
+    files: list[Any] = [safe_open(path, "pt") for path in sorted(Path(directory).glob("*.safetensors"))]
+    places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    chosen = sorted(places, key=lambda name: hashlib.sha256(name.encode()).digest())[:tensors]
+    return {name: _leading_rows(places[name].get_slice(name), weights) for name in chosen}
+
+
+def _leading_rows(view: Any, weights: int) -> torch.Tensor:
+    shape = view.get_shape()
+    if not shape:
+        tensor: torch.Tensor = view[:]
+        return tensor
+    rows: torch.Tensor = view[: max(1, weights // max(1, math.prod(shape[1:])))]
+    return rows
+
+
 # --- Files --------------------------------------------------------------------------------------------------------
 
 
-def _locate(path_or_id: str | Path) -> Path:
+_WHOLE_CHECKPOINT = ("*.safetensors", "*.json")
+
+
+def _locate(path_or_id: str | Path, patterns: Sequence[str] = _WHOLE_CHECKPOINT) -> Path:
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
@@ -97,10 +139,10 @@ def _locate(path_or_id: str | Path) -> Path:
     text = str(path_or_id)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) or text.startswith("."):
         raise InputError(f"checkpoint {text} does not exist; give a directory or a hub id such as org/name")
-    return _download(text)
+    return _download(text, patterns)
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -110,7 +152,7 @@ def _download(hub_id: str) -> Path:
         folder = snapshot_download(
             name,
             revision=revision or None,
-            allow_patterns=["*.safetensors", "*.json"],
+            allow_patterns=list(patterns),
             ignore_patterns=["*/*", "consolidated*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

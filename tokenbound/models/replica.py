@@ -23,7 +23,7 @@ from tokenbound.models.head import body_and_projection, find_head, forward_optio
 
 logger = logging.getLogger(__name__)
 
-_OWN_LOGITS_BYTES = 2**29
+OWN_LOGITS_BYTES = 2**29
 """Logits that the model itself may make at once where its head is unknown."""
 
 WindowStatistics = TokenStatistics[npt.NDArray[Any]]
@@ -260,7 +260,7 @@ class Replica:
 
     def _rows_of_own_logits(self) -> int:
         """Windows per pass where the model makes its own logits: a divisor of B, so that every pass has one shape."""
-        fitting = max(1, _OWN_LOGITS_BYTES // (4 * self.length * self.vocab_size))
+        fitting = max(1, OWN_LOGITS_BYTES // (4 * self.length * self.vocab_size))
         return max(rows for rows in range(1, self.batch + 1) if self.batch % rows == 0 and rows <= fitting)
 
 

@@ -1,0 +1,405 @@
+"""What a run will cost and what it can show, before it is paid for: the `plan` command.
+
+Nothing is written but the prepared corpus, which the run itself will use. What is exact, measured, estimated and
+assumed is told apart, and no number here is a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+
+from tokenbound.bounds.claim import Claim
+from tokenbound.certificate import best_loss_line, claim_of
+from tokenbound.compression.settings import CALIBRATED, LosslessSettings
+from tokenbound.config import RunConfig
+from tokenbound.corpus.windows import shard_slices
+from tokenbound.engine.cluster import plain_errors, ray_session
+from tokenbound.engine.compress import Text, lines_if_all, text_of
+from tokenbound.engine.graph import Placement, place_replicas
+from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.preparation import (
+    BYTES_PER_TOKEN,
+    artifact_architecture,
+    check_model,
+    drawn_windows,
+    load_artifact,
+    sampled_shard_windows,
+    shard_tokens_of,
+)
+from tokenbound.engine.scoring import ReplicaSpec, open_plan
+from tokenbound.engine.speed import Probe, measure_speed
+from tokenbound.engine.tokens import open_corpus
+from tokenbound.identity import scoring_protocol
+
+EXACT_WEIGHTS = 1 << 25
+"""Checkpoints of up to so many weights are encoded as the run would do it; of larger ones a sample is."""
+
+SAMPLED_TENSORS = 32
+"""Tensors of a larger checkpoint that are encoded."""
+
+SAMPLED_WEIGHTS = 1 << 18
+"""Weights of each."""
+
+GPU_SHARE = 0.9
+"""Of a GPU's memory, what a replica can use: the rest is the runtime's, and fragments."""
+
+HOST_COPIES = 3
+"""Copies of the weights that a host holds while a CPU replica starts: the decoded tensors, the model, and slack."""
+
+LARGEST_CORPUS_TOKENS = 10**15
+"""Beyond it nobody has a corpus."""
+
+Provenance = Literal["exact", "estimated", "assumed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be scored."""
+
+    num_tokens: int
+    """m, exactly."""
+    num_windows: int
+    num_shards: int
+    tokens_to_score: int
+    """m, or what a sample of windows holds on average; with `until_slack_bits` at most."""
+    disk_bytes: int
+    """Of the losses, at the size that is asked for before scoring."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """The model and its price."""
+
+    parameters: int
+    artifact_bytes: int | None
+    code_length_bits: float | None
+    """L(h): artifact and protocol."""
+    code_length_is: Provenance
+    """`exact`: encoded, or an artifact. `estimated`: from some of its tensors. `assumed`: as the user says."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Memory and speed."""
+
+    device: str
+    count: int
+    """That the machines at hand would run; 0 where one does not fit."""
+    weights_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    total_bytes: int
+    """Of one replica."""
+    gpu_bytes: int
+    """Memory of one GPU: the smallest of the cluster, or the assumed one."""
+    gpus_each: int
+    """GPUs of that size that hold a replica, by memory alone."""
+    tokens_per_second: float | None
+    """Of one replica, measured while the others ran; null where nothing was measured."""
+    hours: float | None
+    """For all replicas together, start-up not counted."""
+    device_hours: float | None
+    """Hours times replicas: what is paid for."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What may come out, bits per token. None of it is a bound."""
+
+    random_guess_bits: float
+    probed_tokens: int
+    """Random tokens of the corpus whose losses stand for all; 0 where the weights were not at hand."""
+    loss_bits: float | None
+    """Their mean unsmoothed loss."""
+    predicted_bound_bits: float | None
+    """The smallest loss line if every token had these losses."""
+    predicted_method: str | None
+    tokens_to_beat_guessing: int | None
+    """Smallest m with a line below guessing, if the losses stayed as they are; null if there is none."""
+    perfect_bits: float | None
+    """The smallest loss line of a perfect model with this code length: every loss zero."""
+    perfect_tokens_to_beat_guessing: int | None
+    """Smallest m at which that is below guessing."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Costs and prospects of a run."""
+
+    work: Work
+    hypothesis: Hypothesis
+    replicas: Replicas
+    outlook: Outlook
+    notes: tuple[str, ...]
+    """What was assumed, in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Model:
+    architecture: Mapping[str, Any]
+    artifact: bytes | None
+    num_bytes: int | None
+    provenance: Provenance
+
+
+def plan_run(
+    config: RunConfig,
+    *,
+    probe_seconds: float = 20.0,
+    bits_per_weight: float | None = None,
+    gpu_bytes: int = 80 * 2**30,
+) -> RunPlan:
+    """Prepare the corpus, weigh the model, and measure the replicas' speed.
+
+    Args:
+        config: the run.
+        probe_seconds: how long the replicas score; 0 for no measurement.
+        bits_per_weight: assume this code length; for checkpoints that are not worth encoding now.
+        gpu_bytes: memory of a GPU where the cluster has none to ask.
+
+    Raises:
+        InputError: config, corpus or model cannot be used.
+    """
+    with ray_session(config.how.ray_address):
+        corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
+        text = text_of(corpus, config.what.windows)
+        work = _work(config, text)
+        model = _model(config, text, bits_per_weight)
+        check_model(dict(model.architecture), corpus, config)
+        placement = place_replicas(config.how, work.num_shards)
+        replicas, parameters = _replicas(config, model, placement, gpu_bytes)
+        probe = None
+        if replicas.count and probe_seconds > 0:
+            spec = _spec(config, placement)
+            probe = measure_speed(
+                model.artifact, model.architecture, spec, text, placement=placement, seconds=probe_seconds
+            )
+    claim = _claim(config, model, probe, corpus.manifest.vocab_size, work.num_tokens)
+    bits = claim.code_length_bits if claim else None
+    hypothesis = Hypothesis(parameters, model.num_bytes, bits, model.provenance)
+    return RunPlan(
+        work,
+        hypothesis,
+        _timed(replicas, probe, work.tokens_to_score),
+        _outlook(claim, probe if model.artifact is not None else None, corpus.manifest.vocab_size),
+        tuple(_notes(config, model, replicas, probe)),
+    )
+
+
+def _work(config: RunConfig, text: Text) -> Work:
+    plan = open_plan(text.corpus_root, text.spec)[1]
+    shard_tokens, count = shard_tokens_of(config, plan), drawn_windows(config.what.sample, plan.num_windows)
+    if count is None:
+        shards, tokens = len(shard_slices(plan, shard_tokens)), plan.num_tokens
+    else:
+        shards = math.ceil(count / sampled_shard_windows(plan, shard_tokens))
+        tokens = round(plan.num_tokens * count / plan.num_windows)
+    return Work(plan.num_tokens, plan.num_windows, shards, tokens, BYTES_PER_TOKEN * tokens)
+
+
+# --- The model and its price --------------------------------------------------------------------------------------
+
+
+def _model(config: RunConfig, text: Text, bits_per_weight: float | None) -> _Model:
+    choice, corpus = config.what.model, config.what.corpus
+    if choice.artifact is not None:
+        data = load_artifact(choice, corpus, text)
+        return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
+    from tokenbound.models.checkpoint import read_architecture
+
+    assert choice.checkpoint is not None
+    architecture = read_architecture(choice.checkpoint)
+    parameters = _num_weights(architecture)
+    if bits_per_weight is not None:
+        return _Model(architecture, None, math.ceil(bits_per_weight * parameters / 8), "assumed")
+    if not any(Path(choice.checkpoint).expanduser().glob("*.safetensors")):
+        return _Model(architecture, None, None, "unknown")
+    if parameters <= EXACT_WEIGHTS:
+        data = load_artifact(choice, corpus, text)
+        return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
+    measured = _sampled_bits_per_weight(choice.checkpoint, choice.compress or LosslessSettings())
+    if measured is None:
+        return _Model(architecture, None, None, "unknown")
+    return _Model(architecture, None, math.ceil(measured * parameters / 8), "estimated")
+
+
+def _num_weights(architecture: Mapping[str, Any]) -> int:
+    from tokenbound.models.checkpoint import blank_model
+
+    return sum(parameter.numel() for parameter in blank_model(architecture).parameters())
+
+
+def _sampled_bits_per_weight(checkpoint: str, settings: Any) -> float | None:
+    """Bits per weight over leading rows of some tensors; None for methods that need a calibration."""
+    if settings.method in CALIBRATED:
+        return None
+    from tokenbound.models.checkpoint import sample_weights
+
+    tensors = sample_weights(Path(checkpoint).expanduser(), tensors=SAMPLED_TENSORS, weights=SAMPLED_WEIGHTS)
+    with plain_errors():
+        sizes = list(ray_map(partial(_encoded_bytes, settings), tensors.items()))
+    return 8 * sum(sizes) / sum(tensor.numel() for tensor in tensors.values())
+
+
+def _encoded_bytes(settings: Any, item: tuple[str, Any]) -> int:
+    from tokenbound.compression.artifact import encode_tensor
+
+    return len(encode_tensor(*item, settings).payload)
+
+
+# --- Replicas -----------------------------------------------------------------------------------------------------
+
+
+def _replicas(config: RunConfig, model: _Model, placement: Placement, gpu_bytes: int) -> tuple[Replicas, int]:
+    """Memory of a replica, how many there will be, and the number of weights."""
+    import torch
+
+    from tokenbound.models.memory import replica_memory
+
+    what, device = config.what, placement.device
+    memory = replica_memory(
+        model.architecture,
+        dtype=getattr(torch, what.model.dtype),
+        batch=what.windows.batch,
+        length=what.windows.length,
+        device=device,
+    )
+    gpu = (_smallest_gpu_bytes() if device == "cuda" else None) or gpu_bytes
+    gpus = math.ceil(memory.total_bytes / (GPU_SHARE * gpu))
+    host = HOST_COPIES * memory.weights_bytes + memory.activations_bytes + memory.logits_bytes
+    fits = gpus == 1 if device == "cuda" else host * placement.replicas <= _host_bytes()
+    sizes = (memory.weights_bytes, memory.activations_bytes, memory.logits_bytes, memory.total_bytes)
+    count = placement.replicas if fits else 0
+    return Replicas(device, count, *sizes, gpu, gpus, None, None, None), memory.parameters
+
+
+def _smallest_gpu_bytes() -> int:
+    """Memory of the smallest GPU, asked on every node that has some."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    asked = ray.remote(num_gpus=1, num_cpus=0)(_gpu_bytes)
+    places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in nodes]
+    sizes: list[int] = ray.get([asked.options(scheduling_strategy=place).remote() for place in places])
+    return min(sizes)
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _host_bytes() -> float:
+    """Memory that Ray may give to the workers of all nodes."""
+    return float(ray.cluster_resources().get("memory", 0))
+
+
+def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
+    windows = config.what.windows
+    return ReplicaSpec(b"", config.what.model.dtype, windows.batch, windows.length, placement.device, placement.threads)
+
+
+def _timed(replicas: Replicas, probe: Probe | None, tokens: int) -> Replicas:
+    if probe is None:
+        return replicas
+    device_hours = tokens / probe.tokens_per_second / 3600
+    return replace(
+        replicas,
+        tokens_per_second=probe.tokens_per_second,
+        hours=device_hours / replicas.count,
+        device_hours=device_hours,
+    )
+
+
+# --- Outlook ------------------------------------------------------------------------------------------------------
+
+
+def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size: int, tokens: int) -> Claim | None:
+    """What the run would claim; None while the code length is unknown."""
+    if model.num_bytes is None:
+        return None
+    width = probe.vocab_size if probe else max(tokenizer_size, int(model.architecture.get("vocab_size", 0)))
+    claim = claim_of(
+        config.what.bound,
+        artifact_bytes=model.num_bytes,
+        protocol=scoring_protocol(config.what.model, config.what.corpus, config.what.windows),
+        vocab_size=width,
+        tokenizer_vocab_size=tokenizer_size,
+        num_tokens=tokens,
+    )
+    return replace(claim, what_if=True)
+
+
+def _outlook(claim: Claim | None, probe: Probe | None, tokenizer_size: int) -> Outlook:
+    perfect = (np.zeros(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.int32))
+    best, _, best_tokens = _prospects(claim, perfect)
+    value, method, tokens = _prospects(claim, (probe.nll, probe.entropy, probe.rank)) if probe else (None, None, None)
+    return Outlook(
+        random_guess_bits=math.log2(tokenizer_size),
+        probed_tokens=len(probe.nll) if probe else 0,
+        loss_bits=float(probe.nll.mean(dtype=np.float64)) / math.log(2) if probe else None,
+        predicted_bound_bits=value,
+        predicted_method=method,
+        tokens_to_beat_guessing=tokens,
+        perfect_bits=best,
+        perfect_tokens_to_beat_guessing=best_tokens,
+    )
+
+
+def _prospects(claim: Claim | None, losses: tuple[Any, Any, Any]) -> tuple[float | None, str | None, int | None]:
+    """Value and method of the smallest loss line at this m, and the m from which one is below guessing."""
+    line = None if claim is None else best_loss_line(lines_if_all(claim, *losses))
+    if claim is None or line is None:
+        return None, None, None
+    return line.value, line.method, tokens_to_beat_guessing(claim, losses)
+
+
+def tokens_to_beat_guessing(claim: Claim, losses: tuple[Any, Any, Any]) -> int | None:
+    """Smallest m, to 2 %, at which these losses would give a loss line below guessing.
+
+    Args:
+        claim: what would be claimed; its own number of tokens does not matter.
+        losses: nll, entropy (nats) and rank, [n] each; no m below n is looked at.
+    """
+
+    def beats(tokens: int) -> bool:
+        line = best_loss_line(lines_if_all(replace(claim, num_tokens=tokens), *losses))
+        return line is not None and not line.vacuous
+
+    low = high = len(losses[0])
+    while not beats(high):
+        low, high = high, 8 * high
+        if high > LARGEST_CORPUS_TOKENS:
+            return None
+    while high - low > high // 50:
+        middle = (low + high) // 2
+        low, high = (low, middle) if beats(middle) else (middle, high)
+    return high
+
+
+def _notes(config: RunConfig, model: _Model, replicas: Replicas, probe: Probe | None) -> Iterator[str]:
+    if model.provenance == "unknown":
+        yield "the code length is not known: give the weights in a directory, or --bits-per-weight"
+    if model.provenance == "estimated":
+        yield f"the code length is estimated from {SAMPLED_TENSORS} tensors"
+    if not replicas.count and replicas.device == "cuda":
+        yield f"a replica needs {replicas.gpus_each} GPUs; nothing was measured"
+    elif not replicas.count:
+        yield "a replica does not fit beside the others into the memory here; nothing was measured"
+    if probe is not None and model.artifact is None:
+        yield "the speed was measured with random weights; no loss was predicted"
+    if probe is not None and model.artifact is not None:
+        yield f"predictions take the losses of {len(probe.nll):,} random tokens for those of the whole corpus"
+    if not config.what.sample.is_full:
+        yield "the slack of scoring only a sample comes on top of the predicted bound"

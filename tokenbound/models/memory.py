@@ -1,0 +1,133 @@
+"""What a replica needs, predicted from an architecture alone: no weight is read and none is allocated.
+
+Shape legend: B windows of a batch, L tokens of a window, V vocabulary, C tokens of a chunk of logits.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from tokenbound.models.checkpoint import blank_model
+from tokenbound.models.chunks import chunk_shape
+from tokenbound.models.head import body_and_projection, last_hidden_state
+from tokenbound.models.replica import OWN_LOGITS_BYTES
+
+
+@dataclass(frozen=True)
+class ReplicaMemory:
+    """Memory of one replica on its device."""
+
+    parameters: int
+    """Weights, each tied one counted once."""
+    weights_bytes: int
+    """The same in bytes, in the arithmetic of the body; on a CPU with the head's float32 copy."""
+    activations_bytes: int
+    """Most that one forward pass of the body holds at once."""
+    logits_bytes: int
+    """One chunk of logits and its scratch."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the parts; the hidden states are among the activations when the head runs."""
+        return self.weights_bytes + self.activations_bytes + self.logits_bytes
+
+
+def replica_memory(
+    architecture: Mapping[str, Any], *, dtype: torch.dtype, batch: int, length: int, device: str
+) -> ReplicaMemory:
+    """Predict the memory of one replica: the body's forward pass runs on tensors without storage.
+
+    Args:
+        architecture: Hugging Face config as a dict, `model_type` included.
+        dtype: arithmetic of the body.
+        batch: B.
+        length: L.
+        device: `cpu` or `cuda`, which decides the chunk of logits.
+
+    Raises:
+        InputError: the architecture defines no causal language model.
+
+    Example:
+        >>> shape = dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        ...              num_attention_heads=4, vocab_size=1000, tie_word_embeddings=True)
+        >>> found = replica_memory(shape, dtype=torch.float32, batch=2, length=32, device="cpu")
+        >>> found.parameters, found.weights_bytes // found.parameters
+        (146240, 4)
+    """
+    with _without_storage():
+        model = random_model(architecture, dtype)
+        parameters = list(model.parameters())
+        weights = sum(_bytes(parameter) for parameter in parameters) + sum(_bytes(buffer) for buffer in model.buffers())
+        parts = body_and_projection(model)
+        ids = torch.zeros(batch, length, dtype=torch.int64)
+        with torch.inference_mode(), _LiveBytes() as live:
+            output = model(input_ids=ids).logits if parts is None else last_hidden_state(parts[0], ids)
+        vocab_size = output.shape[-1] if parts is None else parts[1].weight.shape[0]
+    if parts is not None and device == "cpu" and dtype != torch.float32:
+        weights += 4 * parts[1].weight.numel()
+    logits = _logits_bytes(vocab_size, torch.device(device)) + (OWN_LOGITS_BYTES if parts is None else 0)
+    return ReplicaMemory(sum(p.numel() for p in parameters), weights, live.peak, logits)
+
+
+def random_model(architecture: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A causal LM with freshly initialised weights, on the current device."""
+    blank = blank_model(architecture)
+    return type(blank)._from_config(blank.config, dtype=dtype).eval()
+
+
+@contextmanager
+def _without_storage() -> Iterator[None]:
+    """Tensors made inside have shapes, strides and a device, and no memory.
+
+    Unlike the meta device they choose the kernels of a real one: attention does not materialise its scores.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        yield
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that operations make, until the last tensor of each is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and look at what it returned."""
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, size_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= size_bytes
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _logits_bytes(vocab_size: int, device: torch.device) -> int:
+    chunk_tokens, block_rows = chunk_shape(vocab_size, device)
+    return 4 * vocab_size * (chunk_tokens + block_rows)
