@@ -241,14 +241,27 @@ class TrainingConfig(_Section):
 class PretrainWhat(_Section):
     """Everything that decides the trained model."""
 
-    model: dict[str, Any]
-    """A Hugging Face causal LM config: `model_type` and its keyword arguments."""
+    model: dict[str, Any] = {}
+    """A Hugging Face causal LM config: `model_type` and its keyword arguments. The family `markov` has none."""
     family: Family = DenseFamily()
-    """What is trained of it: `kind` (dense, lora, sublora, kronecker, monarch) and its options."""
+    """What is trained of it: `kind` (dense, lora, sublora, kronecker, monarch; or markov) and its options."""
     corpus: CorpusConfig
-    training: TrainingConfig
+    training: TrainingConfig | None = None
+    """How a network is trained; the family `markov` counts the whole corpus instead."""
     compress: CompressSettings | None = None
     """How the trained weights become an artifact; null means `lossless`."""
+
+    @model_validator(mode="after")
+    def _networks_are_trained(self) -> Self:
+        if self.family.kind != "markov" and self.training is None:
+            raise ValueError("`training` is missing: tokens, window, batch, learning rate")
+        return self
+
+    @property
+    def network_training(self) -> TrainingConfig:
+        """How the network is trained."""
+        assert self.training is not None, "only the family `markov` goes without"
+        return self.training
 
 
 class PretrainHow(_Section):

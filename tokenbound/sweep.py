@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -112,8 +113,9 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any], ordinal: 
     tree: dict[str, Any] = {"train": copy.deepcopy(config.train), "evaluate": copy.deepcopy(config.evaluate)}
     for key, value in changes.items():
         _change(tree, key, value, name)
-    folder, origin = f"{config.how.output.rstrip('/')}/{name}", f"of trial {name!r}"
-    cache = config.how.cache or f"{config.how.output.rstrip('/')}/prepared"
+    output = str(Path(config.how.output).absolute())
+    folder, origin = f"{output}/{name}", f"of trial {name!r}"
+    cache = config.how.cache or f"{output}/prepared"
     corpus = config.corpus.model_dump()
     training = None
     if tree["train"] is not None:

@@ -97,9 +97,7 @@ def encode_checkpoint(
     method = str(getattr(chosen, "method", "lossless"))
     path = anchored(path)
     checkpoint = read_checkpoint(path)
-    tokenizer = None
-    if corpus is not None and corpus.tokenizer_is == "counted" and corpus.tokenizer is not None:
-        tokenizer = load_tokenizer(corpus.tokenizer).files()
+    tokenizer = None if corpus is None else counted_tokenizer(corpus)
     calibration = None
     if method in CALIBRATED:
         if text is None:
@@ -112,6 +110,13 @@ def encode_checkpoint(
         return encode(names, chosen)
     assert text is not None
     return _best_rate(partial(encode, names), chosen, text)
+
+
+def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
+    """The tokenizer's bytes where an artifact must hold them."""
+    if corpus.tokenizer_is == "given" or corpus.tokenizer is None:
+        return None
+    return load_tokenizer(corpus.tokenizer).files()
 
 
 def _encode(

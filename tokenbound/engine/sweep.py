@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +61,7 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
 
 def _prepare_once(config: SweepConfig) -> None:
     """Tokenise before the trials begin, so that they do not do it side by side."""
-    cache = config.how.cache or f"{config.how.output.rstrip('/')}/prepared"
+    cache = config.how.cache or f"{Path(config.how.output).absolute()}/prepared"
     open_corpus(config.corpus, output=config.how.output, cache=cache)
 
 
@@ -77,7 +78,7 @@ def _run_all(trials: tuple[Trial, ...], parallel: int) -> Iterator[tuple[str, st
         while waiting and len(under_way) < parallel:
             trial = waiting.pop(0)
             logger.info("trial %s begins", trial.name)
-            under_way[task.remote(trial, share)] = trial.name
+            under_way[task.remote(trial, share, Path.cwd())] = trial.name
         done, _ = ray.wait(list(under_way), num_returns=1)
         name = under_way.pop(done[0])
         try:
@@ -89,8 +90,10 @@ def _run_all(trials: tuple[Trial, ...], parallel: int) -> Iterator[tuple[str, st
             yield name, message
 
 
-def _run_trial(trial: Trial, threads: int) -> str:
+def _run_trial(trial: Trial, threads: int, here: Path) -> str:
     """Train, encode, score and certify one trial; says the bound. Runs in a task of its own."""
+    if here.is_dir():
+        os.chdir(here)  # relative paths of the config mean what they mean where the sweep was started
     directory = RunDirectory(trial.folder)
     if directory.exists(RESULT) and directory.read_json(RESULT)["identity"] == trial.identity:
         return "already done"

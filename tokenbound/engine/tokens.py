@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tokenbound.config import CorpusConfig
 from tokenbound.corpus.prepare import cache_name, prepare_corpus
@@ -10,6 +14,27 @@ from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.parallel import ray_map
 from tokenbound.store import filesystem as files
+
+
+class CorpusStream:
+    """All segments of a prepared corpus as one flat stream of ids."""
+
+    def __init__(self, corpus: PreparedCorpus) -> None:
+        self.corpus = corpus
+        self.starts = np.cumsum([0, *(segment.tokens for segment in corpus.manifest.segments)])
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return int(self.starts[-1])
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Ids at positions [start, stop), across segments."""
+        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
+        parts = []
+        for segment in range(first, last + 1):
+            low, high = int(self.starts[segment]), int(self.starts[segment + 1])
+            parts.append(self.corpus.read_ids(segment, max(start, low) - low, min(stop, high) - low))
+        return np.concatenate(parts)
 
 
 def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> PreparedCorpus:

@@ -17,18 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
-from numpy.typing import NDArray
 from ray.train.torch import TorchTrainer
 
 from tokenbound.config import PretrainConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
-from tokenbound.engine.compress import encode_checkpoint, text_of
+from tokenbound.engine.compress import counted_tokenizer, encode_checkpoint, text_of
 from tokenbound.engine.progress import describe_speed
-from tokenbound.engine.tokens import open_corpus
+from tokenbound.engine.tokens import CorpusStream, open_corpus
 from tokenbound.errors import InputError, MismatchError, TokenboundError
+from tokenbound.models.structured.settings import MarkovFamily
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
 
 logger = logging.getLogger(__name__)
@@ -53,27 +52,6 @@ class Trained:
     """Numbers that training chose."""
 
 
-class CorpusStream:
-    """All segments of a prepared corpus as one flat stream of ids."""
-
-    def __init__(self, corpus: PreparedCorpus) -> None:
-        self.corpus = corpus
-        self.starts = np.cumsum([0, *(segment.tokens for segment in corpus.manifest.segments)])
-
-    def __len__(self) -> int:
-        """Number of ids."""
-        return int(self.starts[-1])
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Ids at positions [start, stop), across segments."""
-        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
-        parts = []
-        for segment in range(first, last + 1):
-            low, high = int(self.starts[segment]), int(self.starts[segment + 1])
-            parts.append(self.corpus.read_ids(segment, max(start, low) - low, min(stop, high) - low))
-        return np.concatenate(parts)
-
-
 def pretrain(config: PretrainConfig) -> Trained:
     """Train the configured model, write it in Hugging Face format and as an artifact; a finished run is returned.
 
@@ -87,12 +65,31 @@ def pretrain(config: PretrainConfig) -> Trained:
         return Trained(**json.loads((output / FINISHED).read_text()))
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
+        if isinstance(config.what.family, MarkovFamily):
+            return _finish(output, _count(config, corpus, output))
         architecture = _architecture(config, corpus)
         parameters = _check(config, architecture, corpus)
         result = _fit(config, architecture, corpus, output)
         trained = _export(config, architecture, corpus, result, output, parameters)
+    return _finish(output, trained)
+
+
+def _finish(output: Path, trained: Trained) -> Trained:
     RunDirectory(str(output)).write_json(FINISHED, asdict(trained))
     return trained
+
+
+def _count(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> Trained:
+    """Count n-grams in place of training: there is no float model beside the artifact."""
+    from tokenbound.engine.markov import fit_markov
+
+    family, text = config.what.family, text_of(corpus, WindowsConfig(context="packed"))
+    assert isinstance(family, MarkovFamily)
+    vocab_size, tokenizer = corpus.manifest.rule.max_id + 1, counted_tokenizer(config.what.corpus)
+    data, fitted = fit_markov(corpus, family, vocab_size, text, tokenizer=tokenizer)
+    RunDirectory(str(output)).write(MODEL_ARTIFACT, data)
+    path = str(output / MODEL_ARTIFACT)
+    return Trained(path, path, len(data), fitted.loss_bits, fitted.tree.num_levels)
 
 
 def _claim_output(config: PretrainConfig, output: Path) -> None:
@@ -127,14 +124,14 @@ def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
             f"{corpus.manifest.rule.max_id}"
         )
     positions = architecture.get("max_position_embeddings") or architecture.get("n_positions")
-    if positions is not None and config.what.training.window > positions:
+    if positions is not None and config.what.network_training.window > positions:
         raise InputError(
-            f"what.training.window {config.what.training.window} exceeds the model's {positions} positions"
+            f"what.training.window {config.what.network_training.window} exceeds the model's {positions} positions"
         )
-    if corpus.manifest.tokens <= config.what.training.window:
+    if corpus.manifest.tokens <= config.what.network_training.window:
         raise InputError(
             f"the corpus has {corpus.manifest.tokens} tokens, fewer than what.training.window + 1 = "
-            f"{config.what.training.window + 1}"
+            f"{config.what.network_training.window + 1}"
         )
     return _check_family(config, architecture)
 
@@ -170,7 +167,7 @@ def _fit(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedC
         train_loop_config={
             "architecture": architecture,
             "family": config.what.family,
-            "training": config.what.training.model_dump(mode="json"),
+            "training": config.what.network_training.model_dump(mode="json"),
             "corpus_root": corpus.root,
             "output": str(output),
             "threads": cpus,
@@ -299,7 +296,7 @@ def _export(
         model.save_pretrained(output / "model")
     else:
         save_trained(model, family, output / "model")
-    windows = WindowsConfig(length=config.what.training.window, context="packed")
+    windows = WindowsConfig(length=config.what.network_training.window, context="packed")
     data = encode_checkpoint(
         str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text_of(corpus, windows)
     )

@@ -73,7 +73,7 @@ class Replica:
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = model.to(self.device).eval()
             self.head = find_head(self.model)
-        if self.head is None:
+        if self.head is None and self.model.get_output_embeddings() is not None:
             logger.warning(
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
             )

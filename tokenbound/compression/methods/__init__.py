@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbound.compression import ngrams
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.methods import e8, gptq, lossless, packed, rtn, uniform
@@ -19,7 +20,7 @@ from tokenbound.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-EXACT, UNIFORM, GROUPS, LATTICE, HALF, PACKED = range(6)
+EXACT, UNIFORM, GROUPS, LATTICE, HALF, PACKED, NGRAMS = range(7)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ def _half_bytes(payload: memoryview, shape: tuple[int, ...]) -> bytes:
     return tensor_bytes(lossless.decode_exact(payload, shape, torch.float16)).tobytes()
 
 
+def _decode_ngrams(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    if dtype != torch.int32 or len(shape) != 1:
+        raise ArtifactError(f"artifact: an n-gram model is one int32 row, not {dtype} of {len(shape)} axes")
+    return torch.from_numpy(ngrams.decode_ngrams(payload, shape[0]))
+
+
 CODECS: dict[int, Codec] = {
     EXACT: Codec(
         "exact",
@@ -70,6 +79,11 @@ CODECS: dict[int, Codec] = {
     LATTICE: Codec("lattice", e8.decode_layer, lambda payload, shape, dtype: e8.plain_codes(payload, shape)),
     HALF: Codec("float16", _decode_half, lambda payload, shape, dtype: _half_bytes(payload, shape)),
     PACKED: Codec("packed", packed.decode_packed, packed.packed_bytes),
+    NGRAMS: Codec(
+        "n-grams",
+        _decode_ngrams,
+        lambda payload, shape, dtype: tensor_bytes(_decode_ngrams(payload, shape, dtype)).tobytes(),
+    ),
 }
 
 Coded = tuple[int, bytes]

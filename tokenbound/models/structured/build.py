@@ -12,6 +12,7 @@ import torch
 
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import blank_model, build_model
+from tokenbound.models.structured.markov import decode_markov
 from tokenbound.models.structured.registry import attach_family, family_of, merge_family, trained_tensors
 from tokenbound.models.structured.settings import FAMILY
 
@@ -43,6 +44,8 @@ def decode_family(
         InputError: an unknown family, tensors that do not fit it, or more memory than this machine has.
     """
     family, plain = family_of(architecture), plain_architecture(architecture)
+    if family.kind == "markov":
+        return decode_markov(architecture, tensors).eval().to(device)
     blank = blank_model(plain)
     _require_memory(blank)
     merged = merge_family(blank, family, tensors)

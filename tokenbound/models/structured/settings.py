@@ -72,7 +72,15 @@ class SubloraFamily(_Layers):
     """Embeddings, head and other matrices that no update is made of; norms and biases are always trained."""
 
 
-StructuredFamily = KroneckerFamily | MonarchFamily | LoraFamily | SubloraFamily
+class MarkovFamily(_Family):
+    """Back-off n-grams: no network, what it must beat (see `structured.markov`)."""
+
+    kind: Literal["markov"] = "markov"
+    order: int = Field(default=3, ge=0, le=16)
+    """Tokens of context; counted over the whole corpus."""
+
+
+StructuredFamily = KroneckerFamily | MonarchFamily | LoraFamily | SubloraFamily | MarkovFamily
 Family = Annotated[DenseFamily | StructuredFamily, Field(discriminator="kind")]
 
 

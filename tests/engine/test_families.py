@@ -1,0 +1,120 @@
+"""Every family through the whole engine: scored on Ray, certified, verified, and asked for text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tokenbound.certificate import verify_beside
+from tokenbound.compression.artifact import encode_artifact
+from tokenbound.compression.settings import RoundToNearestSettings
+from tokenbound.config import PretrainConfig, RunConfig, validate
+from tokenbound.engine.evaluate import evaluate
+from tokenbound.engine.rescore import rescore
+from tokenbound.engine.train import pretrain
+from tokenbound.errors import InputError
+from tokenbound.models.generate import generate_ids
+from tokenbound.models.structured.registry import attach_family, trained_tensors
+from tokenbound.models.structured.settings import (
+    FAMILY,
+    KroneckerFamily,
+    LoraFamily,
+    MonarchFamily,
+    SubloraFamily,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+ARCHITECTURE = {
+    "vocab_size": 257,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def artifact_of(family: Any) -> bytes:
+    """An untrained model of a family; lossy, so that decoding matters."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **ARCHITECTURE))
+    attach_family(model, family)
+    architecture = {"model_type": "llama", **ARCHITECTURE, FAMILY: family.model_dump(mode="json")}
+    return encode_artifact(architecture, trained_tensors(model), RoundToNearestSettings())
+
+
+def certify(tree: dict[str, Any], tmp_path: Path, artifact: bytes) -> tuple[Any, Path]:
+    path = tmp_path / "model.tokenbound"
+    path.write_bytes(artifact)
+    tree["what"]["model"] = {"artifact": str(path)}
+    tree["what"]["windows"]["shard_tokens"] = 1 << 14
+    config = validate(RunConfig, tree, origin="test")
+    paths: list[str] = []
+    evaluate(config, on_certificate=lambda _, name: paths.append(name))
+    certificate, run, data = verify_beside(paths[0])
+    assert data == artifact
+    assert rescore(certificate, config, losses=run, artifact=data, windows=2) < 1e-4
+    return certificate, Path(run)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        KroneckerFamily(terms=2),
+        pytest.param(MonarchFamily(blocks=2), marks=pytest.mark.slow),
+        pytest.param(LoraFamily(rank=2), marks=pytest.mark.slow),
+        pytest.param(SubloraFamily(rank=2, dimension=90), marks=pytest.mark.slow),
+    ],
+    ids=lambda family: family.kind,
+)
+def test_a_family_is_certified_verified_and_speaks(
+    family: Any, run_tree: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    certificate, _ = certify(run_tree(), tmp_path, artifact := artifact_of(family))
+    assert certificate.num_scored_tokens == certificate.num_tokens
+    assert len(list(generate_ids(artifact, [65], max_new_tokens=4))) == 4
+
+
+def test_a_markov_model_is_counted_certified_and_speaks(
+    run_tree: Callable[..., dict[str, Any]], tmp_path: Path, text_folder: Path
+) -> None:
+    tree = run_tree()
+    what = {"family": {"kind": "markov", "order": 2}, "corpus": tree["what"]["corpus"]}
+    how = {"output": str(tmp_path / "counted"), "cache": tree["how"]["cache"]}
+    config = validate(PretrainConfig, {"what": what, "how": how}, origin="test")
+    trained = pretrain(config)
+    assert pretrain(config) == trained
+    artifact = Path(trained.artifact).read_bytes()
+    assert trained.artifact_bytes == len(artifact)
+    certificate, _ = certify(tree, tmp_path, artifact)
+    # The window's first predictions have shorter contexts than the corpus gave when it was counted.
+    assert trained.loss_bits - 0.01 < certificate.mean_nll_bits < trained.loss_bits + 0.5
+    text = bytes(generate_ids(artifact, list(b"word"), max_new_tokens=20, temperature=0.5))
+    corpus = b" ".join(path.read_bytes() for path in sorted(text_folder.glob("*.txt")))
+    assert np.mean([text[i : i + 2] in corpus for i in range(len(text) - 1)]) > 0.8
+
+
+def test_a_network_needs_training_and_a_markov_model_does_not(tmp_path: Path, text_folder: Path) -> None:
+    corpus = {
+        "source": "text",
+        "paths": [str(text_folder)],
+        "tokenizer": "bytes",
+        "tokenizer_is": "given",
+        "add_bos": False,
+        "add_eos": True,
+    }
+    tree = {"what": {"model": {"model_type": "llama"}, "corpus": corpus}, "how": {"output": str(tmp_path)}}
+    with pytest.raises(InputError, match="`training` is missing"):
+        validate(PretrainConfig, tree, origin="test")
+    tree["what"] = {"family": {"kind": "markov", "order": 8}, "corpus": corpus}
+    with pytest.raises(InputError, match="with 257 ids it is 6 at most"):
+        pretrain(validate(PretrainConfig, tree, origin="test"))
