@@ -13,6 +13,7 @@ from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import MismatchError
+from tokenbound.identity import smallest_batch
 from tokenbound.ledger import RunLedger
 from tokenbound.store.losses import Losses
 
@@ -57,7 +58,7 @@ def rescore(
                 raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
         ledger = certificate.ledger(losses)
         score = ScoreShard(
-            ReplicaSpec(artifact, protocol["dtype"], protocol["batch"], protocol["length"], device, threads=1)
+            ReplicaSpec(artifact, protocol["dtype"], smallest_batch(protocol), protocol["length"], device, threads=1)
         )
         return max(
             _compare(score, corpus, plan, spec, recorded, row, protocol["dtype"])
