@@ -16,7 +16,7 @@ from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.identity import applied_protocol, fingerprint, protocol_bits
+from tokenbound.identity import fingerprint, protocol_bits
 from tokenbound.ledger import REDUCED_COLUMNS, Reduction, RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import LIST_COLUMNS
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
@@ -174,6 +174,7 @@ class Certificate(BaseModel):
             declared_tokens=self.declared_tokens,
             prior=self.prior,
             code_split=self.code_split,
+            num_bases=self.declarations.get("num_bases", 0),
         )
 
     def sampling_plan(self) -> SamplingPlan | None:
@@ -218,8 +219,6 @@ class Certificate(BaseModel):
         ledger = self.ledger(run.uri)
         records = [ledger.record(shard) for shard in range(self.num_shards)]
         _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
-        shapes = [(record.batch, record.windows) for record in records]
-        _require_equal("protocol", self.protocol, applied_protocol(self.scoring_identity["protocol"], shapes))
         evidence = self._verify_windows(ledger)
         reduction = reduce_ledger(
             replace(ledger, columns=REDUCED_COLUMNS), self.claim(), self.sampling_plan(), evidence=evidence
@@ -230,7 +229,7 @@ class Certificate(BaseModel):
     def _verify_identities(self) -> None:
         _require_equal("scoring_fingerprint", self.scoring_fingerprint, fingerprint(self.scoring_identity))
         _require_equal("claim_fingerprint", self.claim_fingerprint, fingerprint(self.claim_identity))
-        for name in ("artifact_sha256", "corpus_sha256", "tokens_sha256"):
+        for name in ("artifact_sha256", "corpus_sha256", "tokens_sha256", "protocol"):
             _require_equal(name, getattr(self, name), self.scoring_identity.get(name))
         for name in ("methods", "top_k", "delta", "trial", "unscorable", "declarations", "scoring_fingerprint"):
             _require_equal(name, getattr(self, name), self.claim_identity.get(name))
@@ -242,11 +241,21 @@ class Certificate(BaseModel):
     def _verify_artifact(self, data: bytes) -> None:
         _require_equal("artifact_sha256", self.artifact_sha256, sha256_hex(data))
         _require_equal("artifact_bytes", self.artifact_bytes, len(data))
+        self._verify_base(data)
         split = code_split(len(data), self.protocol)
         _require_equal("code_split", self.code_split, split)
         _require_equal(
             "code_length_bits", self.code_length_bits, 0.0 if self.prior == "holdout" else math.fsum(split.values())
         )
+
+    def _verify_base(self, data: bytes) -> None:
+        """A delta's base is the one that the artifact names, and is declared; a whole model has none."""
+        from tokenbound.compression.artifact import parse_artifact
+
+        named = parse_artifact(data).base
+        recorded = self.scoring_identity.get("base") or {}
+        _require_equal("base sha256", recorded.get("sha256"), None if named is None else named.get("sha256"))
+        _require_equal("num_bases >= 1", self.declarations.get("num_bases", 0) >= 1, named is not None)
 
     def _verify_windows(self, ledger: RunLedger) -> Evidence:
         """The recorded windows are those planned, each once, in order; and they hold the tokens that are claimed.
@@ -317,6 +326,7 @@ def claim_of(
     vocab_size: int,
     tokenizer_vocab_size: int,
     num_tokens: int,
+    num_bases: int = 0,
 ) -> Claim:
     """What a run's config claims about a model of this size on a corpus of this size."""
     split = code_split(artifact_bytes, protocol)
@@ -332,6 +342,7 @@ def claim_of(
         declared_tokens=bound.declared_tokens,
         prior=bound.prior,
         code_split=split,
+        num_bases=num_bases,
     )
 
 

@@ -122,6 +122,9 @@ def verify(
     corpus: Annotated[
         str | None, typer.Option(help="Run config naming the corpus; default config.yaml beside.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base of a delta, for --rescore; default where the run config says.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute a certificate from its losses and artifact; exit 0 only if it holds."""
@@ -135,7 +138,7 @@ def verify(
         from tokenbound.engine.rescore import rescore as score_again
 
         config = load_config(RunConfig, corpus or f"{run}/config.yaml")
-        worst = score_again(checked, config, losses=run, artifact=data, windows=rescore)
+        worst = score_again(checked, config, losses=run, artifact=data, windows=rescore, base=base)
     if as_json:
         kept = ("bound_bits", "method", "num_scored_tokens", "artifact_bytes", "claim_fingerprint")
         found = {name: getattr(checked, name) for name in kept}
@@ -192,6 +195,9 @@ def compress(
     options: Annotated[list[str] | None, typer.Option("--set", help="Option of the method, e.g. step=0.5.")] = None,
     rate: Annotated[str | None, typer.Option(help="Rate of kfac, or `auto` to minimise the bound.")] = None,
     config: Annotated[Path | None, typer.Option(help="Run config whose corpus calibrates kfac, gptq and e8.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Encode only what the checkpoint, or LoRA adapter, changes of this base.")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -201,7 +207,7 @@ def compress(
     from tokenbound.engine.compress import compress_checkpoint
 
     run = None if config is None else load_config(RunConfig, config)
-    data = compress_checkpoint(checkpoint, _compress_settings(method, rate, options or []), run)
+    data = compress_checkpoint(checkpoint, _compress_settings(method, rate, options or []), run, base)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
     report = inspect_artifact(data)

@@ -36,6 +36,27 @@ class ModelConfig(_Section):
     """Arithmetic of the model body; losses are always computed in float32 or better. Part of the protocol."""
     compress: CompressSettings | None = None
     """How a checkpoint becomes an artifact; absent means `lossless`."""
+    base: str | None = None
+    """Of a fine-tune that is given as a delta: directory or hub id of the checkpoint that it changes, or path of its
+    artifact. A `checkpoint`, or the directory of a LoRA adapter, is then encoded as a delta on it."""
+    base_is_independent: str | None = None
+    """How the base was fixed without regard to the scored tokens, in your words; required with `base`, printed on the
+    certificate."""
+    num_bases: int = Field(default=1, ge=1)
+    """Where the base was picked after seeing the scored tokens: out of how many, each fixed without regard to them."""
+
+    @property
+    def bases_tried(self) -> int:
+        """M, 0 where there is no base."""
+        return 0 if self.base is None else self.num_bases
+
+    @model_validator(mode="after")
+    def _declared_base(self) -> Self:
+        if self.base is not None and not self.base_is_independent:
+            raise ValueError("`base` needs `base_is_independent`: say how it was fixed without regard to these tokens")
+        if self.base is None and (self.base_is_independent is not None or self.num_bases != 1):
+            raise ValueError("`base_is_independent` and `num_bases` speak of a `base`; name it")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -29,6 +30,19 @@ Tensors = Mapping[str, "torch.Tensor"]
 
 _PEFT_PREFIX = "base_model.model."
 _UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "use_qalora", "megatron_config")
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a delta artifact holds besides an architecture.
+
+    Attributes:
+        tensors: What is coded: float32 differences, or an adapter's factors and whole modules.
+        reference: Names the base and how the tensors change it.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    reference: dict[str, Any]
 
 
 def tensors_sha256(tensors: Tensors) -> str:
@@ -57,15 +71,25 @@ def encode_difference(
     Raises:
         InputError: names or shapes differ, or a changed tensor is not floating point; by name.
     """
+    return _encode(architecture, difference(base, tuned), settings, calibration)
+
+
+def difference(base: Tensors, tuned: Tensors) -> Delta:
+    """The tensors that a fine-tune changed, as float32 differences.
+
+    Raises:
+        InputError: names or shapes differ, or a changed tensor is not floating point; by name.
+    """
     if set(base) != set(tuned):
         raise InputError(f"base and fine-tune differ in tensors: {sorted(set(base) ^ set(tuned))[:5]}")
-    coded = []
-    for name in sorted(tuned):
-        change = _difference(name, base[name], tuned[name])
-        if change is not None:
-            coded.append(encode_tensor(name, change, settings, calibration))
-    reference = {"kind": "difference", "sha256": tensors_sha256(base)}
-    return assemble_artifact(architecture, coded, settings, base=reference)
+    changes = {name: _difference(name, base[name], tuned[name]) for name in sorted(tuned)}
+    kept = {name: change for name, change in changes.items() if change is not None}
+    return Delta(kept, {"kind": "difference", "sha256": tensors_sha256(base)})
+
+
+def _encode(architecture: Mapping[str, Any], delta: Delta, settings: BaseModel, calibration: Any) -> bytes:
+    coded = [encode_tensor(name, delta.tensors[name], settings, calibration) for name in sorted(delta.tensors)]
+    return assemble_artifact(architecture, coded, settings, base=delta.reference)
 
 
 def _difference(name: str, base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor | None:
@@ -102,6 +126,15 @@ def encode_adapter(
     Raises:
         InputError: an adapter that is not plain LoRA, or does not fit the base; by name.
     """
+    return _encode(architecture, adapter_delta(base, adapter, adapter_config), settings, calibration)
+
+
+def adapter_delta(base: Tensors, adapter: Tensors, adapter_config: Mapping[str, Any]) -> Delta:
+    """The factors of a peft LoRA adapter, named as in the base.
+
+    Raises:
+        InputError: an adapter that is not plain LoRA, or does not fit the base; by name.
+    """
     scaling = _scaling(adapter_config)
     tensors = {name.removeprefix(_PEFT_PREFIX): value for name, value in adapter.items()}
     reference = {
@@ -111,8 +144,7 @@ def encode_adapter(
         "transposed": bool(adapter_config.get("fan_in_fan_out", False)),
     }
     _check_adapter(tensors, base, transposed=bool(reference["transposed"]))
-    coded = [encode_tensor(name, tensors[name], settings, calibration) for name in sorted(tensors)]
-    return assemble_artifact(architecture, coded, settings, base=reference)
+    return Delta(tensors, reference)
 
 
 def _scaling(config: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -31,6 +31,9 @@ from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import DEFAULT_PROTOCOL
 from tokenbound.store.filesystem import anchored
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -78,25 +81,29 @@ def text_of(corpus: PreparedCorpus, windows: WindowsConfig) -> Text:
 
 
 def encode_checkpoint(
-    path: str, settings: BaseModel | None, *, corpus: CorpusConfig | None = None, text: Text | None = None
+    path: str,
+    settings: BaseModel | None,
+    *,
+    base: str | None = None,
+    corpus: CorpusConfig | None = None,
+    text: Text | None = None,
 ) -> bytes:
     """Encode a checkpoint; runs inside a Ray session.
 
     Args:
-        path: Hugging Face checkpoint.
+        path: Hugging Face checkpoint; beside a base also the directory of a LoRA adapter.
         settings: a member of `CompressSettings`; None means lossless.
+        base: encode what the checkpoint changes of this one; checkpoint or artifact.
         corpus: its tokenizer goes into the artifact where it is `counted`.
         text: tokens to calibrate on, for the methods that need them.
 
     Raises:
         InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
     """
-    from tokenbound.models.checkpoint import read_checkpoint
-
     chosen = settings or LosslessSettings()
     method = str(getattr(chosen, "method", "lossless"))
     path = anchored(path)
-    checkpoint = read_checkpoint(path)
+    architecture, tensors, reference = _content(path, None if base is None else anchored(base), method)
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
     calibration = None
     if method in CALIBRATED:
@@ -104,8 +111,8 @@ def encode_checkpoint(
             raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
         logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
         calibration = calibrate(path, text)
-    encode = partial(_encode, checkpoint.architecture, ray.put(checkpoint.tensors), ray.put(calibration), tokenizer)
-    names = sorted(checkpoint.tensors)
+    encode = partial(_encode, architecture, ray.put(tensors), ray.put(calibration), tokenizer, reference)
+    names = sorted(tensors)
     if not isinstance(chosen, AutoSettings):
         return encode(names, chosen)
     assert text is not None
@@ -119,11 +126,34 @@ def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
     return load_tokenizer(corpus.tokenizer).files()
 
 
+def _content(
+    path: str, base: str | None, method: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Architecture, the tensors to code, and what a delta says of its base.
+
+    Raises:
+        InputError: they cannot be read, or the method cannot encode this delta.
+    """
+    from tokenbound.models.checkpoint import read_checkpoint
+    from tokenbound.models.delta import read_base, read_delta
+
+    if base is None:
+        checkpoint = read_checkpoint(path)
+        return checkpoint.architecture, checkpoint.tensors, None
+    if method == "auto":
+        raise InputError("method 'auto' searches the rate of a whole model; choose a method and its rate for a delta")
+    architecture, delta = read_delta(path, read_base(base))
+    if method in CALIBRATED and delta.reference["kind"] == "adapter":
+        raise InputError(f"method {method!r} calibrates whole weights, not an adapter's factors; use rtn or lossless")
+    return architecture, delta.tensors, delta.reference
+
+
 def _encode(
     architecture: dict[str, Any],
     tensors: Any,
     calibration: Any,
     tokenizer: bytes | None,
+    base: dict[str, Any] | None,
     names: Sequence[str],
     settings: BaseModel,
 ) -> bytes:
@@ -131,7 +161,7 @@ def _encode(
 
     with plain_errors():
         coded = list(ray_map(partial(_encode_one, tensors, calibration, settings), names))
-    return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer)
+    return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer, base=base)
 
 
 def _encode_one(tensors: Any, calibration: Any, settings: BaseModel, name: str) -> Any:
@@ -255,14 +285,15 @@ def _score_part(reference: Any, text: Text, windows: list[int]) -> tuple[Any, An
     return np.maximum(nll, 0), np.maximum(entropy, 0), replica.vocab_size
 
 
-def compress_checkpoint(path: str, settings: BaseModel, run: RunConfig | None) -> bytes:
-    """Encode a checkpoint as a command of its own; the run config names the corpus to calibrate on.
+def compress_checkpoint(path: str, settings: BaseModel, run: RunConfig | None, base: str | None = None) -> bytes:
+    """Encode a checkpoint, or its change of a base, as a command; the run config names the corpus to calibrate on.
 
     Raises:
         InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
     """
     with ray_session(run.how.ray_address if run else None), plain_errors():
         if run is None:
-            return encode_checkpoint(path, settings)
+            return encode_checkpoint(path, settings, base=base)
         corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)
-        return encode_checkpoint(path, settings, corpus=run.what.corpus, text=text_of(corpus, run.what.windows))
+        text = text_of(corpus, run.what.windows)
+        return encode_checkpoint(path, settings, base=base, corpus=run.what.corpus, text=text)

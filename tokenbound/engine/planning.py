@@ -37,6 +37,7 @@ from tokenbound.engine.preparation import (
 from tokenbound.engine.scoring import ReplicaSpec, open_plan
 from tokenbound.engine.speed import Probe, measure_speed
 from tokenbound.engine.tokens import open_corpus
+from tokenbound.errors import InputError
 from tokenbound.identity import scoring_protocol
 
 EXACT_WEIGHTS = 1 << 25
@@ -170,8 +171,10 @@ def plan_run(
         gpu_bytes: memory of a GPU where the cluster has none to ask.
 
     Raises:
-        InputError: config, corpus or model cannot be used.
+        InputError: config, corpus or model cannot be used, or the model is a delta.
     """
+    if config.what.model.base is not None:
+        raise InputError("what.model.base: a run of a delta cannot be planned yet; plan the whole fine-tune")
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)

@@ -24,6 +24,7 @@ from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.identity import differences, fingerprint, scoring_identity, scoring_protocol
 from tokenbound.store import filesystem as files
+from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
 
 SAMPLED_SHARD_TOKENS = 1 << 15
@@ -88,6 +89,7 @@ def prepare(config: RunConfig) -> Prepared:
     artifact = load_artifact(what.model, what.corpus, Text(corpus.root, spec))
     architecture = artifact_architecture(artifact, what.corpus)
     check_model(architecture, corpus, config)
+    base = _base_identity(artifact, what.model)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     identity = scoring_identity(
         artifact_sha256=sha256_hex(artifact),
@@ -95,6 +97,7 @@ def prepare(config: RunConfig) -> Prepared:
         tokens_sha256=corpus.manifest.tokens_sha256,
         protocol=protocol,
         sample=what.sample,
+        base=base,
     )
     prepared = Prepared(
         config, run, corpus, plan, spec, artifact, architecture, protocol, identity, shard_tokens_of(config, plan)
@@ -132,22 +135,47 @@ def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes
                 f"what.model.artifact: {model.artifact} does not exist; make it with `tokenbound compress`"
             ) from None
     assert model.checkpoint is not None
-    return encode_checkpoint(model.checkpoint, model.compress, corpus=corpus, text=text)
+    return encode_checkpoint(model.checkpoint, model.compress, base=model.base, corpus=corpus, text=text)
+
+
+def _base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
+    """Digests of the base that a delta changes; None for a whole model.
+
+    Raises:
+        InputError: a delta without its base, a base without a delta, or a base that is not there.
+        MismatchError: another base than the delta was made on.
+    """
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.models.delta import read_base
+
+    reference = parse_artifact(artifact).base
+    if reference is None:
+        if model.base is not None:
+            raise InputError(f"what.model.base: {model.base} is given, but the artifact is no delta; remove `base`")
+        return None
+    if model.base is None:
+        raise InputError(
+            f"what.model.artifact is a delta on a base with digest {reference.get('sha256')}; name it in "
+            "what.model.base and say in what.model.base_is_independent how it was fixed"
+        )
+    found = read_base(anchored(model.base)).identity
+    if found["sha256"] != reference.get("sha256"):
+        raise MismatchError(
+            f"what.model.base: {model.base} has digest {found['sha256']}, but the delta was made on "
+            f"{reference.get('sha256')}; give that base"
+        )
+    return found
 
 
 def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
     """The artifact's architecture, after checking that a counted tokenizer is inside.
 
     Raises:
-        InputError: the artifact is a delta, or a counted tokenizer is not inside.
+        InputError: a counted tokenizer is not inside.
     """
     from tokenbound.compression.artifact import parse_artifact
 
     parsed = parse_artifact(artifact)
-    if parsed.base is not None:
-        raise InputError(
-            "what.model.artifact is a delta on a base, which cannot be scored yet; encode the merged model"
-        )
     if corpus.tokenizer_is == "counted":
         if corpus.tokenizer is None:
             raise InputError(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenbound.certificate import Certificate
 from tokenbound.config import RunConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_plan
-from tokenbound.errors import MismatchError
-from tokenbound.identity import smallest_batch
+from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.ledger import RunLedger
+from tokenbound.store.filesystem import anchored
 from tokenbound.store.losses import Losses
 
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
@@ -23,7 +25,14 @@ TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
 
 
 def rescore(
-    certificate: Certificate, config: RunConfig, *, losses: str, artifact: bytes, windows: int, device: str = "cpu"
+    certificate: Certificate,
+    config: RunConfig,
+    *,
+    losses: str,
+    artifact: bytes,
+    windows: int,
+    base: str | None = None,
+    device: str = "cpu",
 ) -> float:
     """Prepare the corpus again, draw windows that nobody could foresee, score them and compare.
 
@@ -33,12 +42,14 @@ def rescore(
         losses: its run directory.
         artifact: its artifact's bytes.
         windows: how many windows to draw.
+        base: where a delta's base is; default where the config says.
         device: where to score.
 
     Returns:
         The largest difference of a token's nll, nats.
 
     Raises:
+        IncompleteError: the model is a delta and nothing says where its base is.
         MismatchError: the corpus is another one, or a recorded loss is not what the model gives.
     """
     with tempfile.TemporaryDirectory() as cache:
@@ -57,13 +68,28 @@ def rescore(
             if claimed[name] != value:
                 raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
         ledger = certificate.ledger(losses)
-        score = ScoreShard(
-            ReplicaSpec(artifact, protocol["dtype"], smallest_batch(protocol), protocol["length"], device, threads=1)
-        )
+        shape = protocol["dtype"], protocol["batch"], protocol["length"]
+        found = _base_of(certificate, base or config.what.model.base)
+        score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
         return max(
             _compare(score, corpus, plan, spec, recorded, row, protocol["dtype"])
             for recorded, row in _draw(ledger, windows)
         )
+
+
+def _base_of(certificate: Certificate, base: str | None) -> str | None:
+    """Where the base of a delta is, after checking that it is the certificate's; None for a whole model."""
+    from tokenbound.models.delta import read_base
+
+    recorded = certificate.scoring_identity.get("base")
+    if recorded is None:
+        return None
+    if base is None:
+        raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")
+    found = read_base(anchored(base)).identity
+    if found != recorded:
+        raise MismatchError(f"base {base} is not the certificate's: digests {found}, not {recorded}")
+    return anchored(base)
 
 
 def _draw(ledger: RunLedger, count: int) -> list[tuple[Losses, int]]:
@@ -97,11 +123,23 @@ def _compare(
         raise MismatchError(f"window {int(window[0])}: the recorded tokens are not the corpus's")
     if bool(recorded.unscored[row]):
         return 0.0
-    off = np.abs(recorded.nll[cut].astype(np.float64) - scored["nll"])
+    columns = [name for name in ("nll", "entropy", "base_nll", "base_entropy") if name in scored]
+    return max(_largest_difference(recorded, cut, scored[name], name, dtype) for name in columns)
+
+
+def _largest_difference(recorded: Losses, cut: slice, scored: NDArray[Any], name: str, dtype: str) -> float:
+    """Of one column over one window, nats.
+
+    Raises:
+        MismatchError: more than two machines can differ.
+    """
+    column = getattr(recorded, name)
+    if column is None or len(column[cut]) != len(scored):
+        raise MismatchError(f"a window's {name} is not recorded for every token")
+    off = np.abs(column[cut].astype(np.float64) - scored)
     tolerance = TOLERANCE_NATS[dtype]
-    if len(off) != len(scored["nll"]) or off.max() > tolerance or off.mean() > tolerance / 10:
+    if off.max(initial=0.0) > tolerance or off.mean() > tolerance / 10:
         raise MismatchError(
-            f"window {int(window[0])}: recorded losses differ from the model's by up to {off.max():.4f} nats "
-            f"(tolerance {tolerance})"
+            f"a window's recorded {name} differs from the model's by up to {off.max():.4f} nats (tolerance {tolerance})"
         )
-    return float(off.max())
+    return float(off.max(initial=0.0))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
-from tokenbound.errors import IncompleteError
+from tokenbound.errors import IncompleteError, InputError
 from tokenbound.ledger import shard_evidence
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
@@ -77,6 +77,8 @@ class ReplicaSpec:
     device: str
     threads: int
     """CPU threads of one replica."""
+    base: str | None = None
+    """Where the base of a delta is: a checkpoint or artifact that every actor can read."""
     session: str = ""
     """Names this start of the run; deaths are counted within it."""
     retries: int = 3
@@ -86,34 +88,43 @@ class ReplicaSpec:
 class ScoreShard:
     """Padded ids to token statistics, on one replica that this process builds at its first shard.
 
+    Of a delta, the base scores the same windows beside it.
+
     The replica is not built in the constructor: an error there would be an actor's death, with its text lost.
     """
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self.spec = spec
         self.replica: Any = None
+        self.base: Any = None
 
     def __call__(self, row: Row) -> Row:
         """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
         if isinstance(self.spec.artifact, str):
             count_attempt(RunDirectory(self.spec.artifact), int(row["shard"]), self.spec.session, self.spec.retries)
         if self.replica is None:
-            self.replica = build_replica(self.spec, row["inputs"])
+            self.replica, self.base = build_replicas(self.spec, row["inputs"])
         inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
         scored = self.replica.score(inputs, targets, mask)
         nll, entropy, rank = scored.nll, scored.entropy, scored.rank
+        unscored, beside = _unscored(nll, entropy, mask), {}
+        if self.base is not None:
+            base = self.base.score(inputs, targets, mask)
+            unscored |= _unscored(base.nll, base.entropy, mask)
+            beside = {"base_nll": base.nll[mask], "base_entropy": np.maximum(base.entropy[mask], 0.0)}
         return {
             "shard": row["shard"],
             "windows": row["windows"],
             "vocab_size": self.replica.vocab_size,
             "lengths": mask.sum(axis=1).astype(np.int64),
-            "unscored": _unscored(nll, entropy, mask),
+            "unscored": unscored,
             "nll": nll[mask],
             "entropy": np.maximum(entropy[mask], 0.0),
             "rank": rank[mask],
             "token": targets[mask].astype(np.int32),
             "document": row["document"][mask],
             "position": row["position"][mask],
+            **beside,
         }
 
 
@@ -140,22 +151,44 @@ def count_attempt(run: RunDirectory, shard: int, session: str, retries: int) -> 
     run.write(name, json.dumps({"session": session, "count": count}).encode())
 
 
-def build_replica(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> Any:
-    """Decode the artifact, and let the replica pass the canary and the causality probe.
+def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, Any]:
+    """Decode the artifact, and let the replica, and that of a delta's base, pass the canary and the causality probe.
+
+    Returns:
+        The model's replica, and the base's or None.
 
     Raises:
-        InputError: the model fails either, or does not fit the windows.
+        InputError: a model fails either, or does not fit the windows; or base and delta differ in vocabulary.
+        MismatchError: the delta was made on another base.
     """
+    import torch
+
+    from tokenbound.models.delta import decode_weights, read_base
+
+    if spec.device == "cpu":
+        torch.set_num_threads(spec.threads)
+    data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
+    base = None if spec.base is None else read_base(spec.base)
+    replica = _checked_replica(spec, decode_weights(data, base), inputs)
+    if base is None:
+        return replica, None
+    beside = _checked_replica(spec, base, inputs)
+    if beside.vocab_size != replica.vocab_size:
+        raise InputError(
+            f"the base predicts {beside.vocab_size} ids and the fine-tune {replica.vocab_size}; their losses cannot be "
+            "compared, so encode the fine-tune as a whole model"
+        )
+    return replica, beside
+
+
+def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) -> Any:
     import torch
 
     from tokenbound.models.probe import canary, probe_causality
     from tokenbound.models.replica import Replica
 
-    if spec.device == "cpu":
-        torch.set_num_threads(spec.threads)
-    data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
-    replica = Replica.from_artifact(
-        data, dtype=getattr(torch, spec.dtype), batch=spec.batch, length=spec.length, device=spec.device
+    replica = Replica.from_weights(
+        weights, dtype=getattr(torch, spec.dtype), batch=spec.batch, length=spec.length, device=spec.device
     )
     replica.check_vocabulary(int(inputs.max()))
     canary(replica)
@@ -171,8 +204,6 @@ class CommitShard:
     scoring_fingerprint: str
     top_k: tuple[int, ...]
     store_tokens: bool
-    batch: int | None = None
-    """Windows of a forward pass, where they are fewer than the protocol asks for."""
 
     def __call__(self, row: Row) -> Row:
         """Write the losses, then the record."""
@@ -183,7 +214,7 @@ class CommitShard:
             reason = "NaN, infinite or negative loss"
             run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
         evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
-        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch)
+        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint)
         return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
 
 
@@ -191,6 +222,11 @@ def _losses_of(row: Row, store_tokens: bool) -> Losses:
     lengths, unscored = np.asarray(row["lengths"]), np.asarray(row["unscored"], bool)
     failed = np.repeat(unscored, lengths)
     nan = np.float32(np.nan)
+    base = {
+        name: np.where(failed, nan, row[name]).astype(np.float32)
+        for name in ("base_nll", "base_entropy")
+        if name in row
+    }
     return Losses(
         window_id=np.frombuffer(row["windows"], np.int64),
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
@@ -201,4 +237,5 @@ def _losses_of(row: Row, store_tokens: bool) -> Losses:
         entropy=np.where(failed, nan, row["entropy"]).astype(np.float32),
         rank=np.where(failed, row["vocab_size"], np.asarray(row["rank"])).astype(np.int32),
         token=np.asarray(row["token"]) if store_tokens else None,
+        **base,
     )

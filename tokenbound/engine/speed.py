@@ -15,7 +15,7 @@ from tokenbound.corpus.windows import gather
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.compress import Text
 from tokenbound.engine.graph import Placement
-from tokenbound.engine.scoring import ReplicaSpec, build_replica, open_plan
+from tokenbound.engine.scoring import ReplicaSpec, build_replicas, open_plan
 
 MAX_PROBES = 8
 """Replicas that are measured at once; on a larger cluster the others are taken to be as fast."""
@@ -110,7 +110,7 @@ def _measure(job: _Job, part: int) -> Probe:
 
 def _replica(job: _Job, inputs: NDArray[Any]) -> Any:
     if job.architecture is None:
-        return build_replica(job.spec, inputs)
+        return build_replicas(job.spec, inputs)[0]
     import torch
 
     from tokenbound.models.memory import random_model

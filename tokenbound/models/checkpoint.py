@@ -164,7 +164,12 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
     return Path(folder)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint.
+
+    Raises:
+        InputError: the file is missing, or holds something else.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -179,10 +184,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_architecture(directory: Path) -> dict[str, Any]:
     if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
         raise InputError(
-            f"checkpoint {directory} is an adapter without its base model; merge it first "
-            "(peft: `model.merge_and_unload().save_pretrained(OUT)`) and give OUT"
+            f"checkpoint {directory} is an adapter without its base model; name the base (`base:` in a "
+            "config, --base for `compress`), or merge it (peft: `model.merge_and_unload().save_pretrained(OUT)`)"
         )
-    raw = _read_json(directory / "config.json")
+    raw = read_json(directory / "config.json")
     _refuse_quantized(raw, str(directory))
     return clean_architecture(raw)
 
@@ -218,7 +223,7 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         return _read_shards(directory, index)
     single = directory / "model.safetensors"
     if single.exists():
-        return _read_safetensors(single)
+        return read_safetensors(single)
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:
         raise InputError(
@@ -235,14 +240,14 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_shards(directory: Path, index: Path) -> dict[str, torch.Tensor]:
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index} has no `weight_map` of tensor names to files; fetch the checkpoint again")
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise InputError(f"{index} names {name!r}, which is not a file beside it; fetch the checkpoint again")
-        shard = _read_safetensors(directory / name)
+        shard = read_safetensors(directory / name)
         doubled = tensors.keys() & shard.keys()
         if doubled:
             raise InputError(f"{directory / name} repeats tensor {min(doubled)!r} of another shard; fetch it again")
@@ -253,7 +258,12 @@ def _read_shards(directory: Path, index: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -18,7 +18,9 @@ import numpy.typing as npt
 import torch
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
+from tokenbound.models.checkpoint import build_model
 from tokenbound.models.chunks import TokenStatistics, logits_statistics, require_compiler
+from tokenbound.models.delta import Weights, decode_weights
 from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
 
 logger = logging.getLogger(__name__)
@@ -106,13 +108,30 @@ class Replica:
             InputError: the bytes are no artifact, or its tensors are not those of its architecture.
             ReplicaOutOfMemory: the model does not fit.
         """
-        from tokenbound.compression.artifact import decode_artifact
-        from tokenbound.models.checkpoint import build_model
-
         with _out_of_memory_named("the decoded artifact"):
-            artifact = decode_artifact(data)
-            model = build_model(artifact.architecture, artifact.tensors, dtype=dtype, device=device)
-        return cls(model, batch=batch, length=length, device=device, chunk_tokens=chunk_tokens, compile=compile)
+            weights = decode_weights(data)
+        options = {"batch": batch, "length": length, "chunk_tokens": chunk_tokens, "compile": compile}
+        return cls.from_weights(weights, dtype=dtype, device=device, **options)
+
+    @classmethod
+    def from_weights(
+        cls, weights: Weights, *, dtype: torch.dtype, device: torch.device | str = "cpu", **options: Any
+    ) -> Replica:
+        """Build a model and make a replica of it.
+
+        Args:
+            weights: architecture and tensors.
+            dtype: arithmetic of the model body.
+            device: where to run.
+            options: see the constructor.
+
+        Raises:
+            InputError: the tensors are not those of the architecture.
+            ReplicaOutOfMemory: the model does not fit.
+        """
+        with _out_of_memory_named("the model"):
+            model = build_model(weights.architecture, weights.tensors, dtype=dtype, device=device)
+        return cls(model, device=device, **options)
 
     @property
     def input_vocab_size(self) -> int:

@@ -24,9 +24,16 @@ def artifact_view(report: ArtifactReport) -> RenderableType:
             f"C(h) = {report.code_length_bits:,} bits"
         ),
         Text(f"sha256 {report.sha256}"),
+        *_base(report),
         _shares("section", report.sections, report.num_bytes),
         _tensors(report),
     )
+
+
+def _base(report: ArtifactReport) -> list[Text]:
+    """Of a delta: what it is, and on which base."""
+    base = report.base
+    return [] if base is None else [Text(f"a delta ({base['kind']}) on the base with digest {base['sha256']}")]
 
 
 def _shares(name: str, sizes: dict[str, int], total: int) -> Table:

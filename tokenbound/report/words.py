@@ -59,13 +59,14 @@ def assumptions(certificate: Certificate) -> list[str]:
             "drawn again given everything before it; of the smoothed model. It is not the risk on fresh documents."
         ),
         _prior_sentence(certificate),
+        *_base_sentences(certificate),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "This package's version, torch and the device are declared chosen without regard to the tokens.",
     ]
     if certificate.sampling is not None:
         found.append(
             f"Scored: {certificate.sampling.scored_windows:,} of {certificate.num_windows:,} windows, a prefix of an "
-            f"order fixed by hashes. {slack_sentence(certificate)}"
+            "order fixed by hashes; the slack for the rest is in the bound."
         )
     else:
         found.append(
@@ -79,27 +80,6 @@ def assumptions(certificate: Certificate) -> list[str]:
     return found
 
 
-def slack_sentence(certificate: Certificate) -> str:
-    """What not scoring the rest costs the quoted line, and what more windows would leave of it."""
-    line = quoted_line(certificate)
-    if line is None:
-        return "The slack for the rest is in the bounds."
-    terms, unit = line["terms"], "bits per token" if line["top_k"] is None else f"in the {line_name(line)}"
-    sizes = (("twice as many windows", "slack_at_2n"), ("four times as many", "slack_at_4n"))
-    expected = [f"{words} would leave about {terms[name]:.4f}" for words, name in sizes if name in terms]
-    return (
-        f"The slack for the rest, {terms['sampling_slack']:.4f} {unit}, is in the bound; "
-        f"{', '.join([*expected, 'all of them none'])}."
-    )
-
-
-def quoted_line(certificate: Certificate) -> dict[str, Any] | None:
-    """The loss line that the certificate quotes, else its first line with a value."""
-    known = [line for line in certificate.bounds if line["value"] is not None]
-    losses = [line for line in known if line["top_k"] is None and line["value"] == certificate.bound_bits]
-    return next(iter(losses or known), None)
-
-
 def _prior_sentence(certificate: Certificate) -> str:
     if certificate.prior == "holdout":
         declared = certificate.declarations.get("holdout_declaration")
@@ -108,6 +88,28 @@ def _prior_sentence(certificate: Certificate) -> str:
         f"The model may depend on these tokens in any way: its whole code is paid for "
         f"({certificate.artifact_bytes:,} bytes, {certificate.code_length_bits:,.0f} bits with the protocol)."
     )
+
+
+def _base_sentences(certificate: Certificate) -> list[str]:
+    """Of a delta: what its base rests on, and how the relative line splits."""
+    line = next((line for line in certificate.bounds if line["method"] == "relative"), None)
+    if line is None:
+        return []
+    declared, tried = certificate.declarations.get("base_is_independent"), certificate.declarations.get("num_bases", 1)
+    picked = f" It was picked among {tried:,} bases, which is paid for." if tried > 1 else ""
+    digest = str((certificate.scoring_identity.get("base") or {}).get("sha256"))[:16]
+    found = [
+        f"The artifact is a delta on the base {certificate.model.get('base')} (tensors {digest}), which is declared "
+        f"independent of these tokens: {declared!r}. If that is false, the bound is void.{picked}"
+    ]
+    if certificate.sampling is None:
+        terms = line["terms"]
+        found.append(
+            f"The relative line adds two bounds: the base's own risk is at most {format_bound(terms['base_bound'], 4)} "
+            f"bits per token, and the fine-tune's excess over it at most {format_bound(terms['excess'], 4)} "
+            f"(measured {terms['excess_empirical']:.4f}, negative is better than the base)."
+        )
+    return found
 
 
 def _tokenizer_sentence(certificate: Certificate) -> str:

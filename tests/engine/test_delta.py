@@ -1,0 +1,190 @@
+"""Deltas end to end: base and fine-tune on the same windows, the relative line, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tokenbound.bounds import format_bound
+from tokenbound.certificate import Certificate, verify_beside
+from tokenbound.cli import app
+from tokenbound.compression.artifact import parse_artifact
+from tokenbound.config import RunConfig, validate
+from tokenbound.engine.evaluate import evaluate
+from tokenbound.engine.rescore import rescore
+from tokenbound.errors import IncompleteError, InputError, MismatchError
+from tokenbound.models.delta import read_base
+from tokenbound.store.run import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+Tree = Callable[..., dict[str, Any]]
+DECLARED = "published before this text was written"
+
+
+@pytest.fixture(scope="module")
+def fine_tune(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with one matrix changed a little."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    torch.manual_seed(3)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    weight.data += 0.05 * torch.randn_like(weight)
+    folder = tmp_path_factory.mktemp("tuned")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of the tiny model, as peft saves it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(4)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_checkpoint),
+        LoraConfig(r=1, lora_alpha=2, target_modules=["q_proj", "v_proj"]),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+def delta_model(source: Path, base: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": str(source),
+        "compress": {"method": "rtn", "step": 0.5},
+        "base": str(base),
+        "base_is_independent": DECLARED,
+        **more,
+    }
+
+
+def config_of(tree: dict[str, Any]) -> RunConfig:
+    return validate(RunConfig, tree, origin="test")
+
+
+def run(tree: dict[str, Any]) -> tuple[Certificate, Path]:
+    paths: list[str] = []
+    certificate = evaluate(config_of(tree), on_certificate=lambda _, path: paths.append(path))
+    return certificate, Path(paths[0])
+
+
+def line_of(certificate: Certificate, method: str) -> dict[str, Any]:
+    return next(line for line in certificate.bounds if line["method"] == method)
+
+
+def test_a_fine_tune_pays_for_its_delta_alone(
+    run_tree: Tree, fine_tune: Path, tiny_checkpoint: Path, text_folder: Path
+) -> None:
+    tree = run_tree(model=delta_model(fine_tune, tiny_checkpoint))
+    certificate, path = run(tree)
+    assert certificate.artifact_bytes < (fine_tune / "model.safetensors").stat().st_size / 20
+    assert certificate.scoring_identity["base"] == read_base(str(tiny_checkpoint)).identity
+    assert certificate.declarations["base_is_independent"] == DECLARED
+    relative = line_of(certificate, "relative")
+    terms = relative["terms"]
+    assert relative["value"] == pytest.approx(terms["excess"] + terms["base_bound"], abs=1e-8)
+    assert terms["excess"] < terms["base_bound"]
+    for report in ((path.parent / "report.html").read_text(), " ".join(certificate.table().split())):
+        assert DECLARED in report
+        assert f"excess over it at most {format_bound(terms['excess'], 4)}" in report
+
+    directory = RunDirectory(str(path.parent))
+    first = directory.losses(directory.record(0))
+    for column, checkpoint, error in (("base_nll", tiny_checkpoint, 1e-5), ("nll", fine_tune, 0.05)):
+        expected = first_losses(checkpoint, text_folder, 32)
+        np.testing.assert_allclose(getattr(first, column)[:32], expected, atol=error, err_msg=column)
+
+    verify_beside(path)
+    artifact = (path.parent / "artifact.tokenbound").read_bytes()
+    arguments = {"losses": str(path.parent), "artifact": artifact, "windows": 4}
+    assert rescore(certificate, config_of(tree), **arguments) < 1e-4
+    with pytest.raises(IncompleteError, match="--base"):
+        rescore(certificate, config_of(run_tree()), **arguments)
+    with pytest.raises(MismatchError, match="not the certificate's"):
+        rescore(certificate, config_of(tree), base=str(fine_tune), **arguments)
+    for column in ("base_entropy", "base_nll"):  # both are forged in the second round, which names the first found
+        forge(directory, certificate.num_shards, column)
+        with pytest.raises(MismatchError):
+            verify_beside(path)
+        with pytest.raises(MismatchError, match=column):
+            rescore(certificate, config_of(tree), **arguments)
+
+
+def first_losses(checkpoint: Path, text_folder: Path, length: int) -> np.ndarray:
+    """Losses of the first window of the packed stream, straight from transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    stream = [i for path in sorted(text_folder.glob("*.txt")) for i in [*path.read_bytes(), 256]]
+    window = torch.tensor([stream[: length + 1]])
+    logits = AutoModelForCausalLM.from_pretrained(checkpoint)(window[:, :-1]).logits.detach().log_softmax(-1)
+    return -logits.gather(-1, window[:, 1:, None]).flatten().numpy()
+
+
+def forge(directory: RunDirectory, shards: int, column: str) -> None:
+    """Make a column a tenth smaller and commit it as a scorer would."""
+    for shard in range(shards):
+        record = directory.record(shard)
+        losses = directory.losses(record)
+        forged = replace(losses, **{column: getattr(losses, column) * np.float32(0.9)})
+        directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
+
+
+def test_a_sampled_adapter_from_the_command_line(
+    run_tree: Tree, adapter: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapter.tokenbound"
+    command = ["compress", str(adapter), str(out), "--base", str(tiny_checkpoint), "--set", "step=0.5"]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    assert parse_artifact(out.read_bytes()).base["kind"] == "adapter"
+    shown = CliRunner().invoke(app, ["inspect", str(out)], catch_exceptions=False).stdout
+    assert "a delta (adapter) on the base" in shown
+
+    model = {"artifact": str(out), "base": str(tiny_checkpoint), "base_is_independent": DECLARED, "num_bases": 3}
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 640}
+    tree = run_tree(model=model, windows=windows, sample={"windows": 60, "pilot_windows": 20})
+    certificate, path = run(tree)
+    assert line_of(certificate, "relative")["terms"]["sampling_slack"] > 0
+    assert certificate.declarations["num_bases"] == 3
+    verify_beside(path)
+    hidden = certificate.model_copy(update={"declarations": {**certificate.declarations, "num_bases": 1}})
+    with pytest.raises(MismatchError, match="declarations"):
+        hidden.verify(losses=path.parent, artifact=out)
+
+
+def test_bases_that_do_not_belong_are_refused(
+    run_tree: Tree, fine_tune: Path, tiny_checkpoint: Path, other_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "delta.tokenbound"
+    command = ["compress", str(fine_tune), str(out), "--base", str(tiny_checkpoint)]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    declared = {"base_is_independent": DECLARED}
+    for model, kind, message in (
+        ({"artifact": str(out)}, InputError, "is a delta on a base"),
+        ({"artifact": str(out), "base": str(tmp_path / "absent"), **declared}, InputError, "does not exist"),
+        ({"artifact": str(out), "base": str(other_checkpoint), **declared}, MismatchError, "give that base"),
+        ({"artifact": str(out), "base": str(tiny_checkpoint)}, InputError, "base_is_independent"),
+        ({"checkpoint": str(fine_tune), **declared}, InputError, "name it"),
+        (delta_model(fine_tune, tiny_checkpoint, compress={"method": "auto"}), InputError, "rate of a whole model"),
+    ):
+        with pytest.raises(kind, match=message):
+            run(run_tree(model=model))
+    whole = tmp_path / "whole.tokenbound"
+    assert CliRunner().invoke(app, ["compress", str(fine_tune), str(whole)], catch_exceptions=False).exit_code == 0
+    with pytest.raises(InputError, match="no delta"):
+        run(run_tree(model={"artifact": str(whole), "base": str(tiny_checkpoint), **declared}))
