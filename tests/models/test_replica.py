@@ -118,7 +118,7 @@ def test_scoring_twice_gives_the_same_bits():
 def test_unknown_heads_use_the_models_own_logits(caplog, monkeypatch):
     model = make_model("llama")
     model.lm_head = nn.Sequential(model.lm_head)
-    monkeypatch.setattr(replica_module, "_OWN_LOGITS_BYTES", 2 * 4 * LENGTH * 83)
+    monkeypatch.setattr(replica_module, "OWN_LOGITS_BYTES", 2 * 4 * LENGTH * 83)
     fallback = Replica(model, batch=BATCH, length=LENGTH)
     assert fallback.head is None
     assert fallback.vocab_size == 83
