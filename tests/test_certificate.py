@@ -13,10 +13,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from losses_support import make_losses
 
 from tokenbound.bounds.claim import Claim
 from tokenbound.certificate import Certificate, code_split, derived_fields, verify_beside
+from tokenbound.compression.artifact import encode_artifact
+from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import BoundConfig, SampleConfig
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import DEFAULT_PROTOCOL, claim_identity, fingerprint, scoring_identity
@@ -25,7 +28,7 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
 V = 257
-ARTIFACT_BYTES = bytes(range(256)) * 2
+ARTIFACT_BYTES = encode_artifact({}, {"w": torch.arange(64.0)}, LosslessSettings())
 
 
 def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "refuse", prior: str = "code") -> Path:

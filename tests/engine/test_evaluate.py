@@ -90,7 +90,7 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
         directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     config = validate(RunConfig, tree, origin="test")
-    with pytest.raises(MismatchError, match="differ from the model"):
+    with pytest.raises(MismatchError, match="nll differs from the model"):
         rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=3)
 
 

@@ -215,7 +215,7 @@ def test_missing_files(saved, tmp_path):
     with pytest.raises(InputError, match=r"config\.json does not exist"):
         read_checkpoint(directory)
     (directory / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="adapter without its base model; merge it"):
+    with pytest.raises(InputError, match="adapter without its base model; name the base"):
         read_checkpoint(directory)
 
 
