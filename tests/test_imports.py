@@ -19,7 +19,7 @@ ALLOWED = {
     "corpus": {"store", "bounds"},
     "compression": {"bounds"},
     "models": {"compression", "bounds"},
-    "training": {"compression", "bounds"},
+    "training": {"models", "compression", "bounds"},
     "report": {"bounds", "store", "compression"},
     "engine": {"bounds", "store", "corpus", "compression", "models", "training", "report"},
 }

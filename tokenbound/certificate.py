@@ -99,6 +99,8 @@ class Certificate(BaseModel):
     bound_bits_per_byte: float | None
     """bound_bits per byte of the source text, where the source was text."""
     mean_nll_bits_per_byte: float | None
+    head_alpha_min: float | None = None
+    """Of a model with a smoothing head: the lower limit of its alphas, a constant in the artifact."""
     num_worst_case_tokens: int
     """Tokens without a finite loss, counted at the worst case."""
     prior: Literal["code", "holdout"]
@@ -175,6 +177,7 @@ class Certificate(BaseModel):
             prior=self.prior,
             code_split=self.code_split,
             num_bases=self.declarations.get("num_bases", 0),
+            head_alpha_min=self.head_alpha_min,
         )
 
     def sampling_plan(self) -> SamplingPlan | None:
@@ -239,9 +242,14 @@ class Certificate(BaseModel):
         _require_equal("random_guess_bits", self.random_guess_bits, math.log2(self.tokenizer_vocab_size))
 
     def _verify_artifact(self, data: bytes) -> None:
+        from tokenbound.compression.artifact import parse_artifact
+        from tokenbound.models.smoothing import alpha_min_of
+
         _require_equal("artifact_sha256", self.artifact_sha256, sha256_hex(data))
         _require_equal("artifact_bytes", self.artifact_bytes, len(data))
         self._verify_base(data)
+        if self.head_alpha_min is not None:
+            _require_equal("head_alpha_min", self.head_alpha_min, alpha_min_of(parse_artifact(data).architecture))
         split = code_split(len(data), self.protocol)
         _require_equal("code_split", self.code_split, split)
         _require_equal(
@@ -327,6 +335,7 @@ def claim_of(
     tokenizer_vocab_size: int,
     num_tokens: int,
     num_bases: int = 0,
+    head_alpha_min: float | None = None,
 ) -> Claim:
     """What a run's config claims about a model of this size on a corpus of this size."""
     split = code_split(artifact_bytes, protocol)
@@ -343,6 +352,7 @@ def claim_of(
         prior=bound.prior,
         code_split=split,
         num_bases=num_bases,
+        head_alpha_min=head_alpha_min,
     )
 
 

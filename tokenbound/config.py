@@ -271,11 +271,16 @@ class PretrainWhat(_Section):
     """How a network is trained; the family `markov` counts the whole corpus instead."""
     compress: CompressSettings | None = None
     """How the trained weights become an artifact; null means `lossless`."""
+    smoothing_head: Literal["freedman", "azuma"] | None = None
+    """Train a linear head that predicts how far each prediction is smoothed, on this bound, and put it into the
+    artifact; the certificate then prints each loss line with it and without."""
 
     @model_validator(mode="after")
     def _networks_are_trained(self) -> Self:
         if self.family.kind != "markov" and self.training is None:
             raise ValueError("`training` is missing: tokens, window, batch, learning rate")
+        if self.family.kind == "markov" and self.smoothing_head is not None:
+            raise ValueError("`smoothing_head` needs hidden states, which the family `markov` has not")
         return self
 
     @property

@@ -176,6 +176,10 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
             raise MismatchError(f"{origin}: NaN or infinite {name} in a scored window; score it again")
         if lowest < -NLL_TOLERANCE_NATS:
             raise MismatchError(f"{origin}: negative {name} {lowest}; nats are -ln p, score it again")
+    if losses.alpha is not None and losses.alpha[keep].size:
+        lowest, highest = float(losses.alpha[keep].min()), float(losses.alpha[keep].max())
+        if not 0 < lowest <= highest < 1:
+            raise MismatchError(f"{origin}: alpha from {lowest} to {highest} lies outside (0, 1); score it again")
     rank = losses.rank[keep] if losses.rank is not None else np.zeros(0, np.int32)
     if rank.size and not 0 <= rank.min() <= rank.max() < vocab_size:
         raise MismatchError(
@@ -195,15 +199,21 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
 def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> Evidence:
     """Mergeable evidence of a shard; tokens of unscored windows are counted apart."""
     own, base = _finite(losses)
-    return Evidence.from_losses(
-        *own,
+    windows: dict[str, Any] = {"window_lengths": losses.window_lengths, "worst_case": losses.unscored}
+    found = Evidence.from_losses(
+        own.nll,
+        own.entropy,
+        own.rank,
         vocab_size=vocab_size,
         top_k=top_k,
-        window_lengths=losses.window_lengths,
-        worst_case=losses.unscored,
         base_nll=None if base is None else base.nll,
         base_entropy=None if base is None else base.entropy,
+        **windows,
     )
+    if own.alpha is None:
+        return found
+    head = Evidence.from_losses(own.nll, own.entropy, alpha=own.alpha, vocab_size=vocab_size, **windows)
+    return replace(found, head=head)
 
 
 class _Columns(NamedTuple):
@@ -237,6 +247,7 @@ class Reduction:
     """Of the scored tokens; of a sampled run: of the pilot."""
     tunings: tuple[Tuning, ...]
     sums: LineSums
+    """Of the lines of the claim's methods."""
     lines: tuple[Line, ...]
 
 
@@ -248,14 +259,21 @@ class Tunings:
     """Those of the claim's methods."""
     relative: RelativeTuning | None = None
     """Of a delta on a base."""
+    head: tuple[Tuning, ...] = ()
+    """Those of a smoothing head."""
 
     @classmethod
     def chosen(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None = None) -> Tunings:
         """The grid points that the evidence favours.
 
         Raises:
-            MismatchError: the claim speaks of a base whose losses were not recorded.
+            MismatchError: the claim speaks of a base, or of a smoothing head, whose columns were not recorded.
         """
+        if claim.head_lines:
+            if evidence.head is None:
+                raise MismatchError("the model has a smoothing head, but its column `alpha` is missing")
+            head = choose_tunings(evidence.head, claim.head_claim, sampling)
+            return cls(choose_tunings(evidence, claim, sampling), head=head)
         lines = choose_tunings(evidence, claim, sampling)
         if not claim.num_bases:
             return cls(lines)
@@ -309,11 +327,15 @@ def reduce_ledger(
         evidence = full_evidence(ledger, claim.top_k, run=run)
     tunings = Tunings.chosen(evidence, claim, sampling)
     sums = _all_sums(ledger, tunings, by_window=sampling is not None, run=run)
-    return Reduction(evidence, tunings.lines, sums.lines, tuple(_certified(tunings, sums, claim, sampling)))
+    own = sums.lines.select(slice(len(tunings.lines)))
+    return Reduction(evidence, tunings.lines, own, tuple(_certified(tunings, sums, claim, sampling)))
 
 
 def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan | None) -> Iterator[Line]:
-    yield from certify(tunings.lines, sums.lines, claim, sampling)
+    count = len(tunings.lines)
+    yield from certify(tunings.lines, sums.lines.select(slice(count)), claim, sampling)
+    if tunings.head:
+        yield from certify(tunings.head, sums.lines.select(slice(count, None)), claim.head_claim, sampling)
     if tunings.relative is not None and sums.relative is not None:
         yield certify_relative(tunings.relative, sums.relative, claim, sampling)
 
@@ -379,7 +401,7 @@ def _piece_sums(tunings: Tunings, by_window: bool, losses: Losses) -> Sums:
     windows: dict[str, Any] = {"worst_case": 0 if failed is None else int(failed.sum())}
     if by_window:
         windows = {"window_lengths": losses.window_lengths, "worst_case": losses.unscored}
-    lines = line_sums(tunings.lines, *own, **windows)
+    lines = line_sums(tunings.lines + tunings.head, *own, **windows)
     if tunings.relative is None:
         return Sums(lines)
     if base is None or own.entropy is None:

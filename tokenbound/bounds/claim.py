@@ -61,6 +61,12 @@ class Claim:
     """M: of a model that is a delta on a base, among how many bases that base was picked after seeing the tokens (1: it
     was fixed before); such a claim prints the line `relative` too. 0: the model is no delta."""
 
+    head_alpha_min: float | None = None
+    """Of a model with a smoothing head: the lower limit of the head's alphas, a constant of the hypothesis. Each bound
+    on the loss is then printed twice: at alphas from the grid, and as the head smooths (`head_claim`)."""
+    beside_lines: int = 0
+    """Lines that another claim about the same losses prints beside these; they count in K."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot be claimed."""
         check_vocab_size(self.vocab_size)
@@ -78,7 +84,7 @@ class Claim:
             raise InputError(f"methods must name some of {METHODS}, each once, got {self.methods!r}")
         if self.num_bases < 0:
             raise InputError(f"num_bases counts the bases tried, from 1; got {self.num_bases!r}")
-        if self.num_bases and self.has_alpha:
+        if self.num_bases and (self.has_alpha or self.head_alpha_min is not None):
             raise InputError("a delta on a base cannot have a smoothing head: its excess is bounded at constant alphas")
         if "kl" in self.methods and not (
             self.top_k and len(set(self.top_k)) == len(self.top_k) and min(self.top_k) >= 1
@@ -107,7 +113,24 @@ class Claim:
     @property
     def num_lines(self) -> int:
         """K, unavailable lines included: they were named before scoring."""
-        return len(self.lines) + (self.num_bases > 0)
+        return len(self.lines) + (self.num_bases > 0) + self.head_lines + self.beside_lines
+
+    @property
+    def head_lines(self) -> int:
+        """How many lines a smoothing head adds: one for each bound on the loss."""
+        return 0 if self.head_alpha_min is None else sum(method in LOSS_METHODS for method in self.methods)
+
+    @property
+    def head_claim(self) -> Claim:
+        """What is claimed of the model as its own head smooths it; it holds together with this claim."""
+        return replace(
+            self,
+            methods=tuple(method for method in self.methods if method in LOSS_METHODS),
+            has_alpha=True,
+            alpha_min=self.head_alpha_min,
+            head_alpha_min=None,
+            beside_lines=self.num_lines - self.head_lines,
+        )
 
     @property
     def paid_code_bits(self) -> float:

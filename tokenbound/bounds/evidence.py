@@ -76,6 +76,8 @@ class Evidence:
     """Fixed-point sums in units of 2^-32: nll, entropy, range_squared (D_i^2, smoothing head), moments of windows."""
     relative: RelativeEvidence | None = None
     """Of a delta scored beside its base: what the relative line is tuned on."""
+    head: Evidence | None = None
+    """Of a model with a smoothing head: the same tokens smoothed by it. All else is then of the unsmoothed losses."""
 
     @classmethod
     def from_losses(
@@ -174,6 +176,7 @@ class Evidence:
                 "alpha_min": self.alpha_min,
                 "sums": dict(sorted(self.sums.items())),
                 **({} if self.relative is None else {"relative": self.relative.to_dict()}),
+                **({} if self.head is None else {"head": json.loads(self.head.to_json())}),
             },
             separators=(",", ":"),
         )
@@ -197,6 +200,7 @@ class Evidence:
                 alpha_min=data["alpha_min"],
                 sums={str(k): int(n) for k, n in data["sums"].items()},
                 relative=RelativeEvidence.from_dict(data["relative"]) if "relative" in data else None,
+                head=cls.from_json(json.dumps(data["head"])) if "head" in data else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError, zlib.error) as error:
             raise MismatchError(f"a shard's evidence is damaged or of another version: {error}") from None
@@ -218,7 +222,14 @@ def merge_evidence(parts: Sequence[Evidence]) -> Evidence:
     relative = [part.relative for part in parts if part.relative is not None]
     if relative and len(relative) < len(parts):
         raise MismatchError("only some shards were scored beside their base; score the others again")
-    return replace(reduce(_merge_two, parts), relative=merge_relative_evidence(relative) if relative else None)
+    heads = [part.head for part in parts if part.head is not None]
+    if heads and len(heads) < len(parts):
+        raise MismatchError("only some shards have the alphas of a smoothing head; score the others again")
+    return replace(
+        reduce(_merge_two, parts),
+        relative=merge_relative_evidence(relative) if relative else None,
+        head=merge_evidence(heads) if heads else None,
+    )
 
 
 def _merge_two(left: Evidence, right: Evidence) -> Evidence:

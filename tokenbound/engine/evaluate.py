@@ -28,6 +28,7 @@ from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import claim_identity, declarations, fingerprint
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
+from tokenbound.models.smoothing import alpha_min_of
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
@@ -160,6 +161,7 @@ def _claim(prepared: Prepared, vocab_size: int) -> Claim:
         tokenizer_vocab_size=prepared.corpus.manifest.vocab_size,
         num_tokens=prepared.plan.num_tokens,
         num_bases=prepared.config.what.model.bases_tried,
+        head_alpha_min=alpha_min_of(prepared.architecture),
     )
 
 
@@ -235,6 +237,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         code_length_bits=claim.paid_code_bits,
         code_split=dict(claim.code_split),
         artifact_bytes=len(prepared.artifact),
+        head_alpha_min=claim.head_alpha_min,
         num_worst_case_tokens=reduction.sums.worst_case_tokens,
         prior=what.bound.prior,
         trial=what.bound.trial,

@@ -123,7 +123,9 @@ def _compare(
         raise MismatchError(f"window {int(window[0])}: the recorded tokens are not the corpus's")
     if bool(recorded.unscored[row]):
         return 0.0
-    columns = [name for name in ("nll", "entropy", "base_nll", "base_entropy") if name in scored]
+    if (recorded.alpha is None) != ("alpha" not in scored):
+        raise MismatchError(f"window {int(window[0])}: the column `alpha` and the model's smoothing head do not agree")
+    columns = [name for name in ("nll", "entropy", "alpha", "base_nll", "base_entropy") if name in scored]
     return max(_largest_difference(recorded, cut, scored[name], name, dtype) for name in columns)
 
 
@@ -136,7 +138,9 @@ def _largest_difference(recorded: Losses, cut: slice, scored: NDArray[Any], name
     column = getattr(recorded, name)
     if column is None or len(column[cut]) != len(scored):
         raise MismatchError(f"a window's {name} is not recorded for every token")
-    off = np.abs(column[cut].astype(np.float64) - scored)
+    found, expected = column[cut].astype(np.float64), scored.astype(np.float64)
+    # What an alpha does to a loss is at most the ratio of the two, in nats.
+    off = np.abs(np.log(found / expected) if name == "alpha" else found - expected)
     tolerance = TOLERANCE_NATS[dtype]
     if off.max(initial=0.0) > tolerance or off.mean() > tolerance / 10:
         raise MismatchError(

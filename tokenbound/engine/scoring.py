@@ -125,6 +125,7 @@ class ScoreShard:
             "document": row["document"][mask],
             "position": row["position"][mask],
             **beside,
+            **({} if scored.alpha is None else {"alpha": scored.alpha[mask]}),
         }
 
 
@@ -238,4 +239,5 @@ def _losses_of(row: Row, store_tokens: bool) -> Losses:
         rank=np.where(failed, row["vocab_size"], np.asarray(row["rank"])).astype(np.int32),
         token=np.asarray(row["token"]) if store_tokens else None,
         **base,
+        alpha=np.where(failed, nan, row["alpha"]).astype(np.float32) if "alpha" in row else None,
     )

@@ -25,6 +25,7 @@ from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
 from tokenbound.engine.compress import counted_tokenizer, encode_checkpoint, text_of
 from tokenbound.engine.progress import describe_speed
+from tokenbound.engine.smoothing import add_smoothing_head
 from tokenbound.engine.tokens import CorpusStream, open_corpus
 from tokenbound.errors import InputError, MismatchError, TokenboundError
 from tokenbound.models.structured.settings import MarkovFamily
@@ -296,10 +297,10 @@ def _export(
         model.save_pretrained(output / "model")
     else:
         save_trained(model, family, output / "model")
-    windows = WindowsConfig(length=config.what.network_training.window, context="packed")
-    data = encode_checkpoint(
-        str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text_of(corpus, windows)
-    )
+    text = text_of(corpus, WindowsConfig(length=config.what.network_training.window, context="packed"))
+    data = encode_checkpoint(str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text)
+    if config.what.smoothing_head is not None:
+        data = add_smoothing_head(data, text, config.what.smoothing_head)
     RunDirectory(str(output)).write(MODEL_ARTIFACT, data)
     loss_bits = float(result.metrics["loss_bits"])
     return Trained(str(output / "model"), str(output / MODEL_ARTIFACT), len(data), loss_bits, parameters)

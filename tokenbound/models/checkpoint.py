@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.smoothing import SMOOTHING, take_head
 from tokenbound.models.structured.settings import FAMILY
 
 logger = logging.getLogger(__name__)
@@ -304,7 +305,16 @@ def build_model(
         InputError: unknown, non-causal or quantized architecture; missing, unknown or misshapen tensors, by name.
     """
     _refuse_quantized(architecture, "given")
-    architecture = clean_architecture(architecture)
+    architecture, tensors, smoothing = take_head(clean_architecture(architecture), tensors)
+    model = _build_plain(architecture, tensors, dtype, device)
+    if smoothing is not None:
+        model.smoothing_head = smoothing.requires_grad_(False).to(device)
+    return model
+
+
+def _build_plain(
+    architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device | str
+) -> Any:
     if FAMILY in architecture:
         from tokenbound.models.structured.build import decode_family
 
@@ -389,7 +399,7 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
         ) from None
     with _quiet_transformers():
         try:
-            plain = {key: value for key, value in architecture.items() if key != FAMILY}
+            plain = {key: value for key, value in architecture.items() if key not in (FAMILY, SMOOTHING)}
             return config_class.from_dict(copy.deepcopy(plain))
         except Exception as error:  # transformers validates configs with error types of its own
             raise InputError(f"the {model_type} config is not valid: {_one_line(error)}") from error

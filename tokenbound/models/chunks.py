@@ -45,6 +45,8 @@ class TokenStatistics(Generic[ArrayT]):
     """Entropy of the predictive distribution in nats, float32, in [0, ln V]."""
     rank: ArrayT
     """How many other tokens have a logit at least that of the target, int32: 0 = most probable, V = no finite loss."""
+    alpha: ArrayT | None = None
+    """Smoothing weight of the model's own head, float32; None without one."""
 
 
 Fill = Callable[[int, int, torch.Tensor], torch.Tensor]

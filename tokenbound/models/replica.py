@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,9 @@ class Replica:
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
             )
         self.vocab_size = self.head.vocab_size if self.head else self._logits_width()
+        self.smoothing = getattr(self.model, "smoothing_head", None)
+        if self.smoothing is not None and self.head is None:
+            raise InputError("the model has a smoothing head, but its own output head is not of a known form")
 
     @classmethod
     def from_artifact(
@@ -203,7 +207,8 @@ class Replica:
             for first in range(0, len(inputs), self.batch):
                 batch = slice(first, first + self.batch)
                 result, hidden = self._score(ids[batch], wanted[batch], scored[batch])
-                parts.append(torch.stack([result.nll, result.entropy, result.rank.view(torch.float32)]))
+                alpha = [] if result.alpha is None else [result.alpha]
+                parts.append(torch.stack([result.nll, result.entropy, result.rank.view(torch.float32), *alpha]))
                 states += [hidden] if keep_hidden and hidden is not None else []
             host = torch.cat(parts, dim=1).cpu() if parts else torch.empty(3, 0)
         return self._arrays(host, mask, rows), torch.cat(states)[:rows] if states else None
@@ -234,8 +239,9 @@ class Replica:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _arrays(self, host: torch.Tensor, mask: npt.NDArray[np.bool_], rows: int) -> WindowStatistics:
-        nll, entropy, rank = host.view(3, len(mask), self.length).numpy()
+        nll, entropy, rank, *alpha = host.view(len(host), len(mask), self.length).numpy()
         return TokenStatistics(
+            alpha=np.where(mask, alpha[0], np.float32(np.nan))[:rows] if alpha else None,
             nll=np.where(mask, nll, np.float32(np.nan))[:rows],
             entropy=np.where(mask, entropy, np.float32(np.nan))[:rows],
             rank=np.where(mask, rank.view(np.int32), np.int32(-1))[:rows],
@@ -255,7 +261,8 @@ class Replica:
             return self._score_own_logits(inputs, targets, mask, options), None
         hidden = self._hidden(inputs)
         flat = hidden.flatten(0, 1)
-        return self.head.statistics(flat, targets.flatten(), scored=mask.flatten(), **options), hidden
+        found = self.head.statistics(flat, targets.flatten(), scored=mask.flatten(), **options)
+        return (found if self.smoothing is None else replace(found, alpha=self.smoothing(flat))), hidden
 
     def _score_own_logits(
         self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]

@@ -24,6 +24,7 @@ from tokenbound.bounds.evidence import ENTROPY_OCTAVES, NLL_OCTAVES, Evidence, b
 from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.bounds.theorems import kl_grid_bound
 from tokenbound.errors import IncompleteError
+from tokenbound.report.words import is_of_head, line_name
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
@@ -237,7 +238,8 @@ class _Curves:
         self.azuma = next((_AzumaRow(self, line) for line in self._of("azuma")), None)
 
     def _of(self, method: str) -> list[dict[str, Any]]:
-        return [line for line in self.loss_lines if line["method"] == method]
+        own = [line for line in self.loss_lines if line["method"] == method]
+        return [line for line in own if is_of_head(line) == self.claim.has_alpha]
 
     def alpha(self) -> tuple[Curve, ...]:
         """Value against alpha; none where the model smooths by itself."""
@@ -251,7 +253,7 @@ class _Curves:
         """Value against m."""
         sizes = self._sizes()
         shown = self.loss_lines or self.lines
-        return tuple(Curve(_label(line), sizes, self._at(line, sizes), _printed_point(self, line)) for line in shown)
+        return tuple(Curve(line_name(line), sizes, self._at(line, sizes), _printed_point(self, line)) for line in shown)
 
     def what_if(self) -> WhatIf | None:
         """The best line at kappa/m = WHAT_IF_RATE, where that takes more tokens."""
@@ -278,6 +280,8 @@ class _Curves:
     def _value_at(self, line: dict[str, Any]) -> Any:
         if line["method"] == "kl":
             return _kl_at(line, self.claim, sampled=self.sampled)
+        if is_of_head(line) != self.claim.has_alpha:
+            return _fixed_point_at(line, self.claim.num_tokens)
         row = {"freedman": self.freedman, "azuma": self.azuma}.get(line["method"])
         return row.at_size if row else _fixed_point_at(line, self.claim.num_tokens)
 
@@ -374,7 +378,7 @@ def _alphas(claim: Claim, chosen: float) -> list[float]:
 def _through(line: dict[str, Any], x: Sequence[float], values: Floats, chosen: int) -> Curve:
     """A curve shifted to pass through the printed value at its chosen point."""
     shifted = values + (line["value"] - float(values[chosen]))
-    return Curve(_label(line), tuple(x), tuple(shifted.tolist()), (float(x[chosen]), float(line["value"])))
+    return Curve(line_name(line), tuple(x), tuple(shifted.tolist()), (float(x[chosen]), float(line["value"])))
 
 
 def _printed_point(curves: _Curves, line: dict[str, Any]) -> tuple[float, float]:
@@ -397,10 +401,6 @@ def _fixed_point_at(line: dict[str, Any], num_tokens: int) -> Any:
     terms = line["terms"]
     complexity = terms.get("complexity", 0.0) + terms.get("base_complexity", 0.0)
     return lambda size: complexity * num_tokens / size
-
-
-def _label(line: dict[str, Any]) -> str:
-    return str(line["method"]) if line["top_k"] is None else f"top-{line['top_k']} error"
 
 
 def _edges(octaves: tuple[int, int]) -> Floats:

@@ -26,6 +26,7 @@ UNITS = {
     "gap_bits": "bits/token",
     "random_guess_bits": "bits/token",
     "delta": "probability",
+    "head_alpha_min": "weight",
     "num_tokens": "tokens",
     "num_scored_tokens": "tokens",
     "num_worst_case_tokens": "tokens",

@@ -121,5 +121,12 @@ def _tokenizer_sentence(certificate: Certificate) -> str:
 
 
 def line_name(line: dict[str, Any]) -> str:
-    """Method and k of a line."""
-    return line["method"] if line["top_k"] is None else f"top-{line['top_k']} error"
+    """Method and k of a line; `, head` where the model's own head smooths."""
+    if line["top_k"] is not None:
+        return f"top-{line['top_k']} error"
+    return f"{line['method']}, head" if is_of_head(line) else str(line["method"])
+
+
+def is_of_head(line: dict[str, Any]) -> bool:
+    """Whether the model's own smoothing head gave the alphas of a line."""
+    return bool(line["parameters"].get("alpha_from") == "column")
