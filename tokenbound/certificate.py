@@ -16,7 +16,7 @@ from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.identity import fingerprint, protocol_bits
+from tokenbound.identity import applied_protocol, fingerprint, protocol_bits
 from tokenbound.ledger import REDUCED_COLUMNS, Reduction, RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import LIST_COLUMNS
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
@@ -222,6 +222,8 @@ class Certificate(BaseModel):
         ledger = self.ledger(run.uri)
         records = [ledger.record(shard) for shard in range(self.num_shards)]
         _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
+        shapes = [(record.batch, record.windows) for record in records]
+        _require_equal("protocol", self.protocol, applied_protocol(self.scoring_identity["protocol"], shapes))
         evidence = self._verify_windows(ledger)
         reduction = reduce_ledger(
             replace(ledger, columns=REDUCED_COLUMNS), self.claim(), self.sampling_plan(), evidence=evidence
@@ -232,7 +234,7 @@ class Certificate(BaseModel):
     def _verify_identities(self) -> None:
         _require_equal("scoring_fingerprint", self.scoring_fingerprint, fingerprint(self.scoring_identity))
         _require_equal("claim_fingerprint", self.claim_fingerprint, fingerprint(self.claim_identity))
-        for name in ("artifact_sha256", "corpus_sha256", "tokens_sha256", "protocol"):
+        for name in ("artifact_sha256", "corpus_sha256", "tokens_sha256"):
             _require_equal(name, getattr(self, name), self.scoring_identity.get(name))
         for name in ("methods", "top_k", "delta", "trial", "unscorable", "declarations", "scoring_fingerprint"):
             _require_equal(name, getattr(self, name), self.claim_identity.get(name))

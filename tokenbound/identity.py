@@ -6,6 +6,7 @@ them. Stopping rules (`sample.windows`, `sample.until_slack_bits`) and everythin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from tokenbound.bounds.codes import protocol_code_length_bits
@@ -36,6 +37,40 @@ def scoring_protocol(model: ModelConfig, corpus: CorpusConfig, windows: WindowsC
         "length": windows.length,
         "stride": windows.stride or windows.length,
     }
+
+
+def applied_protocol(protocol: dict[str, Any], shards: Iterable[tuple[int | None, int]]) -> dict[str, Any]:
+    """The protocol by which a run was scored, where memory ran out on the way and the batch was halved.
+
+    Every window has a batch shape of its own then, and all of them are part of the hypothesis: the code spells the
+    runs of equal shapes, in the order of the plan.
+
+    Args:
+        protocol: as the config asks.
+        shards: in order, the batch of each (None: the protocol's own) and its number of windows.
+
+    Returns:
+        The same with `batch` as it was: one number, or [[batch, windows], ...].
+
+    >>> applied_protocol({"batch": 8, "dtype": "float32"}, [(None, 10), (4, 6), (4, 10)])
+    {'batch': [[8, 10], [4, 16]], 'dtype': 'float32'}
+    >>> applied_protocol({"batch": 8}, [(4, 10), (4, 6)])
+    {'batch': 4}
+    """
+    runs: list[list[int]] = []
+    for batch, windows in shards:
+        shape = protocol["batch"] if batch is None else batch
+        if runs and runs[-1][0] == shape:
+            runs[-1][1] += windows
+        else:
+            runs.append([shape, windows])
+    return {**protocol, "batch": runs[0][0] if len(runs) == 1 else runs or protocol["batch"]}
+
+
+def smallest_batch(protocol: dict[str, Any]) -> int:
+    """The batch of a protocol, or the last that it was halved to."""
+    batch = protocol["batch"]
+    return batch if isinstance(batch, int) else min(shape for shape, _ in batch)
 
 
 def protocol_bits(protocol: dict[str, Any]) -> int:

@@ -18,7 +18,7 @@ from tokenbound.bounds import (
     sampling_path,
 )
 from tokenbound.bounds.exact import highest_value
-from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
+from tokenbound.bounds.sampling import expected_slacks, mixture_stakes, running_moments, total_upper_bounds
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
 
@@ -207,6 +207,21 @@ def test_scoring_everything_leaves_no_slack():
     for i, line in enumerate(certify(tunings, full, claim, plan)):
         assert line.terms["sampling_slack"] == pytest.approx(0.0, abs=1e-9)
         assert sampling_path(tunings[i], i, sums, claim, plan).upper[-1] == pytest.approx(full.mean(i, "value"))
+
+
+def test_expected_slacks_foretell_what_larger_samples_leave():
+    tunings, sums, claim, plan, full = sampled_run(scored=500)
+    for i, line in enumerate(certify(tunings, sums, claim, plan)):
+        actual = sampling_path(tunings[i], i, full, claim, plan).slack
+        assert line.terms["slack_at_2n"] == pytest.approx(actual[1000 - 129], rel=0.2)
+        assert line.terms["slack_at_4n"] == pytest.approx(actual[2000 - 129], rel=0.2)
+        assert line.terms["slack_at_4n"] < line.terms["slack_at_2n"] < line.terms["sampling_slack"]
+
+
+def test_expected_slacks_end_where_all_windows_are_scored():
+    for scored, multiples in ((1400, {2}), (1500, set()), (3000, set())):
+        tunings, sums, claim, plan, _ = sampled_run(scored=scored)
+        assert set(expected_slacks(tunings[0], 0, sums, claim, plan)) == multiples
 
 
 def test_until_slack_stops_at_the_first_prefix_and_can_go_on():

@@ -10,7 +10,7 @@ import pytest
 
 from tokenbound import cli
 from tokenbound.report.html import UNITS, html_report, write_report
-from tokenbound.report.words import assumptions, headline, verdict
+from tokenbound.report.words import assumptions, headline, slack_sentence, verdict
 from tokenbound.store.run import RunDirectory
 
 KINDS = ("full", "sampled", "vacuous", "holdout", "kl_only")
@@ -129,6 +129,8 @@ def test_every_number_has_unit_and_meaning(cases, pages):
             assert name in UNITS
             assert (name in page.text) == (getattr(certificate, name) is not None)
     assert f"{certificate.bounds[0]['terms']['sampling_slack']:.9g}" in page.text
+    assert slack_sentence(certificate) in page.text
+    assert "slack expected at twice the windows" in page.text
 
 
 def test_holdout_shows_its_declaration(cases, pages):

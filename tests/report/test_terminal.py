@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tokenbound.report.terminal import certificate_text, certificate_view, facts
-from tokenbound.report.words import headline
+from tokenbound.report.words import headline, slack_sentence
 
 
 def words(text: str) -> str:
@@ -62,3 +62,14 @@ def test_markup_in_declarations_is_not_interpreted(cases):
         update={"declarations": {"prior": "holdout", "holdout_declaration": "[bold]not[/bold] [link=x]used[/link]"}}
     )
     assert "[bold]not[/bold]" in words(certificate_text(certificate))
+
+
+def test_it_says_what_more_windows_would_leave(cases):
+    certificate = cases["sampled"].certificate
+    terms = next(line["terms"] for line in certificate.bounds if line["value"] == certificate.bound_bits)
+    sentence = slack_sentence(certificate)
+    assert sentence in words(certificate_text(certificate, 120))
+    for name in ("sampling_slack", "slack_at_2n", "slack_at_4n"):
+        assert f"{terms[name]:.4f}" in sentence
+    assert sentence.endswith("all of them none.")
+    assert "twice" not in words(certificate_text(cases["full"].certificate))

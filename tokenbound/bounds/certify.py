@@ -12,7 +12,7 @@ from tokenbound.bounds.codes import elias_delta_bits, kappa_nats
 from tokenbound.bounds.constants import LN2
 from tokenbound.bounds.exact import LineSums
 from tokenbound.bounds.rounding import arithmetic_guard, round_up
-from tokenbound.bounds.sampling import sampling_path
+from tokenbound.bounds.sampling import expected_slacks, sampling_path
 from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.bounds.theorems import azuma_anytime_gap, kl_error_bound, kl_grid_bound, oracle_gap_bits
 from tokenbound.errors import MismatchError
@@ -66,11 +66,12 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
 def _line(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> Line:
     if tuning.unavailable is not None:
         return _unavailable(tuning, claim, sampling)
-    mean = sums.mean(index, "value")
-    slack = 0.0
+    mean, slack, larger = sums.mean(index, "value"), 0.0, {}
     if sampling is not None and sampling.pilot_units < sampling.num_units:
         slack = float(sampling_path(tuning, index, sums, claim, sampling).upper[-1]) - mean
-    measured = _Measured(sums.mean(index, "loss"), mean, slack, sums.mean(index, "square"), sampling is not None)
+        larger = expected_slacks(tuning, index, sums, claim, sampling)
+    square = sums.mean(index, "square")
+    measured = _Measured(sums.mean(index, "loss"), mean, slack, square, sampling is not None, larger)
     build = {"freedman": _freedman_line, "azuma": _azuma_line, "kl": _kl_line}[tuning.method]
     return build(tuning, measured, claim)
 
@@ -78,8 +79,12 @@ def _line(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: Sa
 class _Measured:
     """What the data say about one line: means over the scored tokens and the slack for the rest."""
 
-    def __init__(self, empirical: float, value: float, slack: float, square: float, sampled: bool) -> None:
+    def __init__(
+        self, empirical: float, value: float, slack: float, square: float, sampled: bool, larger: Mapping[int, float]
+    ) -> None:
         self.empirical, self.value, self.slack, self.square, self.sampled = empirical, value, slack, square, sampled
+        self.larger = larger
+        """Expected slack at multiples of the sample."""
 
 
 def _freedman_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
@@ -203,6 +208,7 @@ def _printed(
     all_terms = {"empirical": measured.empirical, **terms, "sampling_slack": measured.slack}
     if measured.sampled:
         all_terms["sample_mean"] = measured.value
+        all_terms |= {f"slack_at_{factor}n": slack for factor, slack in measured.larger.items()}
     return Line(
         method=tuning.method,
         top_k=tuning.top_k,

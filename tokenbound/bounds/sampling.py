@@ -32,6 +32,9 @@ from tokenbound.errors import IncompleteError, InputError
 
 _NEWTON_STEPS = 12
 
+SLACK_MULTIPLES = (2, 4)
+"""A sampled run reports what so many times its windows would leave of the slack."""
+
 
 def total_upper_bounds(
     values: Floats,
@@ -192,30 +195,77 @@ def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampl
     >>> [(int(path.num_windows[i]), round(float(path.slack[i]), 3)) for i in (41, 91, -1)]
     [(50, 0.084), (100, 0.037), (200, 0.017)]
     """
-    if sums.windows is None or sums.window_lengths is None:
-        raise InputError("a sampled run needs sums taken with window_lengths")
-    return path_of_windows(sums.windows[line], sums.window_lengths, highest_value(tuning), claim, sampling)
+    return path_of_windows(*_windows_of(line, sums), highest_value(tuning), claim, sampling)
 
 
 def path_of_windows(
     values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
 ) -> SamplingPath:
     """:func:`sampling_path` for any windows' sums of per-token values that never exceed ``highest_value``."""
-    lengths, pilot = window_lengths.astype(np.float64), sampling.pilot_units
+    pilot = sampling.pilot_units
     _check_windows(window_lengths, claim, sampling)
-    pilot_tokens, pilot_total = float(lengths[:pilot].sum()), math.fsum(values[:pilot].tolist())
-    centre = pilot_total / max(pilot_tokens, 1.0)
-    units = values - centre * lengths
-    highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
-    others = sampling.num_units - pilot
-    upper = _upper_totals(units[pilot:], units[:pilot], others, highest, claim, sampling)
-    drawn = np.cumsum(lengths)[pilot:]
-    full = (centre * claim.num_tokens + math.fsum(units[:pilot].tolist()) + upper) / claim.num_tokens
+    centre = _pilot_centre(values, window_lengths, sampling)
+    units, pilot_units, highest = _centred(values, window_lengths, highest_value, sampling)
+    upper = _upper_totals(units, pilot_units, sampling.num_units - pilot, highest, claim, sampling)
+    drawn = np.cumsum(window_lengths)[pilot:]
+    full = (centre * claim.num_tokens + math.fsum(pilot_units.tolist()) + upper) / claim.num_tokens
     return SamplingPath(
-        num_windows=np.arange(pilot + 1, lengths.size + 1),
+        num_windows=np.arange(pilot + 1, window_lengths.size + 1),
         upper=np.asarray(full, dtype=np.float64),
         sample_mean=np.asarray(np.cumsum(values)[pilot:] / np.maximum(drawn, 1.0), dtype=np.float64),
     )
+
+
+def expected_slacks(
+    tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampling: SamplingPlan
+) -> dict[int, float]:
+    """Slack per token that 2 n and 4 n windows would leave if the further ones were like the n drawn. No bound.
+
+    The same sequence runs on over the windows beyond the pilot, repeated; a multiple beyond N is left out, since all
+    windows leave no slack.
+
+    Args:
+        tuning: the line.
+        line: its row in ``sums``.
+        sums: of a prefix of the draw, in draw order.
+        claim: for delta, K and m.
+        sampling: the plan.
+
+    Raises:
+        InputError: sums without windows.
+    """
+    values, lengths = _windows_of(line, sums)
+    units, pilot, highest = _centred(values, lengths, highest_value(tuning), sampling)
+    others, drawn = sampling.num_units - sampling.pilot_units, lengths.size
+    found = {}
+    for factor in SLACK_MULTIPLES:
+        if factor * drawn < sampling.num_units:
+            repeated = np.resize(units, factor * drawn - sampling.pilot_units)
+            upper = float(_upper_totals(repeated, pilot, others, highest, claim, sampling)[-1])
+            found[factor] = max(upper - others * float(repeated.mean()), 0.0) / claim.num_tokens
+    return found
+
+
+def _windows_of(line: int, sums: LineSums) -> tuple[Floats, Ints]:
+    if sums.windows is None or sums.window_lengths is None:
+        raise InputError("a sampled run needs sums taken with window_lengths")
+    return sums.windows[line], sums.window_lengths
+
+
+def _centred(
+    values: Floats, lengths: Ints, highest_value: float, sampling: SamplingPlan
+) -> tuple[Floats, Floats, float]:
+    """The u_j = sum over window j of (z_i - c) beyond the pilot and of the pilot, and their upper limit."""
+    centre = _pilot_centre(values, lengths, sampling)
+    units = values - centre * lengths
+    highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
+    return units[sampling.pilot_units :], units[: sampling.pilot_units], highest
+
+
+def _pilot_centre(values: Floats, lengths: Ints, sampling: SamplingPlan) -> float:
+    """C: the pilot's mean per token."""
+    pilot = sampling.pilot_units
+    return math.fsum(values[:pilot].tolist()) / max(float(lengths[:pilot].sum()), 1.0)
 
 
 def _upper_totals(

@@ -7,7 +7,7 @@ import math
 import platform
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -25,14 +25,14 @@ from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.preparation import Prepared, prepare, sample_size
 from tokenbound.engine.progress import TokenProgress
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
-from tokenbound.errors import IncompleteError, MismatchError
-from tokenbound.identity import claim_identity, declarations, fingerprint
+from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory
+from tokenbound.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
 from tokenbound.models.smoothing import alpha_min_of
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.run import RunDirectory, losses_sha256, missing_shards
+from tokenbound.store.run import CommitRecord, RunDirectory, losses_sha256, missing_shards
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,53 @@ def evaluate(config: RunConfig, *, on_certificate: Callable[[Certificate, str], 
 
 
 def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
-    """Score the shards that have no commit record of this run."""
+    """Score the shards that have no commit record of this run, with half the batch whenever memory runs out.
+
+    Every replica begins with a full-size batch of fixed ids, so that a batch which does not fit shows before a shard
+    is read; and with the causality probe, which so is made again at each new shape.
+
+    Raises:
+        ReplicaOutOfMemory: the batch cannot be halved any more.
+    """
+    records = prepared.run.committed(shard.number for shard in shards)
+    batch = smallest_batch(_applied_protocol(prepared, records))
+    while True:
+        try:
+            return _score(prepared, shards, batch)
+        except ReplicaOutOfMemory as error:
+            batch = _halved(prepared, batch, error)
+
+
+def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
+    """Half the batch, for the shards that are not committed.
+
+    The choice is part of the protocol, and so paid for (`applied_protocol`). A sample is drawn for one hypothesis:
+    its batch may change only while no loss of it is known.
+
+    Raises:
+        ReplicaOutOfMemory: there is nothing to halve, or windows of a sample are committed.
+    """
+    what = str(error).partition(";")[0]
+    if batch == 1:
+        raise ReplicaOutOfMemory(f"{what}; not even one window fits: shorten what.windows.length") from None
+    if not prepared.config.what.sample.is_full and prepared.run.committed():
+        raise ReplicaOutOfMemory(
+            f"{what}; a sample keeps the batch of its first windows: set what.windows.batch: {batch // 2} and "
+            "another how.output"
+        ) from None
+    logger.warning("%s; going on with batches of %d windows", what, batch // 2)
+    prepared.run.log_progress(event="out_of_memory", batch=batch // 2)
+    return batch // 2
+
+
+def _applied_protocol(prepared: Prepared, records: Mapping[int, CommitRecord]) -> dict[str, Any]:
+    """The protocol of the shards that are committed."""
+    shapes = [(record.batch, record.windows) for _, record in sorted(records.items())]
+    return applied_protocol(prepared.protocol, shapes)
+
+
+def _score(prepared: Prepared, shards: Sequence[Shard], batch: int) -> None:
+    """Score the shards that have no commit record of this run, so many windows at once."""
     what, how = prepared.config.what, prepared.config.how
     pending, done_tokens = _pending(prepared, shards)
     if not pending:
@@ -84,8 +130,14 @@ def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
     rows = score_shards(
         pending,
         read=ReadShard(prepared.corpus.root, prepared.spec),
-        replica=_replica_spec(prepared, placement),
-        commit=CommitShard(prepared.run.uri, prepared.fingerprint, tuple(what.bound.top_k), how.store_tokens),
+        replica=_replica_spec(prepared, placement, batch),
+        commit=CommitShard(
+            prepared.run.uri,
+            prepared.fingerprint,
+            tuple(what.bound.top_k),
+            how.store_tokens,
+            batch if batch != what.windows.batch else None,
+        ),
         placement=placement,
     )
     logger.info("scoring %d shards on %d %s replicas", len(pending), placement.replicas, placement.device)
@@ -120,12 +172,12 @@ def _tokens(prepared: Prepared, shard: Shard) -> int:
     return int(prepared.plan.windows(shard.windows).num_targets.sum())
 
 
-def _replica_spec(prepared: Prepared, placement: Placement) -> ReplicaSpec:
+def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> ReplicaSpec:
     what = prepared.config.what
     return ReplicaSpec(
         artifact=prepared.run.uri,
         dtype=what.model.dtype,
-        batch=what.windows.batch,
+        batch=batch,
         length=what.windows.length,
         device=placement.device,
         threads=placement.threads,
@@ -144,7 +196,7 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
         shards = prepared.shards(size)
         _score_pending(prepared, shards)
         reduction = _reduce(prepared, shards, size)
-        claim, plan = _claim(prepared, reduction.evidence.vocab_size), _sampling_plan(prepared, size)
+        claim, plan = _claim(prepared, shards, reduction.evidence.vocab_size), _sampling_plan(prepared, size)
         assert plan is not None
         found = first_prefix(reduction.tunings, reduction.sums, claim, plan, slack_bits=target_bits)
         if found is not None or size >= limit:
@@ -152,11 +204,11 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
         size = min(limit, math.ceil(size * SLACK_GROWTH))
 
 
-def _claim(prepared: Prepared, vocab_size: int) -> Claim:
+def _claim(prepared: Prepared, shards: Sequence[Shard], vocab_size: int) -> Claim:
     return claim_of(
         prepared.config.what.bound,
         artifact_bytes=len(prepared.artifact),
-        protocol=prepared.protocol,
+        protocol=_applied_protocol(prepared, prepared.run.committed(shard.number for shard in shards)),
         vocab_size=vocab_size,
         tokenizer_vocab_size=prepared.corpus.manifest.vocab_size,
         num_tokens=prepared.plan.num_tokens,
@@ -204,7 +256,7 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
     if count is not None:
         ledger = ledger.first_windows(count)
     with plain_errors():
-        claim, plan = _claim(prepared, vocab_size), _sampling_plan(prepared, count)
+        claim, plan = _claim(prepared, shards, vocab_size), _sampling_plan(prepared, count)
         reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))
         return reduction
 
@@ -220,7 +272,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     reduction = _reduce(prepared, shards, count)
     records = prepared.run.committed(shard.number for shard in shards)
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
-    claim = _claim(prepared, reduction.evidence.vocab_size)
+    claim = _claim(prepared, shards, reduction.evidence.vocab_size)
     declared = declarations(what)
     claimed = claim_identity(prepared.fingerprint, what.bound, declared)
     manifest = corpus.manifest
@@ -245,7 +297,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         top_k=list(what.bound.top_k),
         declared_tokens=what.bound.declared_tokens,
         unscorable=what.bound.unscorable,
-        protocol=prepared.protocol,
+        protocol=_applied_protocol(prepared, records),
         sampling=_sampling_record(prepared, count),
         declarations=declared,
         corpus=_corpus_summary(what.corpus, corpus, bytes_per_token),

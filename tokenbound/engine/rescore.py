@@ -15,6 +15,7 @@ from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.identity import smallest_batch
 from tokenbound.ledger import RunLedger
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.losses import Losses
@@ -68,7 +69,7 @@ def rescore(
             if claimed[name] != value:
                 raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
         ledger = certificate.ledger(losses)
-        shape = protocol["dtype"], protocol["batch"], protocol["length"]
+        shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
         found = _base_of(certificate, base or config.what.model.base)
         score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
         return max(

@@ -205,6 +205,8 @@ class CommitShard:
     scoring_fingerprint: str
     top_k: tuple[int, ...]
     store_tokens: bool
+    batch: int | None = None
+    """Windows of a forward pass, where they are fewer than the protocol asks for."""
 
     def __call__(self, row: Row) -> Row:
         """Write the losses, then the record."""
@@ -215,7 +217,7 @@ class CommitShard:
             reason = "NaN, infinite or negative loss"
             run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
         evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
-        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint)
+        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch)
         return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
 
 

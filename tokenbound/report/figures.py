@@ -43,6 +43,8 @@ YARDSTICKS = {
     "oracle_gap": "gap if the variance were known",
     "gap_over_oracle": "gap over that",
     "sample_mean": "mean of what the sample estimates",
+    "slack_at_2n": "slack expected at twice the windows",
+    "slack_at_4n": "slack expected at four times the windows",
     "excess": "bound on the excess over the base",
     "excess_empirical": "measured excess over the base",
     "base_empirical": "measured on the base",

@@ -66,7 +66,7 @@ def assumptions(certificate: Certificate) -> list[str]:
     if certificate.sampling is not None:
         found.append(
             f"Scored: {certificate.sampling.scored_windows:,} of {certificate.num_windows:,} windows, a prefix of an "
-            "order fixed by hashes; the slack for the rest is in the bound."
+            f"order fixed by hashes. {slack_sentence(certificate)}"
         )
     else:
         found.append(
@@ -78,6 +78,27 @@ def assumptions(certificate: Certificate) -> list[str]:
     if certificate.num_worst_case_tokens:
         found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
     return found
+
+
+def slack_sentence(certificate: Certificate) -> str:
+    """What not scoring the rest costs the quoted line, and what more windows would leave of it."""
+    line = quoted_line(certificate)
+    if line is None:
+        return "The slack for the rest is in the bounds."
+    terms, unit = line["terms"], "bits per token" if line["top_k"] is None else f"in the {line_name(line)}"
+    sizes = (("twice as many windows", "slack_at_2n"), ("four times as many", "slack_at_4n"))
+    expected = [f"{words} would leave about {terms[name]:.4f}" for words, name in sizes if name in terms]
+    return (
+        f"The slack for the rest, {terms['sampling_slack']:.4f} {unit}, is in the bound; "
+        f"{', '.join([*expected, 'all of them none'])}."
+    )
+
+
+def quoted_line(certificate: Certificate) -> dict[str, Any] | None:
+    """The loss line that the certificate quotes, else its first line with a value."""
+    known = [line for line in certificate.bounds if line["value"] is not None]
+    losses = [line for line in known if line["top_k"] is None and line["value"] == certificate.bound_bits]
+    return next(iter(losses or known), None)
 
 
 def _prior_sentence(certificate: Certificate) -> str:

@@ -60,6 +60,8 @@ class CommitRecord:
     """Mergeable sufficient statistics of the shard."""
     scoring_fingerprint: str
     """The run this shard belongs to."""
+    batch: int | None = None
+    """Windows of its forward passes, where memory had run out and halved them; null: as the protocol says."""
 
 
 class RunDirectory:
@@ -108,7 +110,14 @@ class RunDirectory:
         """Write readable JSON atomically."""
         self.write(name, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
-    def commit(self, shard: int, losses: Losses, evidence: Mapping[str, Any], scoring_fingerprint: str) -> CommitRecord:
+    def commit(
+        self,
+        shard: int,
+        losses: Losses,
+        evidence: Mapping[str, Any],
+        scoring_fingerprint: str,
+        batch: int | None = None,
+    ) -> CommitRecord:
         """Write the losses, then the record that makes them count."""
         data, name = to_parquet(losses), f"losses/{shard:05d}.parquet"
         self.write(name, data)
@@ -122,6 +131,7 @@ class RunDirectory:
             int(losses.unscored.sum()),
             dict(evidence),
             scoring_fingerprint,
+            batch,
         )
         self.write(_record_name(shard), canonical_json(asdict(record)))
         return record
