@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tokenbound.models.generate import generate_ids
 from tokenbound.models.probe import canary, probe_causality
 from tokenbound.models.replica import Replica
 from tokenbound.models.structured.build import count_trained, trained_form
-from tokenbound.models.structured.counter import random_groups, uniform_weights
+from tokenbound.models.structured.counter import random_groups, random_signs, uniform_weights
 from tokenbound.models.structured.kronecker import KroneckerLinear
 from tokenbound.models.structured.monarch import MonarchLinear
 from tokenbound.models.structured.registry import attach_family, trained_tensors
@@ -81,7 +82,21 @@ def test_monarch_equals_its_matrix(blocks: int, more_in: int, more_out: int, bia
 
 
 def test_seeded_numbers_are_fixed_for_ever() -> None:
+    """An artifact holds the seed alone: were one bit to change, what was certified would be another model."""
     weights = uniform_weights(7, "w", (3,), 0.5)
+    assert [value.hex() for value in weights.tolist()] == [
+        "0x1.22e4320000000p-2",
+        "-0x1.a4944c0000000p-1",
+        "-0x1.4a28de0000000p-1",
+    ]
+    layer = uniform_weights(0, "model.layers.0.self_attn.q_proj.weight", (64, 32), 32**-0.5)
+    found = hashlib.sha256(layer.astype("<f4").tobytes()).hexdigest()
+    assert found == "8a9997b2234bca6da88f702c92bf3473362def8feae245c7fb9e7d2a9d7684eb"
+    projection = (
+        random_signs(3, "s", 1000).astype("<f4").tobytes() + random_groups(3, "g", 1000, 37).astype("<i8").tobytes()
+    )
+    found = hashlib.sha256(projection).hexdigest()
+    assert found == "f795c42fe351aaf95e26729939559d606cdd7ed93284172522d8d14e40387fb6"
     assert abs(float(uniform_weights(7, "w", (100_000,), 0.5).std()) - 0.5) < 0.005
     assert np.array_equal(weights, uniform_weights(7, "w", (100,), 0.5)[:3])
     assert sorted(np.bincount(random_groups(1, "g", 10, 4))) == [2, 2, 3, 3]

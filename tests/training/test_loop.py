@@ -11,7 +11,7 @@ import torch
 from tokenbound.config import TrainingConfig
 from tokenbound.errors import InputError
 from tokenbound.training.loop import draw_batch, schedule, total_steps, train
-from tokenbound.training.optimizer import orthogonalise, split_parameters
+from tokenbound.training.optimizer import Muon, orthogonalise, split_parameters
 
 
 class Stream:
@@ -123,6 +123,22 @@ def test_orthogonalised_updates_have_singular_values_near_one(shape: tuple[int, 
     assert update.shape == shape
     assert values.min() > 0.4
     assert values.max() < 1.4
+
+
+def test_of_a_stack_each_matrix_is_orthogonalised_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.nn.Parameter(torch.randn(3, 8, 20, generator=generator))
+    alone = [torch.nn.Parameter(matrix.detach().clone()) for matrix in stack]
+    gradient = torch.randn(3, 8, 20, generator=generator)
+    stack.grad = gradient.clone()
+    for matrix, part in zip(alone, gradient, strict=True):
+        matrix.grad = part.clone()
+    Muon([stack], lr=0.1).step()
+    Muon(alone, lr=0.1).step()
+    torch.testing.assert_close(stack.detach(), torch.stack([matrix.detach() for matrix in alone]))
+    module = torch.nn.Module()
+    module.factor, module.gains = stack, torch.nn.Parameter(torch.ones(4, 1, 3))
+    assert [part.shape for part in split_parameters(module)[0]] == [stack.shape]
 
 
 def test_tied_heads_and_norms_are_not_inner_matrices() -> None:
