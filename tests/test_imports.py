@@ -82,3 +82,9 @@ def test_light_imports_stay_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_the_driver_starts_without_torch() -> None:
+    code = "import sys, tokenbound.engine.evaluate, tokenbound.engine.planning; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"

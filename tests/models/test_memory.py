@@ -11,7 +11,7 @@ import torch
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import blank_model
 from tokenbound.models.head import last_hidden_state
-from tokenbound.models.memory import _LiveBytes, random_model, replica_memory
+from tokenbound.models.memory import LiveBytes, random_model, replica_memory
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 500, "n_positions": 64}
 LLAMA_70B = {
@@ -31,7 +31,7 @@ def test_activations_are_those_of_a_real_pass(dtype: torch.dtype) -> None:
     predicted = replica_memory(GPT2, dtype=dtype, batch=4, length=64, device="cpu")
     model = random_model(GPT2, dtype)
     assert predicted.parameters == sum(parameter.numel() for parameter in model.parameters())
-    with torch.inference_mode(), _LiveBytes() as live:
+    with torch.inference_mode(), LiveBytes() as live:
         last_hidden_state(model.base_model, torch.zeros(4, 64, dtype=torch.int64))
     # Without storage transformers makes the causal mask, which it skips where it can look at the ids.
     assert 0 < live.peak <= predicted.activations_bytes <= live.peak + 4 * 64 * 64
@@ -41,7 +41,7 @@ def test_activations_are_those_of_a_real_pass(dtype: torch.dtype) -> None:
 
 
 def test_the_counter_forgets_what_is_gone() -> None:
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         first = torch.zeros(1000)
         view = first[:10]
         del first

@@ -28,7 +28,6 @@ from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory
 from tokenbound.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
-from tokenbound.models.smoothing import alpha_min_of
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
@@ -205,6 +204,8 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
 
 
 def _claim(prepared: Prepared, shards: Sequence[Shard], vocab_size: int) -> Claim:
+    from tokenbound.models.smoothing import alpha_min_of
+
     return claim_of(
         prepared.config.what.bound,
         artifact_bytes=len(prepared.artifact),

@@ -68,7 +68,7 @@ def replica_memory(
         weights = sum(_bytes(parameter) for parameter in parameters) + sum(_bytes(buffer) for buffer in model.buffers())
         parts = body_and_projection(model)
         ids = torch.zeros(batch, length, dtype=torch.int64)
-        with torch.inference_mode(), _LiveBytes() as live:
+        with torch.inference_mode(), LiveBytes() as live:
             output = model(input_ids=ids).logits if parts is None else last_hidden_state(parts[0], ids)
         vocab_size = output.shape[-1] if parts is None else parts[1].weight.shape[0]
     if parts is not None and device == "cpu" and dtype != torch.float32:
@@ -95,7 +95,7 @@ def _without_storage() -> Iterator[None]:
         yield
 
 
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operations make, until the last tensor of each is gone."""
 
     def __init__(self) -> None:
@@ -104,20 +104,24 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation and look at what it returned."""
+        """Run one operation; what it returns counts unless it lies in the memory of an argument."""
+        self._watch((args, kwargs), counted=False)
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                self._watch(tensor.untyped_storage())
+        self._watch(result, counted=True)
         return result
 
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+    def _watch(self, tree: Any, *, counted: bool) -> None:
+        for tensor in tree_iter(tree):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._known:
+                continue
+            size_bytes = storage.nbytes() if counted else 0
+            self._known.add(storage._cdata)
+            self.now += size_bytes
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, storage._cdata, size_bytes)
 
     def _forget(self, key: int, size_bytes: int) -> None:
         self._known.discard(key)
