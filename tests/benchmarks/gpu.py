@@ -1,0 +1,162 @@
+"""What one GPU makes of the scoring path: Llama-7B and GPT-2-small shapes with random weights, in bfloat16.
+
+    python tests/benchmarks/gpu.py
+
+For each shape, window length and vocabulary: scored tokens per second of the whole replica, the share of the measured
+matrix ceiling that its products reach, the head's share of the time, and peak memory. The ceiling is the best rate of
+three large square products on the same device. Products of a forward pass: two operations for each weight of the body
+that multiplies and for each of the head, and the two products of causal attention, of which half is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from bench import machine
+
+from tokenbound.models.head import body_and_projection
+from tokenbound.models.memory import random_model
+from tokenbound.models.replica import Replica
+
+CEILING_SIZES = (4096, 8192, 16384)
+
+LLAMA_7B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
+GPT2_SMALL: dict[str, Any] = {"model_type": "gpt2", "n_positions": 4096}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row."""
+
+    name: str
+    architecture: dict[str, Any]
+    length: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out."""
+
+    case: Case
+    tokens_per_second: float
+    ceiling_share: float
+    head_share: float
+    peak_bytes: int
+
+
+def cases() -> list[Case]:
+    """Both shapes at both lengths and vocabularies, 16,384 tokens in a batch."""
+    shapes = (("llama-7b", LLAMA_7B), ("gpt2-small", GPT2_SMALL))
+    return [
+        Case(f"{name}, V={vocab_size:,}", {**shape, "vocab_size": vocab_size}, length, 16_384 // length)
+        for name, shape in shapes
+        for vocab_size in (32_000, 128_256)
+        for length in (2048, 4096)
+    ]
+
+
+def seconds(function: Callable[[], Any], device: torch.device, repeat: int) -> float:
+    """Median over the repetitions, after one that is not counted."""
+    times = []
+    for _ in range(repeat + 1):
+        _wait(device)
+        started = time.perf_counter()
+        function()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...], repeat: int) -> float:
+    """Operations per second of the fastest of some square products."""
+    rates = []
+    for size in sizes:
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        rates.append(2 * size**3 / seconds(lambda left=left, right=right: left @ right, device, repeat))  # type: ignore[misc]
+    return max(rates)
+
+
+def operations_per_token(model: Any, length: int) -> float:
+    """Of the matrix products of a forward pass, head included; embeddings are looked up and cost none."""
+    body, projection = body_and_projection(model)  # type: ignore[misc]
+    weights = sum(p.numel() for n, p in body.named_parameters() if p.ndim == 2 and not _is_embedding(body, n))
+    config = model.config.get_text_config()
+    attention = 2 * length * config.hidden_size * config.num_hidden_layers
+    return float(2 * (weights + projection.weight.numel()) + attention)
+
+
+def _is_embedding(body: Any, name: str) -> bool:
+    return isinstance(body.get_submodule(name.rpartition(".")[0]), torch.nn.Embedding)
+
+
+def measure(case: Case, device: torch.device, dtype: torch.dtype, *, ceiling_per_s: float, repeat: int) -> Measured:
+    """Build the model with random weights on the device and score random ids at one shape."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = random_model(case.architecture, dtype)
+    replica = Replica(model, batch=case.batch, length=case.length, device=device)
+    assert replica.head is not None, "these shapes have heads that are recognised"
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, replica.vocab_size, (case.batch, case.length + 1))
+    mask = np.ones((case.batch, case.length), bool)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    whole_s = seconds(lambda: replica.score(ids[:, :-1], ids[:, 1:], mask), device, repeat)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    hidden = torch.randn(case.batch * case.length, replica.head.weight.shape[1], device=device, dtype=dtype)
+    targets = torch.from_numpy(ids[:, 1:].reshape(-1).copy()).to(device)
+    head = replica.head
+    head_s = seconds(lambda: head.statistics(hidden, targets), device, repeat)
+    rate = case.batch * case.length / whole_s
+    share = rate * operations_per_token(model, case.length) / ceiling_per_s
+    return Measured(case, rate, share, head_s / whole_s, peak)
+
+
+def row(each: Measured) -> str:
+    """One line of the table."""
+    case = each.case
+    return (
+        f"| {case.name} | {case.batch} x {case.length} | {each.tokens_per_second:,.0f} | {each.ceiling_share:.0%} "
+        f"| {each.head_share:.0%} | {each.peak_bytes / 1e9:.1f} |"
+    )
+
+
+def main() -> None:
+    """Print a row for each case that fits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=5)
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    found = ceiling(device, dtype, CEILING_SIZES, chosen.repeat)
+    name = torch.cuda.get_device_name(device)
+    print(f"{machine()}; {name}, torch {torch.__version__}, ceiling {found / 1e12:.0f} TFLOP/s in bfloat16")
+    print("| shape | batch | tokens/s | of the ceiling | head's share of time | peak GB |\n|---|---|---|---|---|---|")
+    for case in cases():
+        print(row(measure(case, device, dtype, ceiling_per_s=found, repeat=chosen.repeat)), flush=True)
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The benchmarks compute what they say, on shapes so small that no number means anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokenbound.models.memory import random_model
+from tokenbound.store.losses import Losses
+from tokenbound.store.run import RunDirectory
+
+HERE = Path(__file__).parent
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A benchmark as a module, its siblings importable."""
+    monkeypatch.syspath_prepend(str(HERE))
+
+    def read(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", HERE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return read
+
+
+def test_the_gpu_benchmark_counts_the_products_of_a_pass(load: Callable[[str], Any]) -> None:
+    gpu = load("gpu")
+    model = random_model(TINY, torch.float32)
+    layer = 4 * 16 * 16 + 3 * 16 * 24
+    assert gpu.operations_per_token(model, 32) == 2 * (2 * layer + 16 * 50) + 2 * 32 * 16 * 2
+    case = gpu.Case("tiny", TINY, 32, 4)
+    found = gpu.measure(case, torch.device("cpu"), torch.float32, ceiling_per_s=1e12, repeat=1)
+    assert found.tokens_per_second > 0
+    assert 0 < found.ceiling_share < 1
+    assert found.head_share > 0
+    assert found.case.name in gpu.row(found)
+    assert gpu.ceiling(torch.device("cpu"), torch.float32, (64, 128), 1) > 0
+    lengths = {(case.length, case.batch) for case in gpu.cases()}
+    assert lengths == {(2048, 8), (4096, 4)}
+
+
+def test_gpt2_keeps_its_products_in_matrices_too(load: Callable[[str], Any]) -> None:
+    shape = {"model_type": "gpt2", "n_layer": 3, "n_embd": 8, "n_head": 2, "vocab_size": 40, "n_positions": 16}
+    expected = 2 * (3 * 12 * 8 * 8 + 8 * 40) + 2 * 16 * 8 * 3
+    assert load("gpu").operations_per_token(random_model(shape, torch.float32), 16) == expected
+
+
+def test_the_head_benchmark_measures_less_memory_for_chunks(load: Callable[[str], Any]) -> None:
+    head = load("head")
+    hidden, weight = torch.randn(1024, 8), torch.randn(3000, 8)
+    targets = torch.randint(3000, (1024,))
+    whole = head.peak_bytes(lambda: hidden @ weight.t())
+    assert whole == 4 * 1024 * 3000
+    chunked = head.peak_bytes(lambda: head.token_statistics(hidden, weight, None, targets))
+    assert chunked < whole / 3
+    assert head.seconds(lambda: None, torch.device("cpu")) >= 0
+
+
+def test_synthetic_losses_are_uneven_and_repeatable(load: Callable[[str], Any]) -> None:
+    scorer = load("scale").SyntheticScorer(None)
+    rng = np.random.default_rng(0)
+    row = {
+        "shard": 3,
+        "windows": b"",
+        "mask": np.ones((20, 512), bool),
+        "targets": rng.integers(0, 50_257, (20, 512)),
+        "position": np.broadcast_to(np.arange(512), (20, 512)),
+        "document": np.broadcast_to(np.arange(20)[:, None], (20, 512)),
+    }
+    first, again = scorer(row), scorer(row)
+    assert (first["nll"] == again["nll"]).all()
+    assert len(np.unique(first["nll"])) > 0.99 * first["nll"].size
+    assert 2 < first["nll"].mean() < 8
+    assert first["entropy"].max() < np.log(50_257)
+    same_token = {**row, "targets": np.zeros((20, 512), int)}
+    assert scorer(same_token)["nll"].std() > 1
+
+
+def test_the_rate_leaves_the_first_wave_out(load: Callable[[str], Any], tmp_path: Path) -> None:
+    bench = load("bench")
+    run, tokens = RunDirectory(str(tmp_path)), 100
+    for shard in range(4):
+        nll = np.ones(tokens, np.float32)
+        losses = Losses(
+            window_id=np.array([shard]),
+            offsets=np.array([0, tokens]),
+            unscored=np.zeros(1, bool),
+            document=np.zeros(tokens, np.int64),
+            position=np.arange(tokens, dtype=np.int32),
+            nll=nll,
+            entropy=nll,
+            rank=np.zeros(tokens, np.int32),
+            token=None,
+        )
+        run.commit(shard, losses, {}, "f")
+        os.utime(tmp_path / f"shards/{shard:05d}.json", (10.0 + shard, 10.0 + shard))
+    assert bench.commit_rate(tmp_path, 2) == pytest.approx(2 * tokens / 2.0)
