@@ -124,6 +124,8 @@ class Certificate(BaseModel):
     scoring_identity: dict[str, Any]
     claim_identity: dict[str, Any]
     scoring_fingerprint: str
+    earlier_fingerprints: list[str] = []
+    """Scoring fingerprints while the corpus was shorter: shards scored then are part of these losses."""
     claim_fingerprint: str
     artifact_sha256: str
     corpus_sha256: str
@@ -200,8 +202,20 @@ class Certificate(BaseModel):
             IncompleteError: a shard is not committed.
             MismatchError: it was committed by another run, or the shards hold other windows than were sampled.
         """
-        ledger = RunLedger(uri, self.num_shards, self.scoring_fingerprint, self.vocab_size, tuple(LIST_COLUMNS))
+        ledger = RunLedger(
+            uri,
+            self.num_shards,
+            self.scoring_fingerprint,
+            self.vocab_size,
+            tuple(LIST_COLUMNS),
+            earlier_fingerprints=tuple(self.earlier_fingerprints),
+        )
         return ledger if self.sampling is None else ledger.first_windows(self.sampling.scored_windows)
+
+    def extends(self, other: Certificate) -> bool:
+        """Whether this is the same claim as an earlier one, on a corpus that has grown since."""
+        same = {**other.claim_identity, "scoring_fingerprint": self.scoring_fingerprint} == self.claim_identity
+        return same and other.scoring_fingerprint in self.earlier_fingerprints
 
     def verify(self, *, losses: str | Path, artifact: str | Path | bytes) -> None:
         """Recompute everything that losses and artifact determine and compare.

@@ -67,6 +67,8 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
             records = run.committed()
             if sorted(records) != list(range(len(records))) or not records:
                 raise InputError(f"{root}: shards are missing; finish the run first")
-            return RunLedger(root, len(records), records[0].scoring_fingerprint, vocab_size), ("nll", "entropy", "rank")
+            names = tuple({record.scoring_fingerprint for record in records.values()})
+            ledger = RunLedger(root, len(records), names[0], vocab_size, earlier_fingerprints=names[1:])
+            return ledger, ("nll", "entropy", "rank")
     groups = find_row_groups(path)
     return ForeignLedger(groups, vocab_size), available_columns(groups[0][0])

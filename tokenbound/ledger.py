@@ -83,6 +83,8 @@ class RunLedger:
     """List columns to read; the reduction needs no others."""
     last_windows: int | None = None
     """Where a sample stops inside its last shard: how many windows of that shard count. None: all of them."""
+    earlier_fingerprints: tuple[str, ...] = ()
+    """What the run was called while its corpus was shorter; shards committed under these names stand."""
 
     def first_windows(self, count: int) -> RunLedger:
         """The same ledger, cut after this many windows, which lie in its last shard.
@@ -104,7 +106,7 @@ class RunLedger:
             MismatchError: it was committed by another run.
         """
         record = RunDirectory(self.uri).record(shard)
-        if record.scoring_fingerprint != self.scoring_fingerprint:
+        if record.scoring_fingerprint not in (self.scoring_fingerprint, *self.earlier_fingerprints):
             raise MismatchError(
                 f"{self.uri}: shard {shard} was scored for another model, corpus or protocol; use another run directory"
             )

@@ -42,7 +42,7 @@ def artifact(checkpoint: Path) -> bytes:
 
 
 def test_the_stages_carry_a_shard_from_ids_to_a_record(corpus_root: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    spec = WindowSpec(32, "document", 16)
+    spec = WindowSpec(32, "document", 16, 1)
     plan = open_plan(corpus_root, spec)[1]
     windows = np.arange(5, 16, dtype=np.int64)
     row = ReadShard(corpus_root, spec)({"shard": 2, "windows": windows.tobytes()})

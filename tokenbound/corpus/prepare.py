@@ -80,7 +80,9 @@ class _Job(NamedTuple):
     prefix: str
 
 
-def prepare_corpus(config: CorpusConfig, root: str, *, run: Run = map) -> PreparedCorpus:
+def prepare_corpus(
+    config: CorpusConfig, root: str, *, run: Run = map, segments: Sequence[Sequence[str]] | None = None
+) -> PreparedCorpus:
     """Tokenise what is new in a corpus into ``root`` and open the result; nothing is done twice.
 
     Args:
@@ -88,6 +90,8 @@ def prepare_corpus(config: CorpusConfig, root: str, *, run: Run = map) -> Prepar
         root: directory or URI of the prepared form; see `cache_name`.
         run: how tasks are mapped over files and parts; results must come in order. The functions mapped are
             picklable and pure, so a task may be repeated: it writes the same bytes under the same name.
+        segments: names of the files of each segment, to prepare a corpus as it once grew; files in none of them are
+            left out. Null: all that is new becomes one segment.
 
     Raises:
         InputError: a source, its content or the tokenizer cannot be used, or the corpus holds no id.
@@ -98,14 +102,31 @@ def prepare_corpus(config: CorpusConfig, root: str, *, run: Run = map) -> Prepar
     files = list(run(partial(digest_file, config), find_files(config)))
     manifest = load_manifest(root) or Manifest(rule=corpus_rule(config))
     manifest.require_rule(corpus_rule(config))
-    new = pending_files(manifest, files)
-    if new:
-        logger.info("tokenising %d files, %d bytes", len(new), sum(file.bytes for file in new))
-        name = segment_name(len(manifest.segments), new)
-        jobs = _jobs(new, root, name)
-        manifest = append_segment(manifest, name, new, list(run(partial(_tokenise_job, config), jobs)))
-        save_manifest(manifest, root)
+    pending = pending_files(manifest, files)
+    names = [set(names) for names in segments] if segments is not None else [{file.name for file in pending}]
+    for chosen in names:
+        new = [file for file in pending if file.name in chosen]
+        if new:
+            logger.info("tokenising %d files, %d bytes", len(new), sum(file.bytes for file in new))
+            name = segment_name(len(manifest.segments), new)
+            jobs = _jobs(new, root, name)
+            manifest = append_segment(manifest, name, new, list(run(partial(_tokenise_job, config), jobs)))
+            save_manifest(manifest, root)
     return PreparedCorpus(root)
+
+
+def unprepared_files(config: CorpusConfig, root: str, *, run: Run = map) -> list[SourceFile]:
+    """The files that the prepared form under ``root`` does not hold yet; reads every file once, writes nothing.
+
+    Raises:
+        InputError: a source or the tokenizer cannot be used.
+        MismatchError: a file changed under its name or disappeared, or ``root`` was made by another rule.
+    """
+    files = list(run(partial(digest_file, config), find_files(config)))
+    manifest = load_manifest(root)
+    if manifest is not None:
+        manifest.require_rule(corpus_rule(config))
+    return pending_files(manifest, files)
 
 
 def cache_name(config: CorpusConfig) -> str:

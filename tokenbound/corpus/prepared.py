@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -182,6 +182,11 @@ class Manifest:
     def tokens_sha256(self) -> str:
         """Digest over the prepared ids and document offsets, segment by segment."""
         return _sha256([segment.sha256 for segment in self.segments])
+
+    def prefixes(self) -> Iterator[Manifest]:
+        """What this corpus was before each segment was appended, shortest first, and what it is now."""
+        for count in range(1, len(self.segments) + 1):
+            yield replace(self, segments=self.segments[:count])
 
     def require_rule(self, rule: CorpusRule) -> None:
         """Refuse to mix two ways of making ids in one corpus.

@@ -77,7 +77,8 @@ class Text:
 
 def text_of(corpus: PreparedCorpus, windows: WindowsConfig) -> Text:
     """The tokens of a prepared corpus, cut as it will be scored."""
-    return Text(corpus.root, WindowSpec(windows.length, windows.context, windows.stride))
+    segments = len(corpus.manifest.segments)
+    return Text(corpus.root, WindowSpec(windows.length, windows.context, windows.stride, segments))
 
 
 def encode_checkpoint(

@@ -31,7 +31,14 @@ from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.run import CommitRecord, RunDirectory, losses_sha256, missing_shards
+from tokenbound.store.run import (
+    CERTIFICATE,
+    CommitRecord,
+    RunDirectory,
+    claim_file,
+    losses_sha256,
+    missing_shards,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +163,8 @@ def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], 
         MismatchError: a record belongs to another run.
     """
     records = prepared.run.committed(shard.number for shard in shards)
-    foreign = [number for number, record in records.items() if record.scoring_fingerprint != prepared.fingerprint]
+    ours = {prepared.fingerprint, *prepared.earlier}
+    foreign = [number for number, record in records.items() if record.scoring_fingerprint not in ours]
     if foreign:
         raise MismatchError(
             f"{prepared.run.uri}: shard {foreign[0]} was scored for another model, corpus or protocol; use another "
@@ -253,7 +261,7 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
             "or set what.bound.unscorable: worst_case in a fresh claim"
         )
     vocab_size = int(records[0].evidence["vocab_size"])
-    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size)
+    ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size, earlier_fingerprints=prepared.earlier)
     if count is not None:
         ledger = ledger.first_windows(count)
     with plain_errors():
@@ -311,6 +319,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         scoring_identity=prepared.identity,
         claim_identity=claimed,
         scoring_fingerprint=prepared.fingerprint,
+        earlier_fingerprints=list(prepared.earlier),
         claim_fingerprint=fingerprint(claimed),
         artifact_sha256=prepared.identity["artifact_sha256"],
         corpus_sha256=manifest.corpus_sha256,
@@ -367,8 +376,16 @@ def _environment() -> dict[str, Any]:
 
 
 def _publish(run: RunDirectory, certificate: Certificate) -> str:
-    """Write the certificate under a name that no other claim has, then its report; returns the certificate's path."""
+    """Write the certificate under a name that no other claim has, then its report; returns the certificate's path.
+
+    The certificate of a grown corpus takes the place of the one it extends, which is kept beside it.
+    """
     name = run.certificate_name(certificate.claim_fingerprint)
+    if name != CERTIFICATE:
+        current = Certificate.load(f"{run.uri}/{CERTIFICATE}")
+        if certificate.extends(current):
+            run.write_json(claim_file(current.claim_fingerprint), current.model_dump(mode="json"))
+            name = CERTIFICATE
     run.write_json(name, certificate.model_dump(mode="json"))
     write_report(run, certificate, run_details(run, certificate))
     return f"{run.uri.rstrip('/')}/{name}"

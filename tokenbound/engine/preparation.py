@@ -5,6 +5,7 @@ All that can be refused without paying for a replica is refused here.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, dump_config
-from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
+from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
 from tokenbound.demo import demo_artifact
-from tokenbound.engine.compress import Text, encode_checkpoint
+from tokenbound.engine.compress import Text, encode_checkpoint, text_of
 from tokenbound.engine.graph import Shard
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
@@ -26,6 +27,8 @@ from tokenbound.identity import differences, fingerprint, scoring_identity, scor
 from tokenbound.store import filesystem as files
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+
+logger = logging.getLogger(__name__)
 
 SAMPLED_SHARD_TOKENS = 1 << 15
 """Scored tokens of a sampled run's shard under `auto`: small, so that a sample stops close to its target."""
@@ -48,6 +51,8 @@ class Prepared:
     protocol: dict[str, Any]
     identity: dict[str, Any]
     shard_tokens: int
+    earlier: tuple[str, ...] = ()
+    """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
 
     @property
     def fingerprint(self) -> str:
@@ -80,29 +85,56 @@ def prepare(config: RunConfig) -> Prepared:
     """
     what, run = config.what, RunDirectory(config.how.output)
     corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
-    spec = WindowSpec(what.windows.length, what.windows.context, what.windows.stride)
+    text = text_of(corpus, what.windows)
+    spec = text.spec
     plan = open_plan(corpus.root, spec)[1]
     if plan.num_tokens == 0:
         raise InputError(
             "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
         )
-    artifact = load_artifact(what.model, what.corpus, Text(corpus.root, spec))
+    artifact = load_artifact(what.model, what.corpus, text)
     architecture = artifact_architecture(artifact, what.corpus)
     check_model(architecture, corpus, config)
     base = _base_identity(artifact, what.model)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
-    identity = scoring_identity(
-        artifact_sha256=sha256_hex(artifact),
-        corpus_sha256=corpus.manifest.corpus_sha256,
-        tokens_sha256=corpus.manifest.tokens_sha256,
-        protocol=protocol,
-        sample=what.sample,
-        base=base,
-    )
+    *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
     prepared = Prepared(
-        config, run, corpus, plan, spec, artifact, architecture, protocol, identity, shard_tokens_of(config, plan)
+        config,
+        run,
+        corpus,
+        plan,
+        spec,
+        artifact,
+        architecture,
+        protocol,
+        identity,
+        shard_tokens_of(config, plan),
+        tuple(map(fingerprint, earlier)),
     )
     return _open_run(prepared)
+
+
+def identities(
+    what: WhatConfig, artifact_sha256: str, manifest: Manifest, base: dict[str, str] | None
+) -> list[dict[str, Any]]:
+    """The scoring identity of a run, behind those it had while its corpus was shorter.
+
+    Windows and shards restart at every segment, so what was scored of a shorter corpus is part of the longer one's
+    ledger. A sample is drawn afresh from a longer corpus and has no earlier identity.
+    """
+    protocol = scoring_protocol(what.model, what.corpus, what.windows)
+    corpora = manifest.prefixes() if what.sample.is_full else [manifest]
+    return [
+        scoring_identity(
+            artifact_sha256=artifact_sha256,
+            corpus_sha256=corpus.corpus_sha256,
+            tokens_sha256=corpus.tokens_sha256,
+            protocol=protocol,
+            sample=what.sample,
+            base=base,
+        )
+        for corpus in corpora
+    ]
 
 
 def shard_tokens_of(config: RunConfig, plan: CorpusPlan) -> int:
@@ -211,14 +243,17 @@ def check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: Ru
 
 
 def _open_run(prepared: Prepared) -> Prepared:
-    """Create the run directory, or check that it is this run's."""
+    """Create the run directory, or check that it is this run's, on this corpus or an earlier part of it."""
     run, plan = prepared.run, prepared.plan
     if run.exists("plan.json"):
         found = run.read_json("plan.json")
-        if found.get("scoring_fingerprint") != prepared.fingerprint:
+        prepared = replace(prepared, shard_tokens=found["shard_tokens"])
+        if found.get("scoring_fingerprint") == prepared.fingerprint:
+            return prepared
+        if found.get("scoring_fingerprint") not in prepared.earlier:
             changed = differences(found.get("scoring_identity", {}), prepared.identity)
             raise MismatchError(f"{run.uri} holds another run: {changed} differs; choose another how.output")
-        return replace(prepared, shard_tokens=found["shard_tokens"])
+        logger.info("the corpus grew from %d to %d tokens", found["num_tokens"], plan.num_tokens)
     _require_space(prepared)
     run.write(ARTIFACT, prepared.artifact)
     run.write("config.yaml", dump_config(prepared.config).encode())
@@ -230,6 +265,7 @@ def _open_run(prepared: Prepared) -> Prepared:
         "num_tokens": plan.num_tokens,
         "max_window_tokens": plan.max_window_tokens,
         "shard_tokens": prepared.shard_tokens,
+        "segments": [[file.name for file in segment.files] for segment in prepared.corpus.manifest.segments],
     }
     run.write_json("plan.json", tree)
     return prepared

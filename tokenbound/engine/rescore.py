@@ -19,6 +19,7 @@ from tokenbound.identity import smallest_batch
 from tokenbound.ledger import RunLedger
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.losses import Losses
+from tokenbound.store.run import RunDirectory
 
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest difference of one token's loss between two machines, by dtype of the body; its mean over a window may be "
@@ -54,12 +55,13 @@ def rescore(
         MismatchError: the corpus is another one, or a recorded loss is not what the model gives.
     """
     with tempfile.TemporaryDirectory() as cache:
-        corpus = prepare_corpus(config.what.corpus, cache)
+        corpus = prepare_corpus(config.what.corpus, cache, segments=_segments(certificate, losses))
         manifest = corpus.manifest
         if (manifest.corpus_sha256, manifest.tokens_sha256) != (certificate.corpus_sha256, certificate.tokens_sha256):
             raise MismatchError("this corpus is not the certificate's: files, tokenizer or BOS/EOS rule differ")
         protocol = certificate.protocol
-        spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"])
+        segments = len(manifest.segments)
+        spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], segments)
         plan = open_plan(cache, spec)[1]
         planned = {"num_tokens": plan.num_tokens, "num_windows": plan.num_windows}
         if certificate.sampling is not None:
@@ -91,6 +93,12 @@ def _base_of(certificate: Certificate, base: str | None) -> str | None:
     if found != recorded:
         raise MismatchError(f"base {base} is not the certificate's: digests {found}, not {recorded}")
     return anchored(base)
+
+
+def _segments(certificate: Certificate, losses: str) -> list[list[str]] | None:
+    """How the corpus grew, as the run noted; only a hint: the digests of the certificate decide."""
+    found = RunDirectory(losses).read_json("plan.json").get("segments")
+    return None if found is None else found[: int(certificate.corpus.get("segments", len(found)))]
 
 
 def _draw(ledger: RunLedger, count: int) -> list[tuple[Losses, int]]:

@@ -33,6 +33,8 @@ class WindowSpec:
     length: int
     context: str
     stride: int | None
+    segments: int
+    """Segments of the corpus: a plan that a process keeps must not outlive a corpus that grew."""
 
 
 @lru_cache(maxsize=4)

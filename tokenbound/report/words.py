@@ -75,6 +75,11 @@ def assumptions(certificate: Certificate) -> list[str]:
             else "Every token was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as "
             "the corpus grows."
         )
+    if certificate.earlier_fingerprints:
+        found.append(
+            f"The corpus grew {len(certificate.earlier_fingerprints)} times by files appended at its end; what was "
+            "scored before was kept, and the confidence is that of the whole sequence."
+        )
     if certificate.num_worst_case_tokens:
         found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
     return found

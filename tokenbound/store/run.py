@@ -233,10 +233,10 @@ class RunDirectory:
         self.write_json(f"quarantine/{shard:05d}.json", list(reasons))
 
     def certificate_name(self, claim_fingerprint: str) -> str:
-        """File name of a claim's certificate: `certificate.json` for the first claim of the run."""
+        """File name of a claim's certificate: `certificate.json` for the run's first claim and what extends it."""
         if not self.exists(CERTIFICATE) or self.read_json(CERTIFICATE).get("claim_fingerprint") == claim_fingerprint:
             return CERTIFICATE
-        return f"certificate-{claim_fingerprint[:8]}.json"
+        return claim_file(claim_fingerprint)
 
     def log_progress(self, **event: Any) -> None:
         """Append one line to `progress.jsonl`; on object stores, which cannot append, nothing is kept."""
@@ -244,6 +244,11 @@ class RunDirectory:
             line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
             with open(self.path("progress.jsonl"), "a", encoding="utf-8") as stream:  # noqa: PTH123
                 stream.write(line)
+
+
+def claim_file(claim_fingerprint: str) -> str:
+    """File of a certificate that is not the run's first or newest."""
+    return f"certificate-{claim_fingerprint[:8]}.json"
 
 
 def _record_name(shard: int) -> str:
