@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from rich.measure import Measurement
 
 from tokenbound.errors import InputError, TokenboundError
 
@@ -300,7 +301,9 @@ def sweep(config: Path, overrides: Overrides = None, as_json: AsJson = False) ->
     if as_json:
         _print_json([row.to_dict() for row in rows])
         return
-    Console().print(comparison_table(rows), f"tables and plot  {chosen.how.output}/sweep.[md|csv|json|svg]", sep="\n")
+    table, console = comparison_table(rows), Console()
+    console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
+    console.print(table, f"tables and plot  {chosen.how.output}/sweep.[md|csv|json|svg]", sep="\n")
 
 
 @app.command()

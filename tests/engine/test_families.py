@@ -118,3 +118,59 @@ def test_a_network_needs_training_and_a_markov_model_does_not(tmp_path: Path, te
     tree["what"] = {"family": {"kind": "markov", "order": 8}, "corpus": corpus}
     with pytest.raises(InputError, match="with 257 ids it is 6 at most"):
         pretrain(validate(PretrainConfig, tree, origin="test"))
+
+
+def training_tree(tmp_path: Path, text_folder: Path, family: dict[str, Any], **training: Any) -> dict[str, Any]:
+    corpus = {"source": "text", "paths": [str(text_folder)], "tokenizer": "bytes", "tokenizer_is": "given"}
+    what = {
+        "model": {"model_type": "llama", **{k: v for k, v in ARCHITECTURE.items() if k != "vocab_size"}},
+        "family": family,
+        "corpus": {**corpus, "add_bos": False, "add_eos": True},
+        "training": {"tokens": 512, "window": 32, "batch": 4, **training},
+    }
+    return {"what": what, "how": {"output": str(tmp_path / "trained"), "cache": str(tmp_path / "prepared")}}
+
+
+@pytest.mark.parametrize(
+    ("family", "training", "words"),
+    [
+        ({"kind": "lora", "rank": 17}, {}, "family.rank 17 is above the dimension 16"),
+        ({"kind": "sublora", "rank": 2, "dimension": 10**6}, {}, "family.dimension"),
+        ({"kind": "monarch", "blocks": 3}, {}, "family.blocks 3 does not divide"),
+        ({"kind": "kronecker", "terms": 99}, {}, "family.terms 99"),
+        ({"kind": "dense"}, {"window": 65}, "64 positions"),
+        ({"kind": "dense"}, {"window": 10**6}, "64 positions"),
+        ({"kind": "dense", "rank": 1}, {}, "what.family.dense.rank"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_worker_starts(
+    tmp_path: Path, text_folder: Path, family: dict[str, Any], training: dict[str, Any], words: str
+) -> None:
+    tree = training_tree(tmp_path, text_folder, family, **training)
+    with pytest.raises(InputError, match=words):
+        pretrain(validate(PretrainConfig, tree, origin="test"))
+    assert not (tmp_path / "trained/progress.jsonl").exists()
+
+
+def test_a_corpus_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/a.txt").write_text("too short")
+    with pytest.raises(InputError, match=r"has 10 tokens, fewer than what\.training\.window \+ 1 = 33"):
+        pretrain(
+            validate(PretrainConfig, training_tree(tmp_path, tmp_path / "short", {"kind": "dense"}), origin="test")
+        )
+
+
+@pytest.mark.slow
+def test_diverged_training_says_so(tmp_path: Path, text_folder: Path) -> None:
+    tree = training_tree(tmp_path, text_folder, {"kind": "dense"}, lr=1e30, embedding_lr=1e30)
+    with pytest.raises(InputError, match=r"training diverged at step \d+: .* lower training.lr"):
+        pretrain(validate(PretrainConfig, tree, origin="test"))
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_artifact(tmp_path: Path, text_folder: Path) -> None:
+    family = {"kind": "monarch", "blocks": 2}
+    trees = [training_tree(tmp_path / str(turn), text_folder, family, optimizer="muon") for turn in range(2)]
+    first, second = (pretrain(validate(PretrainConfig, tree, origin="test")) for tree in trees)
+    assert Path(first.artifact).read_bytes() == Path(second.artifact).read_bytes()

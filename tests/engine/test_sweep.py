@@ -128,3 +128,14 @@ def test_families_are_trained_and_certified_side_by_side(tree: Tree) -> None:
     rows = sweep(config(tree, train=train, trials=trials, how=how))
     assert [row.family for row in rows] == ["dense", "monarch"]
     assert (rows[0].trained_parameters or 0) > (rows[1].trained_parameters or 0) > 0
+
+
+def test_a_users_error_in_a_training_worker_comes_out_as_itself() -> None:
+    from ray.train import WorkerGroupError
+
+    from tokenbound.engine.cluster import plain_errors
+
+    with pytest.raises(InputError, match=r"^lower the rate$"), plain_errors():
+        raise WorkerGroupError("long text", {0: RuntimeError("other"), 1: InputError("lower the rate")})
+    with pytest.raises(WorkerGroupError), plain_errors():
+        raise WorkerGroupError("long text", {0: RuntimeError("other")})

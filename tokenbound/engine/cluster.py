@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -85,14 +86,19 @@ def plain_errors() -> Iterator[None]:
         raise type(cause)(str(cause).partition("\n")[0]) from None
 
 
-def _user_error(error: BaseException | None) -> TokenboundError | None:
-    """The first of our errors along a chain of causes; Ray wraps them in one layer per task."""
+def _user_error(error: BaseException) -> TokenboundError | None:
+    """The first of our errors among the causes of one; Ray wraps them in one layer per task, Ray Train by worker."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    waiting: list[Any] = [error]
+    while waiting:
+        error = waiting.pop(0)
+        if not isinstance(error, BaseException) or id(error) in seen:
+            continue
         seen.add(id(error))
         if isinstance(error, TokenboundError):
             # Ray raises a class derived from ours whose text is a traceback; the plain error is its cause.
             inner = getattr(error, "cause", None)
             return inner if isinstance(inner, TokenboundError) else error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        waiting += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__", "__context__")]
+        waiting += list(getattr(error, "worker_failures", {}).values())
     return None

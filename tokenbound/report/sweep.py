@@ -69,7 +69,7 @@ def comparison_table(rows: Sequence[SweepRow]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="bits per token, % of tokens", title_justify="left")
     head, *body = _cells(rows)
     for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
+        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
     for cells in body:
         table.add_row(*cells)
     return table
