@@ -289,6 +289,68 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = Fal
 
 
 @app.command()
+def reevaluate(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fail_if_worse: Annotated[
+        float | None, typer.Option(metavar="BITS", help="Exit with 5 if a bound rose by more than this.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Certify what is new in the corpus or among the models, and note it in the history; made for schedules."""
+    from tokenbound.config import load_tree
+    from tokenbound.engine.reevaluate import expand_models
+    from tokenbound.engine.reevaluate import reevaluate as run_reevaluation
+    from tokenbound.errors import WorseError
+    from tokenbound.report.history import history_table
+    from tokenbound.store.history import read_history
+    from tokenbound.store.run import RunDirectory
+
+    runs = expand_models(load_tree(config, overrides or []), origin=str(config))
+    home = RunDirectory(runs[0].how.output)
+    known = {entry.name for entry in read_history(home)}
+    alert = None
+    try:
+        run_reevaluation(runs, fail_if_worse=fail_if_worse)
+    except WorseError as error:
+        alert = error
+    entries = read_history(home)
+    if as_json:
+        _print_json([asdict(entry) for entry in entries if entry.name not in known])
+    elif len(entries) == len(known):
+        Console().print("nothing new")
+    else:
+        Console().print(history_table(entries[-10:]))
+    if alert is not None:
+        raise alert
+
+
+@app.command()
+def history(
+    run: Annotated[str, typer.Argument(help="The output of `reevaluate`.")],
+    svg: Annotated[Path | None, typer.Option(help="Also write the bound over time as a plot.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What was certified and when: a table and a sparkline of the bounds."""
+    from tokenbound.errors import IncompleteError
+    from tokenbound.report.history import history_svg, history_table, sparkline
+    from tokenbound.store.history import read_history
+    from tokenbound.store.run import RunDirectory
+
+    entries = read_history(RunDirectory(run))
+    if not entries:
+        raise IncompleteError(f"{run} has no history; `tokenbound reevaluate CONFIG` with how.output {run} begins one")
+    if svg is not None:
+        svg.write_text(history_svg(entries), encoding="utf-8")
+    if as_json:
+        _print_json([asdict(entry) for entry in entries])
+    else:
+        bounds = sparkline([entry.bound_bits for entry in entries])
+        Console().print(history_table(entries), f"bound  {bounds}", sep="\n")
+
+
+@app.command()
 def sweep(config: Path, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train, encode and certify many configurations and compare them; run it again to resume."""
     from tokenbound.config import load_config

@@ -158,6 +158,9 @@ class SampleConfig(_Section):
     """Stop at the first complete prefix of the order whose sampling slack is at most this many bits per token."""
     pilot_windows: int = Field(default=256, ge=1)
     """First windows of the order; they choose the grid point and stay outside the sequence."""
+    evaluation: int | None = Field(default=None, ge=1)
+    """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta.
+    `reevaluate` counts by itself. Null: the corpus does not grow."""
 
     @property
     def is_full(self) -> bool:
@@ -324,6 +327,15 @@ def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) 
     Raises:
         InputError: the file is missing, is not YAML, or a field is unknown, missing or out of range.
     """
+    return validate(kind, load_tree(path, overrides), origin=str(path))
+
+
+def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML config as plain data and apply ``a.b=c`` overrides.
+
+    Raises:
+        InputError: the file is missing or is not YAML.
+    """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -334,7 +346,7 @@ def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) 
         raise InputError(f"config {path} must be a mapping with the keys `what` and `how`")
     for override in overrides:
         _apply_override(tree, override)
-    return validate(kind, tree, origin=str(path))
+    return tree
 
 
 def validate(kind: type[T], tree: Any, *, origin: str) -> T:

@@ -120,7 +120,9 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     return found
 
 
-def claim_identity(scoring_fingerprint: str, bound: BoundConfig, declared: dict[str, Any]) -> dict[str, Any]:
+def claim_identity(
+    scoring_fingerprint: str, bound: BoundConfig, declared: dict[str, Any], evaluation: int | None = None
+) -> dict[str, Any]:
     """Everything that is claimed about the losses of a run."""
     return {
         "scoring_fingerprint": scoring_fingerprint,
@@ -131,6 +133,7 @@ def claim_identity(scoring_fingerprint: str, bound: BoundConfig, declared: dict[
         "trial": bound.trial,
         "unscorable": bound.unscorable,
         "declarations": declared,
+        **({} if evaluation is None else {"evaluation": evaluation}),
     }
 
 

@@ -235,6 +235,7 @@ def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None
         max_unit_tokens=prepared.plan.max_window_tokens,
         pilot_units=sample.pilot_windows,
         trial=prepared.config.what.bound.trial,
+        evaluation=sample.evaluation,
     )
 
 
@@ -283,7 +284,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
     claim = _claim(prepared, shards, reduction.evidence.vocab_size)
     declared = declarations(what)
-    claimed = claim_identity(prepared.fingerprint, what.bound, declared)
+    claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
     manifest = corpus.manifest
     bytes_per_token = manifest.text_bytes / plan.num_tokens if manifest.text_bytes else None
     return Certificate(
@@ -342,6 +343,7 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
         scored_windows=count,
         pilot_windows=sample.pilot_windows,
         until_slack_bits=sample.until_slack_bits,
+        evaluation=sample.evaluation,
     )
 
 

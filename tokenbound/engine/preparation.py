@@ -95,7 +95,7 @@ def prepare(config: RunConfig) -> Prepared:
     artifact = load_artifact(what.model, what.corpus, text)
     architecture = artifact_architecture(artifact, what.corpus)
     check_model(architecture, corpus, config)
-    base = _base_identity(artifact, what.model)
+    base = base_identity(artifact, what.model)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
     prepared = Prepared(
@@ -156,21 +156,28 @@ def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes
     Raises:
         InputError: there is no such artifact or checkpoint, or it cannot be encoded.
     """
-    if model.artifact == "demo":
-        return demo_artifact()
     if model.artifact is not None:
-        filesystem, path = files.resolve(model.artifact)
-        try:
-            return files.read_bytes(filesystem, path)
-        except (FileNotFoundError, IsADirectoryError):
-            raise InputError(
-                f"what.model.artifact: {model.artifact} does not exist; make it with `tokenbound compress`"
-            ) from None
+        return read_artifact(model.artifact)
     assert model.checkpoint is not None
     return encode_checkpoint(model.checkpoint, model.compress, base=model.base, corpus=corpus, text=text)
 
 
-def _base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
+def read_artifact(name: str) -> bytes:
+    """The bytes of an artifact: a path or URI, or `demo`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name == "demo":
+        return demo_artifact()
+    filesystem, path = files.resolve(name)
+    try:
+        return files.read_bytes(filesystem, path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"what.model.artifact: {name} does not exist; make it with `tokenbound compress`") from None
+
+
+def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
     """Digests of the base that a delta changes; None for a whole model.
 
     Raises:

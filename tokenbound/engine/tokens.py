@@ -50,12 +50,20 @@ def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> Prep
         MismatchError: a file changed under its name.
     """
     with plain_errors():
-        return prepare_corpus(config, _root(config, output, cache), run=ray_map)
+        return prepare_corpus(config, corpus_root(config, output, cache), run=ray_map)
 
 
-def _root(config: CorpusConfig, output: str, cache: str | None) -> str:
-    place = cache or f"{output.rstrip('/')}/../prepared"
-    name = cache_name(config)
-    if not files.is_uri(place):
-        return str(Path(place).resolve() / name)
-    return f"{cache or output.rstrip('/').rpartition('/')[0] + '/prepared'}/{name}"
+def corpus_root(config: CorpusConfig, output: str, cache: str | None) -> str:
+    """Where the prepared form of a corpus lies.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded.
+    """
+    return f"{cache_place(output, cache)}/{cache_name(config)}"
+
+
+def cache_place(output: str, cache: str | None) -> str:
+    """Where prepared corpora are kept: as asked, or beside the output."""
+    if not files.is_uri(cache or output):
+        return str(Path(cache or f"{output.rstrip('/')}/../prepared").resolve())
+    return cache or f"{output.rstrip('/').rpartition('/')[0]}/prepared"

@@ -1,0 +1,283 @@
+"""Every night: what is new in the corpus or among the models is scored, certificates are extended, a history grows.
+
+With every token scored the bound holds for all sizes of the corpus and all models at once, so a night costs no
+confidence. A sample is drawn afresh from every longer corpus: the j-th draw spends 1/(j(j+1)) of the sampling's
+share of delta, and each model counts as a trial (BOUNDS.md section 4).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenbound.certificate import Certificate
+from tokenbound.config import RunConfig, validate
+from tokenbound.corpus.prepare import unprepared_files
+from tokenbound.corpus.prepared import Manifest, load_manifest
+from tokenbound.errors import InputError, WorseError
+from tokenbound.identity import claim_identity, declarations, fingerprint
+from tokenbound.store import filesystem as files
+from tokenbound.store.history import HistoryEntry, append_history, read_history
+from tokenbound.store.lease import lease
+from tokenbound.store.run import CERTIFICATE, RunDirectory, canonical_json, claim_file, sha256_hex
+
+logger = logging.getLogger(__name__)
+
+REGISTRY = "ordinals.json"
+"""Digests in the order in which they were first seen: artifacts (trials) and corpora (draws)."""
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def expand_models(tree: Mapping[str, Any], *, origin: str) -> list[RunConfig]:
+    """One run for every model that a config names: `what.model.artifact` or `checkpoint` may be a list, or globs.
+
+    Raises:
+        InputError: a glob that matches nothing, or a config that cannot be used.
+    """
+    section = tree.get("what", {}).get("model", {}) if isinstance(tree.get("what"), dict) else {}
+    key = next((name for name in ("artifact", "checkpoint") if isinstance(section, dict) and section.get(name)), None)
+    if key is None:
+        return [validate(RunConfig, dict(tree), origin=origin)]
+    named = section[key] if isinstance(section[key], list) else [section[key]]
+    names = [name for pattern in named for name in _matches(str(pattern), key)]
+    runs = []
+    for name in dict.fromkeys(names):
+        one = copy.deepcopy(dict(tree))
+        one["what"]["model"][key] = name
+        runs.append(validate(RunConfig, one, origin=origin))
+    return runs
+
+
+def _matches(pattern: str, key: str) -> list[str]:
+    if not any(letter in pattern for letter in "*?["):
+        return [pattern]
+    found = sorted(glob(pattern))  # noqa: PTH207 - patterns may be absolute
+    if not found:
+        raise InputError(f"what.model.{key}: {pattern!r} matches nothing; give a path, a list, or another glob")
+    return found
+
+
+@dataclass(frozen=True)
+class Night:
+    """One launch: where it happens, what the config asks for, and what was there before."""
+
+    home: RunDirectory
+    runs: Sequence[RunConfig]
+    corpus_root: str
+    cache: str
+
+    @classmethod
+    def of(cls, runs: Sequence[RunConfig]) -> Night:
+        """The launch of some runs that differ in their model alone."""
+        from tokenbound.engine.tokens import cache_place, corpus_root
+
+        how, corpus = runs[0].how, runs[0].what.corpus
+        return cls(
+            RunDirectory(how.output),
+            runs,
+            corpus_root(corpus, how.output, how.cache),
+            cache_place(how.output, how.cache),
+        )
+
+
+def reevaluate(
+    runs: Sequence[RunConfig],
+    *,
+    fail_if_worse: float | None = None,
+    on_certificate: Callable[[Certificate, str], None] | None = None,
+) -> list[HistoryEntry]:
+    """Certify what is new. Nothing new costs a few seconds and starts no Ray.
+
+    Args:
+        runs: one for each model (:func:`expand_models`), alike in everything else.
+        fail_if_worse: bits per token by which a new bound may exceed the one before it in the history.
+        on_certificate: told each new certificate and its path.
+
+    Returns:
+        The new entries of the history, in order.
+
+    Raises:
+        InputError, MismatchError: as for `evaluate`; a corpus file that changed under its name is a mismatch.
+        IncompleteError: another launch is at work in the same place.
+        WorseError: a new bound is worse than allowed; everything has been written by then.
+    """
+    night = Night.of(runs)
+    with lease(night.home):
+        before = read_history(night.home)
+        known = {entry.claim_fingerprint for entry in before}
+        entries = []
+        for certificate, path in _certificates(night):
+            if certificate.claim_fingerprint in known:
+                continue
+            place = path.removeprefix(night.home.uri.rstrip("/") + "/")
+            entries.append(HistoryEntry.of(certificate.model_dump(mode="json"), place))
+            append_history(night.home, entries[-1])
+            if on_certificate is not None:
+                on_certificate(certificate, path)
+    _require_no_worse(before, entries, fail_if_worse)
+    return entries
+
+
+def _certificates(night: Night) -> Iterator[tuple[Certificate, str]]:
+    """The present certificate of every model, made where it is not there yet."""
+    if not unprepared_files(night.runs[0].what.corpus, night.corpus_root, run=_threads):
+        manifest = load_manifest(night.corpus_root)
+        found = [None if manifest is None else _present(night, run, manifest) for run in night.runs]
+        if all(item is not None for item in found):
+            yield from (item for item in found if item is not None)
+            return
+    yield from _made(night)
+
+
+def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
+    from tokenbound.engine.cluster import ray_session
+    from tokenbound.engine.evaluate import evaluate
+    from tokenbound.engine.tokens import open_corpus
+
+    with ray_session(night.runs[0].how.ray_address):
+        corpus = open_corpus(night.runs[0].what.corpus, output=night.home.uri, cache=night.cache)
+        for run in night.runs:
+            artifact = _artifact(night, run) or _encode(night, run)
+            present = _present(night, run, corpus.manifest)
+            if present is not None:
+                yield present
+                continue
+            found: list[tuple[Certificate, str]] = []
+            numbered = _numbered(night, run, sha256_hex(artifact), corpus.manifest, remember=True)
+            evaluate(numbered, on_certificate=lambda certificate, path: found.append((certificate, path)))  # noqa: B023
+            yield from found
+
+
+def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certificate, str] | None:
+    """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
+    from tokenbound.engine.preparation import base_identity, identities
+
+    artifact = _artifact(night, run)
+    if artifact is None:
+        return None
+    numbered = _numbered(night, run, sha256_hex(artifact), manifest, remember=False)
+    what, place = numbered.what, RunDirectory(numbered.how.output)
+    identity = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model))[-1]
+    claim = fingerprint(claim_identity(fingerprint(identity), what.bound, declarations(what), what.sample.evaluation))
+    for name in (CERTIFICATE, claim_file(claim)):
+        if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
+            path = f"{place.uri.rstrip('/')}/{name}"
+            return Certificate.load(path), path
+    return None
+
+
+def _numbered(night: Night, run: RunConfig, artifact_sha256: str, manifest: Manifest, *, remember: bool) -> RunConfig:
+    """The run of one model: its own directory, and the ordinals that it pays for."""
+    what = run.what
+    if not what.sample.is_full or what.bound.prior == "holdout":
+        trial = what.bound.trial + _ordinal(night.home, "artifacts", artifact_sha256, remember=remember) - 1
+        what = what.model_copy(update={"bound": what.bound.model_copy(update={"trial": trial})})
+    output = _place(night.home, artifact_sha256)
+    if not what.sample.is_full:
+        draw = _ordinal(night.home, "corpora", manifest.tokens_sha256, remember=remember)
+        what = what.model_copy(update={"sample": what.sample.model_copy(update={"evaluation": draw})})
+        output = f"{night.home.uri.rstrip('/')}/models/{artifact_sha256[:16]}/draw-{draw:05d}"
+    if what.model.checkpoint is not None:
+        kept = {"artifact": _encoded_path(night, run), "checkpoint": None, "compress": None}
+        what = what.model_copy(update={"model": what.model.model_copy(update=kept)})
+    how = run.how.model_copy(update={"output": output, "cache": night.cache})
+    return RunConfig(what=what, how=how)
+
+
+def _place(home: RunDirectory, artifact_sha256: str) -> str:
+    """Where a model is scored: the place itself if `evaluate` has begun there with this model, else a folder of it."""
+    if home.exists("plan.json"):
+        identity = home.read_json("plan.json").get("scoring_identity", {})
+        if identity.get("artifact_sha256") == artifact_sha256:
+            return home.uri
+    return f"{home.uri.rstrip('/')}/models/{artifact_sha256[:16]}"
+
+
+def _ordinal(home: RunDirectory, kind: str, digest: str, *, remember: bool) -> int:
+    """Place of a digest, from 1, among those of its kind in the order in which they were first seen."""
+    registry = home.read_json(REGISTRY) if home.exists(REGISTRY) else {}
+    seen = list(registry.get(kind, []))
+    if digest not in seen:
+        seen.append(digest)
+        if remember:
+            home.write_json(REGISTRY, {**registry, kind: seen})
+    return seen.index(digest) + 1
+
+
+def _artifact(night: Night, run: RunConfig) -> bytes | None:
+    """The bytes of a model; None for a checkpoint that has not been encoded yet."""
+    from tokenbound.engine.preparation import read_artifact
+
+    if run.what.model.artifact is not None:
+        return read_artifact(run.what.model.artifact)
+    filesystem, path = files.resolve(_encoded_path(night, run))
+    return files.read_bytes(filesystem, path) if files.exists(filesystem, path) else None
+
+
+def _encode(night: Night, run: RunConfig) -> bytes:
+    """Encode a checkpoint once, on the corpus as it is, and keep the artifact: it is one hypothesis for all nights."""
+    from tokenbound.corpus.prepared import PreparedCorpus
+    from tokenbound.engine.compress import text_of
+    from tokenbound.engine.preparation import load_artifact
+
+    what = run.what
+    data = load_artifact(what.model, what.corpus, text_of(PreparedCorpus(night.corpus_root), what.windows))
+    filesystem, path = files.resolve(_encoded_path(night, run))
+    files.write_bytes(filesystem, path, data)
+    return data
+
+
+def _encoded_path(night: Night, run: RunConfig) -> str:
+    """Where the artifact of a checkpoint is kept; the name tells checkpoints and ways of encoding apart."""
+    model = run.what.model
+    assert model.checkpoint is not None
+    asked = model.model_dump(mode="json", include={"compress", "base", "dtype"})
+    key = sha256_hex(canonical_json([_checkpoint_digest(model.checkpoint), asked, run.what.corpus.tokenizer_is]))
+    name = Path(model.checkpoint.rstrip("/")).name
+    return f"{night.home.uri.rstrip('/')}/artifacts/{name}-{key[:16]}.tokenbound"
+
+
+def _checkpoint_digest(checkpoint: str) -> str:
+    """Digest of a local checkpoint's files; a hub id stands for itself."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return checkpoint
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _require_no_worse(before: Sequence[HistoryEntry], new: Sequence[HistoryEntry], allowed: float | None) -> None:
+    """Compare each new bound with the one before it.
+
+    Raises:
+        WorseError: one is worse than allowed, or there is none any more.
+    """
+    previous = before[-1] if before else None
+    for entry in new:
+        if allowed is not None and previous is not None and previous.bound_bits is not None:
+            if entry.bound_bits is None:
+                raise WorseError(f"{entry.model}: no bound on the loss; before it was {previous.bound_bits:.4f} bits")
+            worse = entry.bound_bits - previous.bound_bits
+            if worse > allowed:
+                raise WorseError(
+                    f"{entry.model}: the bound rose by {worse:.4f} bits/token to {entry.bound_bits:.4f}; "
+                    f"--fail-if-worse allows {allowed:g}"
+                )
+        previous = entry
+
+
+def _threads(function: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:
+    with ThreadPoolExecutor(8) as pool:
+        yield from pool.map(function, items)
