@@ -281,9 +281,11 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = Fal
     if as_json:
         _print_json(asdict(trained))
         return
+    loss = (
+        "no training" if trained.loss_bits is None else f"trained to {trained.loss_bits:.4f} bits/token (training loss)"
+    )
     Console().print(
-        f"trained to {trained.loss_bits:.4f} bits/token (training loss)\nmodel     {trained.model}\n"
-        f"artifact  {trained.artifact} ({trained.artifact_bytes:,} bytes)",
+        f"{loss}\nmodel     {trained.model}\nartifact  {trained.artifact} ({trained.artifact_bytes:,} bytes)",
         soft_wrap=True,
     )
 

@@ -266,31 +266,43 @@ class PretrainWhat(_Section):
     """Everything that decides the trained model."""
 
     model: dict[str, Any] = {}
-    """A Hugging Face causal LM config: `model_type` and its keyword arguments. The family `markov` has none."""
+    """A Hugging Face causal LM config, to train from random weights: `model_type` and its keyword arguments. The family
+    `markov` has none."""
+    start: str | None = None
+    """A checkpoint to start from instead."""
     family: Family = DenseFamily()
     """What is trained of it: `kind` (dense, lora, sublora, kronecker, monarch; or markov) and its options."""
     corpus: CorpusConfig
     training: TrainingConfig | None = None
-    """How a network is trained; the family `markov` counts the whole corpus instead."""
+    """How a network is trained; the family `markov` counts the whole corpus instead, and a checkpoint under `start` may
+    be compressed and finished as it is."""
     compress: CompressSettings | None = None
     """How the trained weights become an artifact; null means `lossless`."""
+    finish: TrainingConfig | None = None
+    """Quantization-aware training of the artifact on the bound (see `training.qat`); null leaves it as compressed."""
     smoothing_head: Literal["freedman", "azuma"] | None = None
     """Train a linear head that predicts how far each prediction is smoothed, on this bound, and put it into the
     artifact; the certificate then prints each loss line with it and without."""
 
     @model_validator(mode="after")
     def _networks_are_trained(self) -> Self:
-        if self.family.kind != "markov" and self.training is None:
+        if self.family.kind == "markov":
+            if self.start is not None or self.finish is not None or self.smoothing_head is not None:
+                raise ValueError("`start`, `finish` and `smoothing_head` need a network; the family `markov` has none")
+        elif self.training is None and (self.start is None or self.finish is None):
             raise ValueError("`training` is missing: tokens, window, batch, learning rate")
-        if self.family.kind == "markov" and self.smoothing_head is not None:
-            raise ValueError("`smoothing_head` needs hidden states, which the family `markov` has not")
+        if self.start is not None and (self.model or self.family != DenseFamily()):
+            raise ValueError("`start` brings the model and its family; leave `model` and `family` out")
+        if self.finish is not None and getattr(self.compress, "method", "lossless") not in ("rtn", "kfac", "auto"):
+            raise ValueError("`finish` needs `compress.method` rtn, kfac or auto: the others have no grid to train")
         return self
 
     @property
-    def network_training(self) -> TrainingConfig:
-        """How the network is trained."""
-        assert self.training is not None, "only the family `markov` goes without"
-        return self.training
+    def last_training(self) -> TrainingConfig:
+        """The last training of a network: compression looks at text in its windows."""
+        last = self.finish or self.training
+        assert last is not None, "only the family `markov` goes without"
+        return last
 
 
 class PretrainHow(_Section):

@@ -65,10 +65,29 @@ def test_a_model_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path
         pretrain(config(tmp_path, text_folder, seed=5))
 
 
+def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:
+    plain = config(tmp_path, text_folder)
+    finish = {"tokens": 2048, "window": 32, "batch": 4, "lr": 0.01}
+    what = {**plain.what.model_dump(), "model": None, "start": str(tiny_checkpoint), "training": None, "finish": finish}
+    chosen = validate(PretrainConfig, {"what": what, "how": plain.how.model_dump()}, origin="test")
+    trained = pretrain(chosen)
+    before = (tmp_path / "out" / "compressed.tokenbound").read_bytes()
+    after = Path(trained.artifact).read_bytes()
+    assert before != after
+    assert decode_artifact(before).architecture == decode_artifact(after).architecture
+    assert trained.artifact_bytes == len(after)
+    (tmp_path / "out" / "trained.json").unlink()  # killed before the last step: nothing is trained twice
+    assert pretrain(chosen) == trained
+    for changes in ({"start": None}, {"training": None, "finish": None}, {"compress": {"method": "lossless"}}):
+        with pytest.raises(InputError):
+            validate(PretrainConfig, {"what": {**what, **changes}, "how": plain.how.model_dump()}, origin="test")
+
+
 def test_a_family_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path) -> None:
     plain = config(tmp_path, text_folder, tokens=1024)
     family = {"kind": "sublora", "rank": 2, "dimension": 64}
     what = {**plain.what.model_dump(), "family": family, "compress": {"method": "kfac", "rate": 0.1}}
+    what["finish"] = {"tokens": 256, "window": 32, "batch": 4}
     trained = pretrain(validate(PretrainConfig, {"what": what, "how": plain.how.model_dump()}, origin="test"))
     data = Path(trained.artifact).read_bytes()
     assert decode_artifact(data).architecture["tokenbound_family"]["dimension"] == 64

@@ -4,52 +4,14 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from training_support import Stream, settings, tiny_model
 
 from tokenbound.config import TrainingConfig
 from tokenbound.errors import InputError
 from tokenbound.training.loop import draw_batch, schedule, total_steps, train
 from tokenbound.training.optimizer import Muon, orthogonalise, split_parameters
-
-
-class Stream:
-    """A repeating pattern that is easy to learn."""
-
-    def __init__(self, size: int = 2000) -> None:
-        self.ids = (np.arange(size) % 7).astype(np.uint16)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.ids[start:stop]
-
-
-def tiny_model() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=8,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=16,
-            tie_word_embeddings=True,
-            use_cache=False,
-        )
-    )
-
-
-def settings(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(
-        **{"tokens": 20 * 4 * 16, "window": 16, "batch": 4, "optimizer": "muon", "lr": 0.02, **changes}
-    )
 
 
 def run(

@@ -150,12 +150,24 @@ def assemble_artifact(
     tokenizer: bytes | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> bytes:
+    """`join_artifact` with a member of `CompressSettings`."""
+    return join_artifact(architecture, coded, settings.model_dump(mode="json"), tokenizer=tokenizer, base=base)
+
+
+def join_artifact(
+    architecture: Mapping[str, Any],
+    coded: Iterable[CodedTensor],
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: bytes | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> bytes:
     """Join coded tensors into an artifact, sorted by name.
 
     Args:
         architecture: The model's config, as JSON data.
         coded: From `encode_tensor`, in any order.
-        settings: A member of `CompressSettings`.
+        settings: The quantizer's settings, as JSON data.
         tokenizer: Bytes to be counted with the model, or None.
         base: Of a delta: its kind and the digest of its base.
 
@@ -169,7 +181,7 @@ def assemble_artifact(
         raise InputError("tensor names must be unique, not empty, and without newlines")
     sections = [
         ("architecture", encode_text(_canonical_json(architecture))),
-        ("settings", encode_text(_canonical_json(settings.model_dump(mode="json")))),
+        ("settings", encode_text(_canonical_json(settings))),
         ("index", encode_text(_write_index(ordered))),
         ("tensors", b"".join(item.payload for item in ordered)),
     ]

@@ -261,6 +261,33 @@ def lines_if_all(claim: Claim, nll: Any, entropy: Any, rank: Any = None) -> tupl
     return certify(tunings, line_sums(tunings, nll, entropy, rank), claim)
 
 
+def price_of_bits(data: bytes, text: Text) -> float:
+    """Nats of mean loss per bit of code at which the freedman bound stays the same: the exchange rate of training.
+
+    The slope of the bound in the code length over its slope in the loss, at an artifact's size and its losses on a few
+    windows of the corpus.
+    """
+    windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
+    return exchange_rate_nats(_score(data, text, windows), len(data), text.num_tokens)
+
+
+def exchange_rate_nats(losses: Losses, num_bytes: int, num_tokens: int) -> float:
+    """As `price_of_bits`, from losses; by central differences, wide enough for bounds tuned on a grid."""
+    nll, entropy, vocab_size = losses
+
+    def bound(size: float, loss: float) -> float:
+        scaled = (nll * np.float32(loss), entropy * np.float32(loss), vocab_size)
+        return bound_if_all(scaled, round(num_bytes * size), num_tokens)
+
+    per_bit = (bound(1 + SIZE_STEP, 1) - bound(1 - SIZE_STEP, 1)) / (16 * SIZE_STEP * num_bytes)
+    per_nat = (bound(1, 1 + LOSS_STEP) - bound(1, 1 - LOSS_STEP)) / (2 * LOSS_STEP * float(nll.mean(dtype=np.float64)))
+    return per_bit / per_nat if math.isfinite(per_bit) and per_nat > 0 else 0.0
+
+
+SIZE_STEP, LOSS_STEP = 0.05, 0.02
+"""Relative steps of the differences in `exchange_rate_nats`."""
+
+
 def _score(data: bytes, text: Text, windows: list[int]) -> Losses:
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
     reference = ray.put(data)

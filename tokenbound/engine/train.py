@@ -1,41 +1,50 @@
-"""Pretraining on Ray Train: one worker on a laptop, many GPUs on a cluster, the same loop.
+"""Pretraining: a model trained, quantized, trained on its grid where that is asked for, and encoded.
 
-Ray Train keeps the checkpoints and restarts workers; started again with the same output, a run goes on from its
-last checkpoint.
+    float training  ->  model/            (`what.training`; or a checkpoint that is there already, `what.start`)
+    compression     ->  compressed.tokenbound
+    finish          ->  model.tokenbound  (`what.finish`: quantization-aware, on the bound itself)
+
+Each stage is kept; a run that was stopped goes on in the stage that it had reached, from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.train
-from ray.train.torch import TorchTrainer
-
-from tokenbound.config import PretrainConfig, WindowsConfig, dump_config
+from tokenbound.config import PretrainConfig, TrainingConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import PreparedCorpus
-from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
-from tokenbound.engine.compress import counted_tokenizer, encode_checkpoint, text_of
-from tokenbound.engine.progress import describe_speed
+from tokenbound.engine.cluster import ray_session
+from tokenbound.engine.compress import Text, counted_tokenizer, encode_checkpoint, price_of_bits, text_of
+from tokenbound.engine.fit import fit
 from tokenbound.engine.smoothing import add_smoothing_head
-from tokenbound.engine.tokens import CorpusStream, open_corpus
-from tokenbound.errors import InputError, MismatchError, TokenboundError
+from tokenbound.engine.tokens import open_corpus
+from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.structured.settings import MarkovFamily
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.pt"
+FLOAT_MODEL = "float.json"
 FINISHED = "trained.json"
+COMPRESSED = "compressed.tokenbound"
 MODEL_ARTIFACT = "model.tokenbound"
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A trained model before compression."""
+
+    path: str
+    """Hugging Face format; of a family only what is trained."""
+    loss_bits: float | None
+    """Smoothed training loss at the end, bits per token; None where nothing was trained."""
+    trained_parameters: int
+    """Numbers that training chose."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Trained:
     """The encoded model."""
     artifact_bytes: int
     loss_bits: float
-    """Smoothed training loss at the end, bits per token."""
+    """Smoothed training loss at the end, bits per token: of the rounded model where there was a finish."""
     trained_parameters: int
     """Numbers that training chose."""
 
@@ -62,25 +71,18 @@ def pretrain(config: PretrainConfig) -> Trained:
     """
     output = Path(config.how.output).absolute()
     _claim_output(config, output)
-    if (output / FINISHED).exists():
-        return Trained(**json.loads((output / FINISHED).read_text()))
+    run = RunDirectory(str(output))
+    if run.exists(FINISHED):
+        return Trained(**run.read_json(FINISHED))
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
-        if isinstance(config.what.family, MarkovFamily):
-            return _finish(output, _count(config, corpus, output))
-        architecture = _architecture(config, corpus)
-        parameters = _check(config, architecture, corpus)
-        result = _fit(config, architecture, corpus, output)
-        trained = _export(config, architecture, corpus, result, output, parameters)
-    return _finish(output, trained)
-
-
-def _finish(output: Path, trained: Trained) -> Trained:
-    RunDirectory(str(output)).write_json(FINISHED, asdict(trained))
+        is_markov = isinstance(config.what.family, MarkovFamily)
+        trained = (_count if is_markov else _train)(config, corpus, run)
+    run.write_json(FINISHED, asdict(trained))
     return trained
 
 
-def _count(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> Trained:
+def _count(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) -> Trained:
     """Count n-grams in place of training: there is no float model beside the artifact."""
     from tokenbound.engine.markov import fit_markov
 
@@ -88,9 +90,28 @@ def _count(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> Trai
     assert isinstance(family, MarkovFamily)
     vocab_size, tokenizer = corpus.manifest.rule.max_id + 1, counted_tokenizer(config.what.corpus)
     data, fitted = fit_markov(corpus, family, vocab_size, text, tokenizer=tokenizer)
-    RunDirectory(str(output)).write(MODEL_ARTIFACT, data)
-    path = str(output / MODEL_ARTIFACT)
+    run.write(MODEL_ARTIFACT, data)
+    path = run.path(MODEL_ARTIFACT)
     return Trained(path, path, len(data), fitted.loss_bits, fitted.tree.num_levels)
+
+
+def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) -> Trained:
+    """The stages of a network, each skipped where its result is there."""
+    text = text_of(corpus, WindowsConfig(length=config.what.last_training.window, context="packed"))
+    if not run.exists(FLOAT_MODEL):
+        run.write_json(FLOAT_MODEL, asdict(_float_model(config, corpus, Path(run.root))))
+    model = FloatModel(**run.read_json(FLOAT_MODEL))
+    if not run.exists(COMPRESSED):
+        data = encode_checkpoint(model.path, config.what.compress, corpus=config.what.corpus, text=text)
+        run.write(COMPRESSED, data)
+    data, loss_bits = run.read(COMPRESSED), model.loss_bits
+    if config.what.finish is not None:
+        data, loss_bits = _finish(config, config.what.finish, corpus, text, run.path(COMPRESSED))
+    assert loss_bits is not None, "either stage trains"
+    if config.what.smoothing_head is not None:
+        data = add_smoothing_head(data, text, config.what.smoothing_head)
+    run.write(MODEL_ARTIFACT, data)
+    return Trained(model.path, run.path(MODEL_ARTIFACT), len(data), loss_bits, model.trained_parameters)
 
 
 def _claim_output(config: PretrainConfig, output: Path) -> None:
@@ -105,6 +126,10 @@ def _claim_output(config: PretrainConfig, output: Path) -> None:
 
 
 def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, Any]:
+    if config.what.start is not None:
+        from tokenbound.models.checkpoint import read_checkpoint
+
+        return read_checkpoint(config.what.start).architecture
     rule = corpus.manifest.rule
     defaults = {
         "vocab_size": rule.max_id + 1,
@@ -125,182 +150,97 @@ def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
             f"{corpus.manifest.rule.max_id}"
         )
     positions = architecture.get("max_position_embeddings") or architecture.get("n_positions")
-    if positions is not None and config.what.network_training.window > positions:
-        raise InputError(
-            f"what.training.window {config.what.network_training.window} exceeds the model's {positions} positions"
-        )
-    if corpus.manifest.tokens <= config.what.network_training.window:
-        raise InputError(
-            f"the corpus has {corpus.manifest.tokens} tokens, fewer than what.training.window + 1 = "
-            f"{config.what.network_training.window + 1}"
-        )
+    for name, training in (("training", config.what.training), ("finish", config.what.finish)):
+        if training is None:
+            continue
+        if positions is not None and training.window > positions:
+            raise InputError(f"what.{name}.window {training.window} exceeds the model's {positions} positions")
+        if corpus.manifest.tokens <= training.window:
+            raise InputError(
+                f"the corpus has {corpus.manifest.tokens} tokens, fewer than what.{name}.window + 1 = "
+                f"{training.window + 1}"
+            )
     return _check_family(config, architecture)
 
 
 def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
     """A family that does not fit is refused before a worker starts."""
     from tokenbound.models.structured.build import count_trained
+    from tokenbound.models.structured.registry import family_of
 
-    trained = count_trained(architecture, config.what.family)
-    logger.info("family %s: %d trained parameters", config.what.family.kind, trained)
+    family = family_of(architecture) or config.what.family
+    trained = count_trained(architecture, family)
+    logger.info("family %s: %d trained parameters", family.kind, trained)
     return trained
 
 
-def _build_model(architecture: dict[str, Any], family: Any) -> Any:
-    """A fresh model in its trained form, random from torch's present seed."""
+def _build_model(architecture: dict[str, Any], family: Any, start: str | None) -> Any:
+    """A model in its trained form: a checkpoint's, or fresh and random from torch's present seed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from tokenbound.models.checkpoint import read_checkpoint
+    from tokenbound.models.structured.build import trained_form
     from tokenbound.models.structured.registry import attach_family
 
+    if start is not None:
+        checkpoint = read_checkpoint(start)
+        model = trained_form(checkpoint.architecture, checkpoint.tensors)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in checkpoint.tensors)
+        return model
     shape = dict(architecture)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
     attach_family(model, family)
     return model
 
 
-def _fit(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, output: Path) -> Any:
-    resources = cluster_resources()
-    use_gpu = config.how.device == "cuda" or (config.how.device == "auto" and resources.gpus > 0)
-    share = max(1, (resources.cpus - 1 if resources.cpus > 2 else resources.cpus) // config.how.workers)
-    cpus = share if config.how.threads == "auto" else config.how.threads
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "architecture": architecture,
-            "family": config.what.family,
-            "training": config.what.network_training.model_dump(mode="json"),
-            "corpus_root": corpus.root,
-            "output": str(output),
-            "threads": cpus,
-            "cuda": use_gpu,
-            "checkpoint_interval_s": config.how.checkpoint_interval_s,
-            "progress_interval_s": config.how.progress_interval_s,
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.how.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": max(0.5, cpus - 0.5), **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name="checkpoints",
-            storage_path=str(output),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=2),
-        ),
-    )
-    with _progress_lines(output), plain_errors():
-        return trainer.fit()
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    """One training worker; runs in its own process."""
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-
-    from tokenbound.config import TrainingConfig
-    from tokenbound.training.loop import StepReport, train
-
-    if not settings["cuda"]:
-        torch.set_num_threads(settings["threads"])
-    training = TrainingConfig(**settings["training"])
-    set_seed(training.seed)
-    model = _build_model(settings["architecture"], settings["family"])
-    accelerator = Accelerator(cpu=not settings["cuda"], mixed_precision="bf16" if settings["cuda"] else "no")
-    run, last = RunDirectory(settings["output"]), [time.monotonic()]
-    metrics: dict[str, Any] = {}
-
-    def on_step(step: StepReport) -> None:
-        metrics.update(asdict(step))
-        due = time.monotonic() - last[0] >= settings["progress_interval_s"] or step.step == step.total_steps
-        if accelerator.is_main_process and due:
-            last[0] = time.monotonic()
-            run.log_progress(event="step", **metrics)
-
-    def save(write: Callable[[Path], None]) -> None:
-        if not accelerator.is_main_process:
-            ray.train.report(dict(metrics))
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / STATE)
-            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    checkpoint = ray.train.get_checkpoint()
-    options: dict[str, Any] = {
-        "on_step": on_step,
-        "save": save,
-        "checkpoint_interval_s": settings["checkpoint_interval_s"],
-        "accelerator": accelerator,
-    }
-    stream = CorpusStream(PreparedCorpus(settings["corpus_root"]))
-    if checkpoint is None:
-        train(model, stream, training, **options)
-        return
-    with checkpoint.as_directory() as folder:
-        train(model, stream, training, resume_from=Path(folder) / STATE, **options)
-
-
-@contextmanager
-def _progress_lines(output: Path) -> Iterator[None]:
-    """Log what the worker appends to `progress.jsonl`."""
-    path, done = output / "progress.jsonl", threading.Event()
-    start = path.stat().st_size if path.exists() else 0
-
-    def follow() -> None:
-        position = start
-        while not done.wait(1.0):
-            if path.exists() and path.stat().st_size > position:
-                with path.open(encoding="utf-8") as stream:
-                    stream.seek(position)
-                    for line in stream:
-                        _log_step(json.loads(line))
-                    position = stream.tell()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _log_step(event: dict[str, Any]) -> None:
-    total = event["tokens"] // event["step"] * event["total_steps"]
-    logger.info(
-        "training: %.4f bits/token, %s",
-        event["loss_bits"],
-        describe_speed(event["tokens"], total, event["tokens_per_s"]),
-    )
-
-
-def _export(
-    config: PretrainConfig,
-    architecture: dict[str, Any],
-    corpus: PreparedCorpus,
-    result: Any,
-    output: Path,
-    parameters: int,
-) -> Trained:
-    """From the last checkpoint to a Hugging Face folder and an artifact."""
-    import torch
-
+def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> FloatModel:
+    """What is to be compressed: trained here, or the checkpoint that the config starts from."""
     from tokenbound.models.structured.build import save_trained
+    from tokenbound.models.structured.registry import family_of
 
-    if result.checkpoint is None:
-        raise TokenboundError(f"training ended without a checkpoint ({result.error}); see {output}")
-    family = config.what.family
-    model = _build_model(architecture, family)
-    with result.checkpoint.as_directory() as folder:
-        model.load_state_dict(torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)["model"])
+    architecture = _architecture(config, corpus)
+    parameters = _check(config, architecture, corpus)
+    family, start = family_of(architecture) or config.what.family, config.what.start
+    if config.what.training is None:
+        assert start is not None
+        return FloatModel(str(Path(start).absolute()), None, parameters)
+    build = partial(_build_model, architecture, family, None if start is None else str(Path(start).absolute()))
+    state, loss_bits = fit(build, config.what.training, corpus, config.how)
+    model = build()
+    model.load_state_dict(state)
     if family.kind == "dense":
         model.save_pretrained(output / "model")
     else:
         save_trained(model, family, output / "model")
-    text = text_of(corpus, WindowsConfig(length=config.what.network_training.window, context="packed"))
-    data = encode_checkpoint(str(output / "model"), config.what.compress, corpus=config.what.corpus, text=text)
-    if config.what.smoothing_head is not None:
-        data = add_smoothing_head(data, text, config.what.smoothing_head)
-    RunDirectory(str(output)).write(MODEL_ARTIFACT, data)
-    loss_bits = float(result.metrics["loss_bits"])
-    return Trained(str(output / "model"), str(output / MODEL_ARTIFACT), len(data), loss_bits, parameters)
+    return FloatModel(str(output / "model"), loss_bits, parameters)
+
+
+def _finish(
+    config: PretrainConfig, training: TrainingConfig, corpus: PreparedCorpus, text: Text, artifact: str
+) -> tuple[bytes, float]:
+    """Quantization-aware training of an artifact on the bound: its bytes afterwards, and its training loss."""
+    from tokenbound.compression.regrid import replace_grids
+
+    data = Path(artifact).read_bytes()
+    price = price_of_bits(data, text)
+    logger.info("finish: %d bytes at the start; a bit of code is worth %.3g nats of loss", len(data), price)
+    build = partial(_grid_model, artifact, price)
+    state, loss_bits = fit(build, training, corpus, config.how, folder="finish")
+    model = build()
+    model.load_state_dict(state)
+    finished = replace_grids(data, model.finish())
+    logger.info("finish: %d bytes at the end", len(finished))
+    return finished, loss_bits
+
+
+def _grid_model(artifact: str, nats_per_bit: float) -> Any:
+    """An artifact's model, to be trained on its grid."""
+    from tokenbound.compression.artifact import decode_artifact
+    from tokenbound.compression.regrid import artifact_grids
+    from tokenbound.models.structured.build import trained_form
+    from tokenbound.training.qat import GridModel
+
+    data = Path(artifact).read_bytes()
+    decoded = decode_artifact(data)
+    return GridModel(trained_form(decoded.architecture, decoded.tensors), artifact_grids(data), nats_per_bit)

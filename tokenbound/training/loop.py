@@ -101,7 +101,8 @@ def train(
     """Train `model` in place and return it unwrapped.
 
     Args:
-        model: a causal language model called as ``model(input_ids=[B, L]).logits``.
+        model: a causal language model called as ``model(input_ids=[B, L])``, returning `.logits`, and `.penalty_nats`
+            where something is to be added to the mean loss.
         stream: the training tokens; must be longer than one window.
         config: budget, batch, learning rate, seed.
         on_step: told about every step.
@@ -162,9 +163,9 @@ def _optimizer_step(
 ) -> float:
     tokens = tokens.to(accelerator.device)
     with accelerator.autocast():
-        logits = model(input_ids=tokens[:, :-1]).logits
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-    accelerator.backward(loss)
+        out = model(input_ids=tokens[:, :-1])
+    loss = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    accelerator.backward(loss + getattr(out, "penalty_nats", 0.0))
     accelerator.clip_grad_norm_(model.parameters(), config.clip)
     for optimizer in optimizers:
         optimizer.step()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_support import Stream, settings, tiny_model
+
+from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.integers import encode_matrix, encode_vector
+from tokenbound.compression.methods.uniform import Grid, grid_values
+from tokenbound.compression.regrid import artifact_grids, replace_grids
+from tokenbound.compression.settings import RoundToNearestSettings
+from tokenbound.training.loop import train
+from tokenbound.training.qat import GridModel, TrainedGrid, geometric_bits, round_through
+
+
+def tiny_artifact(step: float = 0.5) -> tuple[Any, bytes]:
+    model = tiny_model()
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return model, encode_artifact({"model_type": "llama"}, tensors, RoundToNearestSettings(step=step))
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 6.0])
+def test_the_price_is_what_the_coder_needs(scale: float) -> None:
+    random = np.random.default_rng(0)
+    rows = scale * np.exp(random.normal(size=(200, 1)))
+    matrix = np.rint(random.laplace(size=(200, 300)) * rows).astype(np.int32)
+    assert float(geometric_bits(torch.from_numpy(matrix).float())) == pytest.approx(
+        8 * len(encode_matrix(matrix)), rel=0.05
+    )
+    vector = np.rint(random.laplace(size=5000) * scale * 3).astype(np.int32)
+    assert float(geometric_bits(torch.from_numpy(vector).float())) == pytest.approx(
+        8 * len(encode_vector(vector)), rel=0.05
+    )
+
+
+def test_larger_integers_cost_more_and_rounding_lets_gradients_through() -> None:
+    integers = torch.tensor([[1.0, -2.0], [0.0, 3.0]], requires_grad=True)
+    geometric_bits(integers).backward()  # type: ignore[no-untyped-call]
+    assert integers.grad is not None
+    assert torch.equal(integers.grad.sign(), integers.detach().sign())
+    values = torch.tensor([0.4, 1.6], requires_grad=True)
+    rounded = round_through(values)
+    (rounded * torch.tensor([2.0, 3.0])).sum().backward()
+    assert rounded.tolist() == [0.0, 2.0]
+    assert values.grad is not None
+    assert values.grad.tolist() == [2.0, 3.0]
+
+
+def test_a_step_is_trained_by_the_rounding_error() -> None:
+    grid = TrainedGrid(Grid(np.zeros((1, 1), np.int32), -2))
+    value, _ = grid(torch.tensor([[0.8]]))
+    value.sum().backward()
+    step = 0.5
+    assert grid.base.grad is not None
+    assert float(grid.base.grad) == pytest.approx((round(0.8 / step) - 0.8 / step) * step * np.log(2) / 2)
+
+
+def test_what_is_trained_on_is_what_is_decoded() -> None:
+    model, data = tiny_artifact()
+    trained = GridModel(model, artifact_grids(data), 0.0)
+    with torch.no_grad():
+        for grid in trained.grids:
+            grid.base += 0.7
+    finished = replace_grids(data, trained.finish())
+    ids = torch.arange(7)[None]
+    expected = trained(ids).logits
+    for name, tensor in decode_artifact(finished).tensors.items():
+        model.get_parameter(name).data.copy_(tensor)
+    assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
+    assert replace_grids(data, artifact_grids(data)) == data
+
+
+def test_grids_of_rows_and_columns_keep_their_exponents() -> None:
+    exponents = np.array([1, -3]), np.array([0, 2, 5])
+    grid = Grid(np.array([[1, 2, -3], [4, 0, 6]], np.int32), -8, *exponents)
+    weights = torch.from_numpy(grid_values(grid))
+    again = TrainedGrid(grid).finish(weights)
+    assert np.array_equal(again.integers, grid.integers)
+    assert again.rows is not None
+    assert again.columns is not None
+    assert (again.base, again.rows.tolist(), again.columns.tolist()) == (-8, [1, -3], [0, 2, 5])
+
+
+def test_a_price_on_bits_makes_the_artifact_shorter() -> None:
+    sizes = []
+    for price in (0.0, 1e-2):
+        model, data = tiny_artifact(0.25)
+        trained = GridModel(model, artifact_grids(data), price)
+        train(trained, Stream(), settings(), on_step=lambda report: None, save=lambda write: None)
+        sizes.append(len(replace_grids(data, trained.finish())))
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_what_has_no_grid_is_frozen() -> None:
+    model, data = tiny_artifact()
+    grids = artifact_grids(data)
+    name = "model.layers.0.mlp.up_proj.weight"
+    trained = GridModel(model, {name: grids[name]}, 0.0)
+    assert [n for n, p in trained.model.named_parameters() if p.requires_grad] == [name]

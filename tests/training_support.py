@@ -1,0 +1,48 @@
+"""A model, a stream and settings small enough to train in a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenbound.config import TrainingConfig
+
+
+class Stream:
+    """A repeating pattern that is easy to learn."""
+
+    def __init__(self, size: int = 2000) -> None:
+        self.ids = (np.arange(size) % 7).astype(np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.ids[start:stop]
+
+
+def tiny_model() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+            tie_word_embeddings=True,
+            use_cache=False,
+        )
+    )
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(
+        **{"tokens": 20 * 4 * 16, "window": 16, "batch": 4, "optimizer": "muon", "lr": 0.02, **changes}
+    )

@@ -1,0 +1,178 @@
+"""One training run on Ray Train: any model that can be built in a worker, any prepared corpus.
+
+Ray Train keeps the checkpoints and restarts workers; started again with the same folder, a run goes on from its last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from tokenbound.config import PretrainHow, TrainingConfig
+from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.engine.cluster import cluster_resources, plain_errors
+from tokenbound.engine.progress import describe_speed
+from tokenbound.engine.tokens import CorpusStream
+from tokenbound.errors import TokenboundError
+from tokenbound.store.run import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+STATE = "state.pt"
+
+
+def fit(
+    build: Callable[[], Any],
+    training: TrainingConfig,
+    corpus: PreparedCorpus,
+    how: PretrainHow,
+    *,
+    folder: str = "checkpoints",
+) -> tuple[dict[str, Any], float]:
+    """Train a model, or finish its training.
+
+    Args:
+        build: Makes the model in each worker, after its seed was set; must pickle.
+        training: Budget and optimizer.
+        corpus: What to train on.
+        how: Where; checkpoints go to `folder` below its output.
+        folder: Names the run; the same folder resumes it.
+
+    Returns:
+        The trained state dict on the CPU, and the smoothed training loss at the end in bits per token.
+
+    Raises:
+        InputError: training diverged, or the corpus is too short.
+        TokenboundError: the run ended without a checkpoint.
+    """
+    import torch
+
+    output = Path(how.output).absolute()
+    resources = cluster_resources()
+    use_gpu = how.device == "cuda" or (how.device == "auto" and resources.gpus > 0)
+    share = max(1, (resources.cpus - 1 if resources.cpus > 2 else resources.cpus) // how.workers)
+    cpus = share if how.threads == "auto" else how.threads
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "build": build,
+            "training": training,
+            "corpus_root": corpus.root,
+            "output": str(output),
+            "threads": cpus,
+            "cuda": use_gpu,
+            "checkpoint_interval_s": how.checkpoint_interval_s,
+            "progress_interval_s": how.progress_interval_s,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=how.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": max(0.5, cpus - 0.5), **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=folder,
+            storage_path=str(output),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=2),
+        ),
+    )
+    with _progress_lines(output), plain_errors():
+        result = trainer.fit()
+    if result.checkpoint is None:
+        raise TokenboundError(f"training ended without a checkpoint ({result.error}); see {output / folder}")
+    with result.checkpoint.as_directory() as path:
+        state = torch.load(Path(path) / STATE, map_location="cpu", weights_only=True)["model"]
+    return state, float(result.metrics["loss_bits"])
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One training worker; runs in its own process."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from tokenbound.training.loop import StepReport, train
+
+    if not settings["cuda"]:
+        torch.set_num_threads(settings["threads"])
+    training = settings["training"]
+    set_seed(training.seed)
+    model = settings["build"]()
+    accelerator = Accelerator(cpu=not settings["cuda"], mixed_precision="bf16" if settings["cuda"] else "no")
+    run, last = RunDirectory(settings["output"]), [time.monotonic()]
+    metrics: dict[str, Any] = {}
+
+    def on_step(step: StepReport) -> None:
+        metrics.update(asdict(step))
+        due = time.monotonic() - last[0] >= settings["progress_interval_s"] or step.step == step.total_steps
+        if accelerator.is_main_process and due:
+            last[0] = time.monotonic()
+            run.log_progress(event="step", **metrics)
+
+    def save(write: Callable[[Path], None]) -> None:
+        if not accelerator.is_main_process:
+            ray.train.report(dict(metrics))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / STATE)
+            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    checkpoint = ray.train.get_checkpoint()
+    options: dict[str, Any] = {
+        "on_step": on_step,
+        "save": save,
+        "checkpoint_interval_s": settings["checkpoint_interval_s"],
+        "accelerator": accelerator,
+    }
+    stream = CorpusStream(PreparedCorpus(settings["corpus_root"]))
+    if checkpoint is None:
+        train(model, stream, training, **options)
+        return
+    with checkpoint.as_directory() as folder:
+        train(model, stream, training, resume_from=Path(folder) / STATE, **options)
+
+
+@contextmanager
+def _progress_lines(output: Path) -> Iterator[None]:
+    """Log what the worker appends to `progress.jsonl`."""
+    path, done = output / "progress.jsonl", threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        position = start
+        while not done.wait(1.0):
+            if path.exists() and path.stat().st_size > position:
+                with path.open(encoding="utf-8") as stream:
+                    stream.seek(position)
+                    for line in stream:
+                        _log_step(json.loads(line))
+                    position = stream.tell()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _log_step(event: dict[str, Any]) -> None:
+    total = event["tokens"] // event["step"] * event["total_steps"]
+    logger.info(
+        "training: %.4f bits/token, %s",
+        event["loss_bits"],
+        describe_speed(event["tokens"], total, event["tokens_per_s"]),
+    )
