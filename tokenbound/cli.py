@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -202,15 +203,18 @@ def compress(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode a checkpoint into an artifact and print what it costs."""
+    """Encode a checkpoint into an artifact and print what it costs; run it again to go on after a kill."""
     from tokenbound.compression.inspection import inspect_artifact
     from tokenbound.config import RunConfig, load_config
     from tokenbound.engine.compress import compress_checkpoint
 
     run = None if config is None else load_config(RunConfig, config)
-    data = compress_checkpoint(checkpoint, _compress_settings(method, rate, options or []), run, base)
+    work = out.with_name(out.name + ".parts")
+    settings = _compress_settings(method, rate, options or [])
+    data = compress_checkpoint(checkpoint, settings, run, base, work=str(work))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
+    shutil.rmtree(work, ignore_errors=True)
     report = inspect_artifact(data)
     if as_json:
         _print_json({"digest": report.sha256, **report.to_dict()})

@@ -108,3 +108,20 @@ def test_calibrated_methods_and_the_rate_search(run_tree: Any, tiny_checkpoint: 
     assert decode_artifact(auto).settings["method"] == "kfac"
     with pytest.raises(InputError, match="--config"):
         compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None)
+
+
+def test_a_killed_compression_goes_on(run_tree: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run, work = validate(RunConfig, run_tree(), origin="test"), tmp_path / "parts"
+
+    def compressed(rate: float = 0.1) -> bytes:
+        return compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=rate), run, work=str(work))
+
+    first = compressed()
+    files = sorted(work.iterdir())
+    before = {file: file.stat().st_mtime_ns for file in files}
+    files[0].unlink()
+    files[1].write_bytes(b"torn")
+    assert compressed() == first
+    changed = [file for file in sorted(work.iterdir()) if file.stat().st_mtime_ns != before[file]]
+    assert changed == files[:2]
+    assert compressed(0.2) != first

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -128,6 +129,21 @@ def merge_calibrations(parts: Iterable[Calibration]) -> Calibration:
     for part in parts:
         merged.add(part)
     return merged
+
+
+def write_calibration(calibration: Calibration) -> bytes:
+    """A calibration as bytes for `read_calibration`; a work file, no wire form."""
+    matrices = {name: vars(sums) for name, sums in calibration.matrices.items()}
+    stream = BytesIO()
+    torch.save({"tokens": calibration.tokens, "matrices": matrices, "squares": calibration.squares}, stream)
+    return stream.getvalue()
+
+
+def read_calibration(data: bytes) -> Calibration:
+    """Inverse of `write_calibration`."""
+    tree = torch.load(BytesIO(data), weights_only=True)
+    matrices = {name: MatrixSums(**sums) for name, sums in tree["matrices"].items()}
+    return Calibration(tree["tokens"], matrices, tree["squares"])
 
 
 Batch = torch.Tensor | tuple[torch.Tensor, torch.Tensor]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.cluster import plain_errors, ray_session
 from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.parts import Parts
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_TOKENS = 1 << 18
 """Tokens that a calibration sees; feedback over columns gains from more, averages over layers would not."""
+
+CALIBRATION_PART_TOKENS = 1 << 16
+"""Tokens of one calibration task: what a kill can lose of it. The artifact depends on it, not on the processors."""
 
 CALIBRATION_BATCH_TOKENS = 4096
 """Tokens of one forward and backward pass."""
@@ -88,6 +93,7 @@ def encode_checkpoint(
     base: str | None = None,
     corpus: CorpusConfig | None = None,
     text: Text | None = None,
+    work: str | None = None,
 ) -> bytes:
     """Encode a checkpoint; runs inside a Ray session.
 
@@ -97,27 +103,34 @@ def encode_checkpoint(
         base: encode what the checkpoint changes of this one; checkpoint or artifact.
         corpus: its tokenizer goes into the artifact where it is `counted`.
         text: tokens to calibrate on, for the methods that need them.
+        work: folder of finished calibrations and tensors, for the next start after a kill; None keeps none.
 
     Raises:
         InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
     """
+    from tokenbound.compression.artifact import assemble_artifact
+    from tokenbound.compression.delta import tensors_sha256
+
     chosen = settings or LosslessSettings()
     method = str(getattr(chosen, "method", "lossless"))
     path = anchored(path)
     architecture, tensors, reference = _content(path, None if base is None else anchored(base), method)
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
-    calibration = None
-    if method in CALIBRATED:
-        if text is None:
-            raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
-        logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
-        calibration = calibrate(path, text)
-    encode = partial(_encode, architecture, ray.put(tensors), ray.put(calibration), tokenizer, reference)
-    names = sorted(tensors)
+    if method in CALIBRATED and text is None:
+        raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
+    seen = None if text is None else [text.corpus_root, asdict(text.spec), text.num_tokens, CALIBRATION_TOKENS, SEED]
+    parts = Parts(work, [version("tokenbound"), tensors_sha256(tensors), architecture, reference, seen])
+    calibration = _calibration(path, text, parts) if method in CALIBRATED and text is not None else None
+    task = partial(_encode_one, ray.put(tensors), ray.put(calibration))
+
+    def encode(tried: BaseModel) -> bytes:
+        coded = _encode(tensors, partial(task, tried), tried, parts)
+        return assemble_artifact(architecture, coded, tried, tokenizer=tokenizer, base=reference)
+
     if not isinstance(chosen, AutoSettings):
-        return encode(names, chosen)
+        return encode(chosen)
     assert text is not None
-    return _best_rate(partial(encode, names), chosen, text)
+    return _best_rate(encode, chosen, text)
 
 
 def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
@@ -149,20 +162,25 @@ def _content(
     return architecture, delta.tensors, delta.reference
 
 
-def _encode(
-    architecture: dict[str, Any],
-    tensors: Any,
-    calibration: Any,
-    tokenizer: bytes | None,
-    base: dict[str, Any] | None,
-    names: Sequence[str],
-    settings: BaseModel,
-) -> bytes:
-    from tokenbound.compression.artifact import assemble_artifact
+def _encode(tensors: Mapping[str, Any], task: Any, settings: BaseModel, parts: Parts) -> list[Any]:
+    """All tensors coded, one task each; those whose parts are there are not coded again."""
+    from tokenbound.compression.artifact import CodedTensor
+    from tokenbound.compression.dtypes import dtype_code
 
+    def key(name: str) -> str:
+        return f"tensor {name} {settings.model_dump_json()}"
+
+    kept = {name: parts.get(key(name)) for name in sorted(tensors)}
+    found = {name: data for name, data in kept.items() if data is not None}
+    missing = [name for name in kept if name not in found]
     with plain_errors():
-        coded = list(ray_map(partial(_encode_one, tensors, calibration, settings), names))
-    return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer, base=base)
+        for name, coded in zip(missing, ray_map(task, missing), strict=True):
+            found[name] = bytes([coded.codec]) + bytes(coded.payload)
+            parts.put(key(name), found[name])
+    return [
+        CodedTensor(name, tuple(tensor.shape), dtype_code(tensor.dtype, name), found[name][0], found[name][1:])
+        for name, tensor in tensors.items()
+    ]
 
 
 def _encode_one(tensors: Any, calibration: Any, settings: BaseModel, name: str) -> Any:
@@ -174,15 +192,21 @@ def _encode_one(tensors: Any, calibration: Any, settings: BaseModel, name: str) 
     return encode_tensor(name, ray.get(tensors)[name], settings, ray.get(calibration))
 
 
-def calibrate(path: str, text: Text) -> Any:
-    """Second moments and Fisher factors over random windows, one task per processor."""
-    from tokenbound.compression.calibration import merge_calibrations
+def _calibration(path: str, text: Text, parts: Parts) -> Any:
+    """Second moments and Fisher factors over random windows, one task for `CALIBRATION_PART_TOKENS`."""
+    from tokenbound.compression.calibration import merge_calibrations, read_calibration, write_calibration
 
     windows = text.windows(CALIBRATION_TOKENS)
-    parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
-    jobs = [(part, windows[part::parts]) for part in range(parts)]
+    count = min(-(-CALIBRATION_TOKENS // CALIBRATION_PART_TOKENS), len(windows))
+    missing = [part for part in range(count) if parts.get(f"calibration {part}") is None]
+    if missing:
+        logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
+    jobs = [(part, windows[part::count]) for part in missing]
     with plain_errors():
-        return merge_calibrations(ray_map(partial(_calibrate_part, path, text), jobs))
+        for part, found in zip(missing, ray_map(partial(_calibrate_part, path, text), jobs), strict=True):
+            parts.put(f"calibration {part}", write_calibration(found))
+    kept = (parts.get(f"calibration {part}") for part in range(count))
+    return merge_calibrations(read_calibration(data) for data in kept if data is not None)
 
 
 def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
@@ -313,15 +337,24 @@ def _score_part(reference: Any, text: Text, windows: list[int]) -> tuple[Any, An
     return np.maximum(nll, 0), np.maximum(entropy, 0), replica.vocab_size
 
 
-def compress_checkpoint(path: str, settings: BaseModel, run: RunConfig | None, base: str | None = None) -> bytes:
+def compress_checkpoint(
+    path: str, settings: BaseModel, run: RunConfig | None, base: str | None = None, *, work: str | None = None
+) -> bytes:
     """Encode a checkpoint, or its change of a base, as a command; the run config names the corpus to calibrate on.
+
+    Args:
+        path: Hugging Face checkpoint; beside a base also the directory of a LoRA adapter.
+        settings: a member of `CompressSettings`.
+        run: its corpus and windows are what calibrates.
+        base: as in `encode_checkpoint`.
+        work: folder of finished parts, for the next start after a kill; None keeps none.
 
     Raises:
         InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
     """
     with ray_session(run.how.ray_address if run else None), plain_errors():
         if run is None:
-            return encode_checkpoint(path, settings, base=base)
+            return encode_checkpoint(path, settings, base=base, work=work)
         corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)
         text = text_of(corpus, run.what.windows)
-        return encode_checkpoint(path, settings, base=base, corpus=run.what.corpus, text=text)
+        return encode_checkpoint(path, settings, base=base, corpus=run.what.corpus, text=text, work=work)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -102,8 +103,10 @@ def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
         run.write_json(FLOAT_MODEL, asdict(_float_model(config, corpus, Path(run.root))))
     model = FloatModel(**run.read_json(FLOAT_MODEL))
     if not run.exists(COMPRESSED):
-        data = encode_checkpoint(model.path, config.what.compress, corpus=config.what.corpus, text=text)
+        what, work = config.what, run.path("parts")
+        data = encode_checkpoint(model.path, what.compress, corpus=what.corpus, text=text, work=work)
         run.write(COMPRESSED, data)
+        shutil.rmtree(work, ignore_errors=True)
     data, loss_bits = run.read(COMPRESSED), model.loss_bits
     if config.what.finish is not None:
         data, loss_bits = _finish(config, config.what.finish, corpus, text, run.path(COMPRESSED))
