@@ -68,7 +68,7 @@ def test_a_model_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path
 def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:
     plain = config(tmp_path, text_folder)
     finish = {"tokens": 2048, "window": 32, "batch": 4, "lr": 0.01}
-    what = {**plain.what.model_dump(), "model": None, "start": str(tiny_checkpoint), "training": None, "finish": finish}
+    what = {**plain.what.model_dump(), "model": {}, "start": str(tiny_checkpoint), "training": None, "finish": finish}
     chosen = validate(PretrainConfig, {"what": what, "how": plain.how.model_dump()}, origin="test")
     trained = pretrain(chosen)
     before = (tmp_path / "out" / "compressed.tokenbound").read_bytes()
