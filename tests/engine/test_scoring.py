@@ -110,3 +110,11 @@ def test_a_shard_that_keeps_killing_its_actor_ends_the_run(tmp_path: Path) -> No
     with pytest.raises(IncompleteError, match="shard 7 lost its actor 3 times"):
         count_attempt(run, 7, "first", retries=2)
     count_attempt(run, 7, "second", retries=2)
+
+
+def test_compiling_is_refused_early_without_a_compiler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenbound.models.chunks.shutil.which", lambda name: None)
+    inputs = np.zeros((1, 32), np.int64)
+    score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1, compile=True))
+    with pytest.raises(InputError, match="no C"):
+        score({"shard": 0, "inputs": inputs, "targets": inputs, "mask": inputs >= 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
+from tokenbound.models import chunks
 from tokenbound.models import replica as replica_module
 from tokenbound.models.replica import Replica, is_out_of_memory, unscorable
 
@@ -250,6 +252,34 @@ def test_from_artifact_scores_like_the_checkpoint(tmp_path):
     replica = Replica.from_artifact(data, dtype=torch.float32, batch=BATCH, length=LENGTH)
     direct = Replica(model, batch=BATCH, length=LENGTH)
     assert same(replica.score(*windows()), direct.score(*windows()))
+
+
+def test_a_compiler_that_fails_is_done_without(monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("no such pass\nand a long trace")
+
+    monkeypatch.setattr(chunks, "_fused", lambda: broken)
+    monkeypatch.setattr("tokenbound.models.replica.require_compiler", lambda device: None)
+    monkeypatch.setattr(chunks, "require_compiler", lambda device: None)
+    replica = Replica(make_model("llama"), batch=BATCH, length=LENGTH, compile=True)
+    assert [record.message for record in caplog.records if "compile" in record.message] == [
+        "torch.compile failed (no such pass); scoring without it"
+    ]
+    assert same(replica.score(*windows()), make_replica("llama").score(*windows()))
+
+
+@pytest.mark.slow
+def test_a_compiled_replica_agrees(caplog):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    inputs, targets, mask = windows()
+    expected = make_replica("llama").score(inputs, targets, mask)
+    replica = Replica(make_model("llama"), batch=BATCH, length=LENGTH, compile=True)
+    assert replica.compile, caplog.text
+    statistics = replica.score(inputs, targets, mask)
+    np.testing.assert_allclose(statistics.nll[mask], expected.nll[mask], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(statistics.entropy[mask], expected.entropy[mask], atol=1e-5, rtol=0)
+    assert (statistics.rank[mask] == expected.rank[mask]).all()
 
 
 @pytest.mark.gpu

@@ -189,6 +189,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
         device=placement.device,
         threads=placement.threads,
         base=None if what.model.base is None else anchored(what.model.base),
+        compile=prepared.config.how.compile,
         session=uuid.uuid4().hex,
         retries=prepared.config.how.retries,
     )

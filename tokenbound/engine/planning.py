@@ -31,6 +31,7 @@ from tokenbound.engine.preparation import (
     check_model,
     drawn_windows,
     load_artifact,
+    require_tokens,
     sampled_shard_windows,
     shard_tokens_of,
 )
@@ -39,6 +40,7 @@ from tokenbound.engine.speed import Probe, measure_speed
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import scoring_protocol
+from tokenbound.store.filesystem import anchored
 
 EXACT_WEIGHTS = 1 << 25
 """Checkpoints of up to so many weights are encoded as the run would do it; of larger ones a sample is."""
@@ -203,6 +205,7 @@ def plan_run(
 
 def _work(config: RunConfig, text: Text) -> Work:
     plan = open_plan(text.corpus_root, text.spec)[1]
+    require_tokens(plan)
     shard_tokens, count = shard_tokens_of(config, plan), drawn_windows(config.what.sample, plan.num_windows)
     if count is None:
         shards, tokens = len(shard_slices(plan, shard_tokens)), plan.num_tokens
@@ -280,10 +283,12 @@ def _replicas(config: RunConfig, model: _Model, placement: Placement, gpu_bytes:
         device=device,
     )
     gpu = (_smallest_gpu_bytes() if device == "cuda" else None) or gpu_bytes
-    gpus = math.ceil(memory.total_bytes / (GPU_SHARE * gpu))
-    host = HOST_COPIES * memory.weights_bytes + memory.activations_bytes + memory.logits_bytes
+    weights = memory.weights_bytes * (1 if what.model.base is None else 2)  # a delta's base scores beside it
+    total = memory.total_bytes - memory.weights_bytes + weights
+    gpus = math.ceil(total / (GPU_SHARE * gpu))
+    host = HOST_COPIES * weights + memory.activations_bytes + memory.logits_bytes
     fits = gpus == 1 if device == "cuda" else host * placement.replicas <= _host_bytes()
-    sizes = (memory.weights_bytes, memory.activations_bytes, memory.logits_bytes, memory.total_bytes)
+    sizes = (weights, memory.activations_bytes, memory.logits_bytes, total)
     count = placement.replicas if fits else 0
     return Replicas(device, count, *sizes, gpu, gpus, None, None, None), memory.parameters
 
@@ -310,7 +315,16 @@ def _host_bytes() -> float:
 
 def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
     windows = config.what.windows
-    return ReplicaSpec(b"", config.what.model.dtype, windows.batch, windows.length, placement.device, placement.threads)
+    return ReplicaSpec(
+        b"",
+        config.what.model.dtype,
+        windows.batch,
+        windows.length,
+        placement.device,
+        placement.threads,
+        base=None if config.what.model.base is None else anchored(config.what.model.base),
+        compile=config.how.compile,
+    )
 
 
 def _timed(replicas: Replicas, probe: Probe | None, tokens: int) -> Replicas:

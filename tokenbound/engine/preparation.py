@@ -88,10 +88,7 @@ def prepare(config: RunConfig) -> Prepared:
     text = text_of(corpus, what.windows)
     spec = text.spec
     plan = open_plan(corpus.root, spec)[1]
-    if plan.num_tokens == 0:
-        raise InputError(
-            "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
-        )
+    require_tokens(plan)
     artifact = load_artifact(what.model, what.corpus, text)
     architecture = artifact_architecture(artifact, what.corpus)
     check_model(architecture, corpus, config)
@@ -135,6 +132,18 @@ def identities(
         )
         for corpus in corpora
     ]
+
+
+def require_tokens(plan: CorpusPlan) -> None:
+    """Refuse a corpus in which nothing can be predicted.
+
+    Raises:
+        InputError: no token has a context.
+    """
+    if plan.num_tokens == 0:
+        raise InputError(
+            "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
+        )
 
 
 def shard_tokens_of(config: RunConfig, plan: CorpusPlan) -> int:

@@ -81,6 +81,8 @@ class ReplicaSpec:
     """CPU threads of one replica."""
     base: str | None = None
     """Where the base of a delta is: a checkpoint or artifact that every actor can read."""
+    compile: bool = False
+    """Fuse the passes over the logits."""
     session: str = ""
     """Names this start of the run; deaths are counted within it."""
     retries: int = 3
@@ -191,7 +193,12 @@ def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) 
     from tokenbound.models.replica import Replica
 
     replica = Replica.from_weights(
-        weights, dtype=getattr(torch, spec.dtype), batch=spec.batch, length=spec.length, device=spec.device
+        weights,
+        dtype=getattr(torch, spec.dtype),
+        batch=spec.batch,
+        length=spec.length,
+        device=spec.device,
+        compile=spec.compile,
     )
     replica.check_vocabulary(int(inputs.max()))
     canary(replica)

@@ -120,6 +120,8 @@ def _replica(job: _Job, inputs: NDArray[Any]) -> Any:
         torch.set_num_threads(job.spec.threads)
     with torch.device(job.spec.device):
         model = random_model(job.architecture, getattr(torch, job.spec.dtype))
-    replica = Replica(model, batch=job.spec.batch, length=job.spec.length, device=job.spec.device)
+    replica = Replica(
+        model, batch=job.spec.batch, length=job.spec.length, device=job.spec.device, compile=job.spec.compile
+    )
     replica.score(inputs, inputs, np.ones(inputs.shape, bool))  # the first pass is slower than the rest
     return replica

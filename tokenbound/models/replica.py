@@ -20,7 +20,7 @@ import torch
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.checkpoint import build_model
-from tokenbound.models.chunks import TokenStatistics, logits_statistics, require_compiler
+from tokenbound.models.chunks import TokenStatistics, chunk_shape, logits_statistics, require_compiler
 from tokenbound.models.delta import Weights, decode_weights
 from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
 
@@ -61,7 +61,7 @@ class Replica:
             length: L, tokens per window.
             device: where to run.
             chunk_tokens: tokens per chunk of logits; default from `chunk_shape`. Smaller values need less memory.
-            compile: fuse the passes over a chunk of logits with `torch.compile`.
+            compile: fuse the passes over a chunk of logits with `torch.compile`; where that fails they stay apart.
 
         Raises:
             InputError: a window is longer than the model's positions, or there is no compiler to compile with.
@@ -71,8 +71,7 @@ class Replica:
         self.device = torch.device(device)
         if compile:
             require_compiler(self.device)
-        self.batch, self.length = batch, length
-        self.chunk_tokens, self.compile = chunk_tokens, compile
+        self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = model.to(self.device).eval()
             self.head = find_head(self.model)
@@ -81,6 +80,7 @@ class Replica:
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
             )
         self.vocab_size = self.head.vocab_size if self.head else self._logits_width()
+        self.compile = compile and self._compiles()
         self.smoothing = getattr(self.model, "smoothing_head", None)
         if self.smoothing is not None and self.head is None:
             raise InputError("the model has a smoothing head, but its own output head is not of a known form")
@@ -141,6 +141,22 @@ class Replica:
     def input_vocab_size(self) -> int:
         """How many ids the input embedding knows; at most V ids can be scored, at most these can be read."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def _compiles(self) -> bool:
+        """Compile for the shape of a whole chunk, once, before anything is scored."""
+        chunk = self.chunk_tokens or chunk_shape(self.vocab_size, self.device)[0]
+        tokens = min(chunk, self.batch * self.length)
+        with _out_of_memory_named(f"a chunk of {tokens} x {self.vocab_size} logits on {self.device}"):
+            logits = torch.zeros(tokens, self.vocab_size, device=self.device)
+            targets = torch.zeros(tokens, dtype=torch.int64, device=self.device)
+            try:
+                logits_statistics(logits, targets, chunk_tokens=tokens, compile=True)
+            except Exception as error:  # compilers fail in many ways, none of which is a reason not to score
+                if is_out_of_memory(error):
+                    raise
+                logger.warning("torch.compile failed (%s); scoring without it", str(error).strip().partition("\n")[0])
+                return False
+        return True
 
     def _logits_width(self) -> int:
         return int(self._own_logits(torch.zeros(1, 1, dtype=torch.int64, device=self.device)).shape[-1])
