@@ -61,7 +61,9 @@ def run_tree(tokens: Path, vocab_size: int, artifact: Path, output: Path, **wind
 
 
 def write_artifact(architecture: dict[str, Any], path: Path, *, seed: int = 0) -> Path:
-    """An artifact of this architecture with random weights."""
+    """An artifact of this architecture with random weights; one that is there already is kept."""
+    if path.exists():
+        return path
     import torch
 
     from tokenbound.compression.artifact import encode_artifact
