@@ -1,9 +1,9 @@
 """The README's commands, run as they stand there.
 
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
-tokenizer, a corpus of JSON lines, losses of another tool. A YAML fence that begins with `# NAME.yaml` is that file. A
-comment before a fence says why it is not run (`<!-- not run: it needs a cloud -->`) or that it belongs to the long
-suite (`<!-- slow -->`).
+tokenizer, a fine-tune of it, a corpus of JSON lines, losses of another tool. A YAML fence that begins with
+`# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run: it needs a cloud -->`) or
+that it belongs to the long suite (`<!-- slow -->`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         num_attention_heads=2,
         max_position_embeddings=1024,
     )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "my-model")
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "my-model")
+    weight = model.model.layers[0].mlp.down_proj.weight
+    weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "my-finetune")
     nll = np.random.default_rng(0).exponential(1.5, 50_000).astype(np.float32)
     pq.write_table(pa.table({"nll": nll}), tmp_path / "losses.parquet")
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
