@@ -21,6 +21,7 @@ from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors, ray_session
 from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
+from tokenbound.engine.metrics import count_halving, count_shard
 from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.preparation import Prepared, prepare, sample_size
 from tokenbound.engine.progress import TokenProgress
@@ -113,6 +114,7 @@ def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
         ) from None
     logger.warning("%s; going on with batches of %d windows", what, batch // 2)
     prepared.run.log_progress(event="out_of_memory", batch=batch // 2)
+    count_halving(prepared.run.uri)
     return batch // 2
 
 
@@ -152,6 +154,7 @@ def _score(prepared: Prepared, shards: Sequence[Shard], batch: int) -> None:
     ) as progress:
         for row in rows:
             progress.advance(row["tokens"])
+            count_shard(prepared.run.uri, row["tokens"], progress.speed)
 
 
 def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], int]:

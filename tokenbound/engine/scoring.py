@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.engine.metrics import count_retry
 from tokenbound.errors import IncompleteError, InputError
 from tokenbound.ledger import shard_evidence
 from tokenbound.store.losses import Losses
@@ -153,6 +154,8 @@ def count_attempt(run: RunDirectory, shard: int, session: str, retries: int) -> 
             f"{run.uri}: shard {shard} lost its actor {count - 1} times; look at its windows and at the memory of the "
             "machine, then run again"
         )
+    if count > 1:
+        count_retry(run.uri)
     run.write(name, json.dumps({"session": session, "count": count}).encode())
 
 
