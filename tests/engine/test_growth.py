@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,28 +13,36 @@ from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import MismatchError
 
-Build = Callable[..., dict[str, Any]]
+ADDED = "and then some more words " * 200
 
 
-@pytest.fixture
-def grown(tmp_path: Path, text_folder: Path, run_tree: Build, ray_session: None) -> tuple[Path, RunConfig]:
-    """A run whose corpus has grown by one file, both parts scored."""
-    folder = tmp_path / "corpus"
-    shutil.copytree(text_folder, folder)
-    tree = run_tree()
-    tree["what"]["corpus"]["paths"] = [str(folder)]
-    config = RunConfig.model_validate(tree)
+@pytest.fixture(scope="module")
+def grown(
+    tiny_checkpoint: Path, text_folder: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunConfig]:
+    """A run whose corpus has grown by one file, both parts scored; tests leave it as it is."""
+    place = tmp_path_factory.mktemp("growth")
+    shutil.copytree(text_folder, place / "corpus")
+    corpus = {"source": "text", "paths": [str(place / "corpus")], "tokenizer": "bytes", "tokenizer_is": "given"}
+    windows = {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 4096}
+    what = {
+        "model": {"checkpoint": str(tiny_checkpoint)},
+        "corpus": {**corpus, "add_bos": False, "add_eos": True},
+        "windows": windows,
+    }
+    how = {"output": str(place / "run"), "cache": str(place / "prepared")}
+    config = RunConfig.model_validate({"what": what, "how": how})
     evaluate(config)
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/losses").iterdir()}
-    (folder / "zz.txt").write_text("and then some more words " * 200)
+    before = {path.name: path.stat().st_mtime_ns for path in (place / "run/losses").iterdir()}
+    (place / "corpus/zz.txt").write_text(ADDED)
     evaluate(config)
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run/losses").iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in (place / "run/losses").iterdir()}
     assert before.items() < after.items(), "what was scored was scored again"
-    return tmp_path / "run", config
+    return place, config
 
 
 def test_a_grown_corpus_extends_the_certificate(grown: tuple[Path, RunConfig], tmp_path: Path) -> None:
-    run, config = grown
+    run, config = grown[0] / "run", grown[1]
     newest, _, artifact = verify_beside(run / "certificate.json")
     (kept,) = run.glob("certificate-*.json")
     oldest, _, _ = verify_beside(kept)
@@ -52,25 +58,31 @@ def test_a_grown_corpus_extends_the_certificate(grown: tuple[Path, RunConfig], t
     assert afresh.losses_sha256 == newest.losses_sha256
 
 
-def test_a_certificate_without_its_earlier_names_does_not_verify(grown: tuple[Path, RunConfig]) -> None:
-    run, _ = grown
-    path = run / "certificate.json"
+def test_a_certificate_without_its_earlier_names_does_not_verify(grown: tuple[Path, RunConfig], tmp_path: Path) -> None:
+    shutil.copytree(grown[0] / "run", tmp_path / "run")
+    path = tmp_path / "run" / "certificate.json"
     Certificate.load(path).model_copy(update={"earlier_fingerprints": []}).save(path)
     with pytest.raises(MismatchError, match="scored for another"):
         verify_beside(path)
 
 
-def test_a_file_that_changed_is_no_growth(grown: tuple[Path, RunConfig], tmp_path: Path) -> None:
-    _, config = grown
-    (tmp_path / "corpus/zz.txt").write_text("something else")
-    with pytest.raises(MismatchError, match=r"zz\.txt' changed after it was prepared"):
-        evaluate(config)
+def test_a_file_that_changed_is_no_growth(grown: tuple[Path, RunConfig]) -> None:
+    place, config = grown
+    (place / "corpus/zz.txt").write_text("something else")
+    try:
+        with pytest.raises(MismatchError, match=r"zz\.txt' changed after it was prepared"):
+            evaluate(config)
+    finally:
+        (place / "corpus/zz.txt").write_text(ADDED)
 
 
 def test_a_shorter_corpus_is_another_run(grown: tuple[Path, RunConfig], tmp_path: Path) -> None:
-    run, config = grown
+    place, config = grown
     how = config.how.model_copy(update={"cache": str(tmp_path / "another")})
-    (tmp_path / "corpus/zz.txt").unlink()
-    with pytest.raises(MismatchError, match="holds another run"):
-        evaluate(config.model_copy(update={"how": how}))
-    assert verify_beside(run / "certificate.json")
+    (place / "corpus/zz.txt").unlink()
+    try:
+        with pytest.raises(MismatchError, match="holds another run"):
+            evaluate(config.model_copy(update={"how": how}))
+    finally:
+        (place / "corpus/zz.txt").write_text(ADDED)
+    assert verify_beside(place / "run/certificate.json")

@@ -30,6 +30,7 @@ def nightly(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path, run_tree: 
     shutil.copytree(text_folder, tmp_path / "corpus")
     shutil.copytree(tiny_checkpoint, tmp_path / "models" / "step-1")
     tree = run_tree("nightly")
+    tree["what"]["windows"]["shard_tokens"] = 1 << 14  # few shards: what is tested is what is scored at all
     tree["what"]["corpus"]["paths"] = [str(tmp_path / "corpus")]
     tree["what"]["model"] = {"checkpoint": str(tmp_path / "models" / "*")}
     tree["what"]["bound"] = {"methods": ["freedman", "azuma"]}
@@ -102,6 +103,7 @@ def test_an_alert_comes_after_everything_is_written(
     assert launch(nightly, fail_if_worse=-100) == [], "the alert is of the night that brought it"
 
 
+@pytest.mark.slow
 def test_samples_pay_for_draws_and_models(
     nightly: dict[str, Any], tmp_path: Path, other_checkpoint: Path, ray_session: None
 ) -> None:
