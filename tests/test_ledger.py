@@ -17,8 +17,16 @@ from losses_support import make_losses, with_base
 
 from tokenbound.bounds import Claim, SamplingPlan, choose_tunings, line_sums
 from tokenbound.bounds.relative import RelativeTuning, certify_relative, relative_sums
-from tokenbound.errors import MismatchError
-from tokenbound.ledger import ForeignLedger, RunLedger, exact_sums, full_evidence, reduce_ledger, shard_evidence
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.ledger import (
+    ForeignLedger,
+    RunLedger,
+    exact_sums,
+    full_evidence,
+    reduce_ledger,
+    reduced_columns,
+    shard_evidence,
+)
 from tokenbound.store import losses as store
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
@@ -175,3 +183,20 @@ def test_a_sampled_delta_has_a_relative_line_with_its_own_slack(tmp_path: Path) 
 def test_a_delta_without_recorded_base_losses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="base_nll"):
         reduce_ledger(commit(tmp_path), replace(CLAIM, num_bases=1))
+
+
+def test_a_document_line_needs_whole_documents_and_their_column(tmp_path: Path) -> None:
+    ledger = commit(tmp_path)
+    documents = len(np.unique(np.concatenate([ledger_documents(ledger, shard) for shard in range(3)])))
+    claim = replace(CLAIM, methods=("azuma", "document"), num_documents=documents)
+    line = reduce_ledger(replace(ledger, columns=reduced_columns(claim)), claim).lines[-1]
+    assert (line.method, line.parameters["documents"]) == ("document", documents)
+    with pytest.raises(InputError, match="`document`"):
+        reduce_ledger(ledger, claim)
+    plan = SamplingPlan(num_units=300, max_unit_tokens=64, pilot_units=20)
+    with pytest.raises(InputError, match="every window scored"):
+        reduce_ledger(replace(ledger, columns=reduced_columns(claim)), claim, plan)
+
+
+def ledger_documents(ledger: RunLedger, shard: int) -> Any:
+    return replace(ledger, columns=("document", "nll")).losses(shard).document

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WithJsonSchema
 
-from tokenbound.bounds.claim import Claim, Line, SamplingPlan
+from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.identity import applied_protocol, fingerprint, protocol_bits
-from tokenbound.ledger import REDUCED_COLUMNS, Reduction, RunLedger, reduce_ledger, shard_evidence
+from tokenbound.ledger import Reduction, RunLedger, reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.store.losses import LIST_COLUMNS
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
@@ -180,6 +180,7 @@ class Certificate(BaseModel):
             code_split=self.code_split,
             num_bases=self.declarations.get("num_bases", 0),
             head_alpha_min=self.head_alpha_min,
+            num_documents=self.corpus.get("scored_documents"),
         )
 
     def sampling_plan(self) -> SamplingPlan | None:
@@ -240,7 +241,10 @@ class Certificate(BaseModel):
         _require_equal("protocol", self.protocol, applied_protocol(self.scoring_identity["protocol"], shapes))
         evidence = self._verify_windows(ledger)
         reduction = reduce_ledger(
-            replace(ledger, columns=REDUCED_COLUMNS), self.claim(), self.sampling_plan(), evidence=evidence
+            replace(ledger, columns=reduced_columns(self.claim())),
+            self.claim(),
+            self.sampling_plan(),
+            evidence=evidence,
         )
         for name, value in derived_fields(reduction, self.claim(), self.corpus.get("bytes_per_token")).items():
             _require_equal(name, getattr(self, name), value)
@@ -252,6 +256,8 @@ class Certificate(BaseModel):
             _require_equal(name, getattr(self, name), self.scoring_identity.get(name))
         for name in ("methods", "top_k", "delta", "trial", "unscorable", "declarations", "scoring_fingerprint"):
             _require_equal(name, getattr(self, name), self.claim_identity.get(name))
+        if DOCUMENT in self.methods and (self.protocol["context"] != "document" or self.earlier_fingerprints):
+            raise MismatchError("a document line where contexts cross documents, or the corpus has grown")
         _require_equal("prior", self.prior, self.declarations.get("prior"))
         _require_equal("declared_tokens", self.declared_tokens, self.declarations.get("declared_tokens"))
         _require_equal("sampling", self.sampling is not None, self.scoring_identity.get("sampled"))
@@ -352,6 +358,7 @@ def claim_of(
     num_tokens: int,
     num_bases: int = 0,
     head_alpha_min: float | None = None,
+    num_documents: int | None = None,
 ) -> Claim:
     """What a run's config claims about a model of this size on a corpus of this size."""
     split = code_split(artifact_bytes, protocol)
@@ -369,6 +376,7 @@ def claim_of(
         code_split=split,
         num_bases=num_bases,
         head_alpha_min=head_alpha_min,
+        num_documents=num_documents,
     )
 
 
@@ -398,7 +406,7 @@ def derived_fields(reduction: Reduction, claim: Claim, bytes_per_token: float | 
 
 def best_loss_line(lines: tuple[Line, ...]) -> Line | None:
     """The loss line with the smallest value; all lines hold together, so the smallest may be quoted."""
-    known = [(line.value, i) for i, line in enumerate(lines) if line.top_k is None and line.value is not None]
+    known = [(line.value, i) for i, line in enumerate(lines) if line.bounds_risk and line.value is not None]
     return lines[min(known)[1]] if known else None
 
 

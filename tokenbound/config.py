@@ -179,8 +179,9 @@ class BoundConfig(_Section):
     """For `holdout`: what these tokens were not used for, in your words; printed on the certificate."""
     trial: int = Field(default=1, ge=1)
     """Ordinal of this configuration among all tried on these tokens."""
-    methods: tuple[Literal["freedman", "azuma", "kl"], ...] = ("freedman", "azuma", "kl")
-    """Which bounds to print; each line pays for standing beside the others."""
+    methods: tuple[Literal["freedman", "azuma", "kl", "document"], ...] = ("freedman", "azuma", "kl")
+    """Which bounds to print; each line pays for standing beside the others. `document` is the older baseline that takes
+    documents for independent draws; it bounds another risk and is never the bound quoted."""
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100)
     """Top-k errors that `kl` bounds."""
     declared_tokens: int | None = Field(default=None, ge=1)
@@ -194,6 +195,8 @@ class BoundConfig(_Section):
             raise ValueError("prior `holdout` needs `holdout_declaration`: say what these tokens were not used for")
         if len(set(self.methods)) != len(self.methods) or not self.methods:
             raise ValueError("`methods` must name at least one method, each once")
+        if self.methods == ("document",):
+            raise ValueError("method `document` is a baseline; name another method beside it")
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError("`top_k` must not repeat a value")
         return self
@@ -207,6 +210,12 @@ class WhatConfig(_Section):
     windows: WindowsConfig = WindowsConfig()
     sample: SampleConfig = SampleConfig()
     bound: BoundConfig = BoundConfig()
+
+    @model_validator(mode="after")
+    def _documents_are_whole(self) -> Self:
+        if "document" in self.bound.methods and not (self.windows.context == "document" and self.sample.is_full):
+            raise ValueError("method `document` needs `windows.context: document` and every window scored")
+        return self
 
 
 class HowConfig(_Section):

@@ -20,8 +20,15 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
-from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
+from tokenbound.bounds.document import (
+    DocumentSums,
+    certify_document,
+    choose_document,
+    document_sums,
+    merge_document_sums,
+)
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
 from tokenbound.bounds.relative import (
@@ -32,7 +39,7 @@ from tokenbound.bounds.relative import (
     merge_relative_sums,
     relative_sums,
 )
-from tokenbound.errors import MismatchError
+from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.foreign import iter_foreign
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import CommitRecord, RunDirectory
@@ -41,7 +48,13 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 REDUCED_COLUMNS = ("nll", "entropy", "rank", "alpha", "base_nll", "base_entropy")
-"""What the reduction reads."""
+"""What the reduction of most claims reads."""
+
+
+def reduced_columns(claim: Claim) -> tuple[str, ...]:
+    """What the reduction of a claim reads."""
+    return (*REDUCED_COLUMNS, "document") if DOCUMENT in claim.methods else REDUCED_COLUMNS
+
 
 RECORDS_PER_TASK = 64
 """Commit records that one task of the first pass merges."""
@@ -263,25 +276,30 @@ class Tunings:
     """Of a delta on a base."""
     head: tuple[Tuning, ...] = ()
     """Those of a smoothing head."""
+    document: Tuning | None = None
+    """Of the document-level baseline."""
 
     @classmethod
     def chosen(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None = None) -> Tunings:
         """The grid points that the evidence favours.
 
         Raises:
+            InputError: a document line of a sample.
             MismatchError: the claim speaks of a base, or of a smoothing head, whose columns were not recorded.
         """
-        if claim.head_lines:
-            if evidence.head is None:
-                raise MismatchError("the model has a smoothing head, but its column `alpha` is missing")
-            head = choose_tunings(evidence.head, claim.head_claim, sampling)
-            return cls(choose_tunings(evidence, claim, sampling), head=head)
-        lines = choose_tunings(evidence, claim, sampling)
-        if not claim.num_bases:
-            return cls(lines)
-        if evidence.relative is None:
+        if claim.head_lines and evidence.head is None:
+            raise MismatchError("the model has a smoothing head, but its column `alpha` is missing")
+        if claim.num_bases and evidence.relative is None:
             raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
-        return cls(lines, choose_relative(evidence.relative, claim, sampling))
+        if DOCUMENT in claim.methods and sampling is not None:
+            raise InputError("method `document` needs every window scored; leave it out of a sampled run")
+        relative, head = evidence.relative, evidence.head
+        return cls(
+            choose_tunings(evidence, claim, sampling),
+            relative=choose_relative(relative, claim, sampling) if claim.num_bases and relative is not None else None,
+            head=choose_tunings(head, claim.head_claim, sampling) if claim.head_lines and head is not None else (),
+            document=choose_document(evidence, claim) if DOCUMENT in claim.methods else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -290,16 +308,22 @@ class Sums:
 
     lines: LineSums
     relative: RelativeSums | None = None
+    document: DocumentSums | None = None
 
     @classmethod
     def merged(cls, parts: Sequence[Sums]) -> Sums:
         """The sums of all shards together, in order."""
         relative = [part.relative for part in parts if part.relative is not None]
-        return cls(merge_sums([part.lines for part in parts]), merge_relative_sums(relative) if relative else None)
+        document = [part.document for part in parts if part.document is not None]
+        return cls(
+            merge_sums([part.lines for part in parts]),
+            merge_relative_sums(relative) if relative else None,
+            merge_document_sums(document) if document else None,
+        )
 
     def collapsed(self) -> Sums:
         """The same sums as of one shard."""
-        return Sums(self.lines.collapsed(), None if self.relative is None else self.relative.collapsed())
+        return Sums(self.lines.collapsed(), None if self.relative is None else self.relative.collapsed(), self.document)
 
 
 def reduce_ledger(
@@ -340,6 +364,8 @@ def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPla
         yield from certify(tunings.head, sums.lines.select(slice(count, None)), claim.head_claim, sampling)
     if tunings.relative is not None and sums.relative is not None:
         yield certify_relative(tunings.relative, sums.relative, claim, sampling)
+    if tunings.document is not None and sums.document is not None:
+        yield certify_document(tunings.document, sums.document, claim)
 
 
 def full_evidence(ledger: Ledger, top_k: tuple[int, ...], *, run: Run = map) -> Evidence:
@@ -403,10 +429,12 @@ def _piece_sums(tunings: Tunings, by_window: bool, losses: Losses) -> Sums:
     windows: dict[str, Any] = {"worst_case": 0 if failed is None else int(failed.sum())}
     if by_window:
         windows = {"window_lengths": losses.window_lengths, "worst_case": losses.unscored}
-    lines = line_sums(tunings.lines + tunings.head, *own, **windows)
-    if tunings.relative is None:
-        return Sums(lines)
-    if base is None or own.entropy is None:
-        raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
-    pair = own.nll, base.nll, own.entropy, base.entropy
-    return Sums(lines, relative_sums(tunings.relative, *pair, **windows))
+    relative = document = None
+    if tunings.relative is not None:
+        if base is None or own.entropy is None:
+            raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
+        pair = own.nll, base.nll, own.entropy, base.entropy
+        relative = relative_sums(tunings.relative, *pair, **windows)
+    if tunings.document is not None:
+        document = document_sums(tunings.document, losses.nll, losses.document, failed=failed)
+    return Sums(line_sums(tunings.lines + tunings.head, *own, **windows), relative, document)

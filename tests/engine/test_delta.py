@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tokenbound.bounds import format_bound
+from tokenbound.bounds import document_bound, format_bound
 from tokenbound.certificate import Certificate, verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
@@ -90,7 +91,9 @@ def line_of(certificate: Certificate, method: str) -> dict[str, Any]:
 def test_a_fine_tune_pays_for_its_delta_alone(
     run_tree: Tree, fine_tune: Path, tiny_checkpoint: Path, text_folder: Path
 ) -> None:
-    tree = run_tree(model=delta_model(fine_tune, tiny_checkpoint))
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 2048}
+    bound = {"methods": ["freedman", "document"]}
+    tree = run_tree(model=delta_model(fine_tune, tiny_checkpoint), windows=windows, bound=bound)
     certificate, path = run(tree)
     assert certificate.artifact_bytes < (fine_tune / "model.safetensors").stat().st_size / 20
     assert certificate.scoring_identity["base"] == read_base(str(tiny_checkpoint)).identity
@@ -109,6 +112,7 @@ def test_a_fine_tune_pays_for_its_delta_alone(
         expected = first_losses(checkpoint, text_folder, 32)
         np.testing.assert_allclose(getattr(first, column)[:32], expected, atol=error, err_msg=column)
 
+    check_document_line(certificate, directory)
     verify_beside(path)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     arguments = {"losses": str(path.parent), "artifact": artifact, "windows": 4}
@@ -125,13 +129,34 @@ def test_a_fine_tune_pays_for_its_delta_alone(
             rescore(certificate, config_of(tree), **arguments)
 
 
+def check_document_line(certificate: Certificate, directory: RunDirectory) -> None:
+    """The document line is that of the theorem over all losses, whichever shards a document lies in."""
+    line = line_of(certificate, "document")
+    shards = [directory.losses(directory.record(shard)) for shard in range(certificate.num_shards)]
+    nll, document = (np.concatenate([getattr(shard, name) for shard in shards]) for name in ("nll", "document"))
+    assert any(left.document[-1] == right.document[0] for left, right in pairwise(shards))
+    expected = document_bound(
+        nll,
+        document,
+        vocab_size=certificate.vocab_size,
+        alpha=line["parameters"]["alpha"],
+        code_length_bits=certificate.code_length_bits,
+        tune_bits=line["tune_bits"],
+        delta=certificate.delta,
+    )
+    assert line["value"] == pytest.approx(expected, abs=2e-9)
+    assert line["vacuous"]  # eleven documents cannot say anything
+    assert certificate.method != "document"
+    assert certificate.corpus["scored_documents"] == len(np.unique(document)) == 11
+
+
 def first_losses(checkpoint: Path, text_folder: Path, length: int) -> np.ndarray:
-    """Losses of the first window of the packed stream, straight from transformers."""
+    """Losses of the first window of the first document, straight from transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    stream = [i for path in sorted(text_folder.glob("*.txt")) for i in [*path.read_bytes(), 256]]
-    window = torch.tensor([stream[: length + 1]])
+    document = next(data for path in sorted(text_folder.glob("*.txt")) if (data := path.read_bytes()))
+    window = torch.tensor([[*document, 256][: length + 1]])
     logits = AutoModelForCausalLM.from_pretrained(checkpoint)(window[:, :-1]).logits.detach().log_softmax(-1)
     return -logits.gather(-1, window[:, 1:, None]).flatten().numpy()
 

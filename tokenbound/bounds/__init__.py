@@ -3,7 +3,7 @@
 NumPy and SciPy only; no I/O, no torch, no Ray. Reading order: `smoothing` (the loss and its interval), `codes` (what
 is paid), `theorems` (each bound as it is proved), then the reducer: `claim` (records), `evidence` (what shards say),
 `choice` (grid points), `exact` (sums over every loss), `sampling` (a sample for the whole), `certify` (printed
-lines), `relative` (models on a base).
+lines), `relative` (models on a base), `document` (the baseline that counts documents).
 """
 
 from tokenbound.bounds.certify import certify, random_guess
@@ -14,6 +14,13 @@ from tokenbound.bounds.codes import (
     elias_delta_bits,
     kappa_nats,
     protocol_code_length_bits,
+)
+from tokenbound.bounds.document import (
+    DocumentSums,
+    certify_document,
+    choose_document,
+    document_sums,
+    merge_document_sums,
 )
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
@@ -45,6 +52,7 @@ from tokenbound.bounds.theorems import (
 
 __all__ = [
     "Claim",
+    "DocumentSums",
     "Evidence",
     "Line",
     "LineSums",
@@ -59,11 +67,14 @@ __all__ = [
     "azuma_bound",
     "azuma_predictable_bound",
     "certify",
+    "certify_document",
     "certify_relative",
+    "choose_document",
     "choose_relative",
     "choose_tunings",
     "document_bound",
     "document_losses_bits",
+    "document_sums",
     "elias_delta_bits",
     "first_prefix",
     "format_bound",
@@ -74,6 +85,7 @@ __all__ = [
     "line_sums",
     "loss_interval_bits",
     "loss_intervals_bits",
+    "merge_document_sums",
     "merge_evidence",
     "merge_relative_evidence",
     "merge_relative_sums",

@@ -71,12 +71,12 @@ def _line(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: Sa
         slack = float(sampling_path(tuning, index, sums, claim, sampling).upper[-1]) - mean
         larger = expected_slacks(tuning, index, sums, claim, sampling)
     square = sums.mean(index, "square")
-    measured = _Measured(sums.mean(index, "loss"), mean, slack, square, sampling is not None, larger)
+    measured = Measured(sums.mean(index, "loss"), mean, slack, square, sampling is not None, larger)
     build = {"freedman": _freedman_line, "azuma": _azuma_line, "kl": _kl_line}[tuning.method]
     return build(tuning, measured, claim)
 
 
-class _Measured:
+class Measured:
     """What the data say about one line: means over the scored tokens and the slack for the rest."""
 
     def __init__(
@@ -87,7 +87,7 @@ class _Measured:
         """Expected slack at multiples of the sample."""
 
 
-def _freedman_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
+def _freedman_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     lam = float(tuning.lam or 0.0)
     kappa = _kappa(tuning.tune_bits, claim, measured.sampled)
     complexity = kappa / (lam * claim.num_tokens)
@@ -96,7 +96,7 @@ def _freedman_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
     variance = measured.value - measured.empirical
     terms = {
         "variance": variance,
-        **_complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
+        **complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
         "oracle_gap": oracle,
         "gap_over_oracle": (variance + complexity) / oracle if oracle > 0 else math.nan,
     }
@@ -111,10 +111,10 @@ def _freedman_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
         "forecast_floor_bits": tuning.y0,
     }
     guard = arithmetic_guard(value, lam)
-    return _printed(tuning, measured, claim, value, guard, kappa, tuning.tune_bits, terms, parameters)
+    return printed_line(tuning, measured, claim, value, guard, kappa, tuning.tune_bits, terms, parameters)
 
 
-def _azuma_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
+def _azuma_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     if tuning.alpha_column:
         return _azuma_predictable_line(tuning, measured, claim)
     alpha = float(tuning.alpha or 0.0)
@@ -136,25 +136,27 @@ def _azuma_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
         variance, complexity = azuma_anytime_gap(high - low, _kappa(bits, claim, measured.sampled), m, j)
         parameters["m0_index"] = j
     value = measured.value + measured.slack + variance + complexity
-    terms = {"variance": variance, **_complexity_terms(complexity, bits, claim, measured.sampled)}
+    terms = {"variance": variance, **complexity_terms(complexity, bits, claim, measured.sampled)}
     kappa = _kappa(bits, claim, measured.sampled)
-    return _printed(tuning, measured, claim, value, arithmetic_guard(value), kappa, bits, terms, parameters)
+    return printed_line(tuning, measured, claim, value, arithmetic_guard(value), kappa, bits, terms, parameters)
 
 
-def _azuma_predictable_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
+def _azuma_predictable_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     lam = float(tuning.lam or 0.0)
     kappa = _kappa(tuning.tune_bits, claim, measured.sampled)
     complexity = kappa / (lam * claim.num_tokens)
     value = measured.value + measured.slack + complexity
     terms = {
         "variance": measured.value - measured.empirical,
-        **_complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
+        **complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
     }
     parameters = {"alpha": tuning.alpha, "alpha_from": "column", "lambda": lam, "form": "predictable ranges, any m"}
-    return _printed(tuning, measured, claim, value, arithmetic_guard(value), kappa, tuning.tune_bits, terms, parameters)
+    return printed_line(
+        tuning, measured, claim, value, arithmetic_guard(value), kappa, tuning.tune_bits, terms, parameters
+    )
 
 
-def _kl_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
+def _kl_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     paid = {
         "code_length_bits": claim.paid_code_bits,
         "tune_bits": tuning.tune_bits,
@@ -168,12 +170,12 @@ def _kl_line(tuning: Tuning, measured: _Measured, claim: Claim) -> Line:
     complexity = value - error - variance
     terms = {
         "variance": variance,
-        **_complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
+        **complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
     }
     kappa = _kappa(tuning.tune_bits, claim, measured.sampled)
     parameters = {"lambda": lam, "uncapped": round_up(raw)}
     guard = 0.0 if value >= 1 else arithmetic_guard(value, lam)
-    return _printed(tuning, measured, claim, value, guard, kappa, tuning.tune_bits, terms, parameters)
+    return printed_line(tuning, measured, claim, value, guard, kappa, tuning.tune_bits, terms, parameters)
 
 
 def _kappa(tune_bits: float, claim: Claim, sampled: bool) -> float:
@@ -181,7 +183,7 @@ def _kappa(tune_bits: float, claim: Claim, sampled: bool) -> float:
     return kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=tune_bits, delta=delta)
 
 
-def _complexity_terms(complexity: float, tune_bits: float, claim: Claim, sampled: bool) -> dict[str, float]:
+def complexity_terms(complexity: float, tune_bits: float, claim: Claim, sampled: bool) -> dict[str, float]:
     """The complexity term by what it pays for, in proportion to the nats of kappa."""
     kappa = _kappa(tune_bits, claim, sampled)
     split = dict(claim.code_split) or {"code": claim.code_length_bits}
@@ -191,9 +193,9 @@ def _complexity_terms(complexity: float, tune_bits: float, claim: Claim, sampled
     return {"complexity": complexity, **{name: complexity * part / kappa for name, part in nats.items()}}
 
 
-def _printed(
+def printed_line(
     tuning: Tuning,
-    measured: _Measured,
+    measured: Measured,
     claim: Claim,
     value: float,
     guard: float,
@@ -202,6 +204,7 @@ def _printed(
     terms: Mapping[str, float],
     parameters: Mapping[str, Any],
 ) -> Line:
+    """A line with its value rounded up, and whether it says anything."""
     printed = round_up(value + guard)
     guess = random_guess(claim, tuning.top_k)
     vacuous = printed >= guess

@@ -15,6 +15,9 @@ from tokenbound.errors import InputError
 
 LOSS_METHODS = ("freedman", "azuma")
 METHODS = (*LOSS_METHODS, "kl")
+"""What can be said about any losses."""
+DOCUMENT = "document"
+"""The document-level baseline: of another risk than R, so it is never the bound that a certificate quotes."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Claim:
     num_bases: int = 0
     """M: of a model that is a delta on a base, among how many bases that base was picked after seeing the tokens (1: it
     was fixed before); such a claim prints the line `relative` too. 0: the model is no delta."""
+    num_documents: int | None = None
+    """Documents with a scored token, counted exactly; needed by `document`."""
 
     head_alpha_min: float | None = None
     """Of a model with a smoothing head: the lower limit of the head's alphas, a constant of the hypothesis. Each bound
@@ -80,8 +85,13 @@ class Claim:
             raise InputError(f"num_tokens must be positive, got {self.num_tokens!r}")
         if not (math.isfinite(self.code_length_bits) and self.code_length_bits >= 0):
             raise InputError(f"code_length_bits must be finite and >= 0, got {self.code_length_bits!r}")
-        if not self.methods or len(set(self.methods)) != len(self.methods) or not set(self.methods) <= set(METHODS):
-            raise InputError(f"methods must name some of {METHODS}, each once, got {self.methods!r}")
+        known = {*METHODS, DOCUMENT}
+        if not self.methods or len(set(self.methods)) != len(self.methods) or not set(self.methods) <= known:
+            raise InputError(f"methods must name some of {(*METHODS, DOCUMENT)}, each once, got {self.methods!r}")
+        if self.methods == (DOCUMENT,):
+            raise InputError("`document` is a baseline: name another method beside it")
+        if DOCUMENT in self.methods and (self.num_documents is None or self.num_documents < 1):
+            raise InputError(f"`document` needs the number of documents with a scored token: {self.num_documents!r}")
         if self.num_bases < 0:
             raise InputError(f"num_bases counts the bases tried, from 1; got {self.num_bases!r}")
         if self.num_bases and (self.has_alpha or self.head_alpha_min is not None):
@@ -113,7 +123,8 @@ class Claim:
     @property
     def num_lines(self) -> int:
         """K, unavailable lines included: they were named before scoring."""
-        return len(self.lines) + (self.num_bases > 0) + self.head_lines + self.beside_lines
+        others = (self.num_bases > 0) + (DOCUMENT in self.methods)
+        return len(self.lines) + others + self.head_lines + self.beside_lines
 
     @property
     def head_lines(self) -> int:
@@ -249,7 +260,7 @@ class Line:
     __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}  # the published schema describes each field
 
     method: str
-    """`freedman`, `azuma`, `kl` or `relative`."""
+    """`freedman`, `azuma`, `kl`, `relative` or `document`."""
     top_k: int | None
     """k of an error line; null for a loss line."""
     value: float | None
@@ -270,6 +281,11 @@ class Line:
     """The grid point in words."""
     note: str = ""
     """Warnings: what-if, unavailable, vacuous, which theorem."""
+
+    @property
+    def bounds_risk(self) -> bool:
+        """Whether it bounds the risk per token that a certificate quotes: no error, and no risk of documents."""
+        return self.top_k is None and self.method != DOCUMENT
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -178,6 +178,11 @@ class CorpusPlan:
         """s_max: scored predictions of the largest window."""
         return max((segment.max_window_tokens for segment in self.segments), default=0)
 
+    @property
+    def num_sequences(self) -> int:
+        """Documents (streams, when packed) with a scored prediction."""
+        return sum(int(np.count_nonzero(np.diff(segment.first_targets))) for segment in self.segments)
+
     def windows(self, ids: npt.ArrayLike) -> WindowTable:
         """The rows of the given windows, in the given order.
 

@@ -8,6 +8,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -28,7 +29,7 @@ from tokenbound.engine.progress import TokenProgress
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory
 from tokenbound.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
-from tokenbound.ledger import Reduction, RunLedger, reduce_ledger
+from tokenbound.ledger import Reduction, RunLedger, reduce_ledger, reduced_columns
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
@@ -227,6 +228,7 @@ def _claim(prepared: Prepared, shards: Sequence[Shard], vocab_size: int) -> Clai
         num_tokens=prepared.plan.num_tokens,
         num_bases=prepared.config.what.model.bases_tried,
         head_alpha_min=alpha_min_of(prepared.architecture),
+        num_documents=prepared.num_documents,
     )
 
 
@@ -269,8 +271,9 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
     ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size, earlier_fingerprints=prepared.earlier)
     if count is not None:
         ledger = ledger.first_windows(count)
+    claim, plan = _claim(prepared, shards, vocab_size), _sampling_plan(prepared, count)
+    ledger = replace(ledger, columns=reduced_columns(claim))
     with plain_errors():
-        claim, plan = _claim(prepared, shards, vocab_size), _sampling_plan(prepared, count)
         reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))
         return reduction
 
@@ -314,7 +317,10 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         protocol=_applied_protocol(prepared, records),
         sampling=_sampling_record(prepared, count),
         declarations=declared,
-        corpus=_corpus_summary(what.corpus, corpus, bytes_per_token),
+        corpus={
+            **_corpus_summary(what.corpus, corpus, bytes_per_token),
+            **({} if claim.num_documents is None else {"scored_documents": claim.num_documents}),
+        },
         model={
             "architecture": prepared.architecture.get("model_type"),
             "source": what.model.artifact or what.model.checkpoint,

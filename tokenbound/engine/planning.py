@@ -191,7 +191,7 @@ def plan_run(
             probe = measure_speed(
                 model.artifact, model.architecture, spec, text, placement=placement, seconds=probe_seconds
             )
-    claim = _claim(config, model, probe, corpus.manifest.vocab_size, work.num_tokens)
+    claim = _claim(config, model, probe, corpus.manifest.vocab_size, text)
     bits = claim.code_length_bits if claim else None
     hypothesis = Hypothesis(parameters, model.num_bytes, bits, model.provenance)
     return RunPlan(
@@ -342,18 +342,20 @@ def _timed(replicas: Replicas, probe: Probe | None, tokens: int) -> Replicas:
 # --- Outlook ------------------------------------------------------------------------------------------------------
 
 
-def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size: int, tokens: int) -> Claim | None:
+def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size: int, text: Text) -> Claim | None:
     """What the run would claim; None while the code length is unknown."""
     if model.num_bytes is None:
         return None
     width = probe.vocab_size if probe else max(tokenizer_size, int(model.architecture.get("vocab_size", 0)))
+    plan = open_plan(text.corpus_root, text.spec)[1]
     claim = claim_of(
         config.what.bound,
         artifact_bytes=model.num_bytes,
         protocol=scoring_protocol(config.what.model, config.what.corpus, config.what.windows),
         vocab_size=width,
         tokenizer_vocab_size=tokenizer_size,
-        num_tokens=tokens,
+        num_tokens=plan.num_tokens,
+        num_documents=plan.num_sequences,
     )
     return replace(claim, what_if=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenbound.bounds.claim import DOCUMENT
 from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
@@ -59,6 +60,11 @@ class Prepared:
         """The scoring fingerprint."""
         return fingerprint(self.identity)
 
+    @property
+    def num_documents(self) -> int | None:
+        """Documents with a scored token, where the claim has a line for documents."""
+        return self.plan.num_sequences if DOCUMENT in self.config.what.bound.methods else None
+
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""
         if num_windows is None:
@@ -95,6 +101,11 @@ def prepare(config: RunConfig) -> Prepared:
     base = base_identity(artifact, what.model)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
+    if earlier and DOCUMENT in what.bound.methods:
+        raise InputError(
+            f"what.bound.methods: `document` takes the number of documents for fixed; the corpus grew {len(earlier)} "
+            "times; leave it out"
+        )
     prepared = Prepared(
         config,
         run,

@@ -130,6 +130,9 @@ def _compare(
     cut = slice(int(recorded.offsets[row]), int(recorded.offsets[row + 1]))
     if recorded.token is not None and not np.array_equal(recorded.token[cut], scored["token"]):
         raise MismatchError(f"window {int(window[0])}: the recorded tokens are not the corpus's")
+    for name in ("document", "position"):
+        if not np.array_equal(getattr(recorded, name)[cut], scored[name]):
+            raise MismatchError(f"window {int(window[0])}: the recorded column {name} is not the corpus's")
     if bool(recorded.unscored[row]):
         return 0.0
     if (recorded.alpha is None) != ("alpha" not in scored):

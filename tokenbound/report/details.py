@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenbound.bounds.choice import Cells, FreedmanSearch, SlackModel
-from tokenbound.bounds.claim import Claim, corpus_delta
+from tokenbound.bounds.claim import DOCUMENT, Claim, corpus_delta
 from tokenbound.bounds.columns import Floats
 from tokenbound.bounds.constants import ALPHA_GRID, LN2, T_GRID
 from tokenbound.bounds.evidence import ENTROPY_OCTAVES, NLL_OCTAVES, Evidence, bin_centres, merge_evidence
@@ -228,7 +228,7 @@ class _Curves:
         self.evidence = evidence
         self.claim = _claim(certificate, evidence)
         self.lines = [line for line in certificate.bounds if line["value"] is not None]
-        self.loss_lines = [line for line in self.lines if line["top_k"] is None]
+        self.loss_lines = [line for line in self.lines if line["top_k"] is None and line["method"] != DOCUMENT]
         sampling = certificate.sampling_plan()
         with_windows = bool(evidence.sums.get("windows"))
         self.sampled = sampling is not None

@@ -14,6 +14,7 @@ METHOD_WORDS = {
     "azuma": "time-uniform Azuma (the paper's, for any m)",
     "kl": "top-k error",
     "relative": "a model on a declared base",
+    "document": "documents as independent draws (baseline)",
 }
 
 
@@ -60,6 +61,7 @@ def assumptions(certificate: Certificate) -> list[str]:
         ),
         _prior_sentence(certificate),
         *_base_sentences(certificate),
+        *_document_sentences(certificate),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "This package's version, torch and the device are declared chosen without regard to the tokens.",
     ]
@@ -136,6 +138,17 @@ def _base_sentences(certificate: Certificate) -> list[str]:
             f"(measured {terms['excess_empirical']:.4f}, negative is better than the base)."
         )
     return found
+
+
+def _document_sentences(certificate: Certificate) -> list[str]:
+    documents = certificate.corpus.get("scored_documents")
+    if documents is None:
+        return []
+    return [
+        f"The line document bounds another risk, the expected mean loss of a fresh document: it takes the "
+        f"{documents:,} documents for independent draws whose number was fixed beforehand, each weighing the same. It "
+        "is a baseline, never the bound quoted; with few documents it says nothing."
+    ]
 
 
 def _tokenizer_sentence(certificate: Certificate) -> str:

@@ -1,0 +1,157 @@
+"""The document-level baseline over shards (Lotfi et al. 2023, arXiv 2312.17173).
+
+Documents are taken for independent draws of one distribution, their number fixed beforehand, and context never crosses
+them. The loss of a document is the mean of its smoothed token losses, and each document weighs the same, so this
+bounds another risk than the other lines do: the expected loss of a fresh document. Hoeffding's inequality, with one
+document as one sample (Azuma's, at m fixed).
+
+A document may lie in several shards, so shards give the sum and the count of every document they hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tokenbound.bounds.certify import Measured, complexity_terms, printed_line
+from tokenbound.bounds.choice import Cells
+from tokenbound.bounds.claim import DOCUMENT, Claim, Line, Tuning
+from tokenbound.bounds.codes import azuma_tune_bits, kappa_nats
+from tokenbound.bounds.columns import Floats, Ints, check_length
+from tokenbound.bounds.constants import ALPHA_GRID
+from tokenbound.bounds.evidence import Evidence
+from tokenbound.bounds.rounding import arithmetic_guard
+from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
+from tokenbound.errors import InputError, MismatchError
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """What some shards hold of each document."""
+
+    document: Ints
+    """[D] ids, ascending."""
+    tokens: Ints
+    """[D] scored tokens."""
+    loss_bits: Floats
+    """[D] sums of their smoothed losses."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents with a scored token."""
+        return int(self.document.size)
+
+    @property
+    def mean_loss_bits(self) -> float:
+        """Mean over documents of the mean loss of each."""
+        return math.fsum((self.loss_bits / self.tokens).tolist()) / max(self.num_documents, 1)
+
+
+def choose_document(evidence: Evidence, claim: Claim) -> Tuning:
+    """The alpha of the document line, chosen as if every document had the mean loss of the tokens.
+
+    Args:
+        evidence: of all shards.
+        claim: with `document` among its methods.
+
+    Raises:
+        InputError: the claim does not say how many documents there are, or there is no token.
+    """
+    if claim.num_documents is None:
+        raise InputError("a document line needs `num_documents` in its claim")
+    bits = azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits
+    cells = Cells.of(evidence, claim)
+    kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=bits, delta=claim.delta)
+    deviations = math.sqrt(kappa / (2 * claim.num_documents))
+
+    def value(alpha: float) -> float:
+        low, high = loss_interval_bits(alpha=alpha, vocab_size=claim.vocab_size)
+        mean = (1 - cells.worst_share) * float(cells.weight @ cells.losses_bits(alpha, 0)) + cells.worst_share * high
+        return mean + (high - low) * deviations
+
+    alpha = min(ALPHA_GRID, key=value)
+    return Tuning(method=DOCUMENT, vocab_size=claim.vocab_size, alpha=alpha, tune_bits=bits)
+
+
+def document_sums(
+    tuning: Tuning, nll: ArrayLike, document: ArrayLike, *, failed: NDArray[np.bool_] | None = None
+) -> DocumentSums:
+    """Losses of the documents of one shard.
+
+    Args:
+        tuning: the document line.
+        nll: [T] unsmoothed losses in nats; of failed tokens anything.
+        document: [T] document of each token.
+        failed: [T] tokens without a finite loss, which count at the worst case.
+
+    Raises:
+        InputError: arrays of different lengths, or losses that are not finite.
+
+    >>> sums = document_sums(Tuning("document", vocab_size=4, alpha=0.5), [0.0, 0.0, 9.0], [7, 7, 9])
+    >>> sums.document.tolist(), sums.tokens.tolist(), sums.loss_bits.round(3).tolist()
+    ([7, 9], [2, 1], [1.356, 2.999])
+    """
+    values = np.asarray(nll)
+    ids = check_length(np.asarray(document), values.size, "document")
+    alpha = float(tuning.alpha or 0.0)
+    high = loss_interval_bits(alpha=alpha, vocab_size=tuning.vocab_size)[1]
+    loss = smoothed_loss_bits(
+        values if failed is None else np.where(failed, 0.0, values), alpha=alpha, vocab_size=tuning.vocab_size
+    )
+    loss = loss if failed is None else np.where(failed, high, loss)
+    found, place, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    sums = np.bincount(place.reshape(-1), weights=loss, minlength=found.size)
+    return DocumentSums(found.astype(np.int64), counts.astype(np.int64), sums.astype(np.float64))
+
+
+def merge_document_sums(parts: Sequence[DocumentSums]) -> DocumentSums:
+    """The documents of all shards; those that lie in several are added up.
+
+    Raises:
+        InputError: nothing to merge.
+
+    >>> tuning = Tuning("document", vocab_size=4, alpha=0.5)
+    >>> whole = document_sums(tuning, [0.5, 1.0, 1.5], [0, 1, 1])
+    >>> parts = [document_sums(tuning, [0.5, 1.0], [0, 1]), document_sums(tuning, [1.5], [1])]
+    >>> merge_document_sums(parts).mean_loss_bits == whole.mean_loss_bits
+    True
+    """
+    if not parts:
+        raise InputError("there are no sums to merge")
+    found, place = np.unique(np.concatenate([part.document for part in parts]), return_inverse=True)
+    tokens, sums = np.zeros(found.size, np.int64), np.zeros(found.size)
+    np.add.at(tokens, place.reshape(-1), np.concatenate([part.tokens for part in parts]))
+    np.add.at(sums, place.reshape(-1), np.concatenate([part.loss_bits for part in parts]))
+    return DocumentSums(found, tokens, sums)
+
+
+def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
+    """The printed document line: mean document loss + D sqrt(kappa / (2 documents)).
+
+    Raises:
+        MismatchError: tokens or documents are missing or counted twice.
+    """
+    tokens, documents = int(sums.tokens.sum()), sums.num_documents
+    if (tokens, documents) != (claim.num_tokens, claim.num_documents):
+        raise MismatchError(
+            f"the sums hold {documents} documents of {tokens} tokens, the claim speaks of {claim.num_documents} of "
+            f"{claim.num_tokens}"
+        )
+    low, high = loss_interval_bits(alpha=float(tuning.alpha or 0.0), vocab_size=claim.vocab_size)
+    kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=tuning.tune_bits, delta=claim.delta)
+    gap, mean = (high - low) * math.sqrt(kappa / (2 * documents)), sums.mean_loss_bits
+    return printed_line(
+        tuning,
+        Measured(mean, mean, 0.0, 0.0, False, {}),
+        claim,
+        mean + gap,
+        arithmetic_guard(mean + gap),
+        kappa,
+        tuning.tune_bits,
+        {"variance": gap / 2, **complexity_terms(gap / 2, tuning.tune_bits, claim, False)},
+        {"alpha": tuning.alpha, "loss_range_bits": high - low, "documents": documents, "form": "documents, m fixed"},
+    )
