@@ -162,7 +162,9 @@ def watched_memory(interval_s: float = 0.2) -> Iterator[dict[str, int]]:
     peaks, stop = {"Rss": 0, "Pss": 0}, threading.Event()
 
     def watch() -> None:
-        while not stop.wait(interval_s):
+        ended = False
+        while not ended:  # once more at the end: a short run may lie between two looks
+            ended = stop.wait(interval_s)
             now = [memory(pid) for pid in process_tree()]
             for name in peaks:
                 peaks[name] = max(peaks[name], sum(each.get(name, 0) for each in now))
