@@ -12,7 +12,8 @@ import pytest
 
 from tokenbound.bounds import azuma_anytime_bound
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.foreign import bound_losses
+from tokenbound.foreign import bound_losses, open_ledger
+from tokenbound.store.run import RunDirectory
 
 NLL = np.random.default_rng(0).gamma(1.0, 1.2, 60_000).astype(np.float32)
 ENTROPY = np.random.default_rng(1).gamma(2.0, 0.6, 60_000).astype(np.float32)
@@ -100,3 +101,11 @@ def test_files_without_rows_are_left_out(tmp_path: Path) -> None:
         bound_losses(str(tmp_path), **PAID)
     write(tmp_path / "b.parquet", nll=NLL)
     assert bound_losses(str(tmp_path), **PAID, method="azuma")[0]["value"] > 0
+
+
+def test_a_sampled_run_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    run.write_json("plan.json", {"scoring_identity": {"sampled": True}})
+    run.write("shards/00000.json", b"{}")
+    with pytest.raises(InputError, match="holds a sample"):
+        open_ledger(str(tmp_path), 257)

@@ -64,6 +64,10 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
     for root in (path.rstrip("/"), path.rstrip("/").removesuffix("/losses")):
         run = RunDirectory(root)
         if run.exists("shards"):
+            if run.exists("plan.json") and run.read_json("plan.json").get("scoring_identity", {}).get("sampled"):
+                raise InputError(
+                    f"{root} holds a sample of its corpus, which `bound` would take for the whole; use its certificate"
+                )
             records = run.committed()
             if sorted(records) != list(range(len(records))) or not records:
                 raise InputError(f"{root}: shards are missing; finish the run first")
