@@ -12,17 +12,22 @@ from tokenbound.compression.coder import TOTAL, ReadingPass, WritingPass, freque
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.integers import (
     BUCKETS,
-    MAX_BITS,
-    alphabet_size,
     decode_matrix,
     decode_vector,
     encode_matrix,
     encode_vector,
-    join_integers,
-    pack_bits,
     prior_counts,
+)
+from tokenbound.compression.tokens import (
+    BLOCK_ELEMENTS,
+    MAX_BITS,
+    BitReader,
+    BitWriter,
+    alphabet_size,
+    join_integers,
     split_integers,
-    unpack_bits,
+    tokenize,
+    values_of,
 )
 
 MASK = (1 << 64) - 1
@@ -140,10 +145,42 @@ def test_many_tiles_and_steps_survive() -> None:
 def test_tokens_and_raw_bits_are_a_bijection(max_bits: int, data: st.DataObject) -> None:
     limit = (1 << max_bits) - 1
     values = data.draw(hnp.arrays(np.int64, 20, elements=st.integers(-limit, limit)))
-    tokens, low, widths = split_integers(values, max_bits)
+    tokens, low, _ = split_integers(values, max_bits)
     assert tokens.min() >= 0
-    assert tokens.max() < alphabet_size(max_bits)
-    assert np.array_equal(join_integers(tokens, max_bits, unpack_bits(pack_bits(low, widths), widths)), values)
+    assert tokens.max() < alphabet_size(max_bits) <= 256
+    assert np.array_equal(join_integers(tokens, max_bits, low), values)
+
+
+@given(st.lists(st.tuples(st.integers(0, 28), st.integers(0, (1 << 28) - 1)), max_size=60), st.integers(0, 60))
+def test_raw_bits_are_their_binary_digits_wherever_they_are_cut(fields: list[tuple[int, int]], cut: int) -> None:
+    widths = np.array([width for width, _ in fields], np.int64)
+    values = np.array([value & ((1 << width) - 1) for width, value in fields], np.int64)
+    writer = BitWriter()
+    writer.add(values[:cut], widths[:cut])
+    writer.add(values[cut:], widths[cut:])
+    digits = "".join(f"{v:0{w}b}" for v, w in zip(values.tolist(), widths.tolist(), strict=True) if w)
+    packed = writer.finish()
+    assert packed == int((digits + "0" * (-len(digits) % 8)) or "0", 2).to_bytes(-(-len(digits) // 8))
+    reader = BitReader(packed)
+    assert reader.take(widths[:cut]).tolist() == values[:cut].tolist()
+    assert reader.take(widths[cut:]).tolist() == values[cut:].tolist()
+    reader.finish()
+
+
+@pytest.mark.parametrize("shape", [(3, BLOCK_ELEMENTS + 5), (BLOCK_ELEMENTS // 2 + 3, 3), (1, 7), (0, 5)])
+def test_a_matrix_in_parts_is_the_matrix(shape: tuple[int, int]) -> None:
+    values = np.rint(np.random.default_rng(1).standard_cauchy(shape) * 9).clip(-(10**6), 10**6).astype(np.int64)
+    tokens, raw = tokenize(values, 20)
+    whole = np.full(shape, 1 << 40)
+    for cut, part in values_of(tokens, raw, 20):
+        assert part.size <= BLOCK_ELEMENTS
+        whole[cut] = part
+    assert np.array_equal(whole, values)
+    if values.size:
+        with pytest.raises(ArtifactError, match="raw bits"):
+            list(values_of(tokens, raw[:-1], 20))
+        with pytest.raises(ArtifactError, match="raw bits"):
+            list(values_of(tokens, raw + b"a", 20))
 
 
 @pytest.mark.parametrize("max_bits", [1, 2, 4, 5, 12, MAX_BITS])

@@ -13,7 +13,7 @@ Writing and reading share one protocol, `Pass`, so that what is built on it is w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,8 @@ RENEWAL = 16
 """Models are renewed when what they have not seen is one part in this many of what they have."""
 COUNT_LIMIT = 1 << 29
 """Counts of a context are halved when their sum passes this."""
+PIECE = 1 << 16
+"""Tokens that are handled at once where no more need be: a limit to memory that changes no code."""
 
 
 class Pass(Protocol):
@@ -83,6 +85,8 @@ class AdaptiveModels:
         self._categorical = _constriction().model.Categorical
         self._waiting: list[NDArray[Any]] = []
         self._waiting_count = 0
+        self._fresh = np.zeros(prior.size, np.int64)
+        self._fresh_count = 0
         self._seen = 0
         self.models: list[Any] = [None] * len(prior)
         self._rebuild(range(len(prior)))
@@ -93,28 +97,48 @@ class AdaptiveModels:
             self.models[context] = self._categorical(row, perfect=False)
 
     def observe(self, tokens: Tokens, contexts: Contexts | None) -> None:
-        """Take note of a coded vector."""
-        self._waiting.append(tokens if contexts is None else contexts * np.int32(self._alphabet) + tokens)
-        self._waiting_count += len(tokens)
-        if self._waiting_count * RENEWAL >= self._seen:
-            self._count()
+        """Take note of a coded vector, and renew the models where that is due."""
+        for part in _pieces(len(tokens)):
+            keys = tokens[part] if contexts is None else contexts[part] * np.int32(self._alphabet) + tokens[part]
+            self._waiting.append(keys)
+            self._waiting_count += len(keys)
+            if self._waiting_count >= PIECE:
+                self._tally()
+        if (self._fresh_count + self._waiting_count) * RENEWAL >= self._seen:
+            self._tally()
+            self._renew()
 
-    def _count(self) -> None:
-        keys = np.concatenate(self._waiting)
-        seen = np.bincount(keys, minlength=self._counts.size).reshape(self._counts.shape)
-        self._counts += seen * COUNT_UNIT
-        full = self._counts.sum(axis=1) > COUNT_LIMIT
-        self._counts[full] = (self._counts[full] + 1) >> 1
-        self._rebuild(np.flatnonzero(seen.any(axis=1)).tolist())
-        self._seen += self._waiting_count
+    def _tally(self) -> None:
+        """Count what waits; together, because counting a short vector costs as much as counting a long one."""
+        if self._waiting:
+            self._fresh += np.bincount(np.concatenate(self._waiting), minlength=self._fresh.size)
+        self._fresh_count += self._waiting_count
         self._waiting, self._waiting_count = [], 0
 
+    def _renew(self) -> None:
+        fresh = self._fresh.reshape(self._counts.shape)
+        self._counts += fresh * COUNT_UNIT
+        full = self._counts.sum(axis=1) > COUNT_LIMIT
+        self._counts[full] = (self._counts[full] + 1) >> 1
+        self._rebuild(np.flatnonzero(fresh.any(axis=1)).tolist())
+        self._seen += self._fresh_count
+        self._fresh[:], self._fresh_count = 0, 0
 
-def _groups(contexts: Contexts) -> tuple[NDArray[np.intp], list[tuple[int, int, int]]]:
+
+def _pieces(count: int) -> list[slice]:
+    return [slice(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
+
+
+def _runs(contexts: Contexts | None, count: int) -> Iterator[tuple[int, slice | NDArray[np.intp]]]:
+    """The order in which a vector is coded: context after context, and where the tokens of each stand."""
+    if contexts is None or len(contexts) == 0 or bool((contexts == contexts[0]).all()):
+        context = 0 if contexts is None or not len(contexts) else int(contexts[0])
+        yield from ((context, part) for part in _pieces(count))
+        return
     order = np.argsort(contexts, kind="stable")
     ends = np.cumsum(np.bincount(contexts)).tolist()
     starts = [0, *ends[:-1]]
-    return order, [(k, a, b) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < b]
+    yield from ((k, order[a:b]) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < b)
 
 
 class WritingPass:
@@ -127,13 +151,8 @@ class WritingPass:
     def code(self, tokens: Tokens | None, contexts: Contexts | None, count: int = 0) -> Tokens:
         """Write one vector of tokens."""
         assert tokens is not None
-        if contexts is None:
-            self._encoder.encode(np.ascontiguousarray(tokens, np.int32), self._models.models[0])
-        else:
-            order, groups = _groups(contexts)
-            ordered = tokens[order]
-            for context, start, stop in groups:
-                self._encoder.encode(ordered[start:stop], self._models.models[context])
+        for context, places in _runs(contexts, len(tokens)):
+            self._encoder.encode(np.ascontiguousarray(tokens[places], np.int32), self._models.models[context])
         self._models.observe(tokens, contexts)
         return tokens
 
@@ -161,10 +180,8 @@ class ReadingPass:
         return out
 
     def _read(self, contexts: Contexts | None, count: int) -> Tokens:
-        if contexts is None:
-            return np.asarray(self._decoder.decode(self._models.models[0], count), np.int32)
-        order, groups = _groups(contexts)
-        out = np.empty(len(contexts), np.int32)
-        for context, start, stop in groups:
-            out[order[start:stop]] = self._decoder.decode(self._models.models[context], stop - start)
+        out = np.empty(count if contexts is None else len(contexts), np.int32)
+        for context, places in _runs(contexts, len(out)):
+            size = places.stop - places.start if isinstance(places, slice) else len(places)
+            out[places] = self._decoder.decode(self._models.models[context], size)
         return out

@@ -1,16 +1,19 @@
 """Integer arrays as self-contained coded streams.
 
-A signed integer becomes a token (small values themselves; of a large one its sign, bit length and two leading
-bits) and raw low bits. A matrix is coded step by step along its shorter side, all lanes of the longer side at
-once, so that NumPy and the range coder see long vectors. The context of an element is the magnitude expected
-of it: the running mean of its lane, scaled by what is known of its step (a given exponent, and what earlier
-lanes showed). A vector is coded in blocks that grow as its models learn.
+A signed integer becomes a token and raw low bits (see `tokens`). A matrix is coded step by step along its shorter
+side, all lanes of the longer side at once, so that NumPy and the range coder see long vectors. The context of an
+element is the magnitude expected of it: the running mean of its lane, scaled by what is known of its step (a given
+exponent, and what earlier lanes showed). A vector is coded in blocks that grow as its models learn.
+
+Beside its argument, coding holds one byte for each element; decoding the same beside its result, which can be had in
+parts (`matrix_parts`, `vector_parts`) by those who want other values than integers.
 
 Contexts and priors are integer arithmetic and Python integers throughout (see `coder`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -26,18 +29,23 @@ from tokenbound.compression.coder import (
     Ints,
     Pass,
     ReadingPass,
-    Tokens,
     WritingPass,
 )
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
+from tokenbound.compression.tokens import (
+    MAX_BITS,
+    Cut,
+    TokenBytes,
+    Values,
+    alphabet_size,
+    blocks,
+    join_integers,
+    low_bit_counts,
+    split_integers,
+    tokenize,
+    values_of,
+)
 
-Values = NDArray[np.int32]
-
-DIRECT_BITS = 4
-DIRECT = (1 << DIRECT_BITS) - 1
-"""Integers up to this magnitude are tokens of their own."""
-MAX_BITS = 31
-"""Bit length of the largest magnitude that can be coded."""
 FRACTION_BITS = 8
 """Expected magnitudes are integers in units of 2^-8."""
 BUCKETS = 28
@@ -62,77 +70,6 @@ MAX_SEEN = 1 << 10
 _ROOTS: Ints = np.array(
     [isqrt(1 << (2 * ROOT_BITS + exponent)) for exponent in range(-MAX_EXPONENT, MAX_EXPONENT + 1)], dtype=np.int64
 )
-
-
-# Tokens
-
-
-def alphabet_size(max_bits: int) -> int:
-    """Tokens needed for magnitudes below 2^max_bits."""
-    return 2 * ((1 << min(max_bits, DIRECT_BITS)) - 1) + 1 + 8 * max(0, max_bits - DIRECT_BITS)
-
-
-def split_integers(values: NDArray[Any], max_bits: int) -> tuple[Tokens, Ints, Ints]:
-    """Tokens of signed integers below 2^max_bits, and the raw low bits of the large ones.
-
-    Returns:
-        Tokens, then for the large values in order their low bits and how many bits those are.
-    """
-    direct = (1 << min(max_bits, DIRECT_BITS)) - 1
-    tokens = values.astype(np.int32) + np.int32(direct)
-    if max_bits <= DIRECT_BITS:
-        return tokens, np.zeros(0, np.int64), np.zeros(0, np.int64)
-    large = np.flatnonzero(np.abs(tokens.astype(np.int64) - direct) > direct)
-    magnitude = np.abs(values[large].astype(np.int64))
-    lengths = np.frexp(magnitude.astype(np.float64))[1].astype(np.int64)
-    lead = (magnitude >> (lengths - 3)) & 3
-    classes = 4 * (lengths - DIRECT_BITS - 1) + lead
-    tokens[large] = 2 * direct + 1 + 2 * classes + (values[large] < 0)
-    return tokens, magnitude & ((np.int64(1) << (lengths - 3)) - 1), lengths - 3
-
-
-def join_integers(tokens: Tokens, max_bits: int, low: Ints) -> Ints:
-    """Inverse of `split_integers` given the low bits."""
-    direct = (1 << min(max_bits, DIRECT_BITS)) - 1
-    values = tokens.astype(np.int64) - direct
-    large = np.flatnonzero(tokens > 2 * direct)
-    classes, negative = np.divmod(tokens[large].astype(np.int64) - 2 * direct - 1, 2)
-    shift = classes // 4 + DIRECT_BITS + 1 - 3
-    magnitude = ((4 + classes % 4) << shift) | low
-    values[large] = np.where(negative == 1, -magnitude, magnitude)
-    return values
-
-
-def low_bit_counts(tokens: Tokens, max_bits: int) -> Ints:
-    """How many raw bits belong to each large token."""
-    direct = (1 << min(max_bits, DIRECT_BITS)) - 1
-    large = tokens[tokens > 2 * direct].astype(np.int64)
-    return (large - 2 * direct - 1) // 8 + DIRECT_BITS + 1 - 3
-
-
-def pack_bits(values: Ints, widths: Ints) -> bytes:
-    """Concatenate unsigned values, each in its own number of bits (most significant first)."""
-    total = int(widths.sum())
-    if not total:
-        return b""
-    owner = np.repeat(np.arange(len(values)), widths)
-    place = np.repeat(np.cumsum(widths), widths) - np.arange(total) - 1
-    return np.packbits(((values[owner] >> place) & 1).astype(np.uint8)).tobytes()
-
-
-def unpack_bits(data: bytes | memoryview, widths: Ints) -> Ints:
-    """Inverse of `pack_bits`; the data must be exactly as long as the widths say."""
-    total = int(widths.sum())
-    if len(data) != (total + 7) // 8:
-        raise ArtifactError(f"artifact: {len(data)} bytes of raw bits where the tokens need {(total + 7) // 8}")
-    if not total:
-        return np.zeros(len(widths), np.int64)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=total).astype(np.int64)
-    place = np.repeat(np.cumsum(widths), widths) - np.arange(total) - 1
-    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(bits << place)])
-    stops = np.cumsum(widths)
-    values: Ints = sums[stops] - sums[stops - widths]
-    return values
 
 
 # Priors and contexts
@@ -253,7 +190,7 @@ def _tiles(lanes: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def _code_matrix(run: Pass, tokens: Tokens, contexts: MagnitudeContexts, max_bits: int, *, reading: bool) -> None:
+def _code_matrix(run: Pass, tokens: TokenBytes, contexts: MagnitudeContexts, max_bits: int, *, reading: bool) -> None:
     """Code tokens [steps, lanes] in place; where all values are zero there is nothing to code."""
     if not max_bits:
         return
@@ -262,7 +199,7 @@ def _code_matrix(run: Pass, tokens: Tokens, contexts: MagnitudeContexts, max_bit
         contexts.tile(lanes)
         for step in range(len(tokens)):
             expected = contexts.expect(step)
-            got = run.code(None if reading else tokens[step, lanes], expected)
+            got = run.code(None if reading else tokens[step, lanes].astype(np.int32), expected)
             if reading:
                 tokens[step, lanes] = got
             contexts.see(step, magnitudes[got])
@@ -320,16 +257,25 @@ def _exponents(shape: tuple[int, ...], rows: Ints | None, columns: Ints | None) 
 
 def _encode_oriented(values: NDArray[Any], rows: Ints, columns: Ints, across: bool) -> bytes:
     lanes_of, steps_of = (columns, rows) if across else (rows, columns)
-    grid = np.ascontiguousarray(values if across else values.T, dtype=np.int32)
-    largest = max(int(grid.max(initial=0)), -int(grid.min(initial=0)))
-    if largest >> MAX_BITS:
-        raise ValueError(f"{largest} is too large to code")
-    header = _Header(largest.bit_length(), _mean_code(grid, lanes_of, steps_of), across)
-    tokens, low, widths = split_integers(grid.reshape(-1), header.max_bits)
+    grid = values if across else values.T
+    header = _Header(_bit_length(grid), _mean_code(grid, lanes_of, steps_of), across)
+    tokens, raw = tokenize(grid, header.max_bits)
     run = WritingPass(_prior(header))
     contexts = MagnitudeContexts(header.mean, lanes_of, steps_of)
-    _code_matrix(run, tokens.reshape(grid.shape), contexts, header.max_bits, reading=False)
-    return header.to_bytes() + block(pack_bits(low, widths)) + run.finish()
+    _code_matrix(run, tokens, contexts, header.max_bits, reading=False)
+    return header.to_bytes() + block(raw) + run.finish()
+
+
+def _bit_length(values: NDArray[Any]) -> int:
+    """Of the largest magnitude.
+
+    Raises:
+        ValueError: it is longer than `MAX_BITS`.
+    """
+    largest = max(int(values.max(initial=0)), -int(values.min(initial=0)))
+    if largest >> MAX_BITS:
+        raise ValueError(f"{largest} is too large to code")
+    return largest.bit_length()
 
 
 def decode_matrix(
@@ -343,6 +289,19 @@ def decode_matrix(
     Raises:
         ArtifactError: the bytes are not such a stream of this shape.
     """
+    values = np.empty(shape, np.int32)
+    for cut, part in matrix_parts(data, shape, row_exponents, column_exponents):
+        values[cut] = part
+    return values
+
+
+def matrix_parts(
+    data: bytes | memoryview,
+    shape: tuple[int, int],
+    row_exponents: Ints | None = None,
+    column_exponents: Ints | None = None,
+) -> Iterator[tuple[Cut, Ints]]:
+    """As `decode_matrix`, in parts that cover the matrix: rows and columns, and their values."""
     rows, columns = _exponents(shape, row_exponents, column_exponents)
     reader = Reader(data, "an integer stream")
     header = _Header.read(reader)
@@ -350,33 +309,23 @@ def decode_matrix(
         raise ArtifactError("artifact: an integer stream runs along the long side of its matrix")
     raw = reader.block()
     lanes_of, steps_of = (columns, rows) if header.across else (rows, columns)
-    tokens = np.zeros((len(steps_of), len(lanes_of)), np.int32)
+    tokens = np.zeros((len(steps_of), len(lanes_of)), np.uint8)
     run = ReadingPass(_prior(header), reader.take(reader.remaining))
     contexts = MagnitudeContexts(header.mean, lanes_of, steps_of)
     _code_matrix(run, tokens, contexts, header.max_bits, reading=True)
-    grid = _finish(tokens, raw, header.max_bits)
-    return grid if header.across else np.ascontiguousarray(grid.T)
+    for cut, part in values_of(tokens, raw, header.max_bits):
+        yield (cut, part) if header.across else (cut[::-1], part.T)
 
 
-def _finish(tokens: Tokens, raw: memoryview, max_bits: int) -> Values:
-    flat = tokens.reshape(-1)
-    if max_bits <= DIRECT_BITS:
-        if len(raw):
-            raise ArtifactError("artifact: an integer stream has raw bits that no value needs")
-        return tokens - np.int32((1 << max_bits) - 1)
-    low = unpack_bits(raw, low_bit_counts(flat, max_bits))
-    return join_integers(flat, max_bits, low).astype(np.int32).reshape(tokens.shape)
-
-
-def _mean_code(grid: Values, lanes_of: Ints, steps_of: Ints) -> int:
+def _mean_code(grid: NDArray[Any], lanes_of: Ints, steps_of: Ints) -> int:
     """floor(2 log2) of the mean of |value| sqrt(2)^(exponents), in units of 2^-8."""
     if not grid.size:
         return 0
-    lane_roots = _roots(lanes_of)
-    weighted = sum(
-        int(np.minimum(np.abs(row), MAX_SEEN) @ lane_roots) * root
-        for row, root in zip(grid, _roots(steps_of).tolist(), strict=True)
-    )
+    lane_roots, step_roots = _roots(lanes_of), _roots(steps_of)
+    weighted = 0
+    for steps, lanes in blocks(grid.shape):  # type: ignore[arg-type]
+        sizes = np.minimum(np.abs(grid[steps, lanes].astype(np.int64)), MAX_SEEN) @ lane_roots[lanes]
+        weighted += sum(size * root for size, root in zip(sizes.tolist(), step_roots[steps].tolist(), strict=True))
     mean: int = (weighted << FRACTION_BITS) // (grid.size << 2 * ROOT_BITS)
     return max(0, min((mean * mean).bit_length() - 1, 2 * (BUCKETS // 2)))
 
@@ -389,16 +338,13 @@ def encode_vector(values: NDArray[Any]) -> bytes:
     """
     values = values.astype(np.int64)
     offset = int(np.sort(values)[len(values) // 2]) if len(values) else 0
-    centred = values - offset
-    largest = int(np.abs(centred).max(initial=0))
-    if largest >> MAX_BITS:
-        raise ValueError(f"{largest} is too large to code")
-    mean_code = _mean_code(centred[None, :].astype(np.int32), np.zeros(len(values), np.int64), np.zeros(1, np.int64))
-    header = _Header(largest.bit_length(), mean_code, False)
-    tokens, low, widths = split_integers(centred, header.max_bits)
+    centred = values[None, :] - offset
+    mean_code = _mean_code(centred, np.zeros(len(values), np.int64), np.zeros(1, np.int64))
+    header = _Header(_bit_length(centred), mean_code, False)
+    tokens, raw = tokenize(centred, header.max_bits)
     run = WritingPass(_prior(header))
-    _code_vector(run, tokens, header, reading=False)
-    return varint(zigzag(offset)) + header.to_bytes() + block(pack_bits(low, widths)) + run.finish()
+    _code_vector(run, tokens[0], header, reading=False)
+    return varint(zigzag(offset)) + header.to_bytes() + block(raw) + run.finish()
 
 
 def decode_vector(data: bytes | memoryview, length: int) -> Ints:
@@ -407,23 +353,33 @@ def decode_vector(data: bytes | memoryview, length: int) -> Ints:
     Raises:
         ArtifactError: the bytes are not such a stream of this length.
     """
+    values = np.empty(length, np.int64)
+    for cut, part in vector_parts(data, length):
+        values[cut] = part
+    return values
+
+
+def vector_parts(data: bytes | memoryview, length: int) -> Iterator[tuple[slice, Ints]]:
+    """As `decode_vector`, in parts that cover the vector."""
     reader = Reader(data, "an integer vector")
     offset = reader.signed(1 << MAX_BITS)
     header = _Header.read(reader)
     raw = reader.block()
-    tokens = np.zeros(length, np.int32)
+    tokens = np.zeros((1, length), np.uint8)
     run = ReadingPass(_prior(header), reader.take(reader.remaining))
-    _code_vector(run, tokens, header, reading=True)
-    return _finish(tokens, raw, header.max_bits).astype(np.int64) + offset
+    _code_vector(run, tokens[0], header, reading=True)
+    for (_, cut), part in values_of(tokens, raw, header.max_bits):
+        yield cut, part[0] + offset
 
 
-def _code_vector(run: Pass, tokens: Tokens, header: _Header, *, reading: bool) -> None:
+def _code_vector(run: Pass, tokens: TokenBytes, header: _Header, *, reading: bool) -> None:
     """Code a vector in place: one context, the tensor's mean magnitude, in blocks that grow by a quarter."""
     context = int(_BUCKET_OF[min(header.mean, len(_BUCKET_OF) - 1)])
     start = 0 if header.max_bits else len(tokens)
     while start < len(tokens):
         stop = min(len(tokens), start + max(4, start // 4))
-        got = run.code(None if reading else tokens[start:stop], np.full(stop - start, context, np.uint8))
+        known = None if reading else tokens[start:stop].astype(np.int32)
+        got = run.code(known, np.full(stop - start, context, np.uint8))
         if reading:
             tokens[start:stop] = got
         start = stop

@@ -41,7 +41,7 @@ class Codec:
 def _decode_uniform(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     if not dtype.is_floating_point:
         raise ArtifactError(f"artifact: a quantized tensor cannot have dtype {dtype}")
-    return uniform.grid_tensor(uniform.decode_grid(payload, shape), shape, dtype)
+    return uniform.decode_tensor(payload, shape, dtype)
 
 
 def _decode_half(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

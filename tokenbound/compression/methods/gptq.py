@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.compression.container import ArtifactError, Reader, block, varint
-from tokenbound.compression.integers import decode_matrix, encode_matrix
+from tokenbound.compression.integers import decode_matrix, encode_matrix, matrix_parts
 from tokenbound.compression.methods.feedback import inverse_factor, round_with_feedback
 from tokenbound.compression.methods.lossless import decode_exact, encode_exact
 from tokenbound.compression.methods.rtn import float_values
@@ -112,28 +112,49 @@ def encode_groups(codes: GroupCodes, *, transposed: bool) -> bytes:
     return bytes([transposed]) + varint(codes.group) + b"".join(parts)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A wire form, read up to its codes."""
+
+    transposed: bool
+    shape: tuple[int, int]
+    group: int
+    scales: NDArray[np.float16]
+    zeros: memoryview
+    codes: memoryview
+
+    @staticmethod
+    def read(payload: memoryview, shape: tuple[int, ...]) -> _Form:
+        """Read the form of a tensor of this shape.
+
+        Raises:
+            ArtifactError: the payload is not such a form.
+        """
+        import torch
+
+        if len(shape) < 2:
+            raise ArtifactError("artifact: group codes need a matrix")
+        reader = Reader(payload, "a tensor in groups")
+        transposed = bool(reader.byte())
+        rows, columns = matrix_shape(shape)[:: -1 if transposed else 1]
+        group = reader.varint(MAX_GROUP)
+        if not 1 <= group <= max(columns, 1):
+            raise ArtifactError(f"artifact: groups of {group} columns in a matrix of {columns}")
+        scales: NDArray[Any] = decode_exact(reader.block(), (rows, -(-columns // group)), torch.float16).numpy()
+        return _Form(transposed, (rows, columns), group, scales, reader.block(), reader.take(reader.remaining))
+
+
 def decode_groups(payload: memoryview, shape: tuple[int, ...]) -> tuple[GroupCodes, bool]:
     """Inverse of `encode_groups` for a tensor of this shape, and whether it is stored transposed.
 
     Raises:
         ArtifactError: the payload is not such a form.
     """
-    import torch
-
-    if len(shape) < 2:
-        raise ArtifactError("artifact: group codes need a matrix")
-    reader = Reader(payload, "a tensor in groups")
-    transposed = bool(reader.byte())
-    rows, columns = matrix_shape(shape)[:: -1 if transposed else 1]
-    group = reader.varint(MAX_GROUP)
-    if not 1 <= group <= max(columns, 1):
-        raise ArtifactError(f"artifact: groups of {group} columns in a matrix of {columns}")
-    groups = -(-columns // group)
-    scales: NDArray[Any] = decode_exact(reader.block(), (rows, groups), torch.float16).numpy()
-    zeros = decode_matrix(reader.block(), (rows, groups))
-    centred = decode_matrix(reader.take(reader.remaining), (rows, columns))
-    codes = centred + zeros[:, np.arange(columns) // group]
-    return GroupCodes(codes, scales, zeros, group), transposed
+    form = _Form.read(payload, shape)
+    zeros = decode_matrix(form.zeros, form.scales.shape)
+    centred = decode_matrix(form.codes, form.shape)
+    codes = centred + zeros[:, np.arange(form.shape[1]) // form.group]
+    return GroupCodes(codes, form.scales, zeros, form.group), form.transposed
 
 
 def quantize_layer(tensor: torch.Tensor, curvature: Curvature, bits: int, group: int) -> bytes:
@@ -146,12 +167,19 @@ def quantize_layer(tensor: torch.Tensor, curvature: Curvature, bits: int, group:
 
 
 def decode_layer(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Decode a layer's weight."""
+    """Decode a layer's weight part by part: the coded integers are codes less zero points already."""
     import torch
 
-    codes, transposed = decode_groups(payload, shape)
-    values = group_values(codes)
-    return torch.from_numpy(np.ascontiguousarray(values.T if transposed else values)).reshape(shape).to(dtype)
+    form = _Form.read(payload, shape)
+    for _ in matrix_parts(form.zeros, form.scales.shape):  # not needed here, but they must be what they should
+        pass
+    tensor = torch.empty(matrix_shape(shape), dtype=dtype)
+    target = tensor.T if form.transposed else tensor
+    for (rows, columns), centred in matrix_parts(form.codes, form.shape):
+        owner = np.arange(columns.start, columns.stop) // form.group
+        values = centred.astype(np.float32) * form.scales[rows][:, owner].astype(np.float32)
+        target[rows, columns] = torch.from_numpy(values).to(dtype)
+    return tensor.reshape(shape)
 
 
 def plain_codes(payload: memoryview, shape: tuple[int, ...]) -> bytes:

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from tokenbound.compression.calibration import Calibration, Curvature
 from tokenbound.compression.coder import Ints
 from tokenbound.compression.methods.feedback import conditional_variances, inverse_factor, round_with_feedback
-from tokenbound.compression.methods.rtn import float_values, quantize, round_to_grid
+from tokenbound.compression.methods.rtn import (
+    float_values,
+    is_constant,
+    largest_magnitude,
+    quantize,
+    round_to_grid,
+)
 from tokenbound.compression.methods.uniform import (
     MAX_EXPONENT,
     MIN_EXPONENT,
@@ -52,15 +58,15 @@ def quantize_calibrated(
     square = calibration.square(name)
     if square is None or square <= 0:
         return quantize(tensor, UNKNOWN_STEP)
-    values = float_values(tensor)
-    if not values.size or values.min() == values.max():
+    if is_constant(tensor):
         return None
-    return round_to_grid(values, _clipped(step_exponent(settings.rate / square**0.5), values))
+    return round_to_grid(tensor, max(step_exponent(settings.rate / square**0.5), _least_exponent(tensor)))
 
 
-def _clipped(exponent: int, values: NDArray[np.float32]) -> int:
-    floor = step_exponent(float(np.abs(values).max()) / LIMIT) if values.any() else MIN_EXPONENT
-    return max(exponent, floor)
+def _least_exponent(values: torch.Tensor) -> int:
+    """Of the finest step at which no integer exceeds `LIMIT`."""
+    largest = largest_magnitude(values)
+    return step_exponent(largest / LIMIT) if largest else MIN_EXPONENT
 
 
 def _quantize_matrix(tensor: torch.Tensor, curvature: Curvature, settings: KfacSettings) -> Grid | None:

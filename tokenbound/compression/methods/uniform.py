@@ -8,16 +8,18 @@ rest is exact scaling, and each value is a single float32 product: the same bits
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import floor, log2
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.compression.coder import Ints
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
-from tokenbound.compression.integers import decode_matrix, decode_vector, encode_matrix, encode_vector
+from tokenbound.compression.integers import decode_vector, encode_matrix, encode_vector, matrix_parts, vector_parts
+from tokenbound.compression.tokens import MAX_BITS, Cut
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +39,14 @@ class Grid:
     """Integers and the exponents of their steps.
 
     Attributes:
-        integers: [rows, columns], or [n] for a vector.
+        integers: Below 2^31 in magnitude [rows, columns], or [n] for a vector.
         base: Half-octave exponent of the tensor's step.
         rows: Added per row [rows], or None.
         columns: Added per column [columns], or None.
         shrink: How far nonzero values are drawn towards zero, in 64ths of a step.
     """
 
-    integers: NDArray[np.int32]
+    integers: NDArray[np.signedinteger[Any]]
     base: int
     rows: Ints | None = field(default=None)
     columns: Ints | None = field(default=None)
@@ -83,31 +85,78 @@ def _head(grid: Grid) -> bytes:
     return bytes([flags | grid.shrink << 2]) + varint(zigzag(grid.base))
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """What a wire form says of the steps, before the integers."""
+
+    base: int
+    rows: Ints | None
+    columns: Ints | None
+    shrink: int
+
+
+def _read_form(payload: memoryview, shape: tuple[int, ...]) -> tuple[_Steps, memoryview]:
+    """The steps of a tensor of this shape, and the code of its integers."""
+    reader = Reader(payload, "a quantized tensor")
+    flags = reader.byte()
+    base = reader.signed(MAX_EXPONENT - MIN_EXPONENT)
+    if len(shape) < 2:
+        if flags & (_ROWS | _COLUMNS):
+            raise ArtifactError("artifact: a vector has exponents of rows or columns")
+        return _Steps(base, None, None, flags >> 2), reader.take(reader.remaining)
+    rows, columns = matrix_shape(shape)
+    row = decode_vector(reader.block(), rows) if flags & _ROWS else None
+    column = decode_vector(reader.block(), columns) if flags & _COLUMNS else None
+    _check_exponents(base, row, column)
+    return _Steps(base, row, column, flags >> 2), reader.take(reader.remaining)
+
+
+def _integer_parts(coded: memoryview, shape: tuple[int, ...], steps: _Steps) -> Iterator[tuple[Cut, Ints]]:
+    """The integers in parts; of a vector as one row."""
+    if len(shape) < 2:
+        for cut, part in vector_parts(coded, _count(shape)):
+            if max(-int(part.min()), int(part.max())) >> MAX_BITS:
+                raise ArtifactError("artifact: a quantized vector holds integers beyond 31 bits")
+            yield (slice(0, 1), cut), part[None, :]
+    else:
+        yield from matrix_parts(coded, matrix_shape(shape), steps.rows, steps.columns)
+
+
 def decode_grid(payload: memoryview, shape: tuple[int, ...]) -> Grid:
     """Inverse of `encode_grid` for a tensor of this shape.
 
     Raises:
         ArtifactError: the payload is not such a form.
     """
-    reader = Reader(payload, "a quantized tensor")
-    flags = reader.byte()
-    base = reader.signed(MAX_EXPONENT - MIN_EXPONENT)
-    if len(shape) < 2:
-        if flags & 3:
-            raise ArtifactError("artifact: a vector has exponents of rows or columns")
-        return Grid(_int32(decode_vector(reader.take(reader.remaining), _count(shape))), base, shrink=flags >> 2)
-    rows, columns = matrix_shape(shape)
-    row = decode_vector(reader.block(), rows) if flags & _ROWS else None
-    column = decode_vector(reader.block(), columns) if flags & _COLUMNS else None
-    _check_exponents(base, row, column)
-    integers = decode_matrix(reader.take(reader.remaining), (rows, columns), row, column)
-    return Grid(integers, base, row, column, flags >> 2)
+    steps, coded = _read_form(payload, shape)
+    integers = np.empty(_flat_shape(shape), np.int32)
+    for cut, part in _integer_parts(coded, shape, steps):
+        integers[cut] = part
+    return Grid(
+        integers.reshape(-1) if len(shape) < 2 else integers, steps.base, steps.rows, steps.columns, steps.shrink
+    )
 
 
-def _int32(values: Ints) -> NDArray[np.int32]:
-    if len(values) and max(-int(values.min()), int(values.max())) >= 1 << 31:
-        raise ArtifactError("artifact: a quantized vector holds integers beyond 31 bits")
-    return values.astype(np.int32)
+def decode_tensor(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The values of a wire form, in no more memory than the tensor and one byte for each element.
+
+    Raises:
+        ArtifactError: the payload is not such a form.
+    """
+    import torch
+
+    steps, coded = _read_form(payload, shape)
+    tensor = torch.empty(_flat_shape(shape), dtype=dtype)
+    for (rows, columns), part in _integer_parts(coded, shape, steps):
+        row = None if steps.rows is None else steps.rows[rows]
+        column = None if steps.columns is None else steps.columns[columns]
+        values = grid_values(Grid(part, steps.base, row, column, steps.shrink))
+        tensor[rows, columns] = torch.from_numpy(values).to(dtype)
+    return tensor.reshape(shape)
+
+
+def _flat_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    return matrix_shape(shape) if len(shape) > 1 else (1, _count(shape))
 
 
 def _check_exponents(base: int, rows: Ints | None, columns: Ints | None) -> None:
@@ -146,20 +195,13 @@ def grid_values(grid: Grid) -> Floats:
     return out.reshape(grid.integers.shape)
 
 
-def _shrunk(integers: NDArray[np.int32], shrink: int) -> Floats:
+def _shrunk(integers: NDArray[np.signedinteger[Any]], shrink: int) -> Floats:
     scaled = integers.astype(np.int64) * SHRINK_UNIT
     return (scaled - np.sign(scaled) * shrink).astype(np.float32) if shrink else scaled.astype(np.float32)
 
 
-def grid_tensor(grid: Grid, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A grid's values as a tensor."""
-    import torch
-
-    return torch.from_numpy(grid_values(grid)).reshape(shape).to(dtype)
-
-
 def plain_integers(grid: Grid) -> bytes:
     """The integers in the narrowest whole bytes: what a general codec would be given."""
-    largest = int(np.abs(grid.integers.astype(np.int64)).max(initial=0))
+    largest = max(int(grid.integers.max(initial=0)), -int(grid.integers.min(initial=0)))
     narrow = np.int8 if largest < 128 else np.int16 if largest < 32768 else np.int32
     return grid.integers.astype(narrow).tobytes()
