@@ -29,6 +29,8 @@ TEXT_RATIO = 1032
 """No DEFLATE stream expands further than this; a text that does would not be accepted back."""
 QUICK_MARGIN = 1.6
 _BLOCK = 1 << 16
+MIN_WINDOW, FULL_WINDOW, MAX_WINDOW = 1 << 12, 1 << 23, 1 << 26
+"""Windows of LZMA2. Up to the middle one (zstd -19 looks no further back) a window is as wide as the data."""
 
 _DICTIONARY = (
     b'"clip_qkv":null,"embd_pdrop":0.0,"resid_pdrop":0.0,"attn_pdrop":0.0,"activation_function":"gelu_new",'
@@ -87,7 +89,7 @@ def decode_text(data: bytes | memoryview, what: str) -> bytes:
     payload = reader.take(reader.remaining)
     if tag == ZLIB:
         return _unzlib(payload, size, what)
-    return _decode_general(tag, payload, size, what)
+    return _decode_general(tag, payload, size, what).tobytes()
 
 
 def _unzlib(payload: memoryview, size: int, what: str) -> bytes:
@@ -104,23 +106,31 @@ def _unzlib(payload: memoryview, size: int, what: str) -> bytes:
 # General codecs
 
 
-def _xz_filters(size: int) -> list[dict[str, Any]]:
-    window = min(max(1 << 12, 1 << (size - 1).bit_length()), 1 << 26) if size else 1 << 12
+def _xz_filters(window: int) -> list[dict[str, Any]]:
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
 
 
-def _xz(data: bytes) -> bytes:
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_xz_filters(len(data)))
+def _xz(data: Bytes | bytes) -> bytes:
+    """LZMA2 with a window no wider than the data, nor than an eighth of large data: the search takes eleven windows."""
+    size = max(len(data), MIN_WINDOW)
+    window = min(size, max(FULL_WINDOW, size >> 3), MAX_WINDOW)
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=_xz_filters(window))  # type: ignore[arg-type]
 
 
-def _unxz(payload: memoryview, size: int) -> bytes:
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_xz_filters(size))
-    data = unpacker.decompress(bytes(payload), size + 1)
-    if not unpacker.eof and len(data) == size:  # the end marker may wait to be read
-        data += unpacker.decompress(b"", 1)
-    if not unpacker.eof or unpacker.unused_data:
+def _unxz(payload: memoryview, size: int) -> Bytes:
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_xz_filters(min(max(size, MIN_WINDOW), MAX_WINDOW)))
+    out = np.empty(size, np.uint8)
+    place, given = 0, payload
+    while not unpacker.eof:
+        part = unpacker.decompress(given, _BLOCK)
+        given = payload[:0]
+        if place + len(part) > size or not (part or unpacker.eof):
+            raise ValueError("too long, or cut off")
+        out[place : place + len(part)] = np.frombuffer(part, np.uint8)
+        place += len(part)
+    if unpacker.unused_data:
         raise ValueError("bytes left over")
-    return data
+    return out[:place]
 
 
 def zstd_level(level: int) -> Any:
@@ -130,19 +140,27 @@ def zstd_level(level: int) -> Any:
     return pa.Codec("zstd", compression_level=level)
 
 
-def _unzstd(payload: memoryview, size: int) -> bytes:
-    return bytes(zstd_level(1).decompress(bytes(payload), size, asbytes=True))
+def _unzstd(payload: memoryview, size: int) -> Bytes:
+    import pyarrow as pa
+
+    return np.frombuffer(zstd_level(1).decompress(pa.py_buffer(payload), size), np.uint8)
 
 
-_DECODERS: dict[int, Callable[[memoryview, int], bytes]] = {
-    RAW: lambda payload, size: bytes(payload),
+def _unrange(payload: memoryview, size: int) -> Bytes:
+    out = np.empty(size, np.uint8)
+    decode_bytes(payload, out)
+    return out
+
+
+_DECODERS: dict[int, Callable[[memoryview, int], Bytes]] = {
+    RAW: lambda payload, size: np.frombuffer(payload.toreadonly(), np.uint8),
     ZSTD: _unzstd,
     XZ: _unxz,
-    RANGE: lambda payload, size: decode_bytes(payload, size).tobytes(),
+    RANGE: _unrange,
 }
 
 
-def _decode_general(tag: int, payload: memoryview, size: int, what: str) -> bytes:
+def _decode_general(tag: int, payload: memoryview, size: int, what: str) -> Bytes:
     if tag not in _DECODERS:
         raise ArtifactError(f"artifact: {what} is coded in a way ({tag}) that this version does not know")
     try:
@@ -154,24 +172,25 @@ def _decode_general(tag: int, payload: memoryview, size: int, what: str) -> byte
     return data
 
 
-def encode_general(data: bytes, best_so_far: int | None = None) -> bytes:
+def encode_general(data: Bytes, best_so_far: int | None = None) -> bytes:
     """The shortest of raw, range coder, zstd -19 and LZMA2, with a tag byte.
 
     Args:
-        data: The bytes.
+        data: The bytes [n].
         best_so_far: Length of a code already in hand. If a quick zstd is not within `QUICK_MARGIN` of it, the slow
             codecs are not tried.
     """
-    candidates = [(RAW, data), (RANGE, encode_bytes(np.frombuffer(data, np.uint8)))]
-    bar = min([len(packed) for _, packed in candidates] + ([] if best_so_far is None else [best_so_far]))
-    quick = len(zstd_level(3).compress(data, asbytes=True)) if data else 0
+    coded = encode_bytes(data)
+    best = bytes([RANGE]) + coded if len(coded) < len(data) else bytes([RAW]) + data.tobytes()
+    bar = min(len(best) - 1, len(data) if best_so_far is None else best_so_far)
+    quick = len(zstd_level(3).compress(data)) if len(data) else 0
     if quick <= bar * QUICK_MARGIN:
-        candidates += [(ZSTD, bytes(zstd_level(19).compress(data, asbytes=True))), (XZ, _xz(data))]
-    tag, packed = min(candidates, key=lambda item: len(item[1]))
-    return bytes([tag]) + packed
+        best = min(best, bytes([ZSTD]) + zstd_level(19).compress(data, asbytes=True), key=len)
+        best = min(best, bytes([XZ]) + _xz(data), key=len)
+    return best
 
 
-def decode_general(payload: memoryview, size: int, what: str) -> bytes:
+def decode_general(payload: memoryview, size: int, what: str) -> Bytes:
     """Inverse of `encode_general`, given how many bytes come out.
 
     Raises:
@@ -200,11 +219,9 @@ def encode_bytes(data: Bytes, contexts: Bytes | None = None) -> bytes:
     return run.finish()
 
 
-def decode_bytes(payload: bytes | memoryview, size: int, contexts: Bytes | None = None) -> Bytes:
-    """Inverse of `encode_bytes`."""
-    data = np.zeros(size, np.uint8)
-    _code_bytes(ReadingPass(_PRIOR, payload), data, contexts, reading=True)
-    return data
+def decode_bytes(payload: bytes | memoryview, out: Bytes, contexts: Bytes | None = None) -> None:
+    """Inverse of `encode_bytes`, into an array of the right length."""
+    _code_bytes(ReadingPass(_PRIOR, payload), out, contexts, reading=True)
 
 
 def _code_bytes(run: Pass, data: Bytes, contexts: Bytes | None, *, reading: bool) -> None:
@@ -220,6 +237,8 @@ def _code_bytes(run: Pass, data: Bytes, contexts: Bytes | None, *, reading: bool
 
 def entropy_bytes(data: Bytes) -> float:
     """Empirical entropy of the bytes' histogram, in bytes; an estimate to choose a code by, never part of one."""
-    counts = np.bincount(data, minlength=256)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(data), _BLOCK):
+        counts += np.bincount(data[start : start + _BLOCK], minlength=256)
     bits: float = sum(n * log2(len(data) / n) for n in counts.tolist() if n)
     return bits / 8

@@ -78,12 +78,14 @@ def tensor_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def bytes_tensor(data: NDArray[np.uint8] | bytes, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of `tensor_bytes`; the tensor owns its memory."""
+    """Inverse of `tensor_bytes`; an array that can be written to becomes the tensor, another one is copied."""
     import torch
 
     _require_little_endian()
-    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if len(data) else torch.zeros(0, dtype=torch.uint8)
-    if dtype == torch.bool and bool((flat > 1).any()):
+    array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1)
+    owned = array if array.flags.writeable else array.copy()
+    flat = torch.from_numpy(owned) if len(owned) else torch.zeros(0, dtype=torch.uint8)
+    if dtype == torch.bool and len(flat) and int(flat.max()) > 1:
         raise ArtifactError("artifact: a boolean tensor holds something other than 0 and 1")
     return flat.view(dtype).reshape(shape)
 

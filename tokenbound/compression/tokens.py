@@ -24,7 +24,7 @@ DIRECT = (1 << DIRECT_BITS) - 1
 """Integers up to this magnitude are tokens of their own."""
 MAX_BITS = 31
 """Bit length of the largest magnitude that can be coded."""
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 16
 """Elements that are taken apart or put together at once."""
 _WINDOW_BYTES = 5
 """Raw bits of one value lie in so many bytes: 28, and up to 7 before them."""

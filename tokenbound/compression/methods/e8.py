@@ -263,7 +263,7 @@ def lattice_values(codes: LatticeCodes, shape: tuple[int, int]) -> Floats:
 def encode_lattice(codes: LatticeCodes, *, transposed: bool) -> bytes:
     """Wire form."""
     head: bytes = bytes([codes.bits | transposed << 7]) + np.float32(codes.scale).astype("<f4").tobytes()
-    return head + b"".join(block(encode_general(plane.tobytes())) for plane in codes.planes)
+    return head + b"".join(block(encode_general(plane)) for plane in codes.planes)
 
 
 def decode_lattice(payload: memoryview, shape: tuple[int, ...]) -> tuple[LatticeCodes, bool, tuple[int, int]]:
@@ -282,10 +282,7 @@ def decode_lattice(payload: memoryview, shape: tuple[int, ...]) -> tuple[Lattice
     if not rows or not columns:
         raise ArtifactError("artifact: a lattice-coded tensor is empty")
     count = rows * _padded(columns) // WIDTH
-    planes = [
-        np.frombuffer(decode_general(reader.block(), count, "a plane of lattice codes"), np.uint8)
-        for _ in range(max(2, bits))
-    ]
+    planes = [decode_general(reader.block(), count, "a plane of lattice codes") for _ in range(max(2, bits))]
     reader.finish()
     return LatticeCodes(planes, scale, bits), transposed, (rows, columns)
 

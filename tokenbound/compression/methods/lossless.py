@@ -21,6 +21,7 @@ from tokenbound.compression.bytestreams import (
 )
 from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
+from tokenbound.compression.tokens import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ def encode_exact(tensor: torch.Tensor) -> bytes:
     """The shortest exact code that we have of a tensor of any dtype."""
     data = tensor_bytes(tensor)
     planes = _encode_planes(data, rotate=tensor.is_floating_point())
-    general = encode_general(data.tobytes(), len(planes))
+    general = encode_general(data.reshape(-1), len(planes))
     return min(planes, general, key=len)
 
 
@@ -54,7 +55,8 @@ def decode_exact(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype
 
 def _encode_planes(data: Bytes, *, rotate: bool) -> bytes:
     if rotate:
-        data = _rotate(data, left=True)
+        data = data.copy()
+        _rotate(data, left=True)
     mask, parts = 0, []
     contexts = np.zeros(len(data), np.uint8)
     for index in reversed(range(data.shape[1])):
@@ -79,22 +81,29 @@ def _decode_planes(payload: memoryview, count: int, width: int, *, rotate: bool)
     if mask >> width:
         raise ArtifactError("artifact: a tensor has more byte planes than its dtype")
     data = np.empty((count, width), np.uint8)
-    contexts = np.zeros(count, np.uint8)
+    contexts = None  # of the first plane all alike
     for index in reversed(range(width)):
-        raw = not mask >> index & 1
-        plane = np.frombuffer(reader.take(count), np.uint8) if raw else decode_bytes(reader.block(), count, contexts)
-        data[:, index] = plane
-        contexts |= plane != 0
+        plane = data[:, index]
+        if mask >> index & 1:
+            decode_bytes(reader.block(), plane, contexts)
+        else:
+            plane[:] = np.frombuffer(reader.take(count), np.uint8)
+        if index:
+            contexts = np.zeros(count, np.uint8) if contexts is None else contexts
+            contexts |= plane != 0
     reader.finish()
-    return (_rotate(data, left=False) if rotate else data).reshape(-1)
+    if rotate:
+        _rotate(data, left=False)
+    return data.reshape(-1)
 
 
-def _rotate(data: Bytes, *, left: bool) -> Bytes:
-    """Move the sign bit of little-endian floats [n, width] to the low end, or back."""
+def _rotate(data: Bytes, *, left: bool) -> None:
+    """Move the sign bit of little-endian floats [n, width] to the low end, or back, in place."""
     width = data.shape[1]
-    if width not in _WORDS or not len(data):
-        return data
-    words: NDArray[Any] = np.ascontiguousarray(data).view(_WORDS[width])
+    if width not in _WORDS:
+        return
+    words: NDArray[Any] = data.reshape(-1).view(_WORDS[width])
     one, rest = _WORDS[width](1), _WORDS[width](8 * width - 1)
-    words = (words << one) | (words >> rest) if left else (words >> one) | (words << rest)
-    return words.view(np.uint8).reshape(-1, width)
+    for start in range(0, len(words), BLOCK_ELEMENTS):
+        part = words[start : start + BLOCK_ELEMENTS]
+        part[:] = (part << one) | (part >> rest) if left else (part >> one) | (part << rest)

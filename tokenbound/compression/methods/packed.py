@@ -266,7 +266,7 @@ def _encode_layout(words: Words, layout: Layout) -> bytes:
     fields, spare = take_apart(oriented, layout)
     run = WritingPass(_prior(layout.bits))
     _code_fields(run, _shaped(fields), layout, reading=False)
-    narrow = encode_general(spare.astype(np.uint8).tobytes()) if layout.spare_bits else b""
+    narrow = encode_general(spare.astype(np.uint8).reshape(-1)) if layout.spare_bits else b""
     return bytes([layout.to_byte(), layout.word_bits]) + block(narrow) + run.finish()
 
 
@@ -309,7 +309,7 @@ def _decode_spare(payload: memoryview, steps: int, lanes: int, layout: Layout) -
         if len(payload):
             raise ArtifactError("artifact: a packed tensor has spare bits where its words have none")
         return np.zeros((0, lanes), np.uint64)
-    spare = np.frombuffer(decode_general(payload, steps * lanes, "spare bits"), np.uint8)
+    spare = decode_general(payload, steps * lanes, "spare bits")
     if int(spare.max(initial=0)) >> layout.spare_bits:
         raise ArtifactError("artifact: spare bits of a packed tensor overflow")
     return spare.astype(np.uint64).reshape(steps, lanes)
