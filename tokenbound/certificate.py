@@ -15,11 +15,12 @@ from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.config import BoundConfig
-from tokenbound.errors import IncompleteError, InputError, MismatchError
+from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import applied_protocol, fingerprint, protocol_bits
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.store.losses import LIST_COLUMNS
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
+from tokenbound.store.uri import base_name, join, split
 
 SCHEMA_VERSION = 1
 SCHEMA_ID = f"urn:tokenbound:certificate:{SCHEMA_VERSION}"
@@ -143,7 +144,7 @@ class Certificate(BaseModel):
             IncompleteError: there is none.
             MismatchError: it is damaged or of another schema version.
         """
-        folder, name = _split(str(path))
+        folder, name = split(str(path))
         tree = RunDirectory(folder).read_json(name)
         try:
             return cls.model_validate(tree)
@@ -155,7 +156,7 @@ class Certificate(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the certificate as JSON, atomically."""
-        folder, name = _split(str(path))
+        folder, name = split(str(path))
         RunDirectory(folder).write_json(name, self.model_dump(mode="json"))
 
     def table(self) -> str:
@@ -439,17 +440,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _split(path: str) -> tuple[str, str]:
-    """Folder and file name of a path or URI."""
-    folder, _, name = path.rstrip("/").rpartition("/")
-    if not name:
-        raise InputError(f"{path!r} names no file")
-    return folder or ("/" if path.startswith("/") else "."), name
-
-
 def _run_folder(path: str) -> str:
-    path = path.rstrip("/")
-    return _split(path)[0] if path.rpartition("/")[2] == "losses" else path
+    return split(path)[0] if base_name(path) == "losses" else path
 
 
 def verify_beside(
@@ -465,17 +457,17 @@ def verify_beside(
         MismatchError: something does not follow.
     """
     certificate = Certificate.load(path)
-    folder = _split(str(path))[0]
+    folder = split(str(path))[0]
     run = _run_folder(losses or folder)
     if not RunDirectory(run).exists("shards"):
         raise IncompleteError(
             f"no losses at {run}; give the run directory with --losses (arithmetic alone verifies nothing)"
         )
-    data = _read(artifact or f"{folder}/{ARTIFACT}")
+    data = _read(artifact or join(folder, ARTIFACT))
     certificate.verify(losses=run, artifact=data)
     return certificate, run, data
 
 
 def _read(path: str) -> bytes:
-    folder, name = _split(path)
+    folder, name = split(path)
     return RunDirectory(folder).read(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import sys
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from tokenbound.errors import InputError, TokenboundError
+from tokenbound.store.uri import base_name, join, split
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -104,9 +106,10 @@ def _evaluate_and_print(config: object, *, as_json: bool) -> None:
             "The standard library differs between Python builds, so your figures may differ from published ones."
         )
     shown = _near(paths[0])
-    folder, slash, name = shown.rpartition("/")
-    page = f"{folder}{slash}{name.replace('certificate', 'report').removesuffix('.json')}.html"
-    console.print(f"certificate  {shown}\nreport       {page}\ncheck it     tokenbound verify {shown}", soft_wrap=True)
+    folder, name = split(shown)
+    page = join(folder, f"{name.replace('certificate', 'report').removesuffix('.json')}.html")
+    check = f"tokenbound verify {shlex.quote(shown)}"
+    console.print(f"certificate  {shown}\nreport       {page}\ncheck it     {check}", soft_wrap=True)
 
 
 def _near(path: str) -> str:
@@ -491,7 +494,7 @@ def report(
     kind = "json" if as_json else kind
     if kind not in (None, "json", *EXPORTS):
         raise InputError(f"--format {kind!r} is unknown; choose one of json, {', '.join(EXPORTS)}")
-    path = run if run.endswith(".json") else f"{run.rstrip('/')}/{CERTIFICATE}"
+    path = run if base_name(run).endswith(".json") else join(run, CERTIFICATE)
     certificate = Certificate.load(path)
     if tracker is not None:
         from tokenbound.report.tracking import log_certificate
@@ -502,7 +505,7 @@ def report(
     elif kind is not None:
         sys.stdout.write(EXPORTS[kind](certificate).rstrip("\n") + "\n")
     else:
-        _show_and_write(certificate, path.rpartition("/")[0] or ".")
+        _show_and_write(certificate, split(path)[0])
 
 
 def _show_and_write(certificate: Certificate, folder: str) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tokenbound.compression.settings import CompressSettings
 from tokenbound.errors import InputError
 from tokenbound.models.structured.settings import DenseFamily, Family
+from tokenbound.store.uri import refuse_credentials, refuse_credentials_in
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -373,7 +374,12 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def validate(kind: type[T], tree: Any, *, origin: str) -> T:
-    """Validate plain data, turning pydantic's report into one line per problem."""
+    """Validate plain data, turning pydantic's report into one line per problem.
+
+    Raises:
+        InputError: a field is unknown, missing or out of range, or a URI holds credentials.
+    """
+    refuse_credentials_in(tree)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -389,6 +395,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"override {override!r} must look like what.bound.delta=0.01")
+    refuse_credentials(text, where=key)
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:

@@ -10,6 +10,7 @@ from tokenbound.errors import InputError
 from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
 from tokenbound.store.foreign import available_columns, find_row_groups
 from tokenbound.store.run import RunDirectory
+from tokenbound.store.uri import base_name, split
 
 TOP_K = (1, 10, 100)
 """The top-k errors that are bounded where ranks were stored."""
@@ -61,7 +62,7 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
 
     Where commit records exist they are followed, never a listing of files.
     """
-    for root in (path.rstrip("/"), path.rstrip("/").removesuffix("/losses")):
+    for root in (path, *([split(path)[0]] if base_name(path) == "losses" else [])):
         run = RunDirectory(root)
         if run.exists("shards"):
             if run.exists("plan.json") and run.read_json("plan.json").get("scoring_identity", {}).get("sampled"):

@@ -152,10 +152,6 @@ def test_unknown_scheme_is_refused():
         find_files(config("text", "nosuch://bucket/key"))
 
 
-def test_object_store_uris_keep_their_options():
-    assert sources._reroot("s3://b/dir?region=eu-west-1", "b/dir/a b") == "s3://b/dir/a%20b?region=eu-west-1"
-
-
 # --- text and the standard library -----------------------------------------------------------------------------
 
 

@@ -42,7 +42,8 @@ from tokenbound.corpus.prepared import (
 from tokenbound.corpus.sources import BLOCK_BYTES, SourceFile, digest_file, find_files, open_source, read_documents
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
 from tokenbound.errors import InputError
-from tokenbound.store.filesystem import anchored, is_uri, open_atomic, resolve, write_bytes
+from tokenbound.store.filesystem import anchored, open_atomic, resolve, write_bytes
+from tokenbound.store.uri import is_uri, join
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,8 @@ def tokenise_part(
 
 
 def _jobs(files: Sequence[SourceFile], root: str, segment: str) -> list[_Job]:
-    return [_Job(part, f"{root}/{segment}/part-{index:05d}") for index, part in enumerate(partition_files(files))]
+    parts = enumerate(partition_files(files))
+    return [_Job(part, join(root, segment, f"part-{index:05d}")) for index, part in parts]
 
 
 def _tokenise_job(config: CorpusConfig, job: _Job) -> PartRecord:

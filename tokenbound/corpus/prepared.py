@@ -27,6 +27,7 @@ from tokenbound.corpus.sources import SourceFile
 from tokenbound.corpus.tokenizers import Ids
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.filesystem import is_local, open_input, read_bytes, resolve, write_bytes
+from tokenbound.store.uri import join
 
 T = TypeVar("T")
 Offsets = npt.NDArray[np.int64]
@@ -284,7 +285,7 @@ def load_manifest(root: str) -> Manifest | None:
         InputError: it is damaged or of another version.
         MismatchError: it was altered.
     """
-    filesystem, path = resolve(f"{root}/manifest.json")
+    filesystem, path = resolve(join(root, "manifest.json"))
     try:
         return Manifest.from_json(read_bytes(filesystem, path))
     except FileNotFoundError:
@@ -293,7 +294,7 @@ def load_manifest(root: str) -> Manifest | None:
 
 def save_manifest(manifest: Manifest, root: str) -> None:
     """Write the manifest, last of all files, atomically."""
-    filesystem, path = resolve(f"{root}/manifest.json")
+    filesystem, path = resolve(join(root, "manifest.json"))
     write_bytes(filesystem, path, manifest.to_json())
 
 

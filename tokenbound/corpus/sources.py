@@ -25,7 +25,6 @@ import json
 import lzma
 import os
 import posixpath
-import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,15 +32,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from pyarrow.fs import FileInfo, FileSystem, FileType
 
 from tokenbound.config import CorpusConfig
 from tokenbound.errors import InputError
-from tokenbound.store.filesystem import is_local, is_uri, open_input, resolve
+from tokenbound.store.filesystem import is_local, open_input, resolve
+from tokenbound.store.patterns import matching, walk
+from tokenbound.store.uri import is_uri, reroot
 
 BLOCK_BYTES = 1 << 22
 """How much is read from a file at a time."""
@@ -178,13 +178,10 @@ def _expand(declared: str, source: str) -> list[SourceFile]:
     if info.type == FileType.File:
         return [_source_file(declared, filesystem, info, posixpath.basename(path), source)]
     if info.type == FileType.Directory:
-        found = _walk(filesystem, path)
+        found = walk(filesystem, path)
         wanted = [item for item in found if _belongs(item[0], source)]
     elif glob.has_magic(path):
-        base, pattern = _split_glob(path)
-        matches = re.compile(_glob_regex(pattern)).fullmatch
-        found = _walk(filesystem, base, recursive="/" in pattern or "**" in pattern)
-        wanted = [item for item in found if matches(item[0])]
+        wanted = matching(filesystem, path)
     else:
         raise InputError(f"corpus path {declared!r} does not exist; correct `corpus.paths`")
     if not wanted:
@@ -204,17 +201,6 @@ def _file_info(filesystem: FileSystem, path: str) -> FileInfo:
         raise InputError(f"cannot look at {path!r}: {_one_line(error)}") from None
 
 
-def _walk(filesystem: FileSystem, base: str, *, recursive: bool = True) -> list[tuple[str, FileInfo]]:
-    """Files below ``base`` with their relative posix paths, sorted by them, hidden ones left out."""
-    infos = filesystem.get_file_info(FileSelector(base, recursive=recursive, allow_not_found=True))
-    files = [(posixpath.relpath(info.path, base), info) for info in infos if info.type == FileType.File]
-    return sorted((item for item in files if not _is_hidden(item[0])), key=lambda item: item[0])
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
 def _belongs(name: str, source: str) -> bool:
     """Whether a file found in a directory is of the source's kind."""
     if source == "text":
@@ -225,39 +211,10 @@ def _belongs(name: str, source: str) -> bool:
     return stem.endswith(SUFFIXES[source])
 
 
-def _split_glob(path: str) -> tuple[str, str]:
-    """The directory before the first wildcard, and the pattern below it.
-
-    >>> _split_glob("/data/day-*/x.jsonl")
-    ('/data', 'day-*/x.jsonl')
-    """
-    parts = path.split("/")
-    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    return "/".join(parts[:first]) or "/", "/".join(parts[first:])
-
-
-def _glob_regex(pattern: str) -> str:
-    """A glob as a regular expression: ``**/`` any directories, ``*`` and ``?`` inside a name, ``[...]`` sets."""
-    tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)
-    return "".join(
-        tokens.get(piece)
-        or (f"[{'^' if piece[1] == '!' else ''}{piece[1:-1].lstrip('!')}]" if piece[:1] == "[" else re.escape(piece))
-        for piece in pieces
-    )
-
-
 def _source_file(declared: str, filesystem: FileSystem, info: FileInfo, name: str, source: str) -> SourceFile:
-    path = info.path if is_local(filesystem) else _reroot(declared, info.path)
+    path = info.path if is_local(filesystem) else reroot(declared, info.path)
     splittable = source == "jsonl" and not name.endswith(COMPRESSED)
     return SourceFile(name=name, path=path, bytes=info.size, splittable=splittable)
-
-
-def _reroot(declared: str, path: str) -> str:
-    """The URI of another object of the same store, with the declared URI's options."""
-    scheme, _, rest = declared.partition("://")
-    _, question, query = rest.partition("?")
-    return f"{scheme}://{quote(path)}{question}{query}"
 
 
 def _refuse_repeats(files: list[SourceFile]) -> list[SourceFile]:

@@ -394,10 +394,10 @@ def _publish(run: RunDirectory, certificate: Certificate) -> str:
     """
     name = run.certificate_name(certificate.claim_fingerprint)
     if name != CERTIFICATE:
-        current = Certificate.load(f"{run.uri}/{CERTIFICATE}")
+        current = Certificate.load(run.place(CERTIFICATE))
         if certificate.extends(current):
             run.write_json(claim_file(current.claim_fingerprint), current.model_dump(mode="json"))
             name = CERTIFICATE
     run.write_json(name, certificate.model_dump(mode="json"))
     write_report(run, certificate, run_details(run, certificate))
-    return f"{run.uri.rstrip('/')}/{name}"
+    return run.place(name)

@@ -26,7 +26,9 @@ from tokenbound.identity import claim_identity, declarations, fingerprint
 from tokenbound.store import filesystem as files
 from tokenbound.store.history import HistoryEntry, append_history, read_history
 from tokenbound.store.lease import lease
+from tokenbound.store.patterns import matching_places
 from tokenbound.store.run import CERTIFICATE, RunDirectory, canonical_json, claim_file, sha256_hex
+from tokenbound.store.uri import base_name, is_uri
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +60,9 @@ def expand_models(tree: Mapping[str, Any], *, origin: str) -> list[RunConfig]:
 
 
 def _matches(pattern: str, key: str) -> list[str]:
-    if not any(letter in pattern for letter in "*?["):
+    if not any(letter in (pattern.partition("?")[0] if is_uri(pattern) else pattern) for letter in "*?["):
         return [pattern]
-    found = sorted(glob(pattern))  # noqa: PTH207 - patterns may be absolute
+    found = matching_places(pattern) if is_uri(pattern) else sorted(glob(pattern))  # noqa: PTH207 - may be absolute
     if not found:
         raise InputError(f"what.model.{key}: {pattern!r} matches nothing; give a path, a list, or another glob")
     return found
@@ -118,7 +120,7 @@ def reevaluate(
         for certificate, path in _certificates(night):
             if certificate.claim_fingerprint in known:
                 continue
-            place = path.removeprefix(night.home.uri.rstrip("/") + "/")
+            place = night.home.relative(path)
             entries.append(HistoryEntry.of(certificate.model_dump(mode="json"), place))
             append_history(night.home, entries[-1])
             if on_certificate is not None:
@@ -170,8 +172,7 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
     claim = fingerprint(claim_identity(fingerprint(identity), what.bound, declarations(what), what.sample.evaluation))
     for name in (CERTIFICATE, claim_file(claim)):
         if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
-            path = f"{place.uri.rstrip('/')}/{name}"
-            return Certificate.load(path), path
+            return Certificate.load(place.place(name)), place.place(name)
     return None
 
 
@@ -185,7 +186,7 @@ def _numbered(night: Night, run: RunConfig, artifact_sha256: str, manifest: Mani
     if not what.sample.is_full:
         draw = _ordinal(night.home, "corpora", manifest.tokens_sha256, remember=remember)
         what = what.model_copy(update={"sample": what.sample.model_copy(update={"evaluation": draw})})
-        output = f"{night.home.uri.rstrip('/')}/models/{artifact_sha256[:16]}/draw-{draw:05d}"
+        output = night.home.place(f"models/{artifact_sha256[:16]}/draw-{draw:05d}")
     if what.model.checkpoint is not None:
         kept = {"artifact": _encoded_path(night, run), "checkpoint": None, "compress": None}
         what = what.model_copy(update={"model": what.model.model_copy(update=kept)})
@@ -199,7 +200,7 @@ def _place(home: RunDirectory, artifact_sha256: str) -> str:
         identity = home.read_json("plan.json").get("scoring_identity", {})
         if identity.get("artifact_sha256") == artifact_sha256:
             return home.uri
-    return f"{home.uri.rstrip('/')}/models/{artifact_sha256[:16]}"
+    return home.place(f"models/{artifact_sha256[:16]}")
 
 
 def _ordinal(home: RunDirectory, kind: str, digest: str, *, remember: bool) -> int:
@@ -242,8 +243,7 @@ def _encoded_path(night: Night, run: RunConfig) -> str:
     assert model.checkpoint is not None
     asked = model.model_dump(mode="json", include={"compress", "base", "dtype"})
     key = sha256_hex(canonical_json([_checkpoint_digest(model.checkpoint), asked, run.what.corpus.tokenizer_is]))
-    name = Path(model.checkpoint.rstrip("/")).name
-    return f"{night.home.uri.rstrip('/')}/artifacts/{name}-{key[:16]}.tokenbound"
+    return night.home.place(f"artifacts/{base_name(model.checkpoint)}-{key[:16]}.tokenbound")
 
 
 def _checkpoint_digest(checkpoint: str) -> str:

@@ -19,8 +19,8 @@ from tokenbound.engine.tokens import open_corpus
 from tokenbound.engine.train import pretrain
 from tokenbound.errors import IncompleteError, InputError, TokenboundError
 from tokenbound.report.sweep import SweepRow, comparison_csv, comparison_markdown, comparison_svg, sweep_row
-from tokenbound.store import filesystem as files
 from tokenbound.store.run import RunDirectory
+from tokenbound.store.uri import is_uri
 from tokenbound.sweep import SweepConfig, Trial, expand_trials, remember
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
         MismatchError: a trial changed since it was first seen.
         IncompleteError: trials failed; the tables show the others.
     """
-    if files.is_uri(config.how.output):
+    if is_uri(config.how.output):
         raise InputError(f"how.output {config.how.output}: a sweep trains into a local or shared directory")
     directory = RunDirectory(str(Path(config.how.output).absolute()))
     known = directory.read_json(LEDGER) if directory.exists(LEDGER) else {}

@@ -13,7 +13,7 @@ from tokenbound.corpus.prepare import cache_name, prepare_corpus
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.parallel import ray_map
-from tokenbound.store import filesystem as files
+from tokenbound.store.uri import is_uri, join, split
 
 
 class CorpusStream:
@@ -59,11 +59,11 @@ def corpus_root(config: CorpusConfig, output: str, cache: str | None) -> str:
     Raises:
         InputError: the tokenizer cannot be loaded.
     """
-    return f"{cache_place(output, cache)}/{cache_name(config)}"
+    return join(cache_place(output, cache), cache_name(config))
 
 
 def cache_place(output: str, cache: str | None) -> str:
     """Where prepared corpora are kept: as asked, or beside the output."""
-    if not files.is_uri(cache or output):
+    if not is_uri(cache or output):
         return str(Path(cache or f"{output.rstrip('/')}/../prepared").resolve())
-    return cache or f"{output.rstrip('/').rpartition('/')[0]}/prepared"
+    return cache or join(split(output)[0], "prepared")

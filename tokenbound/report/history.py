@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.store.history import HistoryEntry
+from tokenbound.store.uri import base_name
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -36,7 +37,7 @@ def history_table(entries: Sequence[HistoryEntry]) -> Table:
     for entry, previous in zip(entries, [None, *entries], strict=False):
         table.add_row(
             entry.created_at[:16].replace("T", " "),
-            entry.model.rstrip("/").rpartition("/")[2],
+            base_name(entry.model),
             f"{entry.num_tokens:,}",
             f"{entry.num_scored_tokens / entry.num_tokens:.1%}",
             f"{entry.artifact_bytes:,} B",

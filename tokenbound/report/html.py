@@ -82,7 +82,7 @@ def write_report(run: RunDirectory, certificate: Certificate, details: ReportDet
     name = run.certificate_name(certificate.claim_fingerprint)
     path = f"report{name.removeprefix('certificate').removesuffix('.json')}.html"
     run.write(path, html_report(certificate, details=details, certificate_name=name).encode())
-    return f"{run.uri.rstrip('/')}/{path}"
+    return run.place(path)
 
 
 def html_report(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenbound.bounds.rounding import format_bound
+from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -53,13 +54,13 @@ _LATEX = {
 def model_name(certificate: Certificate) -> str:
     """The model's own name: the last part of where it came from, else its architecture."""
     source = str(certificate.model.get("source") or certificate.model.get("architecture") or "model")
-    return source.rstrip("/").rpartition("/")[2] or source
+    return base_name(source) or source
 
 
 def corpus_name(certificate: Certificate) -> str:
     """The corpus in a few words: its name or first path, else its kind."""
     corpus = certificate.corpus
-    paths = [str(path).rstrip("/").rpartition("/")[2] for path in corpus.get("paths") or ()]
+    paths = [base_name(str(path)) for path in corpus.get("paths") or ()]
     if corpus.get("name"):
         return str(corpus["name"])
     if not paths:

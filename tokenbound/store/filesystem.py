@@ -20,20 +20,12 @@ from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from tokenbound.errors import InputError
+from tokenbound.store.uri import is_uri, refuse_credentials
 
 COPY_BYTES = 1 << 23
 """Block size of uploads."""
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Kinds of filesystem without directories."""
-
-
-def is_uri(path: str) -> bool:
-    """Whether ``path`` names a filesystem other than by a plain local path.
-
-    >>> is_uri("s3://bucket/key"), is_uri("data/a.jsonl")
-    (True, False)
-    """
-    return "://" in path
 
 
 def anchored(name: str) -> str:
@@ -53,8 +45,9 @@ def resolve(uri: str) -> tuple[FileSystem, str]:
     Local paths become absolute (symbolic links are kept); options such as ``?region=`` stay with the filesystem.
 
     Raises:
-        InputError: the URI's scheme or syntax is not understood.
+        InputError: the URI's scheme or syntax is not understood, or it holds credentials.
     """
+    refuse_credentials(uri)
     if not is_uri(uri):
         return LocalFileSystem(), Path(os.path.abspath(os.path.expanduser(uri))).as_posix()  # noqa: PTH100, PTH111
     try:

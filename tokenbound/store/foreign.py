@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenbound.errors import InputError
 from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, rows_per_piece
+from tokenbound.store.uri import reroot
 
 COLUMNS = ("nll", "entropy", "rank")
 """What is read; only `nll` must be there."""
@@ -34,8 +35,8 @@ def find_row_groups(path: str) -> tuple[tuple[str, int], ...]:
     )
     if not found:
         raise InputError(f"no *.parquet below {path!r}")
-    scheme = path.split("://")[0] + "://" if files.is_uri(path) else ""
-    groups = tuple((scheme + name, group) for name in found for group in _filled_groups(scheme + name))
+    places = [reroot(path, name) for name in found]
+    groups = tuple((place, group) for place in places for group in _filled_groups(place))
     if not groups:
         raise InputError(f"the Parquet files at {path!r} have no rows")
     return groups

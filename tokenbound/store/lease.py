@@ -72,7 +72,7 @@ def _held(home: RunDirectory) -> dict[str, str | float]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError):
-        raise MismatchError(f"{home.uri}/{LEASE} is damaged; delete it") from None
+        raise MismatchError(f"{home.place(LEASE)} is damaged; delete it") from None
 
 
 def _write(home: RunDirectory, holder: str, seconds: float) -> None:

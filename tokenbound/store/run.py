@@ -19,6 +19,7 @@ from typing import Any
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
+from tokenbound.store.uri import is_uri, join
 
 ARTIFACT = "artifact.tokenbound"
 CERTIFICATE = "certificate.json"
@@ -69,11 +70,19 @@ class RunDirectory:
 
     def __init__(self, uri: str) -> None:
         self.filesystem, self.root = files.resolve(uri)
-        self.uri = uri if files.is_uri(uri) else self.root
+        self.uri = uri if is_uri(uri) else self.root
 
     def path(self, *parts: str) -> str:
         """Path inside the filesystem."""
         return posixpath.join(self.root, *parts)
+
+    def place(self, name: str) -> str:
+        """Path or URI of a file of the run, for people and for other processes."""
+        return join(self.uri, *name.split("/"))
+
+    def relative(self, place: str) -> str:
+        """Name in the run of a file that lies below it: the inverse of `place`."""
+        return files.resolve(place)[1].removeprefix(self.root.rstrip("/") + "/")
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of the run is there."""
@@ -88,7 +97,7 @@ class RunDirectory:
         try:
             return files.read_bytes(self.filesystem, self.path(name))
         except FileNotFoundError:
-            raise IncompleteError(f"{self.uri}/{name} does not exist; is {self.uri} a finished run?") from None
+            raise IncompleteError(f"{self.place(name)} does not exist; is {self.uri} a finished run?") from None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the run atomically."""
@@ -104,7 +113,7 @@ class RunDirectory:
         try:
             return json.loads(self.read(name))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise MismatchError(f"{self.uri}/{name} is damaged ({error}); restore it or delete the run") from None
+            raise MismatchError(f"{self.place(name)} is damaged ({error}); restore it or delete the run") from None
 
     def write_json(self, name: str, tree: Any) -> None:
         """Write readable JSON atomically."""
@@ -163,11 +172,11 @@ class RunDirectory:
             record = CommitRecord(**tree)
         except TypeError:
             raise MismatchError(
-                f"{self.uri}/{_record_name(shard)} is no commit record; delete it to score again"
+                f"{self.place(_record_name(shard))} is no commit record; delete it to score again"
             ) from None
         if record.shard != shard:
             raise MismatchError(
-                f"{self.uri}/{_record_name(shard)} speaks of shard {record.shard}; delete it to score again"
+                f"{self.place(_record_name(shard))} speaks of shard {record.shard}; delete it to score again"
             )
         return record
 
@@ -181,12 +190,12 @@ class RunDirectory:
             data = files.read_bytes(self.filesystem, self.path(record.file))
         except FileNotFoundError:
             raise MismatchError(
-                f"{self.uri}/{record.file} is committed but missing; delete {_record_name(record.shard)} to score it "
+                f"{self.place(record.file)} is committed but missing; delete {_record_name(record.shard)} to score it "
                 "again"
             ) from None
         if len(data) != record.bytes or sha256_hex(data) != record.sha256:
             raise MismatchError(
-                f"{self.uri}/{record.file} changed after it was committed; delete {_record_name(record.shard)} to "
+                f"{self.place(record.file)} changed after it was committed; delete {_record_name(record.shard)} to "
                 "score it again"
             )
         return data
@@ -208,7 +217,7 @@ class RunDirectory:
             MismatchError: the file is missing or not the one that was committed.
         """
         data = self.committed_bytes(record)
-        losses = from_parquet(data, columns, origin=f"{self.uri}/{record.file}")
+        losses = from_parquet(data, columns, origin=self.place(record.file))
         self._check_counts(record, len(losses.window_id), losses.num_tokens)
         return losses
 
@@ -219,14 +228,14 @@ class RunDirectory:
             MismatchError: as for :meth:`losses`.
         """
         windows = tokens = 0
-        for piece in iter_parquet(self.committed_bytes(record), columns, origin=f"{self.uri}/{record.file}"):
+        for piece in iter_parquet(self.committed_bytes(record), columns, origin=self.place(record.file)):
             windows, tokens = windows + len(piece.window_id), tokens + piece.num_tokens
             yield piece
         self._check_counts(record, windows, tokens)
 
     def _check_counts(self, record: CommitRecord, windows: int, tokens: int) -> None:
         if (windows, tokens) != (record.windows, record.tokens):
-            raise MismatchError(f"{self.uri}/{record.file}: windows or tokens differ from the commit record")
+            raise MismatchError(f"{self.place(record.file)}: windows or tokens differ from the commit record")
 
     def quarantine(self, shard: int, reasons: Sequence[Mapping[str, Any]]) -> None:
         """Keep why windows of a shard could not be scored."""
