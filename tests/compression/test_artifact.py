@@ -28,6 +28,9 @@ DTYPES = [
     torch.int16,
     torch.int32,
     torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
     torch.bool,
     torch.float8_e4m3fn,
     torch.float8_e5m2,
@@ -56,7 +59,9 @@ def tiny_model(seed: int = 0) -> dict[str, torch.Tensor]:
 def test_lossless_keeps_every_bit_of_every_dtype(dtype: torch.dtype) -> None:
     make = torch.Generator().manual_seed(1)
     values = torch.randn(37, 11, generator=make) * 3
-    tensor = values > 0 if dtype == torch.bool else values.to(dtype)
+    tensor = (
+        values > 0 if dtype == torch.bool else (values.abs() if str(dtype).startswith("torch.u") else values).to(dtype)
+    )
     data = encode_artifact(ARCHITECTURE, {"w": tensor}, LosslessSettings())
     artifact = decode_artifact(data)
     assert same_bits(artifact.tensors["w"], tensor)
@@ -79,6 +84,15 @@ def test_lossless_round_trip_of_arbitrary_bits(shape: list[int], dtype: torch.dt
             encode_artifact(ARCHITECTURE, {"w": tensor}, LosslessSettings())
         return
     assert same_bits(decode_artifact(encode_artifact({}, {"w": tensor}, LosslessSettings())).tensors["w"], tensor)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [(torch.int64, [0, -(2**63), 2**63 - 1]), (torch.uint64, [0, 2**63, 2**64 - 5])]
+)
+def test_the_ends_of_wide_integers_survive(dtype: torch.dtype, values: list[int]) -> None:
+    for shape in ((3,), (1, 3), (3, 1)):
+        tensor = torch.tensor(values, dtype=dtype).reshape(shape)
+        assert same_bits(decode_artifact(encode_artifact({}, {"w": tensor}, LosslessSettings())).tensors["w"], tensor)
 
 
 @pytest.mark.parametrize("chosen", [LosslessSettings(), RoundToNearestSettings(step=0.25)])

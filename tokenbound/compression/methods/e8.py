@@ -25,6 +25,7 @@ from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.methods.feedback import inverse_factor, round_with_feedback
 from tokenbound.compression.methods.rtn import float_values
 from tokenbound.compression.methods.uniform import matrix_shape
+from tokenbound.compression.tokens import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -253,11 +254,25 @@ def _mixed_moment(moment: torch.Tensor, padded: int) -> torch.Tensor:
 
 
 def lattice_values(codes: LatticeCodes, shape: tuple[int, int]) -> Floats:
-    """float32 values [rows, columns] of the codes."""
+    """float32 values [rows, columns] of the codes; nothing else of their size is held."""
     rows, columns = shape
-    points = points_of(codes.planes, codes.bits) * codes.scale
-    mixed = points.reshape(rows, _padded(columns))[:, :columns]
-    return mix(mix(mixed.T.copy(), inverse=True).T.copy(), inverse=True)
+    groups = _padded(columns) // WIDTH
+    values = np.empty((rows, columns), np.float32)
+    for part in _slices(rows, groups * WIDTH):
+        planes = [plane[part.start * groups : part.stop * groups] for plane in codes.planes]
+        points = points_of(planes, codes.bits) * codes.scale
+        values[part] = points.reshape(-1, groups * WIDTH)[:, :columns]
+    for part in _slices(columns, rows):
+        values[:, part] = mix(values[:, part].T.copy(), inverse=True).T
+    for part in _slices(rows, columns):
+        values[part] = mix(values[part], inverse=True)
+    return values
+
+
+def _slices(count: int, width: int) -> list[slice]:
+    """Rows of a matrix in parts of at most `BLOCK_ELEMENTS`, or one by one."""
+    height = max(1, BLOCK_ELEMENTS // max(1, width))
+    return [slice(start, min(start + height, count)) for start in range(0, count, height)]
 
 
 def encode_lattice(codes: LatticeCodes, *, transposed: bool) -> bytes:

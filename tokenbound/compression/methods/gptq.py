@@ -141,6 +141,8 @@ class _Form:
         if not 1 <= group <= max(columns, 1):
             raise ArtifactError(f"artifact: groups of {group} columns in a matrix of {columns}")
         scales: NDArray[Any] = decode_exact(reader.block(), (rows, -(-columns // group)), torch.float16).numpy()
+        if not np.isfinite(scales).all():
+            raise ArtifactError("artifact: a scale of a group is not finite")
         return _Form(transposed, (rows, columns), group, scales, reader.block(), reader.take(reader.remaining))
 
 

@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.compression.bytestreams import decode_general, encode_general, entropy_bytes
+from tokenbound.compression.bytestreams import Bytes, decode_general, encode_general, entropy_bytes
 from tokenbound.compression.coder import COUNT_UNIT, Contexts, Ints, Pass, ReadingPass, Tokens, WritingPass
 from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
-from tokenbound.compression.integers import decode_vector, encode_vector
+from tokenbound.compression.integers import encode_vector, vector_parts
 from tokenbound.compression.methods.uniform import matrix_shape
 
 if TYPE_CHECKING:
     import torch
 
-Words = NDArray[np.uint64]
-Fields = NDArray[np.uint8]
+Words = NDArray[np.unsignedinteger[Any]]
 
 CODE_BITS = (2, 3, 4, 8)
 LEVELS = 24
@@ -42,6 +41,8 @@ GROUPS = (0, 32, 64, 128)
 """Group sizes at which a lane's mean may start anew; 0 for none."""
 MAX_STEPS = 1 << 12
 """Steps that codes with fewer lanes than steps may have."""
+MAX_LANES = 1 << 19
+"""Codes of one step, all held as wide integers at once; a matrix that is wider is read along its other axis."""
 CARRIED = 3
 """Codes that the mean before is worth at the start of a group."""
 SAMPLE = 1 << 20
@@ -93,69 +94,106 @@ class Layout:
         return 0 if self.across else self.word_bits % self.bits
 
 
-def take_apart(words: Words, layout: Layout) -> tuple[Fields, Words]:
-    """Codes [steps of codes, lanes] and spare bits [steps, lanes] of words [steps, lanes]."""
-    if layout.across:
-        return _take_apart_across(words, layout), words[:0]
-    per_word = layout.word_bits // layout.bits
-    mask = np.uint64((1 << layout.bits) - 1)
-    fields = np.empty((len(words), per_word, words.shape[1]), np.uint8)
-    for index in range(per_word):
-        fields[:, index] = (words >> np.uint64(layout.bits * index)) & mask
-    spare = words >> np.uint64(layout.bits * per_word) if layout.spare_bits else words[:0]
-    return fields.reshape(-1, words.shape[1]), spare
+class Fields:
+    """The codes inside words [steps, lanes], read and written step by step in place.
+
+    A step of codes is `fold` rows of them, side by side: narrow matrices (bitsandbytes stores [n, 1]) are folded so
+    that lanes are long vectors. The words keep their own width, and nothing else of their size is held.
+    """
+
+    def __init__(self, words: Words, layout: Layout) -> None:
+        """Look into words.
+
+        Args:
+            words: Unsigned, of `layout.word_bits` bits or more [steps, lanes].
+            layout: One that fits them.
+        """
+        self.words, self._layout = words, layout
+        self._mask = words.dtype.type((1 << layout.bits) - 1)
+        self._whole = words.dtype.type((1 << layout.word_bits) - 1)
+        self.steps, self.fold = _folded(layout.count(len(words)), words.shape[1])
+
+    @property
+    def lanes(self) -> int:
+        """Codes of a step."""
+        return self.fold * int(self.words.shape[1])
+
+    def _places(self, step: int) -> tuple[NDArray[np.intp], Words]:
+        """Of each code row of a step: the word row that it begins in, and the bits before it there [fold]."""
+        index, layout = np.arange(self.fold) * self.steps + step, self._layout
+        if layout.across:
+            row, offset = np.divmod(layout.bits * index, layout.word_bits)
+        else:
+            row, place = np.divmod(index, layout.word_bits // layout.bits)
+            offset = place * layout.bits
+        return row, offset.astype(self.words.dtype)
+
+    def read(self, step: int) -> Tokens:
+        """The codes of a step [lanes]."""
+        row, offset = self._places(step)
+        codes = self.words[row] >> offset[:, None]
+        beyond = offset > self._layout.word_bits - self._layout.bits
+        if beyond.any():
+            codes[beyond] |= self.words[row[beyond] + 1] << (self._layout.word_bits - offset[beyond])[:, None]
+        return (codes & self._mask).astype(np.int32).reshape(-1)
+
+    def write(self, step: int, codes: Tokens) -> None:
+        """Join the codes of a step [lanes] to words that are zero there; no two of its rows share a word."""
+        row, offset = self._places(step)
+        rows = codes.reshape(self.fold, -1).astype(self.words.dtype)
+        self.words[row] |= rows << offset[:, None] & self._whole
+        beyond = offset > self._layout.word_bits - self._layout.bits
+        if beyond.any():
+            self.words[row[beyond] + 1] |= rows[beyond] >> (self._layout.word_bits - offset[beyond])[:, None]
+
+    def codes(self) -> Bytes:
+        """All codes, step after step."""
+        return np.concatenate([self.read(step).astype(np.uint8) for step in range(self.steps)])
+
+    def spare(self) -> Bytes:
+        """Bits of each word above its codes [steps * lanes]; empty where there are none."""
+        above = self._layout.word_bits - self._layout.spare_bits
+        if not self._layout.spare_bits:
+            return np.zeros(0, np.uint8)
+        spare = np.empty(self.words.shape, np.uint8)
+        for row, words in zip(spare, self.words, strict=True):
+            row[:] = words >> self.words.dtype.type(above)
+        return spare.reshape(-1)
+
+    def set_spare(self, spare: Bytes) -> None:
+        """Inverse of `spare`, for words that are zero there."""
+        kind = self.words.dtype.type
+        if not len(spare):
+            return
+        for words, row in zip(self.words, spare.reshape(self.words.shape), strict=True):
+            words |= row.astype(kind) << kind(self._layout.word_bits - self._layout.spare_bits)
 
 
-def _take_apart_across(words: Words, layout: Layout) -> Fields:
-    bits, width = layout.bits, layout.word_bits
-    groups = words.reshape(-1, bits, words.shape[1])
-    fields = np.empty((len(groups), width, words.shape[1]), np.uint8)
-    for index in range(width):
-        word, offset = divmod(bits * index, width)
-        value = groups[:, word] >> np.uint64(offset)
-        if offset + bits > width:
-            value = value | groups[:, word + 1] << np.uint64(width - offset)
-        fields[:, index] = value & np.uint64((1 << bits) - 1)
-    return fields.reshape(-1, words.shape[1])
-
-
-def put_together(fields: Fields, spare: Words, layout: Layout) -> Words:
-    """Inverse of `take_apart`."""
-    bits, width = layout.bits, layout.word_bits
-    per_group = width if layout.across else width // bits
-    groups = fields.reshape(-1, per_group, fields.shape[1])
-    words = np.zeros((len(groups), bits if layout.across else 1, fields.shape[1]), np.uint64)
-    mask = np.uint64((1 << width) - 1)
-    for index in range(per_group):
-        word, offset = divmod(bits * index, width)
-        wide = groups[:, index].astype(np.uint64)
-        words[:, word] |= (wide << np.uint64(offset)) & mask
-        if offset + bits > width:
-            words[:, word + 1] |= wide >> np.uint64(width - offset)
-    flat: Words = words.reshape(-1, fields.shape[1])
-    if layout.spare_bits:
-        flat |= spare << np.uint64(width - layout.spare_bits)
-    return flat
+def _folded(count: int, lanes: int) -> tuple[int, int]:
+    """Steps and how many rows of codes stand side by side in one."""
+    steps, fold = count, 1
+    while lanes * fold < steps and steps % 2 == 0 and steps > 256:
+        steps, fold = steps // 2, fold * 2
+    return steps, fold
 
 
 # Coding
 
 
 def _code_fields(run: Pass, fields: Fields, layout: Layout, *, reading: bool) -> None:
-    """Code [steps, lanes] in place, each code under the running mean of its lane or group."""
+    """Code all steps in place, each code under the running mean of its lane or group."""
     top = (1 << layout.bits) - 1
     count = CARRIED
-    sums = np.full(fields.shape[1], (top << 7) * count, np.int64)  # 8 fraction bits
-    for step in range(len(fields)):
+    sums = np.full(fields.lanes, (top << 7) * count, np.int64)  # 8 fraction bits
+    for step in range(fields.steps):
         restart = step % layout.group == 0 if layout.group else count == MEMORY
         if restart and count > CARRIED:
             kept = CARRIED if layout.group else MEMORY - 1
             sums, count = sums * kept // count, kept
         contexts: Contexts = (sums * (LEVELS - 1) // (top << 8) // count).astype(np.uint8)
-        tokens: Tokens | None = None if reading else fields[step].astype(np.int32)
-        got = run.code(tokens, contexts)
+        got = run.code(None if reading else fields.read(step), contexts)
         if reading:
-            fields[step] = got
+            fields.write(step, got)
         sums += got.astype(np.int64) << 8
         count += 1
 
@@ -164,22 +202,10 @@ def _prior(bits: int) -> Ints:
     return np.full((LEVELS, 1 << bits), COUNT_UNIT // 2, np.int64)
 
 
-def _shaped(fields: Fields) -> Fields:
-    """Narrow matrices (bitsandbytes stores [n, 1]) are folded so that lanes are long vectors."""
-    steps, lanes = fields.shape
-    while lanes < steps and steps % 2 == 0 and steps > 256:
-        steps, lanes = steps // 2, lanes * 2
-    return fields.reshape(lanes // fields.shape[1], steps, -1).transpose(1, 0, 2).reshape(steps, lanes)
-
-
 def _steps_allowed(count: int, lanes: int) -> bool:
-    """Whether codes fold into few enough steps, so that no forged shape can take for ever."""
-    steps, lanes = _shaped(np.empty((count, lanes), np.uint8)).shape
-    return bool(steps <= max(lanes, MAX_STEPS))
-
-
-def _unshaped(fields: Fields, lanes: int) -> Fields:
-    return fields.reshape(len(fields), -1, lanes).transpose(1, 0, 2).reshape(-1, lanes)
+    """Whether codes fold into few enough steps, so that no forged shape can take for ever, nor wide ones all memory."""
+    steps, fold = _folded(count, lanes)
+    return lanes * fold <= MAX_LANES and steps <= max(lanes * fold, MAX_STEPS)
 
 
 def encode_packed(tensor: torch.Tensor, shorter_than: int) -> bytes | None:
@@ -196,24 +222,25 @@ def encode_packed(tensor: torch.Tensor, shorter_than: int) -> bytes | None:
 
 
 def _words(tensor: torch.Tensor) -> Words | None:
+    """The elements as unsigned integers of their own width, without a copy."""
     import torch
 
-    if tensor.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64) or not tensor.numel():
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or not tensor.numel():
         return None
     data = tensor_bytes(tensor)
-    unsigned: Words = data.copy().view(f"<u{data.shape[1]}").astype(np.uint64)
+    unsigned: Words = data.reshape(-1).view(f"<u{data.shape[1]}")
     return unsigned.reshape(matrix_shape(tuple(tensor.shape)) if tensor.ndim > 1 else (1, -1))
 
 
 def _encode_differences(tensor: torch.Tensor) -> bytes | None:
-    values = tensor.detach().cpu().numpy().astype(np.int64)
-    if np.abs(values).max() >= MAX_DIFFERENCE_VALUE:
+    values = tensor.detach().cpu().numpy()
+    if not -MAX_DIFFERENCE_VALUE < int(values.min()) <= int(values.max()) < MAX_DIFFERENCE_VALUE:
         return None
-    return bytes([_DIFFERENCES]) + encode_vector(np.diff(values, prepend=0))
+    return bytes([_DIFFERENCES]) + encode_vector(np.diff(values.astype(np.int64), prepend=0))
 
 
 def _oriented(words: Words, axis: int) -> Words:
-    return words if axis == 0 else np.ascontiguousarray(words.T)
+    return words if axis == 0 else words.T
 
 
 def _layouts(words: Words, width: int) -> list[Layout]:
@@ -231,8 +258,7 @@ def _best_layout(words: Words) -> Layout | None:
     scored = []
     for layout in _layouts(words, width):
         part = _sample(_oriented(words, layout.axis), layout, SAMPLE)
-        fields, _ = take_apart(part, layout)
-        size = entropy_bytes(fields.reshape(-1)) + part.size * layout.spare_bits / 8
+        size = entropy_bytes(Fields(part, layout).codes()) + part.size * layout.spare_bits / 8
         scored.append((size / (part.size * width / 8), layout))
     best = min((score for score, _ in scored), default=1.0)
     if best >= WORTH_CODING:
@@ -258,15 +284,14 @@ def _sample(words: Words, layout: Layout, size: int) -> Words:
     """The first lanes, and of them all steps if that is not too many."""
     lanes = max(1, min(words.shape[1], size // len(words), size >> 6))
     steps = max(layout.bits, size // lanes // layout.bits * layout.bits)
-    return words[:steps, :lanes]
+    return np.ascontiguousarray(words[:steps, :lanes])
 
 
 def _encode_layout(words: Words, layout: Layout) -> bytes:
-    oriented = _oriented(words, layout.axis)
-    fields, spare = take_apart(oriented, layout)
+    fields = Fields(np.ascontiguousarray(_oriented(words, layout.axis)), layout)
     run = WritingPass(_prior(layout.bits))
-    _code_fields(run, _shaped(fields), layout, reading=False)
-    narrow = encode_general(spare.astype(np.uint8).reshape(-1)) if layout.spare_bits else b""
+    _code_fields(run, fields, layout, reading=False)
+    narrow = encode_general(fields.spare()) if layout.spare_bits else b""
     return bytes([layout.to_byte(), layout.word_bits]) + block(narrow) + run.finish()
 
 
@@ -293,26 +318,25 @@ def decode_packed(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
         or not layout.fits(steps)
     ):
         raise ArtifactError("artifact: a packed tensor has a layout that does not fit it")
-    spare = _decode_spare(reader.block(), steps, lanes, layout)
-    count = layout.count(steps)
-    if not _steps_allowed(count, lanes):
+    if not _steps_allowed(layout.count(steps), lanes):
         raise ArtifactError("artifact: a packed tensor runs along the long side of its matrix")
-    fields = _shaped(np.zeros((count, lanes), np.uint8))
+    words = np.zeros((steps, lanes), f"<u{dtype.itemsize}")
+    fields = Fields(words, layout)
+    fields.set_spare(_decode_spare(reader.block(), steps, lanes, layout))
     run = ReadingPass(_prior(layout.bits), reader.take(reader.remaining))
     _code_fields(run, fields, layout, reading=True)
-    words = _oriented(put_together(_unshaped(fields, lanes), spare, layout), layout.axis)
-    return bytes_tensor(words.astype(f"<u{dtype.itemsize}").view(np.uint8), shape, dtype)
+    return bytes_tensor(np.ascontiguousarray(_oriented(words, layout.axis)).view(np.uint8), shape, dtype)
 
 
-def _decode_spare(payload: memoryview, steps: int, lanes: int, layout: Layout) -> Words:
+def _decode_spare(payload: memoryview, steps: int, lanes: int, layout: Layout) -> Bytes:
     if not layout.spare_bits:
         if len(payload):
             raise ArtifactError("artifact: a packed tensor has spare bits where its words have none")
-        return np.zeros((0, lanes), np.uint64)
+        return np.zeros(0, np.uint8)
     spare = decode_general(payload, steps * lanes, "spare bits")
     if int(spare.max(initial=0)) >> layout.spare_bits:
         raise ArtifactError("artifact: spare bits of a packed tensor overflow")
-    return spare.astype(np.uint64).reshape(steps, lanes)
+    return spare
 
 
 def _decode_differences(reader: Reader, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -320,8 +344,12 @@ def _decode_differences(reader: Reader, shape: tuple[int, ...], dtype: torch.dty
 
     if len(shape) != 1 or dtype == torch.bool:
         raise ArtifactError("artifact: only vectors of integers are coded as differences")
-    values: NDArray[Any] = np.cumsum(decode_vector(reader.take(reader.remaining), shape[0]))
-    return torch.from_numpy(values).to(dtype)
+    tensor = torch.empty(shape, dtype=dtype)
+    last = np.int64(0)
+    for cut, differences in vector_parts(reader.take(reader.remaining), shape[0]):
+        values = np.cumsum(differences) + last
+        tensor[cut], last = torch.from_numpy(values).to(dtype), values[-1]
+    return tensor
 
 
 def packed_bytes(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
