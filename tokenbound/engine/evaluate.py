@@ -196,6 +196,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
         compile=prepared.config.how.compile,
         session=uuid.uuid4().hex,
         retries=prepared.config.how.retries,
+        share=placement.replicas > 1,
     )
 
 

@@ -324,6 +324,7 @@ def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
         placement.threads,
         base=None if config.what.model.base is None else anchored(config.what.model.base),
         compile=config.how.compile,
+        share=placement.replicas > 1,
     )
 
 

@@ -88,6 +88,8 @@ class ReplicaSpec:
     """Names this start of the run; deaths are counted within it."""
     retries: int = 3
     """How often a shard may lose its actor before the run gives up."""
+    share: bool = False
+    """Decode the weights once on each machine, for all replicas there."""
 
 
 class ScoreShard:
@@ -172,12 +174,14 @@ def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, An
     import torch
 
     from tokenbound.models.delta import decode_weights, read_base
+    from tokenbound.models.shared import shared_weights
 
     if spec.device == "cpu":
         torch.set_num_threads(spec.threads)
     data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
     base = None if spec.base is None else read_base(spec.base)
-    replica = _checked_replica(spec, decode_weights(data, base), inputs)
+    weights = shared_weights(data) if spec.share and base is None else decode_weights(data, base)
+    replica = _checked_replica(spec, weights, inputs)
     if base is None:
         return replica, None
     beside = _checked_replica(spec, base, inputs)
