@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from losses_support import make_losses
 
 from tokenbound.bounds import azuma_anytime_bound
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.foreign import bound_losses, open_ledger
+from tokenbound.ledger import shard_evidence
 from tokenbound.store.run import RunDirectory
 
 NLL = np.random.default_rng(0).gamma(1.0, 1.2, 60_000).astype(np.float32)
@@ -78,11 +82,39 @@ def test_a_directory_of_files_is_one_ledger(tmp_path: Path) -> None:
         ({"nll": ["a", "b"]}, InputError, "numbers"),
         ({"nll": pa.array([1.0, None])}, InputError, "nulls"),
         ({"nll": NLL, "rank": np.full(len(NLL), 257)}, MismatchError, "vocabulary"),
+        ({"nll": NLL, "token": np.full(len(NLL), 257)}, MismatchError, "token id 257 outside the vocabulary"),
+        ({"nll": NLL, "window_id": np.arange(len(NLL)) % 59_999}, MismatchError, "window_id 0 stands twice"),
     ],
 )
 def test_bad_columns_are_refused_by_name(tmp_path: Path, columns: Any, kind: type[Exception], match: str) -> None:
     with pytest.raises(kind, match=match):
         bound_losses(write(tmp_path / "a.parquet", **columns), **PAID)
+
+
+def test_tokens_as_text_are_not_taken_for_ids(tmp_path: Path) -> None:
+    assert bound_losses(write(tmp_path / "a.parquet", nll=NLL, token=["a"] * len(NLL)), **PAID)[0]["value"] > 0
+
+
+def test_a_window_in_two_files_is_refused(tmp_path: Path) -> None:
+    rows = pa.ListArray.from_arrays(pa.array(range(0, 60_001, 600)), pa.array(NLL))
+    for name, first in (("a", 0), ("b", 99)):
+        write(tmp_path / f"{name}.parquet", nll=rows, window_id=np.arange(first, first + 100))
+    with pytest.raises(MismatchError, match=r"window_id 99 stands twice \(in .*a\.parquet, .*b\.parquet\)"):
+        bound_losses(str(tmp_path), **PAID)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(3, None), (2, "window_id 2 stands twice")])
+def test_a_run_that_counts_a_window_twice_is_refused(tmp_path: Path, shift: int, verdict: str | None) -> None:
+    run = RunDirectory(str(tmp_path))
+    for shard, first in enumerate((0, shift)):
+        losses = make_losses([64, 64, 64], seed=shard)
+        losses = replace(losses, window_id=losses.window_id + first)
+        run.commit(shard, losses, json.loads(shard_evidence(losses, 257, (1, 10, 100)).to_json()), "f")
+    if verdict is None:
+        assert bound_losses(str(tmp_path), **PAID)[0]["value"] > 0
+    else:
+        with pytest.raises(MismatchError, match=verdict):
+            bound_losses(str(tmp_path), **PAID)
 
 
 def test_missing_files_and_unknown_methods(tmp_path: Path) -> None:

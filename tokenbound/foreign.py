@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tokenbound.bounds.claim import METHODS, Claim
 from tokenbound.certificate import plain
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, MismatchError
 from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
-from tokenbound.store.foreign import available_columns, find_row_groups
+from tokenbound.store.foreign import available_columns, find_row_groups, named_windows
 from tokenbound.store.run import RunDirectory
 from tokenbound.store.uri import base_name, split
 
@@ -37,7 +41,7 @@ def bound_losses(
 
     Raises:
         InputError: no readable `nll`, or an unknown method.
-        MismatchError: losses that are NaN, infinite, negative, or outside the vocabulary.
+        MismatchError: losses that are NaN, infinite, negative, outside the vocabulary, or of a window given twice.
     """
     if method != "all" and method not in METHODS:
         raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
@@ -72,8 +76,24 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
             records = run.committed()
             if sorted(records) != list(range(len(records))) or not records:
                 raise InputError(f"{root}: shards are missing; finish the run first")
+            _refuse_repeated((record.file, run.losses(record, ("position",)).window_id) for record in records.values())
             names = tuple({record.scoring_fingerprint for record in records.values()})
             ledger = RunLedger(root, len(records), names[0], vocab_size, earlier_fingerprints=names[1:])
             return ledger, ("nll", "entropy", "rank")
     groups = find_row_groups(path)
+    _refuse_repeated(named_windows(groups))
     return ForeignLedger(groups, vocab_size), available_columns(groups[0][0])
+
+
+def _refuse_repeated(windows: Iterable[tuple[str, NDArray[np.int64]]]) -> None:
+    """Each window counts once among all files.
+
+    Raises:
+        MismatchError: an id stands twice.
+    """
+    named = list(windows)
+    ids = np.sort(np.concatenate([part for _, part in named] or [np.zeros(0, np.int64)]))
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if repeated.size:
+        holders = dict.fromkeys(name for name, part in named if (part == repeated[0]).any())
+        raise MismatchError(f"window_id {repeated[0]} stands twice (in {', '.join(holders)}); give each window once")

@@ -84,14 +84,18 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
     tree = run_tree()
     certificate, path = run(tree)
     directory = RunDirectory(str(path.parent))
-    for shard in range(certificate.num_shards):
-        record = directory.record(shard)
-        forged = replace(directory.losses(record), nll=directory.losses(record).nll * np.float32(0.9))
-        directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
+    honest = [directory.losses(directory.record(shard)) for shard in range(certificate.num_shards)]
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     config = validate(RunConfig, tree, origin="test")
-    with pytest.raises(MismatchError, match="nll differs from the model"):
-        rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=3)
+    for found, forge in (
+        ("nll differs from the model", lambda losses: {"nll": losses.nll * np.float32(0.9)}),
+        ("ranks are not the model's at top-1", lambda losses: {"rank": losses.rank * (losses.rank > 64)}),
+    ):
+        for shard, losses in enumerate(honest):
+            record = directory.record(shard)
+            directory.commit(shard, replace(losses, **forge(losses)), record.evidence, record.scoring_fingerprint)
+        with pytest.raises(MismatchError, match=found):
+            rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=10)
 
 
 def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:

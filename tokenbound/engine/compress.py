@@ -285,14 +285,14 @@ def lines_if_all(claim: Claim, nll: Any, entropy: Any, rank: Any = None) -> tupl
     return certify(tunings, line_sums(tunings, nll, entropy, rank), claim)
 
 
-def price_of_bits(data: bytes, text: Text) -> float:
+def price_of_bits(unquantized: bytes, num_bytes: int, text: Text) -> float:
     """Nats of mean loss per bit of code at which the freedman bound stays the same: the exchange rate of training.
 
-    The slope of the bound in the code length over its slope in the loss, at an artifact's size and its losses on a few
-    windows of the corpus.
+    The slope of the bound in the code length over its slope in the loss, at a size of `num_bytes` and the losses of the
+    unquantized model on a few windows of the corpus: training on the grid ends near those, wherever it starts.
     """
     windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
-    return exchange_rate_nats(_score(data, text, windows), len(data), text.num_tokens)
+    return exchange_rate_nats(_score(unquantized, text, windows), num_bytes, text.num_tokens)
 
 
 def exchange_rate_nats(losses: Losses, num_bytes: int, num_tokens: int) -> float:

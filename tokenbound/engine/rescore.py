@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ from tokenbound.store.run import RunDirectory
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest difference of one token's loss between two machines, by dtype of the body; its mean over a window may be "
 "a tenth."""
+
+FLIP_SHARE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
+"""Largest share of a window's tokens, one token apart, that two machines may put on different sides of a top-k."""
 
 
 def rescore(
@@ -75,7 +79,7 @@ def rescore(
         found = _base_of(certificate, base or config.what.model.base)
         score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
         return max(
-            _compare(score, corpus, plan, spec, recorded, row, protocol["dtype"])
+            _compare(score, corpus, plan, spec, recorded, row, protocol["dtype"], certificate.top_k)
             for recorded, row in _draw(ledger, windows)
         )
 
@@ -112,7 +116,14 @@ def _draw(ledger: RunLedger, count: int) -> list[tuple[Losses, int]]:
 
 
 def _compare(
-    score: ScoreShard, corpus: object, plan: object, spec: WindowSpec, recorded: Losses, row: int, dtype: str
+    score: ScoreShard,
+    corpus: object,
+    plan: object,
+    spec: WindowSpec,
+    recorded: Losses,
+    row: int,
+    dtype: str,
+    top_k: Sequence[int],
 ) -> float:
     window = recorded.window_id[row : row + 1]
     batch = gather(corpus, plan.windows(window), spec.length)  # type: ignore[arg-type, attr-defined]
@@ -137,8 +148,23 @@ def _compare(
         return 0.0
     if (recorded.alpha is None) != ("alpha" not in scored):
         raise MismatchError(f"window {int(window[0])}: the column `alpha` and the model's smoothing head do not agree")
+    if recorded.rank is None:
+        raise MismatchError(f"window {int(window[0])}: no ranks are recorded")
+    _require_same_errors(recorded.rank[cut], scored["rank"], top_k, dtype)
     columns = [name for name in ("nll", "entropy", "alpha", "base_nll", "base_entropy") if name in scored]
     return max(_largest_difference(recorded, cut, scored[name], name, dtype) for name in columns)
+
+
+def _require_same_errors(recorded: NDArray[Any], scored: NDArray[Any], top_k: Sequence[int], dtype: str) -> None:
+    """Which tokens were among the k most probable, up to what two machines can differ in near ties.
+
+    Raises:
+        MismatchError: too many tokens changed sides.
+    """
+    for k in top_k:
+        flipped = int(((recorded >= k) != (scored >= k)).sum())
+        if flipped > 1 + FLIP_SHARE[dtype] * len(scored):
+            raise MismatchError(f"{flipped} of a window's {len(scored)} recorded ranks are not the model's at top-{k}")
 
 
 def _largest_difference(recorded: Losses, cut: slice, scored: NDArray[Any], name: str, dtype: str) -> float:

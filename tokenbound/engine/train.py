@@ -20,7 +20,7 @@ from typing import Any
 from tokenbound.config import PretrainConfig, TrainingConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import ray_session
-from tokenbound.engine.compress import Text, counted_tokenizer, encode_checkpoint, price_of_bits, text_of
+from tokenbound.engine.compress import counted_tokenizer, encode_checkpoint, price_of_bits, text_of
 from tokenbound.engine.fit import fit
 from tokenbound.engine.smoothing import add_smoothing_head
 from tokenbound.engine.tokens import open_corpus
@@ -109,7 +109,9 @@ def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
         shutil.rmtree(work, ignore_errors=True)
     data, loss_bits = run.read(COMPRESSED), model.loss_bits
     if config.what.finish is not None:
-        data, loss_bits = _finish(config, config.what.finish, corpus, text, run.path(COMPRESSED))
+        unquantized = encode_checkpoint(model.path, None, corpus=config.what.corpus)
+        price = price_of_bits(unquantized, len(data), text)
+        data, loss_bits = _finish(config, config.what.finish, corpus, price, run.path(COMPRESSED))
     assert loss_bits is not None, "either stage trains"
     if config.what.smoothing_head is not None:
         data = add_smoothing_head(data, text, config.what.smoothing_head)
@@ -220,13 +222,12 @@ def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -
 
 
 def _finish(
-    config: PretrainConfig, training: TrainingConfig, corpus: PreparedCorpus, text: Text, artifact: str
+    config: PretrainConfig, training: TrainingConfig, corpus: PreparedCorpus, price: float, artifact: str
 ) -> tuple[bytes, float]:
     """Quantization-aware training of an artifact on the bound: its bytes afterwards, and its training loss."""
     from tokenbound.compression.regrid import replace_grids
 
     data = Path(artifact).read_bytes()
-    price = price_of_bits(data, text)
     logger.info("finish: %d bytes at the start; a bit of code is worth %.3g nats of loss", len(data), price)
     build = partial(_grid_model, artifact, price)
     state, loss_bits = fit(build, training, corpus, config.how, folder="finish")

@@ -15,8 +15,8 @@ from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, rows_per_piece
 from tokenbound.store.uri import reroot
 
-COLUMNS = ("nll", "entropy", "rank")
-"""What is read; only `nll` must be there."""
+COLUMNS = ("nll", "entropy", "rank", "token")
+"""What is read; only `nll` must be there. `token`, where it holds ids, is checked against the vocabulary."""
 
 
 def find_row_groups(path: str) -> tuple[tuple[str, int], ...]:
@@ -53,10 +53,24 @@ def available_columns(path: str) -> tuple[str, ...]:
     Raises:
         InputError: it has no `nll`.
     """
-    names = _open(path).schema_arrow.names
+    schema = _open(path).schema_arrow
+    names = [name for name in schema.names if name != "token" or _holds_ids(schema.field(name).type)]
     if "nll" not in names:
-        raise InputError(f"{path} has no column `nll` (nats per token); its columns are {', '.join(names)}")
+        raise InputError(f"{path} has no column `nll` (nats per token); its columns are {', '.join(schema.names)}")
     return tuple(name for name in COLUMNS if name in names)
+
+
+def _holds_ids(kind: pa.DataType) -> bool:
+    values = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    return bool(pa.types.is_integer(values))
+
+
+def named_windows(groups: Sequence[tuple[str, int]]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """(file, ids of its rows) of the row groups that name their windows by an integer column `window_id`."""
+    for path, group in groups:
+        file = _open(path)
+        if "window_id" in file.schema_arrow.names and pa.types.is_integer(file.schema_arrow.field("window_id").type):
+            yield path, file.read_row_group(group, columns=["window_id"]).column(0).to_numpy().astype(np.int64)
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -95,6 +109,7 @@ def _losses(arrays: Sequence[pa.Array], names: Sequence[str], path: str) -> Loss
         nll=columns["nll"],
         entropy=columns.get("entropy"),
         rank=columns.get("rank"),
+        token=columns.get("token"),
     )
 
 
