@@ -30,6 +30,7 @@ from tokenbound.compression.container import (
 )
 from tokenbound.compression.dtypes import dtype_code, dtype_of
 from tokenbound.compression.methods import CODECS, METHODS
+from tokenbound.compression.tokens import BLOCK_ELEMENTS
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def encode_artifact(
     Raises:
         InputError: a non-finite weight, an unknown dtype, a method without its calibration; by name.
     """
-    coded = [encode_tensor(name, tensors[name], settings, calibration) for name in sorted(tensors)]
+    coded = (encode_tensor(name, tensors[name], settings, calibration) for name in sorted(tensors))
     return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer)
 
 
@@ -136,7 +137,7 @@ def _require_finite(name: str, tensor: torch.Tensor) -> None:
 
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
-    for part in torch.split(tensor.detach().reshape(-1), 1 << 24):
+    for part in torch.split(tensor.detach().reshape(-1), BLOCK_ELEMENTS):
         wide = part if part.dtype.itemsize > 1 else part.float()
         if not bool(torch.isfinite(wide).all()):
             raise InputError(f"tensor {name!r} holds NaN or infinity; repair or remove it before compressing")
@@ -179,18 +180,20 @@ def join_artifact(
     names = [item.name for item in ordered]
     if len(set(names)) != len(names) or any("\n" in name or not name for name in names):
         raise InputError("tensor names must be unique, not empty, and without newlines")
-    sections = [
+    decoded_bytes = sum(item.decoded_bytes for item in ordered)
+    sections: list[tuple[str, bytes | list[bytes]]] = [
         ("architecture", encode_text(_canonical_json(architecture))),
         ("settings", encode_text(_canonical_json(settings))),
         ("index", encode_text(_write_index(ordered))),
-        ("tensors", b"".join(item.payload for item in ordered)),
+        ("tensors", [bytes(item.payload) for item in ordered]),
     ]
+    del ordered  # so that payloads can go as they are written
     if tokenizer is not None:
         sections.append(("tokenizer", encode_text(tokenizer)))
     if base is not None:
         sections.append(("base", encode_text(_canonical_json(base))))
     data = write_container(sections)
-    _check_expansion(ordered, len(data), error=InputError)
+    _check_expansion(decoded_bytes, len(data), error=InputError)
     return data
 
 
@@ -202,8 +205,7 @@ def _canonical_json(value: Any) -> bytes:
     return text.encode()
 
 
-def _check_expansion(coded: list[CodedTensor], num_bytes: int, error: type[InputError]) -> None:
-    decoded = sum(item.decoded_bytes for item in coded)
+def _check_expansion(decoded: int, num_bytes: int, error: type[InputError]) -> None:
     if decoded > FREE_BYTES + MAX_EXPANSION * num_bytes:
         raise error(
             f"artifact: {num_bytes} bytes declare tensors of {decoded} bytes, more than {MAX_EXPANSION} for each byte"
@@ -295,7 +297,7 @@ def parse_artifact(data: bytes) -> ParsedArtifact:
     for item in coded:
         if item.codec not in CODECS:
             raise ArtifactError(f"artifact: tensor {item.name!r} has codec {item.codec}, unknown to this version")
-    _check_expansion(coded, len(data), error=ArtifactError)
+    _check_expansion(sum(item.decoded_bytes for item in coded), len(data), error=ArtifactError)
     tokenizer = decode_text(sections["tokenizer"], "the tokenizer") if "tokenizer" in sections else None
     return ParsedArtifact(
         _read_json(sections["architecture"], "the architecture"),

@@ -159,7 +159,7 @@ class WritingPass:
     def finish(self) -> bytes:
         """The coded words, little-endian, without the zero bytes that the reader puts back."""
         words: NDArray[np.uint32] = self._encoder.get_compressed()
-        return words.astype("<u4").tobytes().rstrip(b"\0")
+        return words.astype("<u4", copy=False).tobytes().rstrip(b"\0")
 
 
 class ReadingPass:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 
 from tokenbound.errors import InputError
 
@@ -128,13 +129,30 @@ def block(payload: bytes) -> bytes:
     return varint(len(payload)) + payload
 
 
-def write_container(sections: Iterable[tuple[str, bytes]]) -> bytes:
-    """Join named sections into the bytes of an artifact, in the fixed order of their ids."""
-    parts = [MAGIC, bytes([VERSION])]
+def write_container(sections: Iterable[tuple[str, bytes | list[bytes]]]) -> bytes:
+    """Join named sections into the bytes of an artifact, in the fixed order of their ids.
+
+    Args:
+        sections: Names and payloads. A payload that comes as a list of parts is emptied while it is written, so that
+            it need not be held twice.
+    """
+    out, digest = BytesIO(), hashlib.sha256()
+
+    def put(part: bytes) -> None:
+        out.write(part)
+        digest.update(part)
+
+    put(MAGIC + bytes([VERSION]))
     for name, payload in sorted(sections, key=lambda item: SECTION_IDS[item[0]]):
-        parts += [bytes([SECTION_IDS[name]]), varint(len(payload)), payload]
-    body = b"".join([*parts, b"\0"])
-    return body + hashlib.sha256(body).digest()[:DIGEST_BYTES]
+        parts = payload[::-1] if isinstance(payload, list) else [payload]
+        if isinstance(payload, list):
+            payload.clear()
+        put(bytes([SECTION_IDS[name]]) + varint(sum(map(len, parts))))
+        while parts:
+            put(parts.pop())
+    put(b"\0")
+    out.write(digest.digest()[:DIGEST_BYTES])
+    return out.getvalue()
 
 
 def read_container(data: bytes) -> dict[str, memoryview]:

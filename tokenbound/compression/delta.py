@@ -88,7 +88,7 @@ def difference(base: Tensors, tuned: Tensors) -> Delta:
 
 
 def _encode(architecture: Mapping[str, Any], delta: Delta, settings: BaseModel, calibration: Any) -> bytes:
-    coded = [encode_tensor(name, delta.tensors[name], settings, calibration) for name in sorted(delta.tensors)]
+    coded = (encode_tensor(name, delta.tensors[name], settings, calibration) for name in sorted(delta.tensors))
     return assemble_artifact(architecture, coded, settings, base=delta.reference)
 
 

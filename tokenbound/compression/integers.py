@@ -259,11 +259,16 @@ def _encode_oriented(values: NDArray[Any], rows: Ints, columns: Ints, across: bo
     lanes_of, steps_of = (columns, rows) if across else (rows, columns)
     grid = values if across else values.T
     header = _Header(_bit_length(grid), _mean_code(grid, lanes_of, steps_of), across)
+    coded, raw = _encode_grid(grid, header, MagnitudeContexts(header.mean, lanes_of, steps_of))
+    return b"".join((header.to_bytes(), varint(len(raw)), raw, coded))
+
+
+def _encode_grid(grid: NDArray[Any], header: _Header, contexts: MagnitudeContexts) -> tuple[bytes, bytes]:
+    """Code of the tokens and raw bits; what is held for them goes before the two are joined."""
     tokens, raw = tokenize(grid, header.max_bits)
     run = WritingPass(_prior(header))
-    contexts = MagnitudeContexts(header.mean, lanes_of, steps_of)
     _code_matrix(run, tokens, contexts, header.max_bits, reading=False)
-    return header.to_bytes() + block(raw) + run.finish()
+    return run.finish(), raw
 
 
 def _bit_length(values: NDArray[Any]) -> int:
