@@ -274,6 +274,14 @@ class TrainingConfig(_Section):
     """Seed of the initial weights and of the order of the data."""
 
 
+class FinishConfig(TrainingConfig):
+    """How long and how fast to train an artifact on its grid, and what a bit of its code is worth meanwhile."""
+
+    nats_per_bit: float | None = Field(default=None, ge=0)
+    """Price of a bit of code in nats of mean loss; null asks the freedman bound. A higher price makes smaller
+    artifacts."""
+
+
 class PretrainWhat(_Section):
     """Everything that decides the trained model."""
 
@@ -290,7 +298,7 @@ class PretrainWhat(_Section):
     be compressed and finished as it is."""
     compress: CompressSettings | None = None
     """How the trained weights become an artifact; null means `lossless`."""
-    finish: TrainingConfig | None = None
+    finish: FinishConfig | None = None
     """Quantization-aware training of the artifact on the bound (see `training.qat`); null leaves it as compressed."""
     smoothing_head: Literal["freedman", "azuma"] | None = None
     """Train a linear head that predicts how far each prediction is smoothed, on this bound, and put it into the

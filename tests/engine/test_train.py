@@ -87,7 +87,7 @@ def test_a_family_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Pat
     plain = config(tmp_path, text_folder, tokens=1024)
     family = {"kind": "sublora", "rank": 2, "dimension": 64}
     what = {**plain.what.model_dump(), "family": family, "compress": {"method": "kfac", "rate": 0.1}}
-    what["finish"] = {"tokens": 256, "window": 32, "batch": 4}
+    what["finish"] = {"tokens": 256, "window": 32, "batch": 4, "nats_per_bit": 1e-6}
     trained = pretrain(validate(PretrainConfig, {"what": what, "how": plain.how.model_dump()}, origin="test"))
     data = Path(trained.artifact).read_bytes()
     assert decode_artifact(data).architecture["tokenbound_family"]["dimension"] == 64

@@ -109,8 +109,9 @@ def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
         shutil.rmtree(work, ignore_errors=True)
     data, loss_bits = run.read(COMPRESSED), model.loss_bits
     if config.what.finish is not None:
-        unquantized = encode_checkpoint(model.path, None, corpus=config.what.corpus)
-        price = price_of_bits(unquantized, len(data), text)
+        price = config.what.finish.nats_per_bit
+        if price is None:
+            price = price_of_bits(encode_checkpoint(model.path, None), len(data), text)
         data, loss_bits = _finish(config, config.what.finish, corpus, price, run.path(COMPRESSED))
     assert loss_bits is not None, "either stage trains"
     if config.what.smoothing_head is not None:
