@@ -60,6 +60,13 @@ def choose_document(evidence: Evidence, claim: Claim) -> Tuning:
 
     Raises:
         InputError: the claim does not say how many documents there are, or there is no token.
+
+    >>> from tokenbound.bounds import Evidence
+    >>> claim = Claim(4, 4, 0.0, 0.05, num_tokens=600, methods=("azuma", "document"), num_documents=200)
+    >>> nll, document = [0.1, 0.2, 0.3] * 200, [i // 3 for i in range(600)]
+    >>> tuning = choose_document(Evidence.from_losses(nll, vocab_size=4), claim)
+    >>> tuning.method, tuning.alpha
+    ('document', 0.1875)
     """
     if claim.num_documents is None:
         raise InputError("a document line needs `num_documents` in its claim")
@@ -134,6 +141,13 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
 
     Raises:
         MismatchError: tokens or documents are missing or counted twice.
+
+    >>> from tokenbound.bounds import Evidence
+    >>> claim = Claim(4, 4, 0.0, 0.05, num_tokens=600, methods=("azuma", "document"), num_documents=200)
+    >>> nll, document = [0.1, 0.2, 0.3] * 200, [i // 3 for i in range(600)]
+    >>> tuning = choose_document(Evidence.from_losses(nll, vocab_size=4), claim)
+    >>> round(certify_document(tuning, document_sums(tuning, nll, document), claim).value, 3)
+    1.086
     """
     tokens, documents = int(sums.tokens.sum()), sums.num_documents
     if (tokens, documents) != (claim.num_tokens, claim.num_documents):

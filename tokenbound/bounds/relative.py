@@ -117,6 +117,14 @@ def choose_relative(evidence: RelativeEvidence, claim: Claim, sampling: Sampling
 
     Raises:
         InputError: no token to choose from, or a claim without a base.
+
+    >>> from tokenbound.bounds import RelativeEvidence
+    >>> nll, base_nll = [0.2, 2.8] * 50_000, [0.2, 3.0] * 50_000
+    >>> entropy = base_entropy = [0.3, 2.5] * 50_000
+    >>> claim = Claim(256, 256, 400.0, 0.05, num_tokens=100_000, methods=("freedman",), num_bases=1)
+    >>> tuning = choose_relative(RelativeEvidence.from_losses(nll, base_nll, entropy, base_entropy), claim)
+    >>> tuning.degree, tuning.base.method
+    (0, 'freedman')
     """
     if evidence.rows.shape[0] == 0:
         raise InputError("there is no token with finite losses to choose from")
@@ -244,6 +252,15 @@ def relative_sums(
 
     Raises:
         InputError: arrays of different lengths, or values that are not finite.
+
+    >>> from tokenbound.bounds import RelativeEvidence
+    >>> nll, base_nll = [0.2, 2.8] * 50_000, [0.2, 3.0] * 50_000
+    >>> entropy = base_entropy = [0.3, 2.5] * 50_000
+    >>> claim = Claim(256, 256, 400.0, 0.05, num_tokens=100_000, methods=("freedman",), num_bases=1)
+    >>> tuning = choose_relative(RelativeEvidence.from_losses(nll, base_nll, entropy, base_entropy), claim)
+    >>> sums = relative_sums(tuning, nll, base_nll, entropy, base_entropy)
+    >>> round(sums.excess.mean(0, "loss"), 3)  # of the smoothed losses, bits
+    -0.783
     """
     nll_, base_nll_, entropy_, base_entropy_ = check_pair(nll, base_nll, entropy, base_entropy)
     lengths = None if window_lengths is None else np.asarray(window_lengths, dtype=np.int64)
@@ -274,7 +291,17 @@ def relative_sums(
 
 
 def merge_relative_sums(parts: Sequence[RelativeSums]) -> RelativeSums:
-    """The sums of all shards together; for sampled runs in draw order."""
+    """The sums of all shards together; for sampled runs in draw order.
+
+    >>> from tokenbound.bounds import RelativeEvidence
+    >>> nll, base_nll = [0.2, 2.8] * 50_000, [0.2, 3.0] * 50_000
+    >>> entropy = base_entropy = [0.3, 2.5] * 50_000
+    >>> claim = Claim(256, 256, 400.0, 0.05, num_tokens=100_000, methods=("freedman",), num_bases=1)
+    >>> tuning = choose_relative(RelativeEvidence.from_losses(nll, base_nll, entropy, base_entropy), claim)
+    >>> shard = relative_sums(tuning, nll, base_nll, entropy, base_entropy)
+    >>> merge_relative_sums([shard, shard]).base.num_tokens
+    200000
+    """
     return RelativeSums(merge_sums([p.excess for p in parts]), merge_sums([p.base for p in parts]))
 
 
@@ -288,6 +315,15 @@ def certify_relative(
 
     Raises:
         MismatchError: tokens are missing or counted twice.
+
+    >>> from tokenbound.bounds import RelativeEvidence
+    >>> nll, base_nll = [0.2, 2.8] * 50_000, [0.2, 3.0] * 50_000
+    >>> entropy = base_entropy = [0.3, 2.5] * 50_000
+    >>> claim = Claim(256, 256, 400.0, 0.05, num_tokens=100_000, methods=("freedman",), num_bases=1)
+    >>> tuning = choose_relative(RelativeEvidence.from_losses(nll, base_nll, entropy, base_entropy), claim)
+    >>> line = certify_relative(tuning, relative_sums(tuning, nll, base_nll, entropy, base_entropy), claim)
+    >>> round(line.value, 3), round(line.terms["excess"], 3)  # of the fine-tune; beyond its base
+    (2.226, -0.73)
     """
     complete = sampling is None or sampling.pilot_units == sampling.num_units
     if complete and not claim.what_if and sums.excess.num_tokens != claim.num_tokens:

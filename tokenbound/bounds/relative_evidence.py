@@ -99,6 +99,10 @@ def merge_relative_evidence(parts: Sequence[RelativeEvidence]) -> RelativeEviden
 
     Raises:
         InputError: nothing to merge.
+
+    >>> shard = RelativeEvidence.from_losses([0.1, 2.0], [0.3, 2.1], [0.2, 1.5], [0.3, 1.6])
+    >>> merge_relative_evidence([shard, shard]).num_tokens
+    4
     """
     if not parts:
         raise InputError("there is no evidence to merge")
