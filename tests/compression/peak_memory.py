@@ -30,7 +30,7 @@ from tokenbound.compression.methods.e8 import LatticeCodes, encode_lattice
 from tokenbound.compression.methods.gptq import GroupCodes, encode_groups
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 
-SIDE, LAYERS = 2048, 3
+SIDE, LAYERS = 2048, 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32, "uint8": torch.uint8}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -173,13 +174,13 @@ def join_artifact(
         base: Of a delta: its kind and the digest of its base.
 
     Raises:
-        InputError: a name stands twice or holds a newline, or the tensors are so repetitive that the decoder would
-            refuse their expansion.
+        InputError: a name stands twice or holds control characters, or the tensors are so repetitive that the decoder
+            would refuse their expansion.
     """
     ordered = sorted(coded, key=lambda item: item.name)
     names = [item.name for item in ordered]
-    if len(set(names)) != len(names) or any("\n" in name or not name for name in names):
-        raise InputError("tensor names must be unique, not empty, and without newlines")
+    if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
+        raise InputError("tensor names must be unique, not empty, and without newlines or other control characters")
     decoded_bytes = sum(item.decoded_bytes for item in ordered)
     sections: list[tuple[str, bytes | list[bytes]]] = [
         ("architecture", encode_text(_canonical_json(architecture))),
@@ -200,9 +201,9 @@ def join_artifact(
 def _canonical_json(value: Any) -> bytes:
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return text.encode()  # fails on halves of surrogate pairs
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the architecture is not plain JSON data: {error}") from None
-    return text.encode()
 
 
 def _check_expansion(decoded: int, num_bytes: int, error: type[InputError]) -> None:
@@ -255,6 +256,8 @@ def _decode_names(text: bytes) -> list[str]:
         names = text.decode().split("\n") if text else []
     except UnicodeDecodeError as error:
         raise ArtifactError("artifact: tensor names are not UTF-8") from error
+    if not all(name and name.isprintable() for name in names):
+        raise ArtifactError("artifact: a tensor name is empty or holds control characters")
     if any(a >= b for a, b in pairwise(names)):
         raise ArtifactError("artifact: tensor names are not in strictly rising order")
     return names
@@ -266,9 +269,23 @@ def _read_json(payload: memoryview, what: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"artifact: {what} is not JSON") from error
-    if not isinstance(value, dict) or _canonical_json(value) != text:
+    if not isinstance(value, dict) or not _is_canonical(value, text):
         raise ArtifactError(f"artifact: {what} is not a canonical JSON object")
     return value
+
+
+def _is_canonical(value: Any, text: bytes) -> bool:
+    try:
+        return _canonical_json(value) == text
+    except InputError:
+        return False
+
+
+def _read_base(payload: memoryview) -> dict[str, Any]:
+    base = _read_json(payload, "the base")
+    if not isinstance(base.get("kind"), str) or not re.fullmatch("[0-9a-f]{64}", str(base.get("sha256"))):
+        raise ArtifactError("artifact: the base section does not name a base")
+    return base
 
 
 @dataclass(frozen=True)
@@ -305,7 +322,7 @@ def parse_artifact(data: bytes) -> ParsedArtifact:
         tokenizer,
         tuple(coded),
         {name: len(payload) for name, payload in sections.items()},
-        _read_json(sections["base"], "the base") if "base" in sections else None,
+        _read_base(sections["base"]) if "base" in sections else None,
     )
 
 

@@ -162,10 +162,7 @@ def read_container(data: bytes) -> dict[str, memoryview]:
         ArtifactError: not an artifact, another version, damaged, truncated, or with bytes after its end.
     """
     reader = Reader(data, "the header")
-    if bytes(reader.take(min(len(MAGIC), reader.remaining))) != MAGIC:
-        raise ArtifactError("artifact: these bytes do not start as a tokenbound artifact does")
-    if (version := reader.byte()) != VERSION:
-        raise ArtifactError(f"artifact: format version {version}; this package reads version {VERSION}")
+    _read_header(reader)
     sections = _read_sections(reader)
     body_bytes = reader.position
     reader.what = "the digest"
@@ -175,6 +172,40 @@ def read_container(data: bytes) -> dict[str, memoryview]:
     if hashlib.sha256(memoryview(data)[:body_bytes]).digest()[:DIGEST_BYTES] != digest:
         raise ArtifactError("artifact: the digest does not match; the file was damaged or edited")
     return sections
+
+
+def container_bytes(data: bytes | memoryview) -> int:
+    """Length of the artifact that the bytes begin with: artifacts say themselves where they end.
+
+    Raises:
+        ArtifactError: they do not begin with one, or it is not whole; its digest is not looked at.
+    """
+    reader = Reader(data, "the header")
+    _read_header(reader)
+    _read_sections(reader)
+    reader.take(DIGEST_BYTES)
+    return reader.position
+
+
+def split_containers(data: bytes) -> list[bytes]:
+    """Take artifacts apart that were written one after the other.
+
+    Raises:
+        ArtifactError: the bytes are not a sequence of whole artifacts.
+    """
+    found, start = [], 0
+    while start < len(data):
+        size = container_bytes(memoryview(data)[start:])
+        found.append(data[start : start + size])
+        start += size
+    return found
+
+
+def _read_header(reader: Reader) -> None:
+    if bytes(reader.take(min(len(MAGIC), reader.remaining))) != MAGIC:
+        raise ArtifactError("artifact: these bytes do not start as a tokenbound artifact does")
+    if (version := reader.byte()) != VERSION:
+        raise ArtifactError(f"artifact: format version {version}; this package reads version {VERSION}")
 
 
 def _read_sections(reader: Reader) -> dict[str, memoryview]:

@@ -174,7 +174,8 @@ def _check_adapter(tensors: Tensors, base: Tensors, *, transposed: bool) -> None
             raise InputError(f"adapter tensor {name!r} belongs to {target!r}, which the base does not have")
         shape = base[target].shape[::-1] if transposed else base[target].shape
         wanted = {"A": lambda t, s: t.shape[1:] == s[1:], "B": lambda t, s: t.shape[:1] == s[:1]}
-        fits = wanted[part](tensor, shape) if part else tensor.shape == base[target].shape
+        is_pair = part and tensor.ndim == len(shape) == 2
+        fits = is_pair and wanted[part](tensor, shape) if part else tensor.shape == base[target].shape
         if not fits or (part and _other(name, part) not in tensors):
             raise InputError(f"adapter tensor {name!r} does not fit the base's {target!r}")
 
@@ -212,7 +213,7 @@ def _apply_adapter(changes: Tensors, base: Tensors, reference: Mapping[str, Any]
     try:
         _check_adapter(changes, base, transposed=bool(reference.get("transposed")))
         scaling = float(reference["scaling"])
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"artifact: the adapter does not fit its base: {error}") from error
     out = dict(base)
     for name, tensor in changes.items():

@@ -119,8 +119,9 @@ def read_tree(source: Source) -> NgramTree:
     if not (2 <= vocab_size <= MAX_VOCABULARY and 0 <= depth <= MAX_ORDER and 0 <= total <= MAX_LEVEL):
         raise ArtifactError(f"artifact: an n-gram model with V = {vocab_size}, order {depth} and level {total}")
     symbols = np.arange(vocab_size)
-    uniform = np.full(vocab_size, total - 2 * (vocab_size.bit_length() - 1))
-    root = _read_entries(source, 0, _none(1), _none(1), np.array([total]), _none(vocab_size), symbols, uniform)
+    uniform = np.broadcast_to(np.int64(total - 2 * (vocab_size.bit_length() - 1)), vocab_size)
+    owners = np.broadcast_to(np.int64(0), vocab_size)
+    root = _read_entries(source, 0, _none(1), _none(1), np.array([total]), owners, symbols, uniform)
     orders = [root]
     for order in range(1, depth + 1):
         orders.append(_read_order(source, order, orders, total))
@@ -271,7 +272,7 @@ class CodedSource:
     def __init__(self, coder: Pass, header: tuple[int, int, int], limit: int, given: Source | None = None) -> None:
         self._coder, self._header, self.left, self._given = coder, header, limit, given
         self._done = 0
-        self.parts: list[Ints] = []
+        self.parts: list[NDArray[np.int32]] = []
 
     def header(self) -> tuple[int, int, int]:
         """V, order, level of the number of tokens."""
@@ -283,17 +284,17 @@ class CodedSource:
         if self.left < 0:
             raise ArtifactError("artifact: an n-gram model is longer than its shape says")
         known = None if self._given is None else self._given.take(kind, order, owners, symbols, expected)
-        centre = np.clip(expected, 0, MAX_LEVEL)
-        buckets = (kind * _EXPECTATIONS + np.clip(expected - _LOWEST, 0, _EXPECTATIONS - 1)).astype(np.uint8)
         flagged = 0 if kind == ESCAPE else 1
-        found = np.empty(len(expected), np.int64)
+        found = np.empty(len(expected), np.int32)
         for start, stop in self._blocks(len(expected)):
             cut = slice(start, stop)
-            tokens = None if known is None else _relative(known[cut], centre[cut], flagged)
-            coded = self._coder.code(tokens, buckets[cut])
-            found[cut] = _absolute(coded.astype(np.int64), centre[cut], flagged)
+            centre = np.clip(expected[cut], 0, MAX_LEVEL)
+            buckets = (kind * _EXPECTATIONS + np.clip(expected[cut] - _LOWEST, 0, _EXPECTATIONS - 1)).astype(np.uint8)
+            tokens = None if known is None else _relative(known[cut], centre, flagged)
+            coded = self._coder.code(tokens, buckets)
+            found[cut] = _absolute(coded.astype(np.int64), centre, flagged)
         self.parts.append(found)
-        return found
+        return found.astype(np.int64)
 
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
         """Blocks that grow as the models learn."""
@@ -360,7 +361,7 @@ def decode_ngrams(payload: memoryview, count: int) -> NDArray[np.int32]:
     reader.finish()
     source = CodedSource(ReadingPass(_prior(), data), header, count - HEADER)
     read_tree(source)
-    numbers = np.concatenate([np.array(header, np.int64), *source.parts])
+    numbers = np.concatenate([np.array(header, np.int32), *source.parts])
     if len(numbers) != count:
         raise ArtifactError(f"artifact: an n-gram model has {len(numbers)} numbers, its shape says {count}")
-    return numbers.astype(np.int32)
+    return numbers

@@ -49,8 +49,8 @@ class GptqSettings(_Settings):
     method: Literal["gptq"] = "gptq"
     bits: Literal[2, 3, 4] = 4
     """Bits of a code."""
-    group: int = Field(default=128, ge=0)
-    """Input columns that share a scale; 0 for whole rows."""
+    group: Literal[0] | Annotated[int, Field(ge=4)] = 128
+    """Input columns that share a scale, 4 or more; 0 for whole rows."""
 
 
 class E8Settings(_Settings):

@@ -57,7 +57,7 @@ def _tensors(report: ArtifactReport) -> Table:
     for row in report.tensors:
         others = (row.gzip_bytes, row.zstd_bytes, row.xz_bytes) if compared else ()
         table.add_row(
-            row.name.removesuffix(".weight"),
+            Text(row.name.removesuffix(".weight")),  # not a string, which would be read for markup
             "x".join(map(str, row.shape)),
             row.codec,
             f"{row.num_bytes:,}",

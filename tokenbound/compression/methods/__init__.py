@@ -112,8 +112,9 @@ def _require(calibration: Any, method: str) -> None:
 
 
 def _linear_layer(name: str, tensor: torch.Tensor, calibration: Any) -> Any:
-    """The curvature of a linear layer's weight; None for embeddings, output heads and everything else."""
-    curvature = calibration.curvature(name) if tensor.ndim == 2 and tensor.numel() else None
+    """The curvature of a linear layer's weight; None for embeddings, heads, very narrow and all other tensors."""
+    wide = tensor.ndim == 2 and min(tensor.shape) >= gptq.MIN_GROUP and tensor.dtype.itemsize > 1
+    curvature = calibration.curvature(name) if wide else None
     is_head = name.split(".")[-2:][0] in OUTPUT_HEADS
     return None if curvature is None or curvature.is_embedding or is_head else curvature
 

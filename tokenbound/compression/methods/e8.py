@@ -12,6 +12,7 @@ the same everywhere. The signs are constants of the package.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
@@ -254,7 +255,15 @@ def _mixed_moment(moment: torch.Tensor, padded: int) -> torch.Tensor:
 
 
 def lattice_values(codes: LatticeCodes, shape: tuple[int, int]) -> Floats:
-    """float32 values [rows, columns] of the codes; nothing else of their size is held."""
+    """float32 values [rows, columns] of the codes."""
+    values = np.empty(shape, np.float32)
+    for part, block_values in _value_parts(codes, shape):
+        values[part] = block_values
+    return values
+
+
+def _value_parts(codes: LatticeCodes, shape: tuple[int, int]) -> Iterator[tuple[slice, Floats]]:
+    """The values in parts, last rows first; what has been given is no longer held, and nothing else of their size."""
     rows, columns = shape
     groups = _padded(columns) // WIDTH
     values = np.empty((rows, columns), np.float32)
@@ -264,9 +273,9 @@ def lattice_values(codes: LatticeCodes, shape: tuple[int, int]) -> Floats:
         values[part] = points.reshape(-1, groups * WIDTH)[:, :columns]
     for part in _slices(columns, rows):
         values[:, part] = mix(values[:, part].T.copy(), inverse=True).T
-    for part in _slices(rows, columns):
-        values[part] = mix(values[part], inverse=True)
-    return values
+    for part in reversed(_slices(rows, columns)):
+        yield part, mix(values[part], inverse=True)
+        values.resize((part.start, columns), refcheck=False)
 
 
 def _slices(count: int, width: int) -> list[slice]:
@@ -315,9 +324,14 @@ def decode_layer(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype
     """Decode a layer's weight."""
     import torch
 
+    if dtype.itemsize < 2:
+        raise ArtifactError(f"artifact: a lattice-coded tensor cannot have dtype {dtype}")
     codes, transposed, matrix = decode_lattice(payload, shape)
-    values = lattice_values(codes, matrix)
-    return torch.from_numpy(np.ascontiguousarray(values.T if transposed else values)).reshape(shape).to(dtype)
+    tensor = torch.empty(matrix_shape(shape), dtype=dtype)
+    target = tensor.T if transposed else tensor
+    for part, values in _value_parts(codes, matrix):
+        target[part] = torch.from_numpy(values).to(dtype)
+    return tensor.reshape(shape)
 
 
 def plain_codes(payload: memoryview, shape: tuple[int, ...]) -> bytes:

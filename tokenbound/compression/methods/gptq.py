@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from tokenbound.compression.calibration import Curvature
 
-MAX_GROUP = 1 << 20
+MIN_GROUP, MAX_GROUP = 4, 1 << 20
+"""Columns of a group: with fewer, scales would take more memory than what they scale."""
 _SHRINKS = np.linspace(1.0, 0.5, 21)
 """Parts of a group's range that the search for its scale tries."""
 
@@ -49,7 +50,7 @@ def quantize_groups(weights: torch.Tensor, bits: int, group: int, moment: torch.
     Args:
         weights: [rows, columns] float32.
         bits: 2 to 8.
-        group: Columns that share a scale; 0 for whole rows.
+        group: Columns that share a scale, at least `MIN_GROUP`; 0 for whole rows.
         moment: Second moment of the layer's input for feedback, or None to round to nearest [columns, columns].
     """
     import torch
@@ -138,7 +139,7 @@ class _Form:
         transposed = bool(reader.byte())
         rows, columns = matrix_shape(shape)[:: -1 if transposed else 1]
         group = reader.varint(MAX_GROUP)
-        if not 1 <= group <= max(columns, 1):
+        if not MIN_GROUP <= group <= columns:
             raise ArtifactError(f"artifact: groups of {group} columns in a matrix of {columns}")
         scales: NDArray[Any] = decode_exact(reader.block(), (rows, -(-columns // group)), torch.float16).numpy()
         if not np.isfinite(scales).all():
@@ -172,6 +173,8 @@ def decode_layer(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype
     """Decode a layer's weight part by part: the coded integers are codes less zero points already."""
     import torch
 
+    if dtype.itemsize < 2:
+        raise ArtifactError(f"artifact: a tensor in groups cannot have dtype {dtype}")
     form = _Form.read(payload, shape)
     for _ in matrix_parts(form.zeros, form.scales.shape):  # not needed here, but they must be what they should
         pass

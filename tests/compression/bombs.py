@@ -1,0 +1,142 @@
+"""Artifacts of a few bytes that ask for as much memory as they may, and what decoding them takes.
+
+Run as a script (in a process of its own, see `test_hostile`) it prints each bomb's declared bytes and peak as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
+
+import numpy as np
+import torch
+from peak_memory import held, peak_over
+
+from tokenbound.compression.artifact import FREE_BYTES, CodedTensor, decode_artifact, join_artifact, parse_artifact
+from tokenbound.compression.bytestreams import RANGE, XZ, ZSTD, _xz, encode_bytes, zstd_level
+from tokenbound.compression.container import block
+from tokenbound.compression.dtypes import dtype_code
+from tokenbound.compression.integers import encode_matrix, encode_vector
+from tokenbound.compression.methods import EXACT, GROUPS, HALF, LATTICE, NGRAMS, PACKED, UNIFORM
+from tokenbound.compression.methods.e8 import LatticeCodes, encode_lattice
+from tokenbound.compression.methods.gptq import GroupCodes, encode_groups
+from tokenbound.compression.methods.lossless import encode_exact
+from tokenbound.compression.methods.packed import Layout, _encode_layout
+from tokenbound.compression.methods.uniform import Grid, encode_grid
+from tokenbound.compression.ngrams import encode_ngrams
+from tokenbound.errors import InputError
+
+FREE = FREE_BYTES // 2
+"""Declared bytes of a bomb."""
+
+
+def general(tag: int, size: int) -> bytes:
+    zeros = np.zeros(size, np.uint8)
+    packed = {
+        ZSTD: lambda: zstd_level(19).compress(zeros, asbytes=True),
+        XZ: lambda: _xz(zeros),
+        RANGE: lambda: encode_bytes(zeros),
+    }[tag]()
+    return bytes([tag]) + packed
+
+
+def lattice(side: int, bits: int) -> bytes:
+    planes = [np.zeros(side * side // 8, np.uint8) for _ in range(max(2, bits))]
+    return encode_lattice(LatticeCodes(planes, np.float32(1), bits), transposed=False)
+
+
+def groups(side: int, group: int) -> bytes:
+    count = -(-side // group)
+    zeros = np.zeros((side, count), np.int32)
+    return encode_groups(
+        GroupCodes(np.zeros((side, side), np.int32), zeros.astype(np.float16), zeros, group), transposed=True
+    )
+
+
+def square(dtype: torch.dtype) -> int:
+    return int((FREE // dtype.itemsize) ** 0.5)
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
+Made = tuple[int, tuple[int, ...], torch.dtype, bytes]
+
+
+def bombs() -> dict[str, Callable[[], Made]]:
+    """By name: codec, shape, dtype and payload."""
+    made: dict[str, Callable[[], Made]] = {}
+
+    def add(name: str, codec: int, shape: tuple[int, ...], dtype: torch.dtype, payload: Callable[[], bytes]) -> None:
+        made[f"{name} {str(dtype).removeprefix('torch.')}"] = lambda: (codec, shape, dtype, payload())
+
+    for dtype in FLOATS:
+        side = square(dtype)
+        flat = side * side
+        add("matrix", UNIFORM, (side, side), dtype, lambda s=side: encode_grid(Grid(np.zeros((s, s), np.int8), 0)))
+        add("vector", UNIFORM, (flat,), dtype, lambda n=flat: encode_grid(Grid(np.zeros(n, np.int8), 0)))
+        add(
+            "column",
+            UNIFORM,
+            (side, side),
+            dtype,
+            lambda s=side: (
+                b"\1\0" + block(encode_vector(np.zeros(s, np.int64))) + encode_matrix(np.ones((s, s), np.int8))
+            ),
+        )
+        if dtype.itemsize > 1:
+            add("lattice", LATTICE, (side // 8 * 8,) * 2, dtype, lambda s=side: lattice(s // 8 * 8, 3))
+            add("groups", GROUPS, (side, side), dtype, lambda s=side: groups(s, 4))
+        add("planes", EXACT, (side, side), dtype, lambda s=side, d=dtype: encode_exact(torch.zeros(s, s, dtype=d)))
+        for tag in (ZSTD, XZ, RANGE):
+            add(f"general {tag}", EXACT, (flat,), dtype, lambda t=tag, n=flat * dtype.itemsize: general(t, n))
+    half = square(torch.float32)
+    add("half", HALF, (half, half), torch.float32, lambda: encode_exact(torch.zeros(half, half, dtype=torch.float16)))
+    for dtype, axis, bits in product((torch.uint8, torch.int32, torch.int64), (0, 1), (2, 8)):
+        side, width = square(dtype), 8 * dtype.itemsize
+        add(
+            f"packed {axis} {bits}",
+            PACKED,
+            (side, side),
+            dtype,
+            lambda s=side, w=width, a=axis, b=bits: _encode_layout(
+                np.zeros((s, s), f"u{w // 8}"), Layout(b, w, a, False)
+            ),
+        )
+    add("wide packed", PACKED, (2, FREE // 2), torch.uint8, lambda: bytes([0, 8, 0]))
+    count = FREE // 8
+    add("differences", PACKED, (count,), torch.int64, lambda: b"\xff" + encode_vector(np.ones(count, np.int8)))
+    symbols = FREE // 4 - 8
+    root = np.concatenate([[symbols, 0, 40, 3], np.zeros(symbols)]).astype(np.int64)
+    add("n-grams", NGRAMS, (symbols + 4,), torch.int32, lambda: encode_ngrams(root))
+    return made
+
+
+def artifact(made: Made) -> bytes:
+    codec, shape, dtype, payload = made
+    return join_artifact({}, [CodedTensor("w", shape, dtype_code(dtype, "w"), codec, payload)], {})
+
+
+def decode(data: bytes) -> None:
+    with suppress(InputError):
+        decode_artifact(data)
+
+
+def measure(names: list[str]) -> dict[str, dict[str, int]]:
+    found, every = {}, bombs()
+    for name in names or every:
+        data = artifact(every[name]())
+        declared = sum(item.decoded_bytes for item in parse_artifact(data).coded)
+        found[name] = {
+            "declared": declared,
+            "artifact": len(data),
+            "peak": peak_over(held(), lambda data=data: decode(data)),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    decode(artifact(bombs()["matrix float32"]()))
+    print(json.dumps(measure(sys.argv[1:])))

@@ -1,0 +1,245 @@
+"""Forged artifacts of every kind, with digests that match: a value or a clear error, soon, and nothing else.
+
+Forgers know the format: they open a section, change what is inside, and close it again, so that what lies behind the
+first checks is reached. The long form of each test (`-m slow`) runs the same forgers a hundred times as often.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tokenbound.compression.artifact import Artifact, decode_artifact, encode_artifact
+from tokenbound.compression.bytestreams import decode_text, encode_text
+from tokenbound.compression.container import read_container, varint, write_container
+from tokenbound.compression.delta import apply_delta, encode_adapter, encode_difference
+from tokenbound.compression.inspection import inspect_artifact
+from tokenbound.compression.ngrams import TensorSource, read_tree
+from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.errors import TokenboundError
+from tokenbound.models.smoothing import BIAS, SMOOTHING, WEIGHT, take_head
+from tokenbound.report.artifact import artifact_view
+
+GOLDEN = Path(__file__).parent / "golden"
+LIMIT_S = 20
+"""No forgery of these sizes may take longer, on a busy machine."""
+TENSORS = "tensors"
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Fail, rather than hang."""
+
+    def stop(number: int, frame: object) -> None:
+        raise AssertionError(f"decoding took more than {LIMIT_S} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def base_model() -> dict[str, torch.Tensor]:
+    make = torch.Generator().manual_seed(0)
+    return {"q.weight": torch.randn(24, 16, generator=make), "norm.weight": torch.ones(16), "b.weight": torch.ones(6)}
+
+
+@lru_cache(maxsize=1)
+def seeds() -> dict[str, bytes]:
+    """One artifact of every kind."""
+    base, chosen = base_model(), RoundToNearestSettings(step=0.3)
+    tuned = {**base, "q.weight": base["q.weight"] * 1.1, "norm.weight": base["norm.weight"] * 2}
+    factors = {"q.lora_A.weight": torch.ones(2, 16), "q.lora_B.weight": torch.ones(24, 2)}
+    lora = {f"base_model.model.{name}": tensor for name, tensor in factors.items()}
+    head = {WEIGHT: torch.ones(1, 16), BIAS: torch.zeros(1), **base}
+    smoothed = {"model_type": "llama", SMOOTHING: {"alpha_min": 2.0**-10}}
+    return {
+        "codecs": (GOLDEN / "every_codec.tokenbound").read_bytes(),
+        "markov": (GOLDEN / "ngrams.tokenbound").read_bytes(),
+        "difference": encode_difference({}, base, tuned, chosen),
+        "adapter": encode_adapter({}, base, lora, {"r": 2, "lora_alpha": 4}, LosslessSettings()),
+        "smoothing": encode_artifact(smoothed, head, chosen, tokenizer=b"tokens" * 9),
+    }
+
+
+def use(data: bytes) -> None:
+    """What is done with the bytes of an artifact: all of it may refuse, with an error of ours."""
+    with limited():
+        artifact = decode_artifact(data)
+        assert all(isinstance(tensor, torch.Tensor) for tensor in artifact.tensors.values())
+        shown(data)
+        for part in (_applied, _with_head, _walked):
+            part(artifact)
+
+
+def shown(data: bytes) -> str:
+    """What `inspect` prints."""
+    console = Console(file=StringIO(), record=True, width=200)
+    console.print(artifact_view(inspect_artifact(data, compare=True)))
+    return console.export_text()
+
+
+def _applied(artifact: Artifact) -> None:
+    if artifact.base is not None:
+        apply_delta(artifact, base_model())
+
+
+def _with_head(artifact: Artifact) -> None:
+    take_head(artifact.architecture, artifact.tensors)
+
+
+def _walked(artifact: Artifact) -> None:
+    for tensor in artifact.tensors.values():
+        if tensor.dtype == torch.int32 and tensor.ndim == 1 and artifact.architecture.get("model_type") == "markov":
+            read_tree(TensorSource(tensor.numpy()))
+
+
+def refused_or_used(data: bytes) -> None:
+    with suppress(TokenboundError):
+        use(data)
+
+
+# Forgers
+
+
+def changed(draw: Callable[..., Any], data: bytes) -> bytes:
+    """Bytes set, put in, taken out, repeated or cut off."""
+    body = bytearray(data)
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, max(0, len(body) - 1)))
+        kind = draw(st.sampled_from(["set", "insert", "delete", "cut", "repeat", "long"]))
+        if kind == "set" and body:
+            body[at] = draw(st.integers(0, 255))
+        elif kind == "insert":
+            body[at:at] = draw(st.binary(min_size=1, max_size=6))
+        elif kind == "delete":
+            del body[at : at + draw(st.integers(1, 9))]
+        elif kind == "cut":
+            del body[at:]
+        elif kind == "repeat":
+            body[at:at] = body[at : at + 40] * draw(st.integers(1, 30))
+        elif kind == "long":
+            body[at:at] = varint(draw(st.integers(0, (1 << 63) - 1)))
+    return bytes(body)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def changed_json(draw: Callable[..., Any], text: bytes) -> bytes:
+    """Another value at a key, in canonical form."""
+    value = json.loads(text)
+    key = draw(st.sampled_from([*value, "kind", "scaling", "transposed", SMOOTHING, "other"]))
+    if draw(st.booleans()) and isinstance(value.get(key), dict):
+        value[key] = {name: draw(VALUES) for name in value[key]}
+    else:
+        value[key] = draw(VALUES)
+    plain = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return plain.encode(errors="surrogatepass")
+
+
+def forge(draw: Callable[..., Any], data: bytes) -> bytes:
+    """Change one section of an artifact, inside or outside its compression, and seal it."""
+    sections: dict[str, bytes] = {name: bytes(payload) for name, payload in read_container(data).items()}
+    name = draw(st.sampled_from([*sections, TENSORS, "index"]))
+    inside = name != TENSORS and draw(st.booleans())
+    if not inside:
+        sections[name] = changed(draw, sections[name])
+    else:
+        text = decode_text(sections[name], name)
+        is_json = name in ("architecture", "settings", "base") and draw(st.booleans())
+        sections[name] = encode_text((changed_json if is_json else changed)(draw, text))
+    return write_container(sections.items())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["codecs", "markov", "difference", "adapter", "smoothing"])
+def test_every_kind_of_artifact_is_used_as_it_is(kind: str) -> None:
+    use(seeds()[kind])
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_forgeries_of_every_kind_are_refused_or_used(data: st.DataObject) -> None:
+    refused_or_used(forge(data.draw, seeds()[data.draw(st.sampled_from(sorted(seeds())))]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["codecs", "markov", "difference", "adapter", "smoothing"])
+@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_many_forgeries_are_refused_or_used(kind: str, data: st.DataObject) -> None:
+    refused_or_used(forge(data.draw, seeds()[kind]))
+
+
+def resealed(kind: str, **texts: bytes) -> bytes:
+    sections = {name: bytes(payload) for name, payload in read_container(seeds()[kind]).items()}
+    return write_container({**sections, **{name: encode_text(text) for name, text in texts.items()}}.items())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (resealed("codecs", architecture=b'{"a":"\\ud800"}'), "canonical JSON"),
+        (resealed("codecs", architecture=b'{"a":1e999}'), "canonical JSON"),
+        (resealed("difference", base=b"{}"), "does not name a base"),
+        (resealed("difference", base=b'{"kind":["difference"],"sha256":"' + b"0" * 64 + b'"}'), "does not name a base"),
+        (resealed("smoothing", architecture=b'{"%b":{"alpha_min":[]}}' % SMOOTHING.encode()), "not in the grid"),
+        (resealed("smoothing", architecture=b'{"%b":7}' % SMOOTHING.encode()), "not in the grid"),
+    ],
+)
+def test_forged_sections_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(TokenboundError, match=message):
+        use(data)
+
+
+@pytest.mark.parametrize("scaling", [10**400, "x", None, [1]])
+def test_an_adapter_with_a_scaling_that_is_no_number_is_refused(scaling: object) -> None:
+    named = json.loads(decode_text(read_container(seeds()["adapter"])["base"], "base"))
+    text = json.dumps({**named, "scaling": scaling}, sort_keys=True, separators=(",", ":"))
+    with pytest.raises(TokenboundError, match="adapter does not fit"):
+        use(resealed("adapter", base=text.encode()))
+
+
+def test_factors_of_a_vector_are_refused() -> None:
+    factors = {"b.lora_A.weight": torch.ones(2), "b.lora_B.weight": torch.ones(6)}
+    lora = {f"base_model.model.{name}": tensor for name, tensor in factors.items()}
+    with pytest.raises(TokenboundError, match="does not fit"):
+        encode_adapter({}, base_model(), lora, {"r": 2, "lora_alpha": 4}, LosslessSettings())
+
+
+def test_names_are_neither_markup_nor_escapes() -> None:
+    data = encode_artifact({}, {"[/x].[link=a]b": torch.ones(2)}, LosslessSettings())
+    assert "[/x].[link=a]b" in shown(data)
+    with pytest.raises(TokenboundError, match="control characters"):
+        encode_artifact({}, {"a\x1b[2J": torch.ones(2)}, LosslessSettings())
+
+
+def test_nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was unpickled")
+
+    for module, name in ((pickle, "loads"), (pickle, "load"), (pickle, "Unpickler"), (torch, "load"), (np, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    for data in seeds().values():
+        use(data)
