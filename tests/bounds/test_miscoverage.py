@@ -27,8 +27,11 @@ from tokenbound.bounds.theorems import (
     azuma_anytime_bound,
     azuma_bound,
     azuma_predictable_bound,
+    document_bound,
     freedman_bound,
     kl_error_bound,
+    paper_error_bound,
+    paper_subsample_bound,
     relative_bound,
 )
 
@@ -225,6 +228,46 @@ def test_relative_bound_on_two_models_at_every_step():
         **{**PAID, "delta": DELTA / 2},
     )
     assert bound - mean[0].mean() == pytest.approx(-gap[0, -1] / 300, rel=1e-9)
+
+
+def coins(runs: int, size: int, chance: float, seed: int) -> np.ndarray:
+    """[runs, size] unsmoothed losses that are 0 or so large that the smoothed ones lie at the ends of their range."""
+    return np.where(np.random.default_rng(seed).random((runs, size)) < chance, 80.0, 0.0)
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.5])
+def test_documents_drawn_independently(chance):
+    """Documents of one to nine tokens, each wholly easy or wholly hard; the risk is that of a fresh document."""
+    vocab, alpha = 16, 0.1
+    low, high = loss_interval_bits(alpha=alpha, vocab_size=vocab)
+    lengths = np.random.default_rng(13).integers(1, 10, 40)
+    document = np.repeat(np.arange(40), lengths)
+    keywords = {"vocab_size": vocab, "alpha": alpha, **PAID}
+    draws = coins(3000, 40, chance, 14)[:, document]
+    bounds = np.array([document_bound(nll, document, **keywords) for nll in draws])
+    assert_covers(bounds < low + chance * (high - low) - 1e-9)
+
+
+def test_the_papers_sample_of_single_tokens():
+    """A corpus of fixed m from a coin, n of its tokens drawn one by one; corpus and draw both vary."""
+    tokens, drawn, chance = 200, 60, 0.5
+    rng = np.random.default_rng(15)
+    corpus = rng.random((4000, tokens)) < chance
+    sample = np.take_along_axis(corpus, rng.integers(0, tokens, (4000, drawn)), axis=1)
+    sizes = {"num_tokens": tokens, "num_sampled": drawn, "code_length_bits": 0.0, "delta": DELTA}
+    gap = paper_subsample_bound(0.0, loss_range_bits=1.0, **sizes)
+    assert_covers(sample.mean(axis=1) + gap < chance)
+
+
+def test_fixed_m_forms():
+    """Azuma's and the paper's error bound at one m that was named beforehand."""
+    steps, chance = 80, 0.5
+    low, high = loss_interval_bits(alpha=0.1, vocab_size=16)
+    draws = coins(4000, steps, chance, 16)
+    bounds = np.array([azuma_bound(nll, vocab_size=16, alpha=0.1, **PAID) for nll in draws])
+    assert_covers(bounds < low + chance * (high - low) - 1e-9)
+    errors = np.array([paper_error_bound(float(e), num_tokens=steps, **PAID) for e in (draws > 0).mean(axis=1)])
+    assert_covers(errors < chance - 1e-12)
 
 
 def certificate_fails(chain: Markov, run: int) -> bool:

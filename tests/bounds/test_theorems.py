@@ -39,6 +39,7 @@ def every_bound(*, num_tokens=10_000, code=1000.0, tune=10.0, delta=0.05):
         "azuma_predictable": azuma_predictable_bound(NLL, lam=0.05, **full),
         "freedman": freedman_bound(NLL, 2.0, lam=0.05, **full),
         "relative": relative_bound(NLL, BASE, 0.0, base_alpha=0.2, lam=0.02, **full),
+        "document": document_bound(NLL, np.arange(200) // 5, vocab_size=256, alpha=0.1, **paid),
         "kl": kl_error_bound(0.3, lam=0.5, num_tokens=num_tokens, **paid),
         "kl_grid": kl_grid_bound(0.3, num_tokens=num_tokens, **paid)[0],
         "paper_error": paper_error_bound(0.3, num_tokens=num_tokens, **paid),
