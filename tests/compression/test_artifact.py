@@ -126,7 +126,14 @@ def test_every_byte_is_accounted_for() -> None:
     data = encode_artifact(ARCHITECTURE, tiny_model(), RoundToNearestSettings(), tokenizer=b"abc" * 100)
     report = inspect_artifact(data, compare=True)
     assert sum(report.sections.values()) == len(data) == report.num_bytes
-    assert sum(row.num_bytes for row in report.tensors) == report.sections["tensors"] == sum(report.layers.values())
+    for shares in (report.layers, report.codecs, {"all": report.total}):
+        assert sum(share.num_bytes for share in shares.values()) == report.sections["tensors"]
+        assert sum(share.elements for share in shares.values()) == report.elements
+        assert sum(share.tensors for share in shares.values()) == len(report.tensors)
+        assert sum(share.zstd_bytes or 0 for share in shares.values()) == sum(r.zstd_bytes or 0 for r in report.tensors)
+    assert report.layers["layers.0"].bits_per_weight == pytest.approx(
+        8 * report.layers["layers.0"].num_bytes / (96 * 32 + 96 + 32)
+    )
     assert report.code_length_bits > 8 * len(data)
     assert report.bits_per_weight == pytest.approx(8 * len(data) / sum(t.numel() for t in tiny_model().values()))
     assert set(report.layers) == {"embed", "layers.0", "layers.1", "scale", "nothing"}

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import lzma
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,13 +44,48 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What some of the tensors need together: those of a layer, or of a codec.
+
+    Attributes:
+        tensors: How many they are.
+        gzip_bytes, zstd_bytes, xz_bytes: Sums of theirs; None unless every tensor that is not empty has them.
+    """
+
+    tensors: int
+    elements: int
+    num_bytes: int
+    bits_per_weight: float
+    gzip_bytes: int | None = None
+    zstd_bytes: int | None = None
+    xz_bytes: int | None = None
+
+    @staticmethod
+    def of(rows: Iterable[TensorReport]) -> Share:
+        """Sum over tensors."""
+        chosen = list(rows)
+        elements, size = sum(row.elements for row in chosen), sum(row.num_bytes for row in chosen)
+        filled = [row for row in chosen if row.elements]
+        general = (_sum(getattr(row, name) for row in filled) for name in ("gzip_bytes", "zstd_bytes", "xz_bytes"))
+        return Share(len(chosen), elements, size, 8 * size / elements if elements else 0.0, *general)
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    found = list(sizes)
+    known = [size for size in found if size is not None]
+    return sum(known) if known and len(known) == len(found) else None
+
+
+@dataclass(frozen=True)
 class ArtifactReport:
     """What `tokenbound inspect` prints.
 
     Attributes:
         code_length_bits: 8 * num_bytes plus the Elias-delta length of that number: what the artifact alone costs.
         sections: Payload bytes by section, and `frame` for magic, lengths and digest; their sum is `num_bytes`.
-        layers: Tensor bytes by layer.
+        layers: Tensors by layer: numbered blocks, and modules outside of them.
+        codecs: Tensors by wire form.
+        total: All tensors.
         base: Of a delta artifact: its kind and its base's digest.
     """
 
@@ -62,7 +97,9 @@ class ArtifactReport:
     architecture: dict[str, Any]
     settings: dict[str, Any]
     sections: dict[str, int]
-    layers: dict[str, int]
+    layers: dict[str, Share]
+    codecs: dict[str, Share]
+    total: Share
     tensors: tuple[TensorReport, ...]
     base: dict[str, Any] | None
 
@@ -94,7 +131,9 @@ def inspect_artifact(data: bytes, *, compare: bool = False) -> ArtifactReport:
         parsed.architecture,
         parsed.settings,
         sections,
-        _bytes_by_layer(rows),
+        _shares(rows, lambda row: row.layer),
+        _shares(rows, lambda row: row.codec),
+        Share.of(rows),
         rows,
         parsed.base,
     )
@@ -112,11 +151,11 @@ def layer_of(name: str) -> str:
     return match.group(1) if match else name.rpartition(".")[0] or name
 
 
-def _bytes_by_layer(rows: Iterable[TensorReport]) -> dict[str, int]:
-    layers: dict[str, int] = {}
+def _shares(rows: Iterable[TensorReport], key: Callable[[TensorReport], str]) -> dict[str, Share]:
+    groups: dict[str, list[TensorReport]] = {}
     for row in rows:
-        layers[row.layer] = layers.get(row.layer, 0) + row.num_bytes
-    return layers
+        groups.setdefault(key(row), []).append(row)
+    return {name: Share.of(group) for name, group in groups.items()}
 
 
 def _tensor_report(item: CodedTensor, *, compare: bool) -> TensorReport:
