@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_support import SECRET, request, s3_server
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers must not starve beside the test process
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Workers of the shared Ray session inherit these; no test talks to a real store.
+os.environ |= {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,14 @@ def ray_session() -> Iterator[None]:
 
     with cluster.ray_session():
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """An S3 server, a process of its own, with one bucket of the name `bucket`."""
+    with s3_server() as address:
+        request(address, "PUT", "/bucket")
+        yield address
 
 
 def _tiny_checkpoint(folder: Path, seed: int, *, overflows: bool = False) -> Path:

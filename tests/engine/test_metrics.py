@@ -21,7 +21,7 @@ import sys, time
 import ray
 from tokenbound.config import RunConfig, load_config
 from tokenbound.engine.evaluate import evaluate
-from tokenbound.engine.metrics import count_halving, count_retry
+from tokenbound.engine.metrics import count_halving, count_retry, count_storage_retry
 
 local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "log_to_driver": False}
 ray.init(_metrics_export_port=int(sys.argv[2]), **local)
@@ -29,6 +29,7 @@ config = load_config(RunConfig, sys.argv[1])
 evaluate(config)
 count_retry(config.how.output)
 count_halving(config.how.output)
+count_storage_retry("upload")
 print("done", flush=True)
 time.sleep(120)
 """
@@ -55,6 +56,7 @@ def test_prometheus_sees_the_run(run_tree: Callable[..., dict[str, Any]], tmp_pa
                 "ray_tokenbound_shards_committed_total": shards,
                 "ray_tokenbound_shard_retries_total": 1,
                 "ray_tokenbound_out_of_memory_halvings_total": 1,
+                "ray_tokenbound_storage_retries_total": 1,
             }
             assert _wait_for(f"http://127.0.0.1:{port}/metrics", set(wanted)) == wanted
         finally:

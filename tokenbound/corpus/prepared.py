@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tokenbound.corpus.sources import SourceFile
 from tokenbound.corpus.tokenizers import Ids
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.store.filesystem import is_local, open_input, read_bytes, resolve, write_bytes
+from tokenbound.store.filesystem import is_local, open_input, read_bytes, read_range, resolve, write_bytes
 from tokenbound.store.uri import join
 
 T = TypeVar("T")
@@ -423,8 +423,7 @@ class PreparedCorpus:
             table = _cached(self._ids, (segment, part), lambda: np.memmap(path, dtype=dtype, mode="r"))
             ids: Ids = np.asarray(table[start:stop])
         else:
-            with self._filesystem.open_input_file(path) as file:
-                data = file.read_at((stop - start) * dtype.itemsize, start * dtype.itemsize)
+            data = read_range(self._filesystem, path, start * dtype.itemsize, (stop - start) * dtype.itemsize)
             ids = np.frombuffer(data, dtype=dtype)
         if len(ids) != stop - start:
             raise MismatchError(f"prepared file {path!r} is truncated; remove the folder and prepare anew")

@@ -39,8 +39,9 @@ from pyarrow.fs import FileInfo, FileSystem, FileType
 
 from tokenbound.config import CorpusConfig
 from tokenbound.errors import InputError
-from tokenbound.store.filesystem import is_local, open_input, resolve
+from tokenbound.store.filesystem import is_local, open_input, open_random, resolve
 from tokenbound.store.patterns import matching, walk
+from tokenbound.store.remote import file_infos
 from tokenbound.store.uri import is_uri, reroot
 
 BLOCK_BYTES = 1 << 22
@@ -196,7 +197,7 @@ def _resolve_input(declared: str) -> tuple[FileSystem, str]:
 
 def _file_info(filesystem: FileSystem, path: str) -> FileInfo:
     try:
-        return filesystem.get_file_info(path)
+        return cast(FileInfo, file_infos(filesystem, path))
     except OSError as error:
         raise InputError(f"cannot look at {path!r}: {_one_line(error)}") from None
 
@@ -321,7 +322,7 @@ def _span_lines(file: SourceFile) -> tuple[int, Iterator[bytes]]:
     assert file.span is not None
     start, stop = file.span
     filesystem, path = resolve(file.path)
-    stream = filesystem.open_input_file(path)
+    stream = open_random(filesystem, path)
     # Reading from one byte earlier tells whether a line starts exactly at `start`.
     stream.seek(max(start - 1, 0))
     lines = _lines(iter(lambda: stream.read(BLOCK_BYTES), b""))
@@ -384,7 +385,7 @@ def _without_lone_surrogates(text: str) -> str:
 def _read_parquet(file: SourceFile, field: str) -> Iterator[str]:
     filesystem, path = resolve(file.path)
     try:
-        with filesystem.open_input_file(path) as stream:
+        with open_random(filesystem, path) as stream:
             table = pq.ParquetFile(stream)
             _require_column(field, table.schema_arrow.names, file.path)
             batches = table.iter_batches(batch_size=1024, columns=[field])

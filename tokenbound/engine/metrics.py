@@ -11,12 +11,14 @@ from functools import cache
 
 from ray.util.metrics import Counter, Gauge
 
+from tokenbound.store.retry import observers
+
 TAGS = ("run",)
 
 
 @cache
-def _counter(name: str, words: str) -> Counter:
-    return Counter(f"tokenbound_{name}", description=words, tag_keys=TAGS)
+def _counter(name: str, words: str, tags: tuple[str, ...] = TAGS) -> Counter:
+    return Counter(f"tokenbound_{name}", description=words, tag_keys=tags)
 
 
 @cache
@@ -41,3 +43,11 @@ def count_retry(run: str) -> None:
 def count_halving(run: str) -> None:
     """A batch did not fit into memory and was halved."""
     _counter("out_of_memory_halvings", "Batches halved for want of memory.").inc(1, {"run": run})
+
+
+def count_storage_retry(operation: str) -> None:
+    """An object store failed for the moment; the operation is one of `store/remote.py`."""
+    _counter("storage_retries", "Operations on a store tried again.", ("operation",)).inc(1, {"operation": operation})
+
+
+observers.append(count_storage_retry)

@@ -1,14 +1,15 @@
 """One place for paths: local files, ``s3://`` and ``gs://`` URIs look the same to the rest of the package.
 
 Local writes go to a temporary file beside the target, are synced and renamed, so that a reader sees the old
-bytes or the new ones. Object stores publish an object when its upload ends; no rename is assumed anywhere.
+bytes or the new ones. Object stores publish an object when its upload ends; no rename is assumed anywhere, and
+operations that fail for the moment are tried again (`store/retry.py`).
 """
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from tokenbound.errors import InputError
+from tokenbound.store.remote import READ_BYTES, SCHEMES, RemoteFile, delete_file, file_infos, open_store, upload
 from tokenbound.store.uri import is_uri, refuse_credentials
 
-COPY_BYTES = 1 << 23
-"""Block size of uploads."""
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Kinds of filesystem without directories."""
+BUCKETS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def anchored(name: str) -> str:
@@ -51,8 +52,8 @@ def resolve(uri: str) -> tuple[FileSystem, str]:
     if not is_uri(uri):
         return LocalFileSystem(), Path(os.path.abspath(os.path.expanduser(uri))).as_posix()  # noqa: PTH100, PTH111
     try:
-        filesystem, path = FileSystem.from_uri(uri)
-    except (ArrowInvalid, NotImplementedError, OSError) as error:
+        filesystem, path = open_store(uri) if uri.startswith(BUCKETS) else FileSystem.from_uri(uri)
+    except (ArrowInvalid, NotImplementedError, OSError, TypeError) as error:
         raise InputError(f"cannot open {uri!r}: {error}; give a local path or an s3:// or gs:// URI") from None
     return filesystem, str(path)
 
@@ -64,7 +65,7 @@ def is_local(filesystem: FileSystem) -> bool:
 
 def exists(filesystem: FileSystem, path: str) -> bool:
     """Whether a file or directory is there."""
-    return bool(filesystem.get_file_info(path).type != FileType.NotFound)
+    return bool(file_infos(filesystem, path).type != FileType.NotFound)
 
 
 def list_paths(filesystem: FileSystem, directory: str, *, recursive: bool = False) -> list[str]:
@@ -73,7 +74,7 @@ def list_paths(filesystem: FileSystem, directory: str, *, recursive: bool = Fals
     Names that begin with a dot are left out: a killed writer may have left a temporary file.
     """
     selector = FileSelector(directory, recursive=recursive, allow_not_found=True)
-    found = (info for info in filesystem.get_file_info(selector) if info.type == FileType.File)
+    found = (info for info in file_infos(filesystem, selector) if info.type == FileType.File)
     return sorted(str(info.path) for info in found if not info.base_name.startswith("."))
 
 
@@ -85,7 +86,29 @@ def open_input(filesystem: FileSystem, path: str) -> BinaryIO:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    return cast(BinaryIO, filesystem.open_input_stream(path, compression=None))
+    if is_local(filesystem):
+        return cast(BinaryIO, filesystem.open_input_stream(path, compression=None))
+    return io.BufferedReader(RemoteFile(filesystem, path), READ_BYTES)
+
+
+def open_random(filesystem: FileSystem, path: str) -> BinaryIO:
+    """Open a file's stored bytes to read ranges; on object stores each read is one request.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return cast(BinaryIO, filesystem.open_input_file(path) if is_local(filesystem) else RemoteFile(filesystem, path))
+
+
+def read_range(filesystem: FileSystem, path: str, start: int, size: int) -> bytes:
+    """Some bytes of a file; fewer where it ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open_random(filesystem, path) as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def read_bytes(filesystem: FileSystem, path: str) -> bytes:
@@ -100,8 +123,20 @@ def read_bytes(filesystem: FileSystem, path: str) -> bytes:
 
 def write_bytes(filesystem: FileSystem, path: str, data: bytes) -> None:
     """Write a whole file atomically, creating its directory; an existing file is replaced."""
-    with open_atomic(filesystem, path) as stream:
-        stream.write(data)
+    if is_local(filesystem):
+        with _open_renamed(Path(path)) as stream:
+            stream.write(data)
+    else:
+        _store(filesystem, path, io.BytesIO(data))
+
+
+def delete(filesystem: FileSystem, path: str) -> None:
+    """Delete a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    delete_file(filesystem, path)
 
 
 @contextmanager
@@ -116,11 +151,13 @@ def open_atomic(filesystem: FileSystem, path: str) -> Iterator[IO[bytes]]:
         return
     with tempfile.TemporaryFile() as spool:
         yield spool
-        spool.seek(0)
-        if filesystem.type_name not in OBJECT_STORES:
-            filesystem.create_dir(posixpath.dirname(path), recursive=True)
-        with filesystem.open_output_stream(path, compression=None) as upload:
-            shutil.copyfileobj(spool, upload, COPY_BYTES)
+        _store(filesystem, path, spool)
+
+
+def _store(filesystem: FileSystem, path: str, source: IO[bytes]) -> None:
+    if filesystem.type_name not in OBJECT_STORES:
+        filesystem.create_dir(posixpath.dirname(path), recursive=True)
+    upload(filesystem, path, source)
 
 
 @contextmanager

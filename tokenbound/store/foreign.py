@@ -76,7 +76,7 @@ def named_windows(groups: Sequence[tuple[str, int]]) -> Iterator[tuple[str, NDAr
 def _open(path: str) -> pq.ParquetFile:
     filesystem, name = files.resolve(path)
     try:
-        return pq.ParquetFile(filesystem.open_input_file(name))
+        return pq.ParquetFile(files.open_random(filesystem, name))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not readable as Parquet: {error}".replace("\n", " ")) from None
 

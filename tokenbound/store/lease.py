@@ -46,12 +46,12 @@ def lease(home: RunDirectory, *, seconds: float = LEASE_S) -> Iterator[None]:
         renewing.join()
         with suppress(FileNotFoundError):
             if _held(home).get("holder") == holder:
-                home.filesystem.delete_file(home.path(LEASE))
+                files.delete(home.filesystem, home.path(LEASE))
 
 
 def _renew(home: RunDirectory, holder: str, seconds: float, done: threading.Event) -> None:
     while not done.wait(seconds / 3):
-        with suppress(OSError):  # a store that fails once is asked again before the lease ends
+        with suppress(OSError, IncompleteError):  # a store that fails once is asked again before the lease ends
             _write(home, holder, seconds)
 
 

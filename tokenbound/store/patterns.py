@@ -9,12 +9,13 @@ import re
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from tokenbound.store.filesystem import resolve
+from tokenbound.store.remote import file_infos
 from tokenbound.store.uri import reroot
 
 
 def walk(filesystem: FileSystem, base: str, *, recursive: bool = True) -> list[tuple[str, FileInfo]]:
     """Files below ``base`` with their relative posix paths, sorted by them, hidden ones left out."""
-    infos = filesystem.get_file_info(FileSelector(base, recursive=recursive, allow_not_found=True))
+    infos = file_infos(filesystem, FileSelector(base, recursive=recursive, allow_not_found=True))
     files = [(posixpath.relpath(info.path, base), info) for info in infos if info.type == FileType.File]
     return sorted((item for item in files if not _is_hidden(item[0])), key=lambda item: item[0])
 

@@ -12,7 +12,8 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from tokenbound.errors import InputError
 
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
+URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
+"""Scheme, authority (a bucket), path and options of a URI."""
 _SECRET = re.compile(r"secret|token|passw|signature|credential$|(access|account)_?key", re.IGNORECASE)
 _BUCKETS = ("s3", "s3a", "gs", "gcs")
 """Schemes whose authority is a bucket, which has no port."""
@@ -87,7 +88,7 @@ def refuse_credentials(text: str, *, where: str = "a path") -> None:
     Raises:
         InputError: the URI holds credentials.
     """
-    match = _URI.fullmatch(text)
+    match = URI.fullmatch(text)
     if match is None:
         return
     scheme, authority, _, options = match.groups()
