@@ -186,7 +186,7 @@ def test_forgeries_of_every_kind_are_refused_or_used(data: st.DataObject) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["codecs", "markov", "difference", "adapter", "smoothing"])
-@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_many_forgeries_are_refused_or_used(kind: str, data: st.DataObject) -> None:
     refused_or_used(forge(data.draw, seeds()[kind]))

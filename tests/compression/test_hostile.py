@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from tokenbound.compression.artifact import decode_artifact, decode_tensor, encode_artifact, parse_artifact
 from tokenbound.compression.bytestreams import decode_text, encode_text
-from tokenbound.compression.container import DIGEST_BYTES, ArtifactError, Reader, block, varint, write_container
+from tokenbound.compression.container import (
+    DIGEST_BYTES,
+    ArtifactError,
+    Reader,
+    block,
+    container_bytes,
+    varint,
+    write_container,
+)
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.methods import CODECS, NGRAMS
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
@@ -218,3 +226,38 @@ def test_forged_payloads_of_every_codec_never_do_more_than_fail(data: st.DataObj
 def test_a_lossless_artifact_holds_what_it_was_given() -> None:
     tensor = torch.from_numpy(np.arange(12, dtype=np.float32).reshape(3, 4))
     assert torch.equal(decode_artifact(encode_artifact({}, {"w": tensor}, LosslessSettings())).tensors["w"], tensor)
+
+
+def split_containers(data: bytes) -> list[bytes]:
+    found = []
+    while data:
+        size = container_bytes(data)
+        found.append(data[:size])
+        data = data[size:]
+    return found
+
+
+def test_artifacts_say_themselves_where_they_end() -> None:
+    other = (GOLDEN / "ngrams.tokenbound").read_bytes()
+    assert container_bytes(DATA) == container_bytes(DATA + b"\0") == container_bytes(DATA + other) == len(DATA)
+    assert split_containers(DATA + other + DATA) == [DATA, other, DATA]
+    for part, whole in zip(split_containers(other + DATA), (other, DATA), strict=True):
+        assert model_digest(part) == model_digest(whole)
+    for joined in (DATA + other, DATA + DATA):
+        with pytest.raises(ArtifactError, match="mean nothing"):
+            decode_artifact(joined)
+    for rest in (b"\0", b"tkb", other[:-1]):
+        with pytest.raises(ArtifactError):
+            split_containers(DATA + rest)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, len(DATA) - 1))
+def test_no_artifact_begins_another(length: int) -> None:
+    with pytest.raises(ArtifactError):
+        container_bytes(DATA[:length])
+
+
+def test_the_golden_artifacts_hold_every_codec_between_them() -> None:
+    found = [parse_artifact(path.read_bytes()).coded for path in sorted(GOLDEN.glob("*.tokenbound"))]
+    assert {item.codec for coded in found for item in coded} == set(CODECS)

@@ -187,20 +187,6 @@ def container_bytes(data: bytes | memoryview) -> int:
     return reader.position
 
 
-def split_containers(data: bytes) -> list[bytes]:
-    """Take artifacts apart that were written one after the other.
-
-    Raises:
-        ArtifactError: the bytes are not a sequence of whole artifacts.
-    """
-    found, start = [], 0
-    while start < len(data):
-        size = container_bytes(memoryview(data)[start:])
-        found.append(data[start : start + size])
-        start += size
-    return found
-
-
 def _read_header(reader: Reader) -> None:
     if bytes(reader.take(min(len(MAGIC), reader.remaining))) != MAGIC:
         raise ArtifactError("artifact: these bytes do not start as a tokenbound artifact does")
