@@ -119,6 +119,21 @@ def test_known_exponents_replace_learning() -> None:
     assert len(known) < 0.97 * len(encode_matrix(values))
 
 
+def test_extreme_exponents_wrap_nothing_around() -> None:
+    exponents = np.linspace(-40, 40, 60).astype(np.int64)
+    values = np.full((60, 60), 900)
+    for rows, columns in ((exponents, exponents), (exponents, -exponents), (0 * exponents - 40, exponents)):
+        coded = encode_matrix(values, rows, columns)
+        assert np.array_equal(decode_matrix(coded, values.shape, rows, columns), values)
+
+
+def test_a_mean_that_the_encoder_does_not_write_is_refused() -> None:
+    coded = bytearray(encode_matrix(np.ones((40, 40), np.int64)))
+    coded[1] = 63
+    with pytest.raises(ArtifactError, match="header"):
+        decode_matrix(bytes(coded), (40, 40))
+
+
 integers = st.one_of(st.integers(-3, 3), st.integers(-40, 40), st.integers(-(1 << MAX_BITS) + 1, (1 << MAX_BITS) - 1))
 
 

@@ -50,9 +50,9 @@ def file_pages(path: Path) -> dict[str, int]:
 
 
 def one_replica(data: bytes, folder: Path, barrier: Any, queue: Any, decoded: Callable[[], None]) -> None:
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         decoded()
-        return decode_weights(*args)
+        return decode_weights(*args, **options)
 
     shared.decode_weights = counted  # type: ignore[attr-defined]
     replica = Replica.from_weights(shared.shared_weights(data, folder), dtype=torch.float32, batch=2, length=16)

@@ -338,8 +338,12 @@ def decode_tensor(coded: CodedTensor) -> torch.Tensor:
         raise ArtifactError(f"{error} (tensor {coded.name!r})") from error
 
 
-def decode_artifact(data: bytes) -> Artifact:
+def decode_artifact(data: bytes, *, workers: int = 1) -> Artifact:
     """Decode an artifact, bit for bit the same on every machine.
+
+    Args:
+        data: Its bytes.
+        workers: Processes that share the tensors, where there is enough to decode.
 
     Raises:
         ArtifactError: not an artifact, damaged, forged, or of another version.
@@ -350,7 +354,9 @@ def decode_artifact(data: bytes) -> Artifact:
     >>> decode_artifact(data).tensors["w"].sum().item()
     6.0
     """
+    from tokenbound.compression.parallel import decode_tensors
+
     parsed = parse_artifact(data)
-    tensors = {item.name: decode_tensor(item) for item in parsed.coded}
+    tensors = decode_tensors(parsed.coded, workers)
     digest = hashlib.sha256(data).hexdigest()
     return Artifact(parsed.architecture, tensors, parsed.settings, parsed.tokenizer, digest, len(data), parsed.base)

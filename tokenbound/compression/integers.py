@@ -50,6 +50,8 @@ FRACTION_BITS = 8
 """Expected magnitudes are integers in units of 2^-8."""
 BUCKETS = 28
 """Contexts: expected magnitudes in half octaves from 2^-8 to 2^6."""
+MAX_MEAN_CODE = BUCKETS
+"""Half octaves: mean magnitudes beyond 2^6 count as this."""
 PRIOR_WEIGHT = 24
 """Observations that a context's prior table is worth."""
 TILE = 4096
@@ -140,7 +142,7 @@ class MagnitudeContexts:
         factor = (self._shrink[step] * scale << 8) // (LANE_WEIGHT + step)
         level = (self._sums >> 8) * factor
         level >>= 2 * ROOT_BITS + 8
-        np.minimum(level, len(_BUCKET_OF) - 1, out=level)
+        np.clip(level, 0, len(_BUCKET_OF) - 1, out=level)  # extreme exponents may have wrapped it around
         self._level = int(level.sum()) * self._expected[step] // self._found[step]
         contexts: Contexts = _BUCKET_OF[level]
         return contexts
@@ -169,7 +171,7 @@ class _Header:
     def read(reader: Reader) -> _Header:
         first, mean_code = reader.take(2)
         header = _Header(first & 0x7F, mean_code, bool(first >> 7))
-        if header.max_bits > MAX_BITS or mean_code > 2 * (MAX_BITS + FRACTION_BITS):
+        if header.max_bits > MAX_BITS or mean_code > MAX_MEAN_CODE:
             raise ArtifactError("artifact: an integer stream has a header that the encoder does not write")
         return header
 
@@ -332,7 +334,7 @@ def _mean_code(grid: NDArray[Any], lanes_of: Ints, steps_of: Ints) -> int:
         sizes = np.minimum(np.abs(grid[steps, lanes].astype(np.int64)), MAX_SEEN) @ lane_roots[lanes]
         weighted += sum(size * root for size, root in zip(sizes.tolist(), step_roots[steps].tolist(), strict=True))
     mean: int = (weighted << FRACTION_BITS) // (grid.size << 2 * ROOT_BITS)
-    return max(0, min((mean * mean).bit_length() - 1, 2 * (BUCKETS // 2)))
+    return max(0, min((mean * mean).bit_length() - 1, MAX_MEAN_CODE))
 
 
 def encode_vector(values: NDArray[Any]) -> bytes:

@@ -76,19 +76,20 @@ def read_delta(path: str, base: Weights) -> tuple[dict[str, Any], Delta]:
     return tuned.architecture, difference(base.tensors, tuned.tensors)
 
 
-def decode_weights(data: bytes, base: Weights | None = None) -> Weights:
+def decode_weights(data: bytes, base: Weights | None = None, *, workers: int = 1) -> Weights:
     """The model inside an artifact.
 
     Args:
         data: the artifact's bytes.
         base: the base that a delta changes.
+        workers: processes that decode large weights.
 
     Raises:
         InputError: the artifact is a delta and there is no base, or the other way round.
         MismatchError: the delta was made on another base.
         ArtifactError: the bytes are no artifact.
     """
-    artifact = decode_artifact(data)
+    artifact = decode_artifact(data, workers=workers)
     if artifact.base is None:
         if base is not None:
             raise InputError("the artifact is a whole model, not a delta; leave the base out")

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 SHARED_BYTES = 1 << 26
 """Decoded weights smaller than this are not worth a file: they are decoded in less than a second."""
 
+MAX_WORKERS = 16
+"""Processes that decode while the machine's other replicas wait; each holds a few tensors."""
+
 _FORMAT = "1"
 """Part of the name: another layout of the file must have another."""
 
@@ -64,7 +67,7 @@ def shared_weights(data: bytes, folder: Path | None = None) -> Weights:
         with _alone(folder):
             if not path.exists():
                 _remove_unused(folder)
-                _write(path, decode_weights(data))
+                _write(path, decode_weights(data, workers=min(os.cpu_count() or 1, MAX_WORKERS)))
             return _mapped(path)
     except OSError as error:
         logger.warning("decoded weights are not shared on this machine (%s); every replica decodes its own", error)

@@ -1,0 +1,45 @@
+"""Tensors decoded by several processes are those that one decodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenbound.compression import parallel
+from tokenbound.compression.artifact import decode_artifact, parse_artifact
+from tokenbound.compression.container import ArtifactError
+from tokenbound.compression.dtypes import tensor_bytes
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.slow  # for a process needs seconds to start
+def test_processes_share_the_tensors_of_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (GOLDEN / "every_codec.tokenbound").read_bytes()
+    alone = decode_artifact(data)
+    monkeypatch.setattr(parallel, "WORTH_ELEMENTS", 0)
+    together = decode_artifact(data, workers=2)
+    assert list(together.tensors) == list(alone.tensors)
+    for name, tensor in alone.tensors.items():
+        other = together.tensors[name]
+        assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+        assert np.array_equal(tensor_bytes(other), tensor_bytes(tensor))
+
+
+@pytest.mark.slow
+def test_the_error_of_a_process_names_the_tensor() -> None:
+    coded = list(parse_artifact((GOLDEN / "every_codec.tokenbound").read_bytes()).coded)
+    coded[3] = replace(coded[3], payload=coded[3].payload[:-5])
+    with pytest.raises(ArtifactError, match=coded[3].name):
+        parallel.decode_in_processes(coded, 2)
+
+
+def test_little_is_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("processes were started")
+
+    monkeypatch.setattr(parallel, "decode_in_processes", refuse)
+    assert decode_artifact((GOLDEN / "every_codec.tokenbound").read_bytes(), workers=8).tensors
