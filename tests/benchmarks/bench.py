@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -134,3 +135,35 @@ def commit_rate(output: Path, replicas: int) -> float:
     commits = sorted((path.stat().st_mtime, run.record(int(path.stem)).tokens) for path in folder.glob("*.json"))
     first = replicas - 1
     return sum(tokens for _, tokens in commits[first + 1 :]) / (commits[-1][0] - commits[first][0])
+
+
+def together(loop: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> list[tuple[float, float, Any]]:
+    """Run a loop on so many processes that share the threads of the machine.
+
+    Args:
+        loop: called with the arguments and then `threads, part, parts, barrier, queue`; it prepares, waits at the
+            barrier, works, and puts ``(start, stop, result)`` into the queue, in seconds of the monotonic clock.
+        arguments: of every process.
+        processes: how many.
+
+    Returns:
+        What each put there.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(processes), context.Queue()
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    workers = [
+        context.Process(target=loop, args=(*arguments, threads, part, processes, barrier, queue))
+        for part in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=3600) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def span_s(found: list[tuple[float, float, Any]]) -> float:
+    """Seconds from the first start to the last stop."""
+    return max(stop for _, stop, _ in found) - min(start for start, _, _ in found)

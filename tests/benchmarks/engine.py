@@ -11,7 +11,6 @@ loss; its start-up is not counted: time runs from the commit that ends the first
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import commit_rate, machine, run_tree, token_file, write_artifact
+from bench import commit_rate, machine, run_tree, span_s, together, token_file, write_artifact
 
 from tokenbound.config import RunConfig, validate
 from tokenbound.engine.cluster import ray_session
@@ -53,21 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def bare_seconds(architecture: dict[str, Any], ids: Path, tokens: int, processes: int) -> float:
     """Seconds for all windows, on so many processes that share the threads of the machine."""
-    context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(processes), context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    workers = [
-        context.Process(
-            target=_bare_loop, args=(architecture, str(ids), tokens, threads, part, processes, barrier, queue)
-        )
-        for part in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    spans = [queue.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    return max(stop for _, stop in spans) - min(start for start, _ in spans)
+    return span_s(together(_bare_loop, (architecture, str(ids), tokens), processes))
 
 
 def _bare_loop(
@@ -102,7 +87,7 @@ def _bare_loop(
         started = time.monotonic()
         for start in windows:
             score(start)
-    queue.put((started, time.monotonic()))
+    queue.put((started, time.monotonic(), None))
 
 
 def engine_rate(tree: dict[str, Any]) -> float:

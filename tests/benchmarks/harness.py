@@ -1,0 +1,205 @@
+"""The engine against `loglikelihood_rolling` of lm-evaluation-harness, on the same model and the same documents.
+
+    pip install lm_eval
+    python tests/benchmarks/harness.py FOLDER --shape stories gpt2 --tokens 2e5 --repeat 3
+
+Random weights, words drawn with Zipf frequencies, documents of one to four windows of 512 tokens, so that both cut them
+alike: the first token is predicted from BOS, and no window is short. The harness runs its Hugging Face backend in
+batches of 8, its model loaded and a first batch done before time is taken, and is given the better of one process with
+all threads and one-thread processes, each with its share of the documents. Of the engine, Ray included, the time counts
+from the end of the first wave of shards to the last; tokenising, done once for a corpus, is given apart. The losses of
+every document are compared: the difference of the sums, and the same per token, which is what float32 sums of thousands
+of nats can be held to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import commit_rate, machine, run_tree, span_s, together, write_artifact
+from engine import LENGTH, SHAPES
+
+from tokenbound.config import RunConfig, validate
+from tokenbound.engine.cluster import ray_session
+from tokenbound.engine.evaluate import evaluate
+from tokenbound.engine.tokens import open_corpus
+from tokenbound.store.run import RunDirectory
+
+HARNESS_BATCH, ENGINE_BATCH, MOST_WINDOWS = 8, 16, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and its documents."""
+
+    artifact: Path
+    tokenizer: Path
+    documents: Path
+    """JSON lines; every document a whole number of windows."""
+    tokens: int
+
+
+def write_case(folder: Path, architecture: dict[str, Any], tokens: int) -> Case:
+    """Model, tokenizer and text in files."""
+    vocab_size = architecture["vocab_size"]
+    tokenizer = write_tokenizer(folder / f"tokenizer-{vocab_size}", vocab_size)
+    artifact = write_artifact(architecture, folder / f"harness-{vocab_size}.tokenbound")
+    documents = folder / f"documents-{vocab_size}-{tokens}.jsonl"
+    rng, written = np.random.default_rng(0), 0
+    with documents.open("w") as stream:
+        while written < tokens:
+            count = LENGTH * int(rng.integers(1, MOST_WINDOWS + 1))
+            words = 1 + np.floor((vocab_size - 2) ** rng.random(count)).astype(int)
+            stream.write(json.dumps({"text": " ".join(f"w{word}" for word in words)}) + "\n")
+            written += count
+    return Case(artifact, tokenizer, documents, written)
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> Path:
+    """One token for each word: `<s>`, `<unk>`, w2, w3, ..."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "<unk>": 1, **{f"w{i}": i for i in range(2, vocab_size)}}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+def harness(case: Case, processes: int) -> tuple[float, dict[int, float]]:
+    """Seconds of the harness, and the loss of every document in nats."""
+    found = together(_harness_loop, (case,), processes)
+    return span_s(found), {number: loss for _, _, losses in found for number, loss in losses.items()}
+
+
+def _harness_loop(case: Case, threads: int, part: int, parts: int, barrier: Any, queue: Any) -> None:
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    from tokenbound.models.checkpoint import build_model
+    from tokenbound.models.delta import decode_weights
+
+    torch.set_num_threads(threads)
+    weights = decode_weights(case.artifact.read_bytes())
+    model = build_model(weights.architecture, weights.tensors, dtype=torch.float32, device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(case.tokenizer)
+    scorer = HFLM(
+        model, backend="causal", tokenizer=tokenizer, max_length=LENGTH, batch_size=HARNESS_BATCH, device="cpu"
+    )
+    texts = dict(enumerate(json.loads(line)["text"] for line in case.documents.read_text().splitlines()))
+    mine = {number: text for number, text in texts.items() if number % parts == part}
+
+    def score(texts: list[str]) -> list[float]:
+        requests = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
+        found: list[float] = scorer.loglikelihood_rolling(requests, disable_tqdm=True)
+        return found
+
+    score(list(mine.values())[:1])
+    barrier.wait()
+    started = time.monotonic()
+    losses = [-value for value in score(list(mine.values()))]
+    queue.put((started, time.monotonic(), dict(zip(mine, losses, strict=True))))
+
+
+def engine_tree(case: Case, folder: Path, replicas: int) -> dict[str, Any]:
+    """The same as a run: every document begins with BOS, which is never predicted."""
+    output = folder / f"run-{case.artifact.stem}"
+    tree = run_tree(case.documents, 0, case.artifact, output, context="document", batch=ENGINE_BATCH)
+    tree["what"]["corpus"] = {
+        "source": "jsonl",
+        "paths": [str(case.documents)],
+        "tokenizer": str(case.tokenizer),
+        "tokenizer_is": "given",
+        "add_bos": True,
+        "add_eos": False,
+    }
+    batch_tokens = LENGTH * ENGINE_BATCH
+    tree["what"]["windows"]["shard_tokens"] = max(1, case.tokens // (8 * replicas) // batch_tokens) * batch_tokens
+    tree["how"]["replicas"] = replicas
+    return tree
+
+
+def document_losses(output: Path) -> dict[int, float]:
+    """Sums of a run's losses by document, in nats."""
+    run = RunDirectory(str(output))
+    sums: dict[int, float] = {}
+    for number in run.committed():
+        losses = run.losses(run.record(number))
+        names, index = np.unique(losses.document, return_inverse=True)
+        for name, value in zip(names, np.bincount(index, losses.nll.astype(np.float64)), strict=True):
+            sums[int(name)] = sums.get(int(name), 0.0) + float(value)
+    return sums
+
+
+def differences(case: Case, ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float]:
+    """Largest difference of a document's loss in nats, and of its loss per token."""
+    assert ours.keys() == theirs.keys(), "every document is scored by both"
+    texts = case.documents.read_text().splitlines()
+    found = {number: abs(ours[number] - theirs[number]) for number in ours}
+    return max(found.values()), max(
+        value / (1 + json.loads(texts[number])["text"].count(" ")) for number, value in found.items()
+    )
+
+
+def measure(folder: Path, shape: str, tokens: int, repeat: int) -> str:
+    """One row of the table: medians over the repetitions, ratios within each."""
+    replicas = os.cpu_count() or 1
+    case = write_case(folder, SHAPES[shape], tokens)
+    tree = engine_tree(case, folder, replicas)
+    output = Path(tree["how"]["output"])
+    shutil.rmtree(tree["how"]["cache"], ignore_errors=True)
+    config = validate(RunConfig, tree, origin="benchmark")
+    started = time.monotonic()
+    open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
+    tokenising_s = time.monotonic() - started
+    theirs, ours, apart = [], [], (0.0, 0.0)
+    for _ in range(repeat):
+        seconds, losses = min((harness(case, count) for count in (1, replicas)), key=lambda found: found[0])
+        theirs.append(case.tokens / seconds)
+        shutil.rmtree(output, ignore_errors=True)
+        evaluate(config)
+        ours.append(commit_rate(output, replicas))
+        apart = max(apart, differences(case, document_losses(output), losses))
+    ratios = [left / right for left, right in zip(ours, theirs, strict=True)]
+    return (
+        f"| {shape} | {case.tokens:,} | {statistics.median(theirs):,.0f} | {statistics.median(ours):,.0f} "
+        f"| {statistics.median(ratios):.2f} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} "
+        f"| {apart[0]:.1e} | {apart[1]:.1e} | {tokenising_s:.1f} |"
+    )
+
+
+def main() -> None:
+    """Print a row for each shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES))
+    parser.add_argument("--tokens", type=float, default=2e5)
+    parser.add_argument("--repeat", type=int, default=3)
+    chosen = parser.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    print(machine())
+    print(
+        "| shape | tokens | harness, tokens/s | engine, tokens/s | engine / harness | each "
+        "| documents apart, nats | per token | tokenising, s |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    with ray_session():
+        for shape in chosen.shape:
+            print(measure(chosen.folder.resolve(), shape, int(chosen.tokens), chosen.repeat), flush=True)
+
+
+if __name__ == "__main__":
+    main()
