@@ -98,6 +98,8 @@ def test_a_run_on_a_failing_store(
     size = {"vocab_size": local.vocab_size, "tokenizer_vocab_size": local.tokenizer_vocab_size}
     options = {**size, "code_length_bits": local.code_length_bits}
     assert bound_losses(sound, **options) == bound_losses(str(tmp_path / "run"), **options)
+    records = RunDirectory(sound).committed().values()
+    assert all(record.file.count("/") == 2 for record in records), "losses share one prefix"
     assert_no_secret(s3_address, "evaluate", caplog.text)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from losses_support import make_losses
 from s3_support import Fault, faulty, place
 
 from tokenbound.errors import IncompleteError
@@ -14,6 +16,7 @@ from tokenbound.store import filesystem as files
 from tokenbound.store import retry
 from tokenbound.store.patterns import matching_places
 from tokenbound.store.remote import RemoteFile
+from tokenbound.store.run import RunDirectory
 
 LARGE = bytes(range(256)) * 50_000
 """12.8 MB: more than one part of an upload."""
@@ -137,3 +140,20 @@ def test_globs_in_uris(s3_address: str) -> None:
     found = matching_places(place(s3_address, "bucket/models/step*.tokenbound"))
     assert found == [place(s3_address, f"bucket/models/step{name}.tokenbound") for name in ("%201", "-2")]
     assert files.read_bytes(*files.resolve(found[0])) == b""
+
+
+def test_shards_are_spread_over_prefixes_and_found_again(s3_address: str, tmp_path: Path) -> None:
+    run = RunDirectory(place(s3_address, "bucket/spread"))
+    records = {shard: run.commit(shard, make_losses([4, 4]), {}, "f") for shard in range(40)}
+    assert len({record.file.split("/")[1] for record in records.values()}) > 30, "the numbers share prefixes"
+    assert run.committed() == records
+    assert run.committed([3, 50]) == {3: records[3]}
+    with pytest.raises(IncompleteError, match="does not exist"):
+        run.record(50)
+    for path in files.list_paths(run.filesystem, run.root, recursive=True):
+        copied = tmp_path / path.removeprefix(f"{run.root}/")
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_bytes(files.read_bytes(run.filesystem, path))
+    local = RunDirectory(str(tmp_path))
+    assert local.committed() == records, "a copy on a disk cannot be read"
+    local.check_committed(records.values())

@@ -148,7 +148,7 @@ def count_attempt(run: RunDirectory, shard: int, session: str, retries: int) -> 
     Raises:
         IncompleteError: the shard lost its actor more than `retries` times since this start of the run.
     """
-    name = f"attempts/{shard:05d}.json"
+    name = run.shard_file("attempts", shard)
     found = run.read_json(name) if run.exists(name) else {}
     count = found["count"] + 1 if found.get("session") == session else 1
     if count > retries + 1:

@@ -41,7 +41,7 @@ def canonical_json(tree: Any) -> bytes:
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """One committed shard, as `shards/NNNNN.json` holds it."""
+    """One committed shard, as `shards/NNNNN.json` holds it (`shards/HH/NNNNN.json` on object stores)."""
 
     shard: int
     """Number in the plan."""
@@ -83,6 +83,17 @@ class RunDirectory:
     def relative(self, place: str) -> str:
         """Name in the run of a file that lies below it: the inverse of `place`."""
         return files.resolve(place)[1].removeprefix(self.root.rstrip("/") + "/")
+
+    @property
+    def _is_fanned(self) -> bool:
+        return self.filesystem.type_name in files.OBJECT_STORES
+
+    def shard_file(self, folder: str, shard: int, suffix: str = ".json") -> str:
+        """Name of a shard's file: `losses/00017.parquet`, on object stores `losses/45/00017.parquet`.
+
+        Object stores divide load by the beginning of the key, so numbers in a row would all meet in one place.
+        """
+        return _shard_file(folder, shard, suffix, fanned=self._is_fanned)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of the run is there."""
@@ -128,7 +139,7 @@ class RunDirectory:
         batch: int | None = None,
     ) -> CommitRecord:
         """Write the losses, then the record that makes them count."""
-        data, name = to_parquet(losses), f"losses/{shard:05d}.parquet"
+        data, name = to_parquet(losses), self.shard_file("losses", shard, ".parquet")
         self.write(name, data)
         record = CommitRecord(
             shard,
@@ -142,7 +153,7 @@ class RunDirectory:
             scoring_fingerprint,
             batch,
         )
-        self.write(_record_name(shard), canonical_json(asdict(record)))
+        self.write(self.shard_file("shards", shard), canonical_json(asdict(record)))
         return record
 
     def committed(self, shards: Iterable[int] | None = None) -> dict[int, CommitRecord]:
@@ -151,7 +162,7 @@ class RunDirectory:
         Raises:
             MismatchError: a record is damaged.
         """
-        listed = files.list_paths(self.filesystem, self.path("shards"))
+        listed = files.list_paths(self.filesystem, self.path("shards"), recursive=True)
         names = {posixpath.basename(path) for path in listed}
         wanted = sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
         if shards is not None:
@@ -167,18 +178,24 @@ class RunDirectory:
             IncompleteError: the shard is not committed.
             MismatchError: the record is damaged.
         """
-        tree = self.read_json(_record_name(shard))
+        tree, place = self._read_record(shard), self.place(self.shard_file("shards", shard))
         try:
             record = CommitRecord(**tree)
         except TypeError:
-            raise MismatchError(
-                f"{self.place(_record_name(shard))} is no commit record; delete it to score again"
-            ) from None
+            raise MismatchError(f"{place} is no commit record; delete it to score again") from None
         if record.shard != shard:
-            raise MismatchError(
-                f"{self.place(_record_name(shard))} speaks of shard {record.shard}; delete it to score again"
-            )
+            raise MismatchError(f"{place} speaks of shard {record.shard}; delete it to score again")
         return record
+
+    def _read_record(self, shard: int) -> Any:
+        """A record where this kind of store keeps it, or where the run was copied from."""
+        try:
+            return self.read_json(self.shard_file("shards", shard))
+        except IncompleteError:
+            copied = _shard_file("shards", shard, ".json", fanned=not self._is_fanned)
+            if not self.exists(copied):
+                raise
+            return self.read_json(copied)
 
     def committed_bytes(self, record: CommitRecord) -> bytes:
         """The losses file that a record vouches for, as it was committed.
@@ -186,17 +203,16 @@ class RunDirectory:
         Raises:
             MismatchError: it is missing or has other bytes.
         """
+        cure = self.shard_file("shards", record.shard)
         try:
             data = files.read_bytes(self.filesystem, self.path(record.file))
         except FileNotFoundError:
             raise MismatchError(
-                f"{self.place(record.file)} is committed but missing; delete {_record_name(record.shard)} to score it "
-                "again"
+                f"{self.place(record.file)} is committed but missing; delete {cure} to score it again"
             ) from None
         if len(data) != record.bytes or sha256_hex(data) != record.sha256:
             raise MismatchError(
-                f"{self.place(record.file)} changed after it was committed; delete {_record_name(record.shard)} to "
-                "score it again"
+                f"{self.place(record.file)} changed after it was committed; delete {cure} to score it again"
             )
         return data
 
@@ -239,7 +255,7 @@ class RunDirectory:
 
     def quarantine(self, shard: int, reasons: Sequence[Mapping[str, Any]]) -> None:
         """Keep why windows of a shard could not be scored."""
-        self.write_json(f"quarantine/{shard:05d}.json", list(reasons))
+        self.write_json(self.shard_file("quarantine", shard), list(reasons))
 
     def certificate_name(self, claim_fingerprint: str) -> str:
         """File name of a claim's certificate: `certificate.json` for the run's first claim and what extends it."""
@@ -260,8 +276,9 @@ def claim_file(claim_fingerprint: str) -> str:
     return f"certificate-{claim_fingerprint[:8]}.json"
 
 
-def _record_name(shard: int) -> str:
-    return f"shards/{shard:05d}.json"
+def _shard_file(folder: str, shard: int, suffix: str, *, fanned: bool) -> str:
+    fan = f"{sha256_hex(str(shard).encode())[:2]}/" if fanned else ""
+    return f"{folder}/{fan}{shard:05d}{suffix}"
 
 
 def losses_sha256(records: Iterable[CommitRecord]) -> str:
