@@ -29,6 +29,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends a task's process after one idle second. The next task then imports everything anew, beside the scorers.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     chosen = address or os.environ.get("RAY_ADDRESS")
     # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
