@@ -14,7 +14,10 @@ class Scorer:
     def ready(self):
         return True
 
-pid = ray.remote(num_cpus=0)(os.getpid)
+@ray.remote(num_cpus=0)
+def pid():
+    return os.getpid()
+
 with ray_session():
     scorers = [Scorer.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
     ray.get([scorer.ready.remote() for scorer in scorers])
