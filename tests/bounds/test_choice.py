@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from tokenbound.bounds import Claim, Evidence, SamplingPlan, certify, choose_tunings, line_sums
 from tokenbound.bounds.choice import best_m0_index
@@ -32,7 +33,7 @@ def exhaustive_freedman(nll, entropy, claim: Claim, kappa: float) -> float:
         loss = smoothed_loss_bits(nll, alpha=alpha, vocab_size=claim.vocab_size)
         low, high = loss_interval_bits(alpha=alpha, vocab_size=claim.vocab_size)
         guess = basis @ (pinv @ loss)
-        for floor in (low, *np.quantile(guess, [0.1, 0.4])):
+        for floor in np.arange(low, 3.0, 0.5):
             lowest = max(low, floor)
             forecast = np.clip(guess, lowest, high)
             for t in T_GRID[20::2]:
@@ -55,9 +56,35 @@ def test_choice_is_as_good_as_exhaustive_search(vocab, kappa_per_token):
     kappa = kappa_nats(code_length_bits=code, tune_bits=bits, delta=0.05)
     best = exhaustive_freedman(nll, entropy, claim, kappa)
     gap = best - freedman.empirical
-    assert freedman.value <= best + 0.015 * gap
+    assert freedman.value <= best + 0.003 * gap
     best = exhaustive_azuma(nll, claim)
     assert azuma.value <= best + 0.01 * (best - azuma.empirical)
+
+
+@pytest.mark.parametrize("kappa_per_token", [0.3, 0.1, 0.03])
+def test_no_floor_and_no_t_do_better_than_the_chosen_ones(kappa_per_token):
+    # where the code is long for its tokens, lambda is as large as the range allows and the floor decides
+    nll, entropy, _ = ledger(257, 20_000, seed=1)
+    claim = Claim(257, 257, kappa_per_token * nll.size / math.log(2), 0.05, nll.size, methods=("freedman",))
+    (tuning,) = choose_tunings(Evidence.from_losses(nll, entropy, vocab_size=257), claim)
+    (line,) = certify((tuning,), line_sums((tuning,), nll, entropy), claim)
+    low, high = loss_interval_bits(alpha=tuning.alpha, vocab_size=257)
+    loss = smoothed_loss_bits(nll, alpha=tuning.alpha, vocab_size=257)
+    basis = (entropy.astype(np.float64) / math.log(2))[:, None] ** np.arange(4)
+
+    def bound(point) -> float:
+        floor, stake, *coefficients = point
+        t, lowest = -math.expm1(-math.exp(stake)), min(max(floor, low), high - 1)
+        lam = t / (high - lowest)
+        forecast = np.clip(basis @ coefficients, lowest, high)
+        return np.mean(forecast - np.log1p(lam * (forecast - loss)) / lam) + line.kappa_nats / (lam * nll.size)
+
+    coefficients = [*tuning.coefficients, 0.0, 0.0, 0.0][:4]
+    best = min(
+        minimize(bound, [floor, 2.0, *coefficients], method="Nelder-Mead", options={"maxfev": 600}).fun
+        for floor in (low, 0.5, 1.0, 2.0)
+    )
+    assert line.value <= best + 0.004 * (best - line.empirical)
 
 
 def exhaustive_azuma(nll, claim: Claim) -> float:

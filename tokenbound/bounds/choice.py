@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -38,8 +39,14 @@ from tokenbound.errors import InputError, MismatchError
 
 _FINALISTS = 6
 """Smoothings that are searched in full; the rest are ranked with a least-squares forecast."""
+_T_WORTH_A_FLOOR = 0.25
+"""Above this t a floor under the forecasts may buy a larger lambda."""
+_NEWTON_STEPS, _REFITS = 3, 3
+"""Newton steps at one lambda, and how often lambda is searched again for what they found."""
+_FLOORS_PER_BIT = 4
+"""Floors y0 are tried in steps of a quarter of a bit above A; the bound is flat about the best."""
 _FLOOR_QUANTILES = (0.0, 0.01, 0.05, 0.2, 0.5)
-"""Quantiles of the forecasts that are tried as floors y0."""
+"""Quantiles of the forecasts of an excess that are tried as floors y0."""
 
 
 def choose_tunings(evidence: Evidence, claim: Claim, sampling: SamplingPlan | None = None) -> tuple[Tuning, ...]:
@@ -302,14 +309,25 @@ class FreedmanSearch:
 
     def refined_degree(self, smoothing: Smoothing, degree: int) -> Candidate:
         """The best grid point of one smoothing and degree."""
-        coefficients = self.cells.least_squares(smoothing.loss, degree)
-        best = self.with_floor(smoothing, coefficients, smoothing.low)
-        if best.t >= 0.25:  # only then does a higher floor buy a larger lambda
-            forecast = self.forecast(coefficients, smoothing, smoothing.low)
-            for floor in floor_candidates(forecast, self.cells.weight):
-                best = min(best, self.with_floor(smoothing, coefficients, floor), key=lambda c: c.value)
-        improved = self.newton(smoothing, coefficients, best)
-        return min(best, self.with_floor(smoothing, improved, best.y0), key=lambda c: c.value)
+        best = self.fitted(smoothing, degree, smoothing.low)
+        if best.t < _T_WORTH_A_FLOOR:
+            return best
+
+        @cache
+        def at(step: int) -> Candidate:
+            return self.fitted(smoothing, degree, smoothing.low + step / _FLOORS_PER_BIT)
+
+        return at(descend(lambda step: at(step).value, 0, int((smoothing.high - smoothing.low) * _FLOORS_PER_BIT)))
+
+    def fitted(self, smoothing: Smoothing, degree: int, floor: float) -> Candidate:
+        """The best forecast above one floor: least squares, then Newton steps on the bound itself."""
+        best = self.with_floor(smoothing, self.cells.least_squares(smoothing.loss, degree), floor)
+        for _ in range(_REFITS):
+            improved = self.with_floor(smoothing, self.newton(best), floor)
+            if not improved.value < best.value:
+                break
+            best = improved
+        return best
 
     def with_floor(self, smoothing: Smoothing, coefficients: Floats, floor: float) -> Candidate:
         """The best t for these coefficients and this floor, all as they would be paid (float16)."""
@@ -321,24 +339,22 @@ class FreedmanSearch:
             return Candidate(math.inf, smoothing, T_GRID[0], 0.0, tuple(rounded), y0)
         forecast = self.forecast(rounded, smoothing, lowest)
         start = self.start(smoothing, forecast, degree, lowest)
-        value, t = descend(lambda t: self.value(smoothing, forecast, t, lowest, degree), start)
+        value, t = best_t(lambda t: self.value(smoothing, forecast, t, lowest, degree), start)
         return Candidate(value, smoothing, t, t / (smoothing.high - lowest), tuple(rounded.tolist()), y0)
 
-    def newton(self, smoothing: Smoothing, coefficients: Floats, best: Candidate) -> Floats:
+    def newton(self, start: Candidate) -> Floats:
         """Newton steps on the objective itself, convex in the forecast; least squares is its small-lambda limit."""
-        if not math.isfinite(best.value):
-            return coefficients
+        smoothing, coefficients = start.smoothing, np.array(start.coefficients)
         basis = self.cells.basis[:, : len(coefficients)]
-        lowest = max(smoothing.low, best.y0)
-        for _ in range(3):
+        lowest = max(smoothing.low, start.y0)
+        for _ in range(_NEWTON_STEPS if math.isfinite(start.value) else 0):
             forecast = self.forecast(coefficients, smoothing, lowest)
             free = (forecast > lowest) & (forecast < smoothing.high)
-            factor = 1 + best.lam * (forecast - smoothing.loss)
+            factor = 1 + start.lam * (forecast - smoothing.loss)
             slope = np.where(free, self.cells.weight * (1 - 1 / factor), 0.0)
-            curvature = np.where(free, self.cells.weight * best.lam / factor**2, 0.0)
+            curvature = np.where(free, self.cells.weight * start.lam / factor**2, 0.0)
             hessian = basis.T @ (curvature[:, None] * basis)
-            step = np.linalg.lstsq(hessian, basis.T @ slope, rcond=1e-12)[0]
-            coefficients = coefficients - step
+            coefficients = coefficients - np.linalg.lstsq(hessian, basis.T @ slope, rcond=1e-12)[0]
         return coefficients
 
 
@@ -395,21 +411,31 @@ def _choose_azuma_predictable(evidence: Evidence, claim: Claim, slack: SlackMode
     )
 
 
-def descend(value: Callable[[float], float], start: int) -> tuple[float, float]:
-    """Walk along the grid of t from an index to a local minimum of a function with one; its value and its t."""
+def descend(value: Callable[[int], float], start: int, size: int) -> int:
+    """Walk over the indices below ``size`` from ``start`` to a local minimum, the minimum of a function with one.
+
+    >>> descend(lambda index: (index - 3) ** 2, start=7, size=10)
+    3
+    """
     known: dict[int, float] = {}
 
     def at(index: int) -> float:
-        if not 0 <= index < len(T_GRID):
+        if not 0 <= index < size:
             return math.inf
         if index not in known:
-            known[index] = value(T_GRID[index])
+            known[index] = value(index)
         return known[index]
 
     index = start
     while min(at(index - 1), at(index + 1)) < at(index):
         index += 1 if at(index + 1) < at(index - 1) else -1
-    return at(index), T_GRID[index]
+    return index
+
+
+def best_t(value: Callable[[float], float], start: int) -> tuple[float, float]:
+    """The smallest value along the grid of t, walking from an index, and its t."""
+    t = T_GRID[descend(lambda index: value(T_GRID[index]), start, len(T_GRID))]
+    return value(t), t
 
 
 def nearest_t(t: float) -> int:

@@ -43,15 +43,15 @@ ALPHA_MAX: Final = 0.5
 """alpha(H) is capped here: beyond one half the uniform part outweighs the model."""
 
 T_GRID: Final[tuple[float, ...]] = (
-    *_quarter_octaves(-14, -1),
+    *_quarter_octaves(-13, -1),
     *(k / 16 for k in range(8, 15)),
     *(k / 32 for k in range(29, 32)),
-    63 / 64,
-    127 / 128,
+    *(1 - 2.0**-k for k in range(6, 12)),
 )
-"""64 values of t = lambda * (B - y0') in (0, 1): quarter octaves from 2^-14 to 1/2, then towards 1.
+"""64 values of t = lambda * (B - y0') in (0, 1): quarter octaves from 2^-13 to 1/2, then towards 1.
 
-Quarter octaves lose at most 0.7 % of the gap; 2^-14 serves kappa/m down to about 1e-10."""
+Quarter octaves lose at most 0.7 % of the gap; 2^-13 serves kappa/m down to about 1e-10. Where kappa/m is above 0.01,
+lambda is as large as the range allows, and the last steps towards 1 are worth some thousandths of a bit."""
 
 AZUMA_LAMBDA_GRID: Final[tuple[float, ...]] = _quarter_octaves(-22, 2)
 """96 values of lambda (per bit) for Azuma with predictable ranges."""
@@ -95,8 +95,8 @@ NLL_TOLERANCE_NATS: Final = 1e-5
 """float32 log-softmax may return nll slightly below zero; down to here it is clipped to zero, below it is refused."""
 
 PRODUCT_GROUP: Final = 16
-"""Factors multiplied before a logarithm is taken. (a/V)^16 >= (2^-27 / 2^20)^16 = 2^-752 and (1 - 127/128)^16 =
-2^-112 stay normal float64 numbers, so this saves 15 of 16 logarithms and costs 16 roundings of 1e-16 per group."""
+"""Factors multiplied before a logarithm is taken. (a/V)^16 >= (2^-27 / 2^20)^16 = 2^-752 and (1 - t)^16 >=
+2^-176 stay normal float64 numbers, so this saves 15 of 16 logarithms and costs 16 roundings of 1e-16 per group."""
 
 BLOCK_TOKENS: Final = 1 << 13
 """Tokens per block of the exact pass: six float64 buffers of 64 KiB fit into half a MiB of L2 cache."""

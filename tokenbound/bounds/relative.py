@@ -24,7 +24,7 @@ from tokenbound.bounds.choice import (
     FreedmanSearch,
     SlackModel,
     as_float16,
-    descend,
+    best_t,
     floor_candidates,
     freedman_tuning,
     nearest_t,
@@ -221,7 +221,7 @@ class _RelativeSearch:
 
         square = float(self.weight @ (forecast - excess) ** 2)
         lam = math.sqrt(2 * kappa / (m * max(square, 1e-12)))
-        return descend(value, nearest_t(lam * (high - lowest)))
+        return best_t(value, nearest_t(lam * (high - lowest)))
 
 
 @dataclass(frozen=True)
