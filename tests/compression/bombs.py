@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
+from math import isqrt
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from tokenbound.compression.methods.gptq import GroupCodes, encode_groups
 from tokenbound.compression.methods.lossless import encode_exact
 from tokenbound.compression.methods.packed import Layout, _encode_layout
 from tokenbound.compression.methods.uniform import Grid, encode_grid
-from tokenbound.compression.ngrams import encode_ngrams
+from tokenbound.compression.ngrams import CONTEXT, ENTRY, MAX_NUMBERS, Candidates, encode_ngrams, read_tree
 from tokenbound.errors import InputError
 
 FREE = FREE_BYTES // 2
@@ -107,10 +108,63 @@ def bombs() -> dict[str, Callable[[], Made]]:
     add("wide packed", PACKED, (2, FREE // 2), torch.uint8, lambda: bytes([0, 8, 0]))
     count = FREE // 8
     add("differences", PACKED, (count,), torch.int64, lambda: b"\xff" + encode_vector(np.ones(count, np.int8)))
-    symbols = FREE // 4 - 8
-    root = np.concatenate([[symbols, 0, 40, 3], np.zeros(symbols)]).astype(np.int64)
-    add("n-grams", NGRAMS, (symbols + 4,), torch.int32, lambda: encode_ngrams(root))
+    for name, numbers in ngrams(FREE // 4).items():
+        made[f"n-grams {name}"] = lambda numbers=numbers: ngram_bomb(*numbers)
     return made
+
+
+class Grown:
+    """A sequence whose numbers follow a rule: (kind, order, owners, symbols) to numbers."""
+
+    left = MAX_NUMBERS
+
+    def __init__(self, header: tuple[int, int, int], rule: Callable[..., np.ndarray]) -> None:
+        self._header, self._rule = header, rule
+        self.parts = [np.array(header)]
+
+    def header(self) -> tuple[int, int, int]:
+        return self._header
+
+    def take(self, kind: int, order: int, candidates: Candidates) -> np.ndarray:
+        parts = candidates.parts([candidates.count] if candidates.count else [])
+        found = [self._rule(kind, order, owners, symbols) for owners, symbols, _ in parts]
+        self.parts.append(np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64))
+        return self.parts[-1]
+
+
+def ngram_bomb(vocab_size: int, order: int, rule: Callable[..., np.ndarray]) -> Made:
+    source = Grown((vocab_size, order, 40), rule)
+    read_tree(source)
+    numbers = np.concatenate(source.parts).astype(np.int32)
+    return NGRAMS, numbers.shape, torch.int32, encode_ngrams(numbers)
+
+
+def ngrams(count: int) -> dict[str, tuple[int, int, Callable[..., np.ndarray]]]:
+    """Trees of about so many numbers: vocabulary, order, rule."""
+    side, half = isqrt(count // 2), isqrt(count // 7)
+
+    def everything(kind: int, order: int, owners: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        return np.ones(len(symbols))
+
+    def no_pair_is_lengthened(kind: int, order: int, owners: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        return np.full(len(symbols), kind != CONTEXT or order == 1)
+
+    def one_context(kind: int, order: int, owners: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        return (symbols == 0) if kind == CONTEXT else np.ones(len(symbols))
+
+    def small_contexts(kind: int, order: int, owners: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        if kind != ENTRY or order != 1:
+            return np.ones(len(symbols))
+        return np.where(owners < half, symbols >= half, symbols == half)
+
+    return {
+        "of one symbol": (count - 8, 0, everything),
+        "of pairs": (side, 2, no_pair_is_lengthened),
+        "in a chain": (count // 18, 16, one_context),
+        "of two symbols": (round(count ** (1 / 3)) - 1, 2, everything),
+        "of three symbols": (round(count ** (1 / 4)) - 1, 3, everything),
+        "with small contexts": (2 * half, 3, small_contexts),
+    }
 
 
 def artifact(made: Made) -> bytes:

@@ -12,10 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenbound.compression import ngrams
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.methods import NGRAMS
-from tokenbound.compression.ngrams import NgramTree, TensorSource, decode_ngrams, encode_ngrams, read_tree
+from tokenbound.compression.ngrams import (
+    Candidates,
+    NgramTree,
+    TensorSource,
+    decode_ngrams,
+    encode_ngrams,
+    read_tree,
+)
 from tokenbound.errors import InputError
 from tokenbound.models.structured.markov import MarkovModel
 from tokenbound.training.ngrams import (
@@ -136,6 +144,49 @@ def test_forged_payloads_never_do_more_than_fail(data: st.DataObject) -> None:
         return
     assert len(numbers) == count
     read_tree(TensorSource(numbers))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
+def test_candidates_come_in_order_whatever_the_parts(counts: list[int], data: st.DataObject) -> None:
+    """In parts of any sizes, and with rows looked up three at a time."""
+    first = np.array(data.draw(st.permutations(range(0, 10 * len(counts), 10))))
+    sizes, total = [], sum(counts)
+    while sum(sizes) < total:
+        sizes.append(data.draw(st.integers(1, total - sum(sizes))))
+    every = Candidates(
+        total,
+        len(counts),
+        lambda rows: (first[rows], np.array(counts)[rows]),
+        lambda rows, places: (places, rows),
+    )
+    expected = [(row, place) for row, n in enumerate(counts) for place in range(first[row], first[row] + n)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngrams, "_MAX_BLOCK", 3)
+        parts = list(every.parts(sizes))
+    assert [len(owners) for owners, _, _ in parts] == sizes
+    assert [pair for owners, places, _ in parts for pair in zip(owners, places, strict=True)] == expected
+
+
+def test_blocks_do_not_change_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fitted()
+    numbers, small = tree_numbers(found), []
+    monkeypatch.setattr(ngrams, "_sizes", lambda count: small.append(count) or iter([1] * count))
+    assert np.array_equal(decode_ngrams(memoryview(encode_ngrams(numbers)), len(numbers)), numbers)
+    assert small
+    again = read_tree(TensorSource(numbers))
+    for one, other in zip(again.orders, found.tree.orders, strict=True):
+        for name in vars(one):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_a_context_without_entries_is_refused() -> None:
+    """V = 2, order 2: both symbols are entries, the context 0 is kept, and has no entry."""
+    forged = np.array([2, 2, 10, 3, 9, 9, 9, 0, 3, 0, 0])
+    with pytest.raises(ArtifactError, match="no entries"):
+        read_tree(TensorSource(forged))
+    with pytest.raises(ArtifactError, match="no entries"):
+        encode_ngrams(forged)
 
 
 def test_the_golden_artifact_decodes_to_the_same_numbers_for_ever() -> None:
