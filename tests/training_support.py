@@ -23,7 +23,7 @@ class Stream:
         return self.ids[start:stop]
 
 
-def tiny_model() -> Any:
+def tiny_model(**changes: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -38,6 +38,7 @@ def tiny_model() -> Any:
             max_position_embeddings=16,
             tie_word_embeddings=True,
             use_cache=False,
+            **changes,
         )
     )
 

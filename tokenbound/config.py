@@ -342,6 +342,8 @@ class PretrainHow(_Section):
     """Seconds between checkpoints; a killed run loses at most this much."""
     progress_interval_s: float = Field(default=30.0, gt=0)
     """Seconds between progress lines."""
+    log: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Where else progress lines go: `tensorboard` to event files below the output, `mlflow` (an extra) to a run."""
     ray_address: str | None = None
     """Ray cluster to join; null joins the surrounding one or starts a local one."""
 

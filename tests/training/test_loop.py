@@ -15,7 +15,7 @@ from tokenbound.training.optimizer import Muon, orthogonalise, split_parameters
 
 
 def run(
-    config: TrainingConfig, folder: Path, *, stop_at: int | None = None, resume: Path | None = None
+    config: TrainingConfig, folder: Path, *, stop_at: int | None = None, resume: Path | None = None, **changes: Any
 ) -> tuple[Any, list[float]]:
     losses: list[float] = []
 
@@ -30,7 +30,7 @@ def run(
     def save(write: Any) -> None:
         write(folder / "state.pt")
 
-    model = tiny_model()
+    model = tiny_model(**changes)
     with contextlib.suppress(Stop):
         train(model, Stream(), config, on_step=on_step, save=save, resume_from=resume, checkpoint_interval_s=0.0)
     return model, losses
@@ -43,14 +43,16 @@ def test_it_learns(tmp_path: Path, optimizer: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str) -> None:
-    whole, _ = run(settings(optimizer=optimizer), tmp_path)
+@pytest.mark.parametrize(("optimizer", "dropout"), [("adamw", 0.0), ("muon", 0.0), ("muon", 0.3)])
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str, dropout: float) -> None:
+    changes = {"attention_dropout": dropout}
+    whole, all_losses = run(settings(optimizer=optimizer), tmp_path, **changes)
     other = tmp_path / "other"
     other.mkdir()
-    run(settings(optimizer=optimizer), other, stop_at=8)
-    resumed, losses = run(settings(optimizer=optimizer), other, resume=other / "state.pt")
-    assert len(losses) == 13  # the step that was cut off before its save is repeated
+    run(settings(optimizer=optimizer), other, stop_at=8, **changes)
+    torch.manual_seed(99)
+    resumed, losses = run(settings(optimizer=optimizer), other, resume=other / "state.pt", **changes)
+    assert losses == all_losses[7:]  # the step that was cut off before its save is repeated
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)
 
@@ -58,8 +60,23 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, optimizer: str
 def test_divergence_and_a_short_corpus_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="diverged"):
         run(settings(optimizer="adamw", lr=1e30, embedding_lr=1e30), tmp_path)
+    with pytest.raises(InputError, match=r"diverged at step 0: loss .*, gradient norm nan"):
+        train(EndlessSlope(), Stream(), settings(), on_step=lambda _: None, save=lambda _: None)
     with pytest.raises(InputError, match="fewer than"):
         train(tiny_model(), Stream(10), settings(), on_step=lambda _: None, save=lambda _: None)
+
+
+class EndlessSlope(torch.nn.Module):
+    """A finite loss whose gradient is not: the step after it would save weights that are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(8))
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(logits=(self.weight * self.weight.abs().sqrt()).expand(*input_ids.shape, -1))
 
 
 def test_the_schedule_rises_and_falls_to_zero() -> None:

@@ -11,11 +11,10 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -27,6 +26,10 @@ from tokenbound.engine.progress import describe_speed
 from tokenbound.engine.tokens import CorpusStream
 from tokenbound.errors import TokenboundError
 from tokenbound.store.run import RunDirectory
+
+if TYPE_CHECKING:
+    from tokenbound.training.loop import StepReport
+    from tokenbound.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +57,14 @@ def fit(
         The trained state dict on the CPU, and the smoothed training loss at the end in bits per token.
 
     Raises:
-        InputError: training diverged, or the corpus is too short.
+        InputError: training diverged, the corpus is too short, or a tracker is not installed.
         TokenboundError: the run ended without a checkpoint.
     """
     import torch
 
+    from tokenbound.training.trackers import require_trackers
+
+    require_trackers(how.log)
     output = Path(how.output).absolute()
     resources = cluster_resources()
     use_gpu = how.device == "cuda" or (how.device == "auto" and resources.gpus > 0)
@@ -75,6 +81,8 @@ def fit(
             "cuda": use_gpu,
             "checkpoint_interval_s": how.checkpoint_interval_s,
             "progress_interval_s": how.progress_interval_s,
+            "trackers": how.log,
+            "folder": str(output / folder),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=how.workers,
@@ -103,7 +111,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from tokenbound.training.loop import StepReport, train
+    from tokenbound.training.loop import train
 
     if not settings["cuda"]:
         torch.set_num_threads(settings["threads"])
@@ -111,37 +119,68 @@ def _worker(settings: dict[str, Any]) -> None:
     set_seed(training.seed)
     model = settings["build"]()
     accelerator = Accelerator(cpu=not settings["cuda"], mixed_precision="bf16" if settings["cuda"] else "no")
-    run, last = RunDirectory(settings["output"]), [time.monotonic()]
-    metrics: dict[str, Any] = {}
+    stream = CorpusStream(PreparedCorpus(settings["corpus_root"]))
+    checkpoint = ray.train.get_checkpoint()
+    with ExitStack() as stack:
+        reporter = stack.enter_context(_Reporter(settings, accelerator.is_main_process))
+        folder = None if checkpoint is None else stack.enter_context(checkpoint.as_directory())
+        train(
+            model,
+            stream,
+            training,
+            on_step=reporter.step,
+            save=reporter.save,
+            resume_from=None if folder is None else Path(folder) / STATE,
+            checkpoint_interval_s=settings["checkpoint_interval_s"],
+            accelerator=accelerator,
+        )
 
-    def on_step(step: StepReport) -> None:
-        metrics.update(asdict(step))
-        due = time.monotonic() - last[0] >= settings["progress_interval_s"] or step.step == step.total_steps
-        if accelerator.is_main_process and due:
-            last[0] = time.monotonic()
-            run.log_progress(event="step", **metrics)
 
-    def save(write: Callable[[Path], None]) -> None:
-        if not accelerator.is_main_process:
-            ray.train.report(dict(metrics))
+class _Reporter:
+    """What a worker tells: progress lines and trackers, and checkpoints to Ray Train; only the main one has much to."""
+
+    def __init__(self, settings: Mapping[str, Any], is_main: bool) -> None:
+        self.settings, self.is_main = settings, is_main
+        self.run, self.last_line = RunDirectory(settings["output"]), time.monotonic()
+        self.metrics: dict[str, float] = {}
+        self.trackers: list[Tracker] | None = None
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+    def step(self, report: StepReport) -> None:
+        """After every step; speaks when the interval is over, and at the end."""
+        self.metrics = report.to_dict()
+        due = time.monotonic() - self.last_line >= self.settings["progress_interval_s"]
+        if self.is_main and (due or report.step == report.total_steps):
+            self.last_line = time.monotonic()
+            self.run.log_progress(event="step", **self.metrics)
+            self._track(report.step)
+
+    def _track(self, step: int) -> None:
+        """Trackers are opened at the first line, when it is known where this start goes on."""
+        from tokenbound.training.trackers import open_trackers
+
+        if self.trackers is None:
+            names, noted = self.settings["trackers"], self.settings["training"].model_dump(mode="json")
+            opened = open_trackers(names, Path(self.settings["folder"]), noted, step)
+            self.trackers = self.stack.enter_context(opened)
+        shown = {name: value for name, value in self.metrics.items() if name not in ("step", "total_steps")}
+        for tracker in self.trackers:
+            tracker.log(shown, step)
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """A checkpoint; every worker reports one, the main one has the file."""
+        if not self.is_main:
+            ray.train.report(dict(self.metrics))
             return
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / STATE)
-            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    checkpoint = ray.train.get_checkpoint()
-    options: dict[str, Any] = {
-        "on_step": on_step,
-        "save": save,
-        "checkpoint_interval_s": settings["checkpoint_interval_s"],
-        "accelerator": accelerator,
-    }
-    stream = CorpusStream(PreparedCorpus(settings["corpus_root"]))
-    if checkpoint is None:
-        train(model, stream, training, **options)
-        return
-    with checkpoint.as_directory() as folder:
-        train(model, stream, training, resume_from=Path(folder) / STATE, **options)
+            ray.train.report(dict(self.metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 @contextmanager
@@ -151,8 +190,9 @@ def _progress_lines(output: Path) -> Iterator[None]:
     start = path.stat().st_size if path.exists() else 0
 
     def follow() -> None:
-        position = start
-        while not done.wait(1.0):
+        position, ended = start, False
+        while not ended:
+            ended = done.wait(1.0)
             if path.exists() and path.stat().st_size > position:
                 with path.open(encoding="utf-8") as stream:
                     stream.seek(position)

@@ -1,7 +1,7 @@
 """The training loop: any causal language model, any stream of token ids, resumable at every step.
 
-The order of the data is a pure function of (seed, step, rank), so a run that stops and resumes sees the same
-batches as one that never stopped.
+The data and the random numbers of a step (dropout) are pure functions of (seed, step, rank), so a run that stops and
+resumes does what one that never stopped does, to the last bit where the arithmetic is deterministic.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +54,10 @@ class StepReport:
         """Time to the end at the present speed, in seconds."""
         return self.tokens / self.step * (self.total_steps - self.step) / max(self.tokens_per_s, 1e-9)
 
+    def to_dict(self) -> dict[str, float]:
+        """Everything by name, for progress lines and trackers."""
+        return {**asdict(self), "seconds_left": round(self.seconds_left, 1)}
+
 
 def total_steps(config: TrainingConfig, world_size: int) -> int:
     """Optimizer steps that the token budget pays for."""
@@ -73,18 +77,26 @@ def draw_batch(stream: TokenStream, config: TrainingConfig, step: int, rank: int
     return torch.from_numpy(np.stack(rows))
 
 
-def save_state(path: Path, *, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+def save_state(
+    path: Path, *, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, loss_bits: float
+) -> None:
     """Write everything that resuming needs."""
-    torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}, path)
+    states = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    torch.save({**states, "step": step, "loss_bits": loss_bits}, path)
 
 
-def load_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Restore a state written by :func:`save_state`; returns the number of finished steps."""
+def load_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Restore a state written by :func:`save_state`; the number of finished steps, and the smoothed loss in bits."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return int(state["step"])
+    return int(state["step"]), float(state["loss_bits"])
+
+
+def seed_step(config: TrainingConfig, step: int, rank: int) -> None:
+    """Start the random numbers of a step."""
+    torch.manual_seed(int(np.random.default_rng([config.seed, step, rank, 1]).integers(1 << 62)))
 
 
 def train(
@@ -112,7 +124,7 @@ def train(
         accelerator: device placement and data parallelism; default one is built.
 
     Raises:
-        InputError: the corpus is shorter than a window, or the loss is not finite.
+        InputError: the corpus is shorter than a window, or a loss or a gradient is not finite.
     """
     if len(stream) <= config.window:
         raise InputError(f"corpus has {len(stream)} tokens, fewer than training.window + 1 = {config.window + 1}")
@@ -120,22 +132,26 @@ def train(
     steps = total_steps(config, accelerator.num_processes)
     optimizers = build_optimizers(model, config)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    done = load_state(resume_from, model, optimizers) if resume_from is not None else 0
+    done, mean_bits = (0, math.nan) if resume_from is None else load_state(resume_from, model, optimizers)
     model, *optimizers = accelerator.prepare(model, *optimizers)
     model.train()
-    mean_bits, started, last_save = math.nan, time.monotonic(), time.monotonic()
+    started = last_save = time.monotonic()
     for step in range(done, steps):
         _set_rates(optimizers, peaks, schedule(config, step, steps))
         batch = draw_batch(stream, config, step, accelerator.process_index)
-        bits = _optimizer_step(model, optimizers, batch, accelerator, config)
-        if not math.isfinite(bits):
-            raise InputError(f"training diverged at step {step}: loss {bits}; lower training.lr = {config.lr}")
+        seed_step(config, step, accelerator.process_index)
+        bits, norm = _optimizer_step(model, optimizers, batch, accelerator, config)
+        if not math.isfinite(bits + norm):
+            raise InputError(
+                f"training diverged at step {step}: loss {bits}, gradient norm {norm}; lower training.lr = {config.lr}"
+            )
         mean_bits = bits if math.isnan(mean_bits) else 0.98 * mean_bits + 0.02 * bits
         per_step = config.batch * config.window * accelerator.num_processes
         speed = (step + 1 - done) * per_step / (time.monotonic() - started)
         on_step(StepReport(step + 1, steps, (step + 1) * per_step, mean_bits, speed))
         if step + 1 == steps or _agreed(time.monotonic() - last_save >= checkpoint_interval_s, accelerator):
-            save(partial(save_state, model=accelerator.unwrap_model(model), optimizers=optimizers, step=step + 1))
+            state = {"model": accelerator.unwrap_model(model), "optimizers": optimizers}
+            save(partial(save_state, **state, step=step + 1, loss_bits=mean_bits))
             last_save = time.monotonic()
     plain: nn.Module = accelerator.unwrap_model(model)
     return plain
@@ -160,14 +176,15 @@ def _optimizer_step(
     tokens: torch.Tensor,
     accelerator: Accelerator,
     config: TrainingConfig,
-) -> float:
+) -> tuple[float, float]:
+    """Loss in bits per token, and the norm of its gradient before clipping."""
     tokens = tokens.to(accelerator.device)
     with accelerator.autocast():
         out = model(input_ids=tokens[:, :-1])
     loss = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
     accelerator.backward(loss + getattr(out, "penalty_nats", 0.0))
-    accelerator.clip_grad_norm_(model.parameters(), config.clip)
+    norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss.item() / math.log(2)
+    return loss.item() / math.log(2), float(norm)
