@@ -156,7 +156,8 @@ class SampleConfig(_Section):
     seed: int = Field(default=0, ge=0)
     """Seed of the hashed order in which windows are drawn."""
     until_slack_bits: float | None = Field(default=None, gt=0)
-    """Stop at the first complete prefix of the order whose sampling slack is at most this many bits per token."""
+    """Stop at the first complete prefix of the order at which the sampling slack of every line that bounds the loss is
+    at most this many bits per token."""
     pilot_windows: int = Field(default=256, ge=1)
     """First windows of the order; they choose the grid point and stay outside the sequence."""
     evaluation: int | None = Field(default=None, ge=1)
@@ -213,7 +214,10 @@ class WhatConfig(_Section):
     bound: BoundConfig = BoundConfig()
 
     @model_validator(mode="after")
-    def _documents_are_whole(self) -> Self:
+    def _methods_fit(self) -> Self:
+        errors_only = not {"freedman", "azuma"} & set(self.bound.methods) and self.model.base is None
+        if self.sample.until_slack_bits is not None and errors_only:
+            raise ValueError("`sample.until_slack_bits` needs a loss line; add freedman or azuma to `bound.methods`")
         if "document" in self.bound.methods and not (self.windows.context == "document" and self.sample.is_full):
             raise ValueError("method `document` needs `windows.context: document` and every window scored")
         return self

@@ -37,8 +37,10 @@ from tokenbound.bounds.relative import (
     certify_relative,
     choose_relative,
     merge_relative_sums,
+    relative_path,
     relative_sums,
 )
+from tokenbound.bounds.sampling import SamplingPath, sampling_path
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.foreign import iter_foreign
 from tokenbound.store.losses import Losses
@@ -264,6 +266,8 @@ class Reduction:
     sums: LineSums
     """Of the lines of the claim's methods."""
     lines: tuple[Line, ...]
+    loss_paths: tuple[SamplingPath, ...] = ()
+    """Of a sampled run: what each line that bounds the loss could say after every window drawn."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +358,9 @@ def reduce_ledger(
     tunings = Tunings.chosen(evidence, claim, sampling)
     sums = _all_sums(ledger, tunings, by_window=sampling is not None, run=run)
     own = sums.lines.select(slice(len(tunings.lines)))
-    return Reduction(evidence, tunings.lines, own, tuple(_certified(tunings, sums, claim, sampling)))
+    lines = tuple(_certified(tunings, sums, claim, sampling))
+    paths = () if sampling is None else tuple(_loss_paths(tunings, sums, claim, sampling))
+    return Reduction(evidence, tunings.lines, own, lines, paths)
 
 
 def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan | None) -> Iterator[Line]:
@@ -366,6 +372,15 @@ def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPla
         yield certify_relative(tunings.relative, sums.relative, claim, sampling)
     if tunings.document is not None and sums.document is not None:
         yield certify_document(tunings.document, sums.document, claim)
+
+
+def _loss_paths(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan) -> Iterator[SamplingPath]:
+    count = len(tunings.lines)
+    for line, tuning in enumerate(tunings.lines + tunings.head):
+        if tuning.method != "kl":
+            yield sampling_path(tuning, line, sums.lines, claim if line < count else claim.head_claim, sampling)
+    if tunings.relative is not None and sums.relative is not None:
+        yield relative_path(tunings.relative, sums.relative, claim, sampling)
 
 
 def full_evidence(ledger: Ledger, top_k: tuple[int, ...], *, run: Run = map) -> Evidence:

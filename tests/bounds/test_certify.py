@@ -202,3 +202,23 @@ def test_rounding_never_lowers(value, decimals):
     assert rounded >= value
     assert rounded - value <= 10.0**-decimals + 1e-9
     assert float(format_bound(value, decimals)) >= value - abs(value) * 1e-15
+
+
+def test_rounding_knows_numbers_of_any_size():
+    for value in (1e20, 1.7e308, -1e25, 2.0**44 + 2.0**-8):
+        assert round_up(value) == value
+        assert float(format_bound(value)) >= value
+    assert round_up(math.inf) == math.inf
+
+
+def test_losses_that_a_forecast_meets_exactly_have_a_line():
+    """The oracle gap is 0 then; what is printed stays a number."""
+    nll = np.full(200, 80.0, np.float32)
+    claim = Claim(V, V, 10.0, 0.05, 200, methods=("freedman",))
+    tunings = choose_tunings(Evidence.from_losses(nll, np.zeros(200, np.float32), vocab_size=V), claim)
+    exact = line_sums(tunings, nll, np.zeros(200, np.float32))
+    exact.shards[..., 2] = 0.0
+    line = certify(tunings, exact, claim)[0]
+    assert line.terms["oracle_gap"] == 0
+    assert "gap_over_oracle" not in line.terms
+    json.dumps(line.to_dict(), allow_nan=False)

@@ -86,8 +86,8 @@ def test_line_is_the_sum_of_the_two_reference_bounds(chosen):
         tune_bits=tuning.base.tune_bits,
         delta=0.025,
     )
-    assert line.terms["excess"] == pytest.approx(excess, rel=1e-11)
-    assert line.terms["base_bound"] == pytest.approx(base, rel=1e-11)
+    assert excess <= line.terms["excess"] <= excess + 2e-9
+    assert base <= line.terms["base_bound"] <= base + 2e-9
     assert excess + base <= line.value <= excess + base + 3e-9
     assert json.loads(json.dumps(line.to_dict()))["method"] == "relative"
 

@@ -228,13 +228,15 @@ def test_until_slack_stops_at_the_first_prefix_and_can_go_on():
     tunings, sums, claim, plan, full = sampled_run()
     paths = [sampling_path(tunings[i], i, sums, claim, plan) for i in (0, 1)]
     target = float(np.maximum(paths[0].slack, paths[1].slack)[-300])
-    stop = first_prefix(tunings, sums, claim, plan, slack_bits=target)
+    stop = first_prefix(paths, target)
     worst = np.maximum(paths[0].slack, paths[1].slack)
     assert worst[stop - 129] <= target
     assert np.all(worst[: stop - 129] > target)
-    assert first_prefix(tunings, sums, claim, plan, slack_bits=1e-6) is None
-    assert first_prefix(tunings, full, claim, plan, slack_bits=target) == stop, "later windows do not move the stop"
+    assert first_prefix(paths, 1e-6) is None
     longer = [sampling_path(tunings[i], i, full, claim, plan) for i in (0, 1)]
+    assert first_prefix(longer, target) == stop, "later windows do not move the stop"
+    with pytest.raises(InputError, match="loss line"):
+        first_prefix([], target)
     assert np.array_equal(longer[0].upper[: paths[0].upper.size], paths[0].upper)
     assert longer[0].upper[-1] < paths[0].upper[-1]
 

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import binom
 
 from tokenbound.bounds import Claim, SamplingPlan, Tuning, certify, line_sums
-from tokenbound.bounds.codes import elias_delta_bits, kl_tune_bits, shared_tune_bits
+from tokenbound.bounds.codes import azuma_tune_bits, elias_delta_bits, kl_tune_bits, shared_tune_bits
 from tokenbound.bounds.constants import KL_LAMBDA_GRID
 from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
 from tokenbound.bounds.smoothing import loss_interval_bits
@@ -47,15 +47,25 @@ def kl_deficit(errors: np.ndarray, chance: float, lam: float) -> np.ndarray:
     return -steps * np.log1p(chance * math.expm1(-lam)) - lam * np.cumsum(errors, axis=1)
 
 
+def azuma_tuning(alpha: float, claim: Claim) -> Tuning:
+    """One that is paid for."""
+    paid = azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits
+    return Tuning(method="azuma", vocab_size=256, alpha=alpha, tune_bits=paid)
+
+
 def test_smallest_of_two_lines_each_at_delta():
     """Two independent error lines, both watched while the corpus grows; the smaller margin is quoted.
 
-    Ours: every line's tuning holds log2 K (`Claim.shared_bits`); a line without it cannot be certified.
+    Ours: every line's tuning holds log2 K (`Claim.shared_bits`); `certify` refuses a line that does not pay it.
     """
     lines = [kl_deficit(coin_flips(4000, 800, 0.4, seed), 0.4, 0.25).max(axis=1) for seed in (1, 2)]
     worst = np.maximum(*lines)
     assert_broken(worst > KAPPA)
     assert_covers(worst > KAPPA + LN2 * (shared_tune_bits(2, 1) - shared_tune_bits(1, 1)))
+    claim = Claim(256, 256, 0.0, DELTA, 10, methods=("kl",), top_k=(1, 10))
+    cheap = [Tuning("kl", 256, top_k=k, tune_bits=kl_tune_bits() + shared_tune_bits(1, 1)) for k in (1, 10)]
+    with pytest.raises(MismatchError, match="whose code word has"):
+        certify(cheap, line_sums(cheap, np.ones(10), rank=np.zeros(10)), claim)
 
 
 def test_kl_inverse_without_a_grid():
@@ -238,7 +248,7 @@ def test_ignoring_sampling_slack():
     broken = [rng.permutation(units)[:100].mean() < units.mean() for _ in range(400)]
     assert_broken(np.array(broken))
     claim = Claim(256, 256, 10.0, DELTA, 300, methods=("azuma",))
-    tuning = Tuning(method="azuma", vocab_size=256, alpha=0.1)
+    tuning = azuma_tuning(0.125, claim)
     with pytest.raises(MismatchError, match="a sample needs its plan"):
         certify([tuning], line_sums([tuning], np.ones(100)), claim)
     with pytest.raises(InputError, match="window_lengths"):
@@ -253,8 +263,8 @@ def test_dropping_failed_windows():
         nll = np.where(np.arange(2000) % 10 == 0, rng.exponential(8.0, 2000), rng.exponential(0.5, 2000))
         risk = 0.1 * 8.0 + 0.9 * 0.5  # nats, unsmoothed; smoothing at 1e-6 moves it by little
         kept = nll[np.arange(2000) % 10 != 0]
-        tuning = Tuning(method="azuma", vocab_size=256, alpha=2.0**-20)
         claim = Claim(256, 256, 0.0, DELTA, 2000, methods=("azuma",))
+        tuning = azuma_tuning(2.0**-20, claim)
         broken.append(kept.mean() + 0.2 < risk)
         with pytest.raises(MismatchError, match="1800 tokens"):
             certify([tuning], line_sums([tuning], kept), claim)

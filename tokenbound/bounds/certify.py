@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenbound.bounds.choice import best_m0_index
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning, corpus_delta
+from tokenbound.bounds.coded import require_coded
 from tokenbound.bounds.codes import elias_delta_bits, kappa_nats
 from tokenbound.bounds.constants import LN2
 from tokenbound.bounds.exact import LineSums
@@ -30,7 +31,8 @@ def certify(
         sampling: the plan of a sampled run; the sums are then those of a prefix of the draw.
 
     Raises:
-        MismatchError: tunings and sums belong to another claim, or tokens are missing or counted twice.
+        MismatchError: tunings and sums belong to another claim, a tuning is not paid for, or tokens are missing or
+            counted twice.
         IncompleteError: a sampled run has no window beyond the pilot.
 
     >>> from tokenbound.bounds import Evidence, choose_tunings, line_sums
@@ -49,6 +51,8 @@ def certify(
 def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> None:
     if tuple((t.method, t.top_k) for t in tunings) != claim.lines:
         raise MismatchError(f"the tunings are not those of the lines {claim.lines}")
+    for tuning in tunings:
+        require_coded(tuning, claim)
     if sums.shards.shape[1] != len(tunings):
         raise MismatchError(f"sums of {sums.shards.shape[1]} lines were given for {len(tunings)} tunings")
     complete = sampling is None or sampling.pilot_units == sampling.num_units
@@ -92,13 +96,11 @@ def _freedman_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     kappa = _kappa(tuning.tune_bits, claim, measured.sampled)
     complexity = kappa / (lam * claim.num_tokens)
     value = measured.value + measured.slack + complexity
-    oracle = oracle_gap_bits(measured.square, kappa=kappa, num_tokens=claim.num_tokens)
     variance = measured.value - measured.empirical
     terms = {
         "variance": variance,
         **complexity_terms(complexity, tuning.tune_bits, claim, measured.sampled),
-        "oracle_gap": oracle,
-        "gap_over_oracle": (variance + complexity) / oracle if oracle > 0 else math.nan,
+        **yardsticks(variance + complexity, measured.square, kappa, claim.num_tokens),
     }
     parameters = {
         "alpha": tuning.alpha,
@@ -110,7 +112,7 @@ def _freedman_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
         "forecast_coefficients": list(tuning.coefficients),
         "forecast_floor_bits": tuning.y0,
     }
-    guard = arithmetic_guard(value, lam)
+    guard = arithmetic_guard(value, lam, float(tuning.t or 0.0))
     return printed_line(tuning, measured, claim, value, guard, kappa, tuning.tune_bits, terms, parameters)
 
 
@@ -181,6 +183,16 @@ def _kl_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
 def _kappa(tune_bits: float, claim: Claim, sampled: bool) -> float:
     delta = corpus_delta(claim, sampled=sampled)
     return kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=tune_bits, delta=delta)
+
+
+def yardsticks(gap: float, mean_square_bits: float, kappa: float, num_tokens: int) -> dict[str, float]:
+    """The oracle gap, no bound, and the gap in units of it; the latter only where forecasts ever missed.
+
+    >>> yardsticks(0.5, 2.0, kappa=100.0, num_tokens=10_000)
+    {'oracle_gap': 0.2, 'gap_over_oracle': 2.5}
+    """
+    oracle = oracle_gap_bits(mean_square_bits, kappa=kappa, num_tokens=num_tokens)
+    return {"oracle_gap": oracle, **({"gap_over_oracle": gap / oracle} if oracle > 0 else {})}
 
 
 def complexity_terms(complexity: float, tune_bits: float, claim: Claim, sampled: bool) -> dict[str, float]:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from tokenbound.bounds.certify import Measured, complexity_terms, printed_line
 from tokenbound.bounds.choice import Cells
 from tokenbound.bounds.claim import DOCUMENT, Claim, Line, Tuning
+from tokenbound.bounds.coded import require_grid_alpha, require_paid
 from tokenbound.bounds.codes import azuma_tune_bits, kappa_nats
 from tokenbound.bounds.columns import Floats, Ints, check_length
 from tokenbound.bounds.constants import ALPHA_GRID
@@ -140,7 +141,7 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     """The printed document line: mean document loss + D sqrt(kappa / (2 documents)).
 
     Raises:
-        MismatchError: tokens or documents are missing or counted twice.
+        MismatchError: a tuning that is not paid for, or tokens or documents are missing or counted twice.
 
     >>> from tokenbound.bounds import Evidence
     >>> claim = Claim(4, 4, 0.0, 0.05, num_tokens=600, methods=("azuma", "document"), num_documents=200)
@@ -149,6 +150,8 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     >>> round(certify_document(tuning, document_sums(tuning, nll, document), claim).value, 3)
     1.086
     """
+    require_grid_alpha("alpha", tuning.alpha)
+    require_paid(DOCUMENT, tuning.tune_bits, azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits)
     tokens, documents = int(sums.tokens.sum()), sums.num_documents
     if (tokens, documents) != (claim.num_tokens, claim.num_documents):
         raise MismatchError(

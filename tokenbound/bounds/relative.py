@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tokenbound.bounds.certify import yardsticks
 from tokenbound.bounds.choice import (
     Candidate,
     Cells,
@@ -31,6 +32,7 @@ from tokenbound.bounds.choice import (
     normal_solver,
 )
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning, corpus_delta
+from tokenbound.bounds.coded import require_coded, require_forecast, require_grid_alpha, require_paid, require_stake
 from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
 from tokenbound.bounds.columns import Floats, window_sums, worst_case_windows
 from tokenbound.bounds.constants import (
@@ -43,9 +45,9 @@ from tokenbound.bounds.constants import (
 from tokenbound.bounds.exact import LineSums, highest_value, line_sums, merge_sums
 from tokenbound.bounds.relative_evidence import RelativeEvidence, check_pair
 from tokenbound.bounds.rounding import arithmetic_guard, round_up
-from tokenbound.bounds.sampling import path_of_windows
+from tokenbound.bounds.sampling import SamplingPath, path_of_windows
 from tokenbound.bounds.smoothing import smoothed_loss_bits
-from tokenbound.bounds.theorems import excess_interval_bits, oracle_gap_bits
+from tokenbound.bounds.theorems import excess_interval_bits
 from tokenbound.errors import InputError, MismatchError
 
 _COARSE_ALPHAS = ALPHA_GRID[::2]
@@ -310,11 +312,11 @@ def certify_relative(
 ) -> Line:
     """The printed relative line: bound on R(h0) plus bound on R(h) - R(h0).
 
-    ``terms`` hold both parts: `base_empirical`, `base_gap`, and the excess's own; `excess` is the bound on R(h) -
-    R(h0) alone.
+    ``terms`` hold both parts. Where every token was scored, `excess` is the bound on R(h) - R(h0) alone and
+    `base_bound` that on R(h0), rounded up; a sample bounds only their sum.
 
     Raises:
-        MismatchError: tokens are missing or counted twice.
+        MismatchError: a tuning that is not paid for, or tokens are missing or counted twice.
 
     >>> from tokenbound.bounds import RelativeEvidence
     >>> nll, base_nll = [0.2, 2.8] * 50_000, [0.2, 3.0] * 50_000
@@ -325,6 +327,7 @@ def certify_relative(
     >>> round(line.value, 3), round(line.terms["excess"], 3)  # of the fine-tune; beyond its base
     (2.226, -0.73)
     """
+    _require_coded(tuning, claim)
     complete = sampling is None or sampling.pilot_units == sampling.num_units
     if complete and not claim.what_if and sums.excess.num_tokens != claim.num_tokens:
         raise MismatchError(f"the sums hold {sums.excess.num_tokens} tokens, the corpus {claim.num_tokens}")
@@ -333,14 +336,17 @@ def certify_relative(
     base_kappa = _base_kappa(tuning, claim, sampled=sampled)
     base_lam = float(tuning.base.lam or 0.0)
     mean, base_mean = sums.excess.mean(0, "value"), sums.base.mean(0, "value")
-    slack = _relative_slack(tuning, sums, claim, sampling, mean + base_mean)
+    slack = 0.0
+    if sampling is not None and sampling.pilot_units < sampling.num_units:
+        slack = float(relative_path(tuning, sums, claim, sampling).upper[-1]) - (mean + base_mean)
     complexity, base_complexity = kappa / (tuning.lam * m), base_kappa / (base_lam * m)
     value = mean + base_mean + slack + complexity + base_complexity
-    guard = arithmetic_guard(value, tuning.lam) + arithmetic_guard(value, base_lam)
-    oracle = oracle_gap_bits(sums.excess.mean(0, "square"), kappa=kappa, num_tokens=m)
+    guard = arithmetic_guard(mean + complexity, tuning.lam, tuning.t)
+    guard += arithmetic_guard(base_mean + base_complexity + slack, base_lam, float(tuning.base.t or 0.0))
     excess, base = sums.excess.mean(0, "loss"), sums.base.mean(0, "loss")
     guess = math.log2(claim.tokenizer_vocab_size)
     printed = round_up(value + guard)
+    parts = {"excess": round_up(mean + complexity + guard), "base_bound": round_up(base_mean + base_complexity + guard)}
     notes = [f"what-if: the same losses, a larger m ({m} tokens); not a bound"] if claim.what_if else []
     notes += [f"vacuous: not below a random guess ({guess:.4g})"] if printed >= guess else []
     return Line(
@@ -360,28 +366,39 @@ def certify_relative(
             "base_complexity": base_complexity,
             "sampling_slack": slack,
             "excess_empirical": excess,
-            "excess": mean + complexity,
             "base_empirical": base,
-            "base_bound": base_mean + base_complexity,
-            "oracle_gap": oracle,
-            "gap_over_oracle": (mean - excess + complexity) / oracle if oracle > 0 else math.nan,
+            **(parts if sampling is None else {}),
+            **yardsticks(mean - excess + complexity, sums.excess.mean(0, "square"), kappa, m),
         },
         parameters=tuning.to_dict(),
         note="; ".join(notes),
     )
 
 
-def _relative_slack(
-    tuning: RelativeTuning, sums: RelativeSums, claim: Claim, sampling: SamplingPlan | None, mean: float
-) -> float:
-    """Slack of the mean of both parts' values together: one sequence, one share of delta_s."""
-    if sampling is None or sampling.pilot_units == sampling.num_units:
-        return 0.0
+def _require_coded(tuning: RelativeTuning, claim: Claim) -> None:
+    """Both parts are words of their codes, and speak of the same base."""
+    require_coded(tuning.base, base_claim(claim))
+    if (tuning.base.method, tuning.base.alpha, tuning.base.alpha_slope) != ("freedman", tuning.base_alpha, 0):
+        raise MismatchError("the base's own line is not smoothed as the excess takes it to be")
+    require_grid_alpha("alpha", tuning.alpha)
+    require_paid("relative", tuning.tune_bits, relative_tune_bits(tuning.degree) + claim.shared_bits)
+    require_forecast(tuning.coefficients, (tuning.degree + 1) * (tuning.degree + 2) // 2, tuning.y0)
+    lowest, high = tuning.interval_bits()
+    require_stake(tuning.t, tuning.lam, high - lowest)
+
+
+def relative_path(tuning: RelativeTuning, sums: RelativeSums, claim: Claim, sampling: SamplingPlan) -> SamplingPath:
+    """Bounds on the full mean of both parts' values together after each window: one sequence, one share of delta_s.
+
+    Raises:
+        IncompleteError: no window beyond the pilot was scored.
+        InputError: sums without windows, or windows that contradict the plan.
+    """
     if sums.excess.windows is None or sums.base.windows is None or sums.excess.window_lengths is None:
         raise InputError("a sampled run needs sums taken with window_lengths")
     both = sums.excess.windows[0] + sums.base.windows[0]
     highest = tuning.highest_excess_bits + highest_value(tuning.base)
-    return float(path_of_windows(both, sums.excess.window_lengths, highest, claim, sampling).upper[-1]) - mean
+    return path_of_windows(both, sums.excess.window_lengths, highest, claim, sampling)
 
 
 def _excess_kappa(degree: int, claim: Claim, *, sampled: bool) -> float:

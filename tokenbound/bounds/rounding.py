@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 
 from tokenbound.bounds.constants import PRINT_DECIMALS
 
+_EXACT = Context(prec=400)
+"""Enough digits for any float64 at any number of decimals that is printed."""
 
-def arithmetic_guard(value: float, lam: float | None = None) -> float:
+
+def arithmetic_guard(value: float, lam: float | None = None, t: float = 0.0) -> float:
     """An allowance for float64 rounding in a bound, in the units of ``value``.
 
     Sums of positive terms taken pairwise are off by less than 1e-13 relative for 2^40 tokens. The betting form adds
-    at most four roundings of size 2^-53 to each factor 1 + d, hence at most 2^-51 / lambda per token.
+    at most four roundings of size 2^-53 to each factor 1 + d, and the roundings of loss and forecast move d by as much
+    again; the factor may be as small as 1 - t, which magnifies what the logarithm sees of either.
+
+    Args:
+        value: the bound.
+        lam: lambda of a betting form.
+        t: its lambda * (B - y0'): no factor is below 1 - t.
     """
-    return 1e-12 * abs(value) + (2.0**-51 / lam if lam is not None else 0.0)
+    return (1e-12 * abs(value) + (2.0**-51 / lam if lam is not None else 0.0)) / (1 - t)
 
 
 def round_up(value: float, decimals: int = PRINT_DECIMALS) -> float:
@@ -25,7 +34,7 @@ def round_up(value: float, decimals: int = PRINT_DECIMALS) -> float:
     """
     if not math.isfinite(value):
         return value
-    ceiling = Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING)
+    ceiling = Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING, context=_EXACT)
     rounded = float(ceiling)
     return rounded if rounded >= value else math.nextafter(rounded, math.inf)
 
@@ -36,4 +45,4 @@ def format_bound(value: float, decimals: int = 3) -> str:
     >>> format_bound(2.0001)
     '2.001'
     """
-    return str(Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING))
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING, context=_EXACT))

@@ -19,6 +19,7 @@ bound.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,7 +122,7 @@ def mixture_stakes(
     """[n, K] stakes, one column for each sample size of a grid around the target, geometric in the odds n / (N - n).
 
     For variance s2 and sample size n the slack is least at lambda_i = sqrt(2 ln(1/delta_s) / (s2 Q)) / (N - i + 1) with
-    Q = sum_{i<=n} (N - i + 1)^-2; stakes are capped at lambda_i (hi - Y_i) <= 0.9.
+    Q = sum_{i<=n} (N - i + 1)^-2; stakes are capped at lambda_i (hi - Y_i) <= `STAKE_CAP`.
     """
     left = num_units - np.arange(forecasts.size, dtype=np.float64)
     sizes = _sample_sizes(num_units, target_units)
@@ -162,11 +163,6 @@ class SamplingPath:
     def slack(self) -> Floats:
         """[n] what scoring only these windows costs, in the units of the line."""
         return np.asarray(self.upper - self.sample_mean, dtype=np.float64)
-
-    def first_prefix(self, slack: float) -> int | None:
-        """Windows, pilot included, of the first prefix whose slack is at most ``slack``; None if there is none yet."""
-        reached = np.flatnonzero(self.slack <= slack)
-        return int(self.num_windows[reached[0]]) if reached.size else None
 
 
 def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampling: SamplingPlan) -> SamplingPath:
@@ -284,7 +280,7 @@ def _upper_totals(
     upper = total_upper_bounds(
         units, num_units=num_units, highest=highest, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
     )
-    if units.size == num_units:  # nothing is left to chance
+    if 0 < units.size == num_units:  # nothing is left to chance
         upper[-1] = math.fsum(units.tolist())
     return upper
 
@@ -303,27 +299,27 @@ def _check_windows(lengths: np.ndarray, claim: Claim, sampling: SamplingPlan) ->
         raise InputError(f"{lengths.size} windows have {tokens} tokens, the whole corpus {claim.num_tokens}")
 
 
-def first_prefix(
-    tunings: tuple[Tuning, ...], sums: LineSums, claim: Claim, sampling: SamplingPlan, *, slack_bits: float
-) -> int | None:
-    """Windows of the first complete prefix at which every loss line's slack is at most ``slack_bits``, or None.
+def first_prefix(paths: Sequence[SamplingPath], slack_bits: float) -> int | None:
+    """Windows, pilot included, of the first complete prefix at which no line's slack exceeds ``slack_bits``, or None.
 
-    Stopping there is valid, and so is going on later: the sequence is valid at every n at once.
+    Stopping there is valid, and so is going on later: the sequences are valid at every n at once.
+
+    Args:
+        paths: of every line that is watched, over the same windows.
+        slack_bits: largest slack.
+
+    Raises:
+        InputError: no line to watch.
 
     >>> from tokenbound.bounds import line_sums
     >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=10_000, methods=("azuma",))
     >>> plan = SamplingPlan(num_units=1_000, max_unit_tokens=10, pilot_units=8)
     >>> azuma = (Tuning("azuma", vocab_size=256, alpha=0.1),)
     >>> sums = line_sums(azuma, nll=[0.5, 1.5] * 1_000, window_lengths=[10] * 200)
-    >>> first_prefix(azuma, sums, claim, plan, slack_bits=0.5)
+    >>> first_prefix([sampling_path(azuma[0], 0, sums, claim, plan)], slack_bits=0.5)
     92
     """
-    loss_lines = [i for i, tuning in enumerate(tunings) if tuning.method != "kl"]
-    if not loss_lines:
+    if not paths:
         raise InputError("`until_slack_bits` needs a loss line: add freedman or azuma to `methods`")
-    paths = [sampling_path(tunings[i], i, sums, claim, sampling) for i in loss_lines]
-    if not paths[0].num_windows.size:  # the pilot was everything
-        return sampling.num_units
-    worst = np.max([path.slack for path in paths], axis=0)
-    reached = np.flatnonzero(worst <= slack_bits)
+    reached = np.flatnonzero(np.max([path.slack for path in paths], axis=0) <= slack_bits)
     return int(paths[0].num_windows[reached[0]]) if reached.size else None

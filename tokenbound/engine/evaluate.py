@@ -201,7 +201,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
 
 
 def _score_until(prepared: Prepared, target_bits: float) -> int:
-    """Grow the sample until the loss line's slack is small enough; returns the size of the first such prefix."""
+    """Grow the sample until every loss line's slack is small enough; returns the size of the first such prefix."""
     sample = prepared.config.what.sample
     limit = min(sample.windows or prepared.plan.num_windows, prepared.plan.num_windows)
     size = min(limit, 2 * sample.pilot_windows)
@@ -209,9 +209,7 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
         shards = prepared.shards(size)
         _score_pending(prepared, shards)
         reduction = _reduce(prepared, shards, size)
-        claim, plan = _claim(prepared, shards, reduction.evidence.vocab_size), _sampling_plan(prepared, size)
-        assert plan is not None
-        found = first_prefix(reduction.tunings, reduction.sums, claim, plan, slack_bits=target_bits)
+        found = first_prefix(reduction.loss_paths, target_bits)
         if found is not None or size >= limit:
             return found or size
         size = min(limit, math.ceil(size * SLACK_GROWTH))

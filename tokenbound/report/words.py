@@ -9,14 +9,6 @@ from tokenbound.bounds.rounding import format_bound
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
 
-METHOD_WORDS = {
-    "freedman": "time-uniform, variance-adaptive (betting)",
-    "azuma": "time-uniform Azuma (the paper's, for any m)",
-    "kl": "top-k error",
-    "relative": "a model on a declared base",
-    "document": "documents as independent draws (baseline)",
-}
-
 
 def headline(certificate: Certificate) -> str:
     """The claim in one sentence."""
