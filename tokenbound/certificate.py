@@ -119,7 +119,7 @@ class Certificate(BaseModel):
     corpus: dict[str, Any]
     """Source, files, documents, tokens, bytes of text."""
     model: dict[str, Any]
-    """Architecture and parameters."""
+    """Architecture, source, and of a quantized model the arithmetic that was scored."""
     environment: dict[str, Any]
     """Versions and device that scored."""
     scoring_identity: dict[str, Any]
@@ -266,6 +266,7 @@ class Certificate(BaseModel):
 
     def _verify_artifact(self, data: bytes) -> None:
         from tokenbound.compression.artifact import parse_artifact
+        from tokenbound.models.quantized.methods import arithmetic_of
         from tokenbound.models.smoothing import alpha_min_of
 
         _require_equal("artifact_sha256", self.artifact_sha256, sha256_hex(data))
@@ -273,6 +274,8 @@ class Certificate(BaseModel):
         self._verify_base(data)
         if self.head_alpha_min is not None:
             _require_equal("head_alpha_min", self.head_alpha_min, alpha_min_of(parse_artifact(data).architecture))
+        arithmetic = arithmetic_of(parse_artifact(data).architecture)
+        _require_equal("model.arithmetic", self.model.get("arithmetic"), arithmetic)
         split = code_split(len(data), self.protocol)
         _require_equal("code_split", self.code_split, split)
         _require_equal(

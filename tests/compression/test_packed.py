@@ -1,10 +1,10 @@
-"""Other tools' layouts, written here from their documented formats: kept bit for bit and well below general codecs."""
+"""Other tools' layouts: kept bit for bit and well below general codecs."""
 
 from __future__ import annotations
 
+import layouts_support as layouts
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,115 +14,17 @@ from tokenbound.compression.inspection import TensorReport, inspect_artifact
 from tokenbound.compression.methods.packed import CODE_BITS, GROUPS, Fields, Layout
 from tokenbound.compression.settings import LosslessSettings
 
-GROUP = 128
-AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-
-
-def quantized(bits: int, rows: int = 128, columns: int = 256) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes [rows, columns], zero points and scales [rows, groups], asymmetric, range of each group of columns."""
-    weights = np.random.default_rng(0).standard_t(6, (rows, columns)) * 0.03
-    grouped = weights.reshape(rows, -1, GROUP)
-    low, high = np.minimum(grouped.min(2), 0), np.maximum(grouped.max(2), 0)
-    scales = np.maximum((high - low) / ((1 << bits) - 1), 1e-8)
-    zeros = np.rint(-low / scales)
-    codes = np.clip(np.rint(grouped / scales[..., None]) + zeros[..., None], 0, (1 << bits) - 1)
-    return codes.reshape(rows, columns).astype(np.int64), zeros.astype(np.int64), scales.astype(np.float16)
-
-
-def pack_stream(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [n, lanes] as int32 words [n * bits / 32, lanes], least significant bits first, across words."""
-    flags = (codes[:, None, :] >> np.arange(bits)[None, :, None] & 1).astype(np.uint8)
-    packed = np.packbits(flags.reshape(-1, codes.shape[1]), axis=0, bitorder="little")
-    return np.ascontiguousarray(packed.T).view("<i4").T.copy()
-
-
-def gptq_layout(bits: int) -> dict[str, torch.Tensor]:
-    codes, zeros, scales = quantized(bits)
-    tensors = {
-        "qweight": pack_stream(codes.T, bits),
-        "qzeros": pack_stream(np.maximum(zeros - 1, 0), bits).T.copy(),
-        "scales": scales.T.copy(),
-        "g_idx": (np.arange(codes.shape[1]) // GROUP).astype(np.int32),
-    }
-    return {f"layer.{name}": torch.from_numpy(value) for name, value in tensors.items()}
-
-
-def awq_layout() -> dict[str, torch.Tensor]:
-    codes, zeros, scales = quantized(4)
-
-    def pack(values: np.ndarray) -> torch.Tensor:
-        words = values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].astype(np.uint32)
-        return torch.from_numpy((words << (4 * np.arange(8, dtype=np.uint32))).sum(2).astype(np.uint32).view(np.int32))
-
-    return {"qweight": pack(codes.T), "qzeros": pack(zeros.T), "scales": torch.from_numpy(scales.T.copy())}
-
-
-def bitsandbytes_layout() -> dict[str, torch.Tensor]:
-    table = np.sort(np.random.default_rng(1).normal(size=16)).astype(np.float32)
-    blocks = (np.random.default_rng(0).normal(size=(128, 256)) * 0.03).reshape(-1, 64)
-    largest = np.abs(blocks).max(1)
-    codes = np.abs(blocks[:, :, None] / largest[:, None, None] - (table / np.abs(table).max())).argmin(2).reshape(-1)
-    packed = (codes[::2] << 4 | codes[1::2]).astype(np.uint8)
-    return {
-        "weight": torch.from_numpy(packed[:, None].copy()),
-        "weight.absmax": torch.from_numpy(largest.astype(np.float32)),
-        "weight.quant_map": torch.from_numpy(table),
-        "weight.quant_state.bitsandbytes__nf4": torch.from_numpy(
-            np.frombuffer(b'{"quant_type": "nf4"}', np.uint8).copy()
-        ),
-        "int8.weight": torch.from_numpy(np.rint(blocks * 600).clip(-127, 127).astype(np.int8)),
-        "int8.SCB": torch.from_numpy(largest.astype(np.float32)),
-    }
-
-
-def hqq_layout(bits: int) -> dict[str, torch.Tensor]:
-    codes, zeros, scales = quantized(bits)
-    flat = codes.reshape(-1, GROUP).T
-    if bits == 3:
-        words = np.concatenate([flat, np.zeros((-len(flat) % 10, flat.shape[1]), np.int64)]).reshape(
-            10, -1, flat.shape[1]
-        )
-        packed = (words << (27 - 3 * np.arange(10))[:, None, None]).sum(0).astype(np.int32)
-    else:
-        half = len(flat) // 2
-        packed = (flat[:half] << 4 | flat[half:]).astype(np.uint8)
-    return {
-        "W_q": torch.from_numpy(packed),
-        "scale": torch.from_numpy(scales.reshape(1, -1)),
-        "zero": torch.from_numpy(zeros.astype(np.float16).reshape(1, -1)),
-    }
-
-
-def compressed_tensors_layout() -> dict[str, torch.Tensor]:
-    codes, _, scales = quantized(4)
-    return {
-        "weight_packed": torch.from_numpy(pack_stream(codes.T, 4).T.copy()),
-        "weight_scale": torch.from_numpy(scales).to(torch.bfloat16),
-        "weight_shape": torch.tensor(codes.shape),
-    }
-
-
-def torchao_layout() -> dict[str, torch.Tensor]:
-    codes, zeros, scales = quantized(4)
-    return {
-        "_weight_qdata": torch.from_numpy((codes[:, 1::2] << 4 | codes[:, ::2]).astype(np.uint8)),
-        "_weight_scale": torch.from_numpy(scales).to(torch.bfloat16),
-        "_weight_zero_point": torch.from_numpy(zeros.astype(np.int8)),
-        "fp8._weight_qdata": torch.from_numpy(codes.astype(np.float32) - 7).to(torch.float8_e4m3fn),
-    }
-
-
+WEIGHTS = layouts.random_weights()
 LAYOUTS = {
-    "gptq2": gptq_layout(2),
-    "gptq3": gptq_layout(3),
-    "gptq4": gptq_layout(4),
-    "gptq8": gptq_layout(8),
-    "awq": awq_layout(),
-    "bitsandbytes": bitsandbytes_layout(),
-    "hqq3": hqq_layout(3),
-    "hqq4": hqq_layout(4),
-    "compressed-tensors": compressed_tensors_layout(),
-    "torchao": torchao_layout(),
+    **{f"gptq{bits}": layouts.gptq(WEIGHTS, bits)[0] for bits in (2, 3, 4, 8)},
+    "gptq4 by activation": layouts.gptq(WEIGHTS, 4, act_order=True)[0],
+    "awq": layouts.awq(WEIGHTS)[0],
+    "bitsandbytes4": layouts.bitsandbytes_4bit(WEIGHTS)[0],
+    "bitsandbytes4 nested": layouts.bitsandbytes_4bit(WEIGHTS, nested=True)[0],
+    "bitsandbytes8": layouts.bitsandbytes_8bit(WEIGHTS)[0],
+    **{f"hqq{bits}": layouts.hqq(WEIGHTS, bits)[0] for bits in (2, 3, 4)},
+    "compressed-tensors": layouts.compressed_tensors(WEIGHTS),
+    "torchao": layouts.torchao(WEIGHTS),
 }
 
 
@@ -130,6 +32,7 @@ LAYOUTS = {
 def reports() -> dict[str, tuple[TensorReport, ...]]:
     found = {}
     for name, tensors in LAYOUTS.items():
+        tensors = {f"layer{part}": tensor for part, tensor in tensors.items()}
         data = encode_artifact({"quantization_config": {"quant_method": name}}, tensors, LosslessSettings())
         decoded = decode_artifact(data).tensors
         for key, value in tensors.items():
@@ -196,5 +99,5 @@ def test_layout_bytes_are_a_bijection() -> None:
 
 def test_a_layout_that_crosses_words_is_gptqs_three_bits() -> None:
     codes = np.arange(64).reshape(32, 2) % 8
-    fields = Fields(pack_stream(codes, 3).view(np.uint32), Layout(3, 32, 0, True))
+    fields = Fields(layouts.pack_stream(codes, 3).view(np.uint32), Layout(3, 32, 0, True))
     assert np.array_equal([fields.read(step) for step in range(fields.steps)], codes)

@@ -150,9 +150,16 @@ def _content(
     """
     from tokenbound.models.checkpoint import read_checkpoint
     from tokenbound.models.delta import read_base, read_delta
+    from tokenbound.models.quantized.methods import method_of
 
     if base is None:
         checkpoint = read_checkpoint(path)
+        quantized = method_of(checkpoint.architecture)
+        if quantized is not None and method != "lossless":
+            raise InputError(
+                f"compress.method {method!r} would change what {quantized.name} made of {path}; use `lossless`, or "
+                "give the weights from before it was quantized"
+            )
         return checkpoint.architecture, checkpoint.tensors, None
     if method == "auto":
         raise InputError("method 'auto' searches the rate of a whole model; choose a method and its rate for a delta")

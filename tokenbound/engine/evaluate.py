@@ -30,6 +30,7 @@ from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory
 from tokenbound.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger, reduced_columns
+from tokenbound.models.quantized.methods import arithmetic_of, method_of
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
@@ -322,10 +323,11 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         },
         model={
             "architecture": prepared.architecture.get("model_type"),
+            **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
             "source": what.model.artifact or what.model.checkpoint,
             **({} if what.model.base is None else {"base": what.model.base}),
         },
-        environment=_environment(),
+        environment=_environment(prepared.architecture),
         scoring_identity=prepared.identity,
         claim_identity=claimed,
         scoring_fingerprint=prepared.fingerprint,
@@ -378,11 +380,14 @@ def _corpus_summary(config: CorpusConfig, corpus: PreparedCorpus, bytes_per_toke
     return summary
 
 
-def _environment() -> dict[str, Any]:
+def _environment(architecture: dict[str, Any]) -> dict[str, Any]:
+    method = method_of(architecture)
+    packages = ["torch", "transformers", "numpy", "ray", "pyarrow"]
+    packages += [method.name] if method is not None and method.package is not None else []
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **{name: metadata.version(name) for name in ("torch", "transformers", "numpy", "ray", "pyarrow")},
+        **{name: metadata.version(name) for name in packages},
     }
 
 

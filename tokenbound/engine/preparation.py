@@ -25,6 +25,7 @@ from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.identity import differences, fingerprint, scoring_identity, scoring_protocol
+from tokenbound.models.quantized.methods import require_package
 from tokenbound.store import filesystem as files
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
@@ -252,8 +253,10 @@ def check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: Ru
     """What the architecture alone refuses, before an actor starts.
 
     Raises:
-        InputError: ids outside the vocabulary, or windows longer than the model's positions.
+        InputError: ids outside the vocabulary, windows longer than the model's positions, or a quantization whose
+            package is not installed.
     """
+    require_package(architecture)
     size = architecture.get("vocab_size")
     if isinstance(size, int) and corpus.manifest.rule.max_id >= size:
         raise InputError(

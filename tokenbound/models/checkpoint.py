@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,15 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.quantized.deployed import load_deployed, read_records
+from tokenbound.models.quantized.layouts import dense_tensors
+from tokenbound.models.quantized.methods import (
+    QUANTIZATION,
+    RECORDS,
+    implied_settings,
+    method_of,
+    require_package,
+)
 from tokenbound.models.smoothing import SMOOTHING, take_head
 from tokenbound.models.structured.settings import FAMILY
 
@@ -50,6 +59,7 @@ _NOT_ARCHITECTURE = frozenset(
 )
 """Config keys that say where a model came from or how to run it. They are neither paid for nor obeyed: some of them
 (`auto_map`, an attention implementation on the hub) name code to download."""
+_KEPT = (QUANTIZATION, RECORDS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Checkpoint:
     architecture: dict[str, Any]
     """The Hugging Face config, `model_type` included, without what does not define the model."""
     tensors: dict[str, torch.Tensor]
-    """Every weight once, in the dtype of the file; a tied copy and a derivable buffer are left out."""
+    """Everything stored, once, in the dtype of the file; a tied copy and a derivable buffer are left out."""
     directory: Path
     """Where the files lie; for a hub id, the snapshot in the hub's cache."""
     tokenizer_dir: Path | None
@@ -77,12 +87,13 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
         The checkpoint, its tensors exact.
 
     Raises:
-        InputError: nothing there; only pickle weights; an adapter without its base; a quantized or non-causal
-            model; a shard missing or damaged. The message names the cure.
+        InputError: nothing there; only pickle weights; an adapter without its base; a non-causal model, or one
+            quantized in an unknown way; a shard missing or damaged. The message names the cure.
     """
     directory = _locate(path_or_id)
     architecture = _read_architecture(directory)
     tensors = _read_tensors(directory)
+    architecture = {**implied_settings(tensors), **architecture, **_records(architecture, directory)}
     blank = blank_model(architecture, len(tensors))
     tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
     return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
@@ -92,7 +103,7 @@ def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
     """The architecture of a checkpoint, whose weights need not be there; of a hub id only `config.json` is fetched.
 
     Raises:
-        InputError: no such checkpoint, or no config of a causal language model without quantization.
+        InputError: no such checkpoint, or no config of a causal language model that can be read.
     """
     return _read_architecture(_locate(path_or_id, ["config.json", "adapter_config.json"]))
 
@@ -189,33 +200,37 @@ def _read_architecture(directory: Path) -> dict[str, Any]:
             "config, --base for `compress`), or merge it (peft: `model.merge_and_unload().save_pretrained(OUT)`)"
         )
     raw = read_json(directory / "config.json")
-    _refuse_quantized(raw, str(directory))
+    method_of(raw, str(directory))
     return clean_architecture(raw)
 
 
 def clean_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a Hugging Face config that defines the model, nested configs included.
+    """The part of a Hugging Face config that defines the model, nested configs included; a quantization stays whole.
 
     Example:
         >>> clean_architecture({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}, "torch_dtype": "float16"})
         {'model_type': 'llama'}
     """
     return {
-        key: clean_architecture(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        key: clean_architecture(value) if isinstance(value, Mapping) and key not in _KEPT else copy.deepcopy(value)
         for key, value in config.items()
         if key not in _NOT_ARCHITECTURE
     }
 
 
-def _refuse_quantized(config: Mapping[str, Any], origin: str) -> None:
-    for section in (config, *(value for value in config.values() if isinstance(value, Mapping))):
-        settings = section.get("quantization_config") or section.get("compression_config")
-        if settings:
-            method = settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else settings
-            raise InputError(
-                f"checkpoint {origin} is quantized with {method!r}, which cannot be loaded here; save a dequantized "
-                "copy (transformers: `model.dequantize(); model.save_pretrained(OUT)`) or give the original weights"
-            )
+def _records(architecture: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """What the files' headers say of quantized weights, as a key of the architecture; empty for most methods."""
+    method = method_of(architecture)
+    if method is None or method.name != "torchao":
+        return {}
+    found = {name: record for path in _weight_files(directory) for name, record in read_records(path).items()}
+    return {RECORDS: found}
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    names = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return [directory / name for name in sorted(names)]
 
 
 def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -302,9 +317,9 @@ def build_model(
         The `transformers.PreTrainedModel`, in eval mode and without gradients.
 
     Raises:
-        InputError: unknown, non-causal or quantized architecture; missing, unknown or misshapen tensors, by name.
+        InputError: unknown or non-causal architecture, or one quantized in an unknown way; missing, unknown or
+            misshapen tensors, by name.
     """
-    _refuse_quantized(architecture, "given")
     architecture, tensors, smoothing = take_head(clean_architecture(architecture), tensors)
     model = _build_plain(architecture, tensors, dtype, device)
     if smoothing is not None:
@@ -320,17 +335,35 @@ def _build_plain(
 
         return decode_family(architecture, tensors, dtype=dtype, device=device)
     blank = blank_model(architecture, len(tensors))
+    method = method_of(architecture)
+    if method is not None and method.package is None:
+        tensors = dense_tensors(method, architecture, tensors, dtype=dtype, transposed=_transposed(blank))
     _refuse_uncovered(blank, tensors)
-    model, report = _load(blank, tensors, dtype)
+    model, report = _load(blank, architecture, tensors, dtype)
     _refuse_incomplete(report)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval().to(device)
 
 
-def _load(blank: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _transposed(blank: Any) -> Callable[[str], bool]:
+    """Of a layer's name, whether it keeps its weight as [inputs, outputs], as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name for name, module in blank.named_modules() if isinstance(module, Conv1D)}
+    layers |= {name.removeprefix(f"{blank.base_model_prefix}.") for name in layers}
+    return layers.__contains__
+
+
+def _load(
+    blank: Any, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[Any, dict[str, Any]]:
+    method = method_of(architecture)
     with _quiet_transformers():
         try:
+            if method is not None and method.package is not None:
+                require_package(architecture)
+                return load_deployed(blank, method, architecture, tensors, dtype)
             model, report = type(blank).from_pretrained(
                 None,
                 config=blank.config,
@@ -341,7 +374,9 @@ def _load(blank: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -
                 local_files_only=True,
             )
             return model, report
-        except (RuntimeError, ValueError, KeyError) as error:
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise InputError(f"the tensors do not fit the architecture: {_one_line(error)}") from error
@@ -386,6 +421,10 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
             raise InputError(f"the architecture does not define a model: {_one_line(error)}") from error
 
 
+_OURS = (FAMILY, SMOOTHING, QUANTIZATION, RECORDS)
+"""Keys of an architecture that change a plain model; they are handled here, not by transformers' config."""
+
+
 def _make_config(architecture: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -399,7 +438,7 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
         ) from None
     with _quiet_transformers():
         try:
-            plain = {key: value for key, value in architecture.items() if key not in (FAMILY, SMOOTHING)}
+            plain = {key: value for key, value in architecture.items() if key not in _OURS}
             return config_class.from_dict(copy.deepcopy(plain))
         except Exception as error:  # transformers validates configs with error types of its own
             raise InputError(f"the {model_type} config is not valid: {_one_line(error)}") from error

@@ -15,6 +15,7 @@ from tokenbound.compression.artifact import decode_artifact
 from tokenbound.compression.delta import Delta, adapter_delta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import blank_model, read_checkpoint, read_json, read_safetensors
+from tokenbound.models.quantized.methods import method_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What peft saves of an adapter."""
@@ -100,6 +101,12 @@ def decode_weights(data: bytes, base: Weights | None = None, *, workers: int = 1
 
 
 def _named_in_full(architecture: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Weights:
+    method = method_of(architecture)
+    if method is not None:
+        raise InputError(
+            f"a delta cannot be taken of {method.name} codes; give base and fine-tune as they were before they were "
+            "quantized"
+        )
     blank = blank_model(architecture, len(tensors))
     known, prefix = set(blank.state_dict()), blank.base_model_prefix
 

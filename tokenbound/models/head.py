@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tokenbound.models.chunks import TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
+from tokenbound.models.quantized.deployed import is_quantized
 
 __all__ = ["Head", "TokenStatistics", "chunk_shape", "find_head", "logits_statistics", "token_statistics"]
 
@@ -165,7 +166,7 @@ def last_hidden_state(body: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 def body_and_projection(model: Any) -> tuple[nn.Module, nn.Linear] | None:
     """The part of a causal LM that ends in hidden states, and its output matrix; None if it is not of that form."""
     body, projection = getattr(model, "base_model", model), model.get_output_embeddings()
-    if body is model or not isinstance(projection, nn.Linear):
+    if body is model or not isinstance(projection, nn.Linear) or is_quantized(projection):
         return None
     return body, projection
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.quantized.deployed import is_quantized
 from tokenbound.models.replica import Replica, WindowStatistics
 
 CANARY_TEXT = (
@@ -130,7 +131,9 @@ def _loudest_id(replica: Replica) -> int:
     move; random ids of a small vocabulary would leave it in place.
     """
     size = min(replica.vocab_size, replica.input_vocab_size)
-    return int(replica.model.get_input_embeddings().weight[:size].abs().amax(1).float().argmax())
+    embeddings = replica.model.get_input_embeddings()
+    weight = embeddings.weight.dequantize() if is_quantized(embeddings) else embeddings.weight
+    return int(weight[:size].abs().amax(1).float().argmax())
 
 
 def _without(windows: Ids, unwanted: int) -> Ids:

@@ -53,6 +53,7 @@ def assumptions(certificate: Certificate) -> list[str]:
         ),
         _prior_sentence(certificate),
         *_base_sentences(certificate),
+        *_arithmetic_sentences(certificate),
         *_document_sentences(certificate),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "This package's version, torch and the device are declared chosen without regard to the tokens.",
@@ -130,6 +131,14 @@ def _base_sentences(certificate: Certificate) -> list[str]:
             f"(measured {terms['excess_empirical']:.4f}, negative is better than the base)."
         )
     return found
+
+
+def _arithmetic_sentences(certificate: Certificate) -> list[str]:
+    arithmetic = certificate.model.get("arithmetic")
+    if arithmetic is None:
+        return []
+    dtype = certificate.protocol.get("dtype")
+    return [f"The model is quantized. It was scored by {arithmetic}, in {dtype}; other kernels may give other losses."]
 
 
 def _document_sentences(certificate: Certificate) -> list[str]:
