@@ -413,10 +413,12 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text on one machine.")] = 0,
+    base: Annotated[str | None, typer.Option(help="Base of a delta: its checkpoint or artifact.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Sample text from the model inside an artifact, shown as it is made."""
     from tokenbound.corpus.tokenizers import load_tokenizer
+    from tokenbound.models.delta import read_base
     from tokenbound.models.generate import generate_ids
 
     coder = load_tokenizer(tokenizer)
@@ -432,6 +434,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop_id=coder.eos_id,
+        base=None if base is None else read_base(base),
     ):
         new.append(token)
         text = coder.decode(new)

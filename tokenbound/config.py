@@ -294,6 +294,9 @@ class PretrainWhat(_Section):
     `markov` has none."""
     start: str | None = None
     """A checkpoint to start from instead."""
+    base: str | None = None
+    """A checkpoint or artifact on which the family `lora` trains an adapter, itself unchanged. The artifact is then a
+    delta that pays for the adapter alone; runs that score it declare `model.base` and how it was fixed."""
     family: Family = DenseFamily()
     """What is trained of it: `kind` (dense, lora, sublora, kronecker, monarch; or markov) and its options."""
     corpus: CorpusConfig
@@ -307,6 +310,20 @@ class PretrainWhat(_Section):
     smoothing_head: Literal["freedman", "azuma"] | None = None
     """Train a linear head that predicts how far each prediction is smoothed, on this bound, and put it into the
     artifact; the certificate then prints each loss line with it and without."""
+
+    @model_validator(mode="after")
+    def _adapters_are_lora(self) -> Self:
+        if self.base is None:
+            return self
+        if self.family.kind != "lora" or self.model or self.start is not None:
+            raise ValueError(
+                "`base` brings the model, and `family.kind: lora` trains on it; leave `model`, `start` out"
+            )
+        if getattr(self.compress, "method", "lossless") not in ("lossless", "rtn"):
+            raise ValueError("on a `base`, `compress.method` is rtn or lossless: the others need whole weights")
+        if self.smoothing_head is not None or (self.finish is not None and self.finish.nats_per_bit is None):
+            raise ValueError("on a `base`, leave `smoothing_head` out, and give a `finish` its `nats_per_bit`")
+        return self
 
     @model_validator(mode="after")
     def _networks_are_trained(self) -> Self:

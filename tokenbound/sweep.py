@@ -54,7 +54,8 @@ class SweepConfig(_Section):
     """`what` of `pretrain` without the corpus: model, family, training, compress. Null: trials name a model to
     evaluate."""
     evaluate: dict[str, Any] = {}
-    """`what` of `evaluate` without the corpus: windows, sample, bound; and model, where nothing is trained."""
+    """`what` of `evaluate` without the corpus: windows, sample, bound; and model, where nothing is trained, or what is
+    declared of a `train.base`."""
     trials: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """By name: dotted keys and what they become, e.g. `{train.family: {kind: lora, rank: 4}}`."""
     how: SweepHow
@@ -121,9 +122,13 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any], ordinal: 
     if tree["train"] is not None:
         how = {**config.how.train, "output": f"{folder}/training", "cache": cache}
         training = validate(PretrainConfig, {"what": {**tree["train"], "corpus": corpus}, "how": how}, origin=origin)
-        if "model" in tree["evaluate"]:
-            raise InputError(f"trial {name!r}: evaluate.model is what was trained; remove it, or set train: null")
-        tree["evaluate"]["model"] = {"artifact": f"{folder}/training/{ARTIFACT}"}
+        declared = tree["evaluate"].get("model", {})
+        if taken := declared.keys() & {"artifact", "checkpoint", "compress", "base"}:
+            raise InputError(
+                f"trial {name!r}: evaluate.model.{min(taken)} is what was trained; remove it, or set train: null"
+            )
+        base = {} if training.what.base is None else {"base": training.what.base}
+        tree["evaluate"]["model"] = {**declared, **base, "artifact": f"{folder}/training/{ARTIFACT}"}
     how = {**config.how.evaluate, "output": f"{folder}/run", "cache": cache}
     run = validate(RunConfig, {"what": {**tree["evaluate"], "corpus": corpus}, "how": how}, origin=origin)
     identity = [None if training is None else training.what.model_dump(mode="json"), run.what.model_dump(mode="json")]

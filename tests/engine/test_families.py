@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from tokenbound.certificate import verify_beside
-from tokenbound.compression.artifact import encode_artifact
+from tokenbound.cli import app
+from tokenbound.compression.artifact import encode_artifact, parse_artifact
 from tokenbound.compression.settings import RoundToNearestSettings
 from tokenbound.config import PretrainConfig, RunConfig, validate
 from tokenbound.engine.evaluate import evaluate
@@ -56,14 +59,20 @@ def certify(tree: dict[str, Any], tmp_path: Path, artifact: bytes) -> tuple[Any,
     path = tmp_path / "model.tokenbound"
     path.write_bytes(artifact)
     tree["what"]["model"] = {"artifact": str(path)}
-    tree["what"]["windows"]["shard_tokens"] = 1 << 14
+    certificate, run = certified(tree)
     config = validate(RunConfig, tree, origin="test")
-    paths: list[str] = []
-    evaluate(config, on_certificate=lambda _, name: paths.append(name))
-    certificate, run, data = verify_beside(paths[0])
-    assert data == artifact
-    assert rescore(certificate, config, losses=run, artifact=data, windows=2) < 1e-4
+    assert rescore(certificate, config, losses=run, artifact=artifact, windows=2) < 1e-4
     return certificate, Path(run)
+
+
+def certified(tree: dict[str, Any]) -> tuple[Any, str]:
+    """A run's verified certificate, and its directory."""
+    tree["what"]["windows"]["shard_tokens"] = 1 << 14
+    paths: list[str] = []
+    evaluate(validate(RunConfig, tree, origin="test"), on_certificate=lambda _, name: paths.append(name))
+    certificate, run, data = verify_beside(paths[0])
+    assert data == Path(tree["what"]["model"]["artifact"]).read_bytes()
+    return certificate, run
 
 
 @pytest.mark.parametrize(
@@ -101,6 +110,65 @@ def test_a_markov_model_is_counted_certified_and_speaks(
     text = bytes(generate_ids(artifact, list(b"word"), max_new_tokens=20, temperature=0.5))
     corpus = b" ".join(path.read_bytes() for path in sorted(text_folder.glob("*.txt")))
     assert np.mean([text[i : i + 2] in corpus for i in range(len(text) - 1)]) > 0.8
+
+
+@pytest.mark.slow
+def test_an_adapter_on_a_pretrained_base_is_trained_finished_certified_and_speaks(
+    run_tree: Callable[..., dict[str, Any]], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    tree = run_tree()
+    training = {"tokens": 8192, "window": 32, "batch": 4, "lr": 0.02}
+    what = {
+        "base": str(tiny_checkpoint),
+        "family": {"kind": "lora", "rank": 2},
+        "corpus": tree["what"]["corpus"],
+        "training": training,
+        "compress": {"method": "rtn", "step": 0.5},
+        "finish": {**training, "tokens": 2048, "nats_per_bit": 1e-6},
+    }
+    how = {"output": str(tmp_path / "adapted"), "cache": tree["how"]["cache"]}
+    trained = pretrain(validate(PretrainConfig, {"what": what, "how": how}, origin="test"))
+    artifact = Path(trained.artifact).read_bytes()
+    assert parse_artifact(artifact).base is not None
+    assert trained.trained_parameters == 2 * (4 * 2 * 16 + 3 * (16 + 32))  # rank 2 at attention and feed-forward
+    assert trained.artifact_bytes < 1500
+    declared = {"base": str(tiny_checkpoint), "base_is_independent": "random weights"}
+    tree["what"] |= {"model": {"artifact": trained.artifact, **declared}}
+    certificate, run = certified(tree)
+    relative = next(line for line in certificate.bounds if line["method"] == "relative")
+    assert relative["terms"]["excess_empirical"] < -0.5
+    assert (
+        rescore(certificate, validate(RunConfig, tree, origin="test"), losses=run, artifact=artifact, windows=2) < 1e-4
+    )
+    command = ["generate", trained.artifact, "--prompt", "word", "--tokens", "5", "--json"]
+    shown = CliRunner().invoke(app, [*command, "--base", str(tiny_checkpoint)], catch_exceptions=False).stdout
+    assert len(json.loads(shown)["tokens"]) == 5
+    with pytest.raises(InputError, match="give that base"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"family": {"kind": "monarch"}}, "`family.kind: lora` trains on it"),
+        ({"model": {"model_type": "llama"}}, "leave `model`, `start` out"),
+        ({"compress": {"method": "auto"}}, "rtn or lossless"),
+        ({"smoothing_head": "azuma"}, "leave `smoothing_head` out"),
+        ({"finish": {"tokens": 64}}, "`nats_per_bit`"),
+    ],
+)
+def test_what_an_adapter_cannot_have_is_refused(
+    run_tree: Callable[..., dict[str, Any]], changes: dict[str, Any], words: str
+) -> None:
+    what = {
+        "base": "somewhere",
+        "family": {"kind": "lora"},
+        "corpus": run_tree()["what"]["corpus"],
+        "training": {"tokens": 64},
+        "compress": {"method": "rtn"},
+    }
+    with pytest.raises(InputError, match=words):
+        validate(PretrainConfig, {"what": {**what, **changes}, "how": {"output": "out"}}, origin="test")
 
 
 def test_a_network_needs_training_and_a_markov_model_does_not(tmp_path: Path, text_folder: Path) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tokenbound.compression.artifact import decode_artifact
 from tokenbound.compression.settings import AutoSettings, KfacSettings
@@ -50,8 +58,16 @@ def config(tmp_path: Path, text_folder: Path, **training: Any) -> PretrainConfig
 
 
 def test_a_model_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path) -> None:
-    trained = pretrain(config(tmp_path, text_folder))
+    chosen = config(tmp_path, text_folder, seed=3)
+    trained = pretrain(chosen.model_copy(update={"how": chosen.how.model_copy(update={"log": ("tensorboard",)})}))
     assert 0 < trained.loss_bits < 8
+    last = json.loads((tmp_path / "out/progress.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == last["total_steps"] == 4096 // (4 * 32)
+    assert last["loss_bits"] == trained.loss_bits
+    assert last["tokens_per_s"] > 0
+    assert last["seconds_left"] == 0
+    assert yaml.safe_load((tmp_path / "out/config.yaml").read_text())["what"]["training"]["seed"] == 3
+    assert list((tmp_path / "out/checkpoints/tensorboard").glob("events.*"))
     data = Path(trained.artifact).read_bytes()
     assert len(data) == trained.artifact_bytes
     assert decode_artifact(data).architecture["model_type"] == "llama"
@@ -61,8 +77,62 @@ def test_a_model_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path
     assert list(generate_ids(data, [65], max_new_tokens=3, temperature=0)) == list(
         generate_ids(data, [65], max_new_tokens=3, temperature=0, seed=9)
     )
+    for name in ("trained.json", "float.json"):  # killed behind the last checkpoint: nothing is left to train
+        (tmp_path / "out" / name).unlink()
+    assert pretrain(chosen) == trained
+    assert Path(trained.artifact).read_bytes() == data
+    assert json.loads((tmp_path / "out/progress.jsonl").read_text().splitlines()[-1]) == last
     with pytest.raises(MismatchError, match="another config"):
         pretrain(config(tmp_path, text_folder, seed=5))
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_artifact(tmp_path: Path, text_folder: Path) -> None:
+    interval_s, found = 2.0, []
+    training = {"tokens": 4 * 32 * 1500, "optimizer": "muon"}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        tree = config(tmp_path / name, text_folder, **training).model_dump(mode="json")
+        tree["what"]["model"]["attention_dropout"] = 0.1
+        tree["how"] |= {"checkpoint_interval_s": interval_s, "progress_interval_s": 0.1, "threads": 1}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        log = tmp_path / name / "out/progress.jsonl"
+        if name == "killed":
+            kill_when(start(path), lambda log=log: bool(lines(log)) and lines(log)[-1]["step"] > 700)
+            before, killed = lines(log), time.time()
+        assert start(path).wait(300) == 0
+        found.append([(tmp_path / name / "out" / file).read_bytes() for file in ("model.tokenbound", "trained.json")])
+    assert found[0][0] == found[1][0]
+    after = lines(log)[len(before) :]
+    assert after[0]["step"] < 1500
+    kept = [line["step"] for line in before if line["time"] < killed - interval_s - SAVING_S]
+    assert after[0]["step"] > kept[-1]
+    losses = [json.loads(each[1])["loss_bits"] for each in found]
+    assert losses[0] == losses[1]
+
+
+SAVING_S = 2.0
+"""A checkpoint counts once it is written and Ray Train has noted it."""
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def start(path: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tokenbound", "pretrain", str(path)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+
+def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+    """SIGKILL to every process of it; what it had started in sessions of their own dies with its cluster."""
+    deadline = time.monotonic() + 240
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,25 @@ import pytest
 import torch
 from training_support import Stream, settings, tiny_model
 
-from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.artifact import assemble_artifact, decode_artifact, encode_artifact, encode_tensor
+from tokenbound.compression.delta import Delta
 from tokenbound.compression.integers import encode_matrix, encode_vector
 from tokenbound.compression.methods.uniform import Grid, grid_values
 from tokenbound.compression.regrid import artifact_grids, replace_grids
 from tokenbound.compression.settings import RoundToNearestSettings
+from tokenbound.models.checkpoint import build_model, clean_architecture
+from tokenbound.models.delta import Weights, decode_weights, read_delta
+from tokenbound.models.structured.adapter import adapted_model, count_adapter, factor_names, save_adapter
+from tokenbound.models.structured.build import trained_form
+from tokenbound.models.structured.registry import attach_family, trained_tensors
+from tokenbound.models.structured.settings import (
+    FAMILY,
+    DenseFamily,
+    KroneckerFamily,
+    LoraFamily,
+    MonarchFamily,
+    SubloraFamily,
+)
 from tokenbound.training.loop import train
 from tokenbound.training.qat import GridModel, TrainedGrid, geometric_bits, round_through
 
@@ -71,6 +86,95 @@ def test_what_is_trained_on_is_what_is_decoded() -> None:
         model.get_parameter(name).data.copy_(tensor)
     assert torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5)
     assert replace_grids(data, artifact_grids(data)) == data
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        DenseFamily(),
+        KroneckerFamily(terms=2),
+        MonarchFamily(blocks=2),
+        LoraFamily(rank=2),
+        SubloraFamily(rank=2, dimension=90),
+    ],
+    ids=lambda family: family.kind,
+)
+def test_a_finish_repairs_a_coarse_artifact_of_every_family(family: Any) -> None:
+    model = tiny_model()
+    attach_family(model, family)
+    train(model, Stream(), settings(), on_step=lambda report: None, save=lambda write: None)
+    architecture = {**clean_architecture(model.config.to_dict()), FAMILY: family.model_dump(mode="json")}
+    if family.kind == "dense":
+        del architecture[FAMILY]
+    data = encode_artifact(architecture, trained_tensors(model), RoundToNearestSettings(step=1.0))
+    decoded = decode_artifact(data)
+    trained = GridModel(trained_form(decoded.architecture, decoded.tensors), artifact_grids(data), 0.0)
+    assert len(trained.grids) == sum(tensor.numel() > 1 for tensor in decoded.tensors.values())
+    train(trained, Stream(), settings(tokens=60 * 4 * 16), on_step=lambda report: None, save=lambda write: None)
+    finished = replace_grids(data, trained.finish())
+    assert pattern_loss(finished) < 0.95 * pattern_loss(data)
+    ids = torch.arange(7)[None]
+    after = decode_artifact(finished)
+    plain = build_model(after.architecture, after.tensors, dtype=torch.float32, device="cpu")
+    torch.testing.assert_close(plain(input_ids=ids).logits, trained(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def pattern_loss(data: bytes) -> float:
+    """Mean loss of an artifact on the repeating pattern, in nats."""
+    artifact = decode_artifact(data)
+    model = build_model(artifact.architecture, artifact.tensors, dtype=torch.float32, device="cpu")
+    ids = torch.from_numpy(Stream().read(0, 17).astype(np.int64))[None]
+    return float(torch.nn.functional.cross_entropy(model(input_ids=ids[:, :-1]).logits[0], ids[0, 1:]))
+
+
+def test_a_finish_trains_the_factors_of_an_adapter(tmp_path: Path) -> None:
+    base = tiny_base()
+    family = LoraFamily(rank=2, alpha=4, layers=("q_proj", "down_proj"))
+    model = adapted_model(base, family)
+    assert count_adapter(base, family) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    train(model, Stream(), settings(lr=0.05), on_step=lambda report: None, save=lambda write: None)
+    save_adapter(model, "somewhere", tmp_path)
+    architecture, delta = read_delta(str(tmp_path), base)
+    data = encode_delta(architecture, delta, RoundToNearestSettings(step=1.0))
+    again = adapted_model(base, family)
+    names = factor_names(again)
+    tensors = decode_artifact(data).tensors
+    again.load_state_dict({name: tensors[coded] for name, coded in names.items()}, strict=False)
+    trained = GridModel(again, artifact_grids(data), 0.0, names)
+    train(trained, Stream(), settings(tokens=40 * 4 * 16), on_step=lambda report: None, save=lambda write: None)
+    finished = decode_weights(replace_grids(data, trained.finish()), base)
+    plain = build_model(finished.architecture, finished.tensors, dtype=torch.float32, device="cpu")
+    ids = torch.arange(7)[None]
+    torch.testing.assert_close(plain(input_ids=ids).logits, trained(ids).logits, atol=1e-4, rtol=1e-4)
+    changed = [name for name, tensor in finished.tensors.items() if not torch.equal(tensor, base.tensors[name])]
+    assert [name.split(".")[-2] for name in changed] == ["q_proj", "down_proj"]
+
+
+def test_an_adapter_is_saved_as_peft_reads_it(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = tiny_base()
+    model = adapted_model(base, LoraFamily(rank=2))
+    train(model, Stream(), settings(lr=0.05), on_step=lambda report: None, save=lambda write: None)
+    save_adapter(model, "somewhere", tmp_path)
+    plain = build_model(base.architecture, base.tensors, dtype=torch.float32, device="cpu")
+    ids = torch.arange(7)[None]
+    before = plain(input_ids=ids).logits
+    loaded = PeftModel.from_pretrained(plain, str(tmp_path))
+    expected = model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(loaded(input_ids=ids).logits, expected)
+    assert not torch.allclose(before, expected, atol=1e-3)
+
+
+def tiny_base() -> Weights:
+    model = tiny_model()
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return Weights(clean_architecture(model.config.to_dict()), tensors)
+
+
+def encode_delta(architecture: dict[str, Any], delta: Delta, settings: RoundToNearestSettings) -> bytes:
+    coded = [encode_tensor(name, tensor, settings) for name, tensor in delta.tensors.items()]
+    return assemble_artifact(architecture, coded, settings, base=delta.reference)
 
 
 def test_grids_of_rows_and_columns_keep_their_exponents() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from tokenbound.engine.fit import fit
 from tokenbound.engine.smoothing import add_smoothing_head
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.models.structured.settings import MarkovFamily
+from tokenbound.models.structured.settings import LoraFamily, MarkovFamily
+from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class FloatModel:
     """A trained model before compression."""
 
     path: str
-    """Hugging Face format; of a family only what is trained."""
+    """Hugging Face format; of a family only what is trained, of an adapter as `peft` saves it."""
     loss_bits: float | None
     """Smoothed training loss at the end, bits per token; None where nothing was trained."""
     trained_parameters: int
@@ -53,7 +55,7 @@ class Trained:
     """What a finished training run left behind."""
 
     model: str
-    """Float model in Hugging Face format; of a family only what is trained."""
+    """Float model, as in `FloatModel`."""
     artifact: str
     """The encoded model."""
     artifact_bytes: int
@@ -104,7 +106,7 @@ def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
     model = FloatModel(**run.read_json(FLOAT_MODEL))
     if not run.exists(COMPRESSED):
         what, work = config.what, run.path("parts")
-        data = encode_checkpoint(model.path, what.compress, corpus=what.corpus, text=text, work=work)
+        data = encode_checkpoint(model.path, what.compress, base=what.base, corpus=what.corpus, text=text, work=work)
         run.write(COMPRESSED, data)
         shutil.rmtree(work, ignore_errors=True)
     data, loss_bits = run.read(COMPRESSED), model.loss_bits
@@ -132,6 +134,10 @@ def _claim_output(config: PretrainConfig, output: Path) -> None:
 
 
 def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, Any]:
+    if config.what.base is not None:
+        from tokenbound.models.delta import read_base
+
+        return read_base(config.what.base).architecture
     if config.what.start is not None:
         from tokenbound.models.checkpoint import read_checkpoint
 
@@ -171,11 +177,17 @@ def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
 
 def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
     """A family that does not fit is refused before a worker starts."""
+    from tokenbound.models.delta import Weights
+    from tokenbound.models.structured.adapter import count_adapter
     from tokenbound.models.structured.build import count_trained
     from tokenbound.models.structured.registry import family_of
 
     family = family_of(architecture) or config.what.family
-    trained = count_trained(architecture, family)
+    if config.what.base is None:
+        trained = count_trained(architecture, family)
+    else:
+        assert isinstance(family, LoraFamily), "the config has checked it"
+        trained = count_adapter(Weights(architecture, {}), family)
     logger.info("family %s: %d trained parameters", family.kind, trained)
     return trained
 
@@ -200,22 +212,44 @@ def _build_model(architecture: dict[str, Any], family: Any, start: str | None) -
     return model
 
 
+def _adapter_builder(config: PretrainConfig) -> Callable[[], Any] | None:
+    """What builds the base with fresh factors from torch's present seed; None where there is no base."""
+    base, family = config.what.base, config.what.family
+    if base is None:
+        return None
+    assert isinstance(family, LoraFamily), "the config has checked it"
+    return partial(_build_adapter, anchored(base), family)
+
+
+def _build_adapter(base: str, family: LoraFamily) -> Any:
+    from tokenbound.models.delta import read_base
+    from tokenbound.models.structured.adapter import adapted_model
+
+    return adapted_model(read_base(base), family)
+
+
 def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> FloatModel:
     """What is to be compressed: trained here, or the checkpoint that the config starts from."""
+    from tokenbound.models.structured.adapter import save_adapter
     from tokenbound.models.structured.build import save_trained
     from tokenbound.models.structured.registry import family_of
+    from tokenbound.training.loop import load_trained
 
     architecture = _architecture(config, corpus)
     parameters = _check(config, architecture, corpus)
-    family, start = family_of(architecture) or config.what.family, config.what.start
+    family, start, base = family_of(architecture) or config.what.family, config.what.start, config.what.base
     if config.what.training is None:
         assert start is not None
         return FloatModel(str(Path(start).absolute()), None, parameters)
-    build = partial(_build_model, architecture, family, None if start is None else str(Path(start).absolute()))
+    build = _adapter_builder(config) or partial(
+        _build_model, architecture, family, None if start is None else str(Path(start).absolute())
+    )
     state, loss_bits = fit(build, config.what.training, corpus, config.how)
     model = build()
-    model.load_state_dict(state)
-    if family.kind == "dense":
+    load_trained(model, state)
+    if base is not None:
+        save_adapter(model, base, output / "model")
+    elif family.kind == "dense":
         model.save_pretrained(output / "model")
     else:
         save_trained(model, family, output / "model")
@@ -227,25 +261,32 @@ def _finish(
 ) -> tuple[bytes, float]:
     """Quantization-aware training of an artifact on the bound: its bytes afterwards, and its training loss."""
     from tokenbound.compression.regrid import replace_grids
+    from tokenbound.training.loop import load_trained
 
     data = Path(artifact).read_bytes()
     logger.info("finish: %d bytes at the start; a bit of code is worth %.3g nats of loss", len(data), price)
-    build = partial(_grid_model, artifact, price)
+    build = partial(_grid_model, artifact, price, _adapter_builder(config))
     state, loss_bits = fit(build, training, corpus, config.how, folder="finish")
     model = build()
-    model.load_state_dict(state)
+    load_trained(model, state)
     finished = replace_grids(data, model.finish())
     logger.info("finish: %d bytes at the end", len(finished))
     return finished, loss_bits
 
 
-def _grid_model(artifact: str, nats_per_bit: float) -> Any:
-    """An artifact's model, to be trained on its grid."""
+def _grid_model(artifact: str, nats_per_bit: float, build_adapter: Callable[[], Any] | None) -> Any:
+    """An artifact's model, to be trained on its grid; of a delta, its factors on the base."""
     from tokenbound.compression.artifact import decode_artifact
     from tokenbound.compression.regrid import artifact_grids
+    from tokenbound.models.structured.adapter import factor_names
     from tokenbound.models.structured.build import trained_form
     from tokenbound.training.qat import GridModel
 
     data = Path(artifact).read_bytes()
-    decoded = decode_artifact(data)
-    return GridModel(trained_form(decoded.architecture, decoded.tensors), artifact_grids(data), nats_per_bit)
+    decoded, grids = decode_artifact(data), artifact_grids(data)
+    if build_adapter is None:
+        return GridModel(trained_form(decoded.architecture, decoded.tensors), grids, nats_per_bit)
+    model = build_adapter()
+    names = factor_names(model)
+    model.load_state_dict({name: decoded.tensors[coded] for name, coded in names.items()}, strict=False)
+    return GridModel(model, grids, nats_per_bit, names)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from tokenbound.compression.artifact import decode_artifact
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import build_model
+from tokenbound.models.delta import Weights, decode_weights
 
 
 def generate_ids(
@@ -20,6 +20,7 @@ def generate_ids(
     top_p: float = 1.0,
     seed: int = 0,
     stop_id: int | None = None,
+    base: Weights | None = None,
 ) -> Iterator[int]:
     """Sample token ids one by one from the model inside an artifact.
 
@@ -31,14 +32,17 @@ def generate_ids(
         top_p: nucleus mass (Holtzman et al. 2020, arXiv 1904.09751).
         seed: of the sampling.
         stop_id: ends the text.
+        base: what the artifact changes, where it is a delta.
 
     Raises:
-        InputError: an empty prompt, an id outside the vocabulary, or a temperature or mass out of range.
+        InputError: an empty prompt, an id outside the vocabulary, a temperature or mass out of range, or no base of a
+            delta.
+        MismatchError: the delta was made on another base.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise InputError(f"temperature {temperature} must be >= 0 and top_p {top_p} in (0, 1]")
-    artifact = decode_artifact(data)
-    model = build_model(artifact.architecture, artifact.tensors, dtype=torch.float32, device="cpu")
+    weights = decode_weights(data, base)
+    model = build_model(weights.architecture, weights.tensors, dtype=torch.float32, device="cpu")
     size = int(model.get_input_embeddings().weight.shape[0])
     if not prompt or not 0 <= min(prompt) <= max(prompt) < size:
         raise InputError(f"the prompt must hold token ids below {size}; it has {prompt[:5]}")

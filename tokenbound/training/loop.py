@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -77,18 +77,31 @@ def draw_batch(stream: TokenStream, config: TrainingConfig, step: int, rank: int
     return torch.from_numpy(np.stack(rows))
 
 
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without frozen parameters, which whoever builds the model has anyway."""
+    frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def load_trained(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Put what `trained_state` returned into a model of the same form."""
+    wanted = trained_state(model).keys()
+    assert wanted == state.keys(), sorted(wanted ^ state.keys())
+    model.load_state_dict(state, strict=False)
+
+
 def save_state(
     path: Path, *, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, loss_bits: float
 ) -> None:
     """Write everything that resuming needs."""
-    states = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    states = {"model": trained_state(model), "optimizers": [o.state_dict() for o in optimizers]}
     torch.save({**states, "step": step, "loss_bits": loss_bits}, path)
 
 
 def load_state(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
     """Restore a state written by :func:`save_state`; the number of finished steps, and the smoothed loss in bits."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
+    load_trained(model, state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return int(state["step"]), float(state["loss_bits"])

@@ -82,10 +82,10 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opt
     """The optimizers of a run. Weight decay acts on the inner matrices alone."""
     matrices, rest = split_parameters(model)
     if config.optimizer == "muon" and matrices:
-        return [
-            Muon(matrices, lr=config.lr, weight_decay=config.weight_decay),
-            torch.optim.AdamW(rest, lr=config.embedding_lr, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
+        muon = Muon(matrices, lr=config.lr, weight_decay=config.weight_decay)
+        if not rest:  # of an adapter
+            return [muon]
+        return [muon, torch.optim.AdamW(rest, lr=config.embedding_lr, betas=(0.9, 0.95), weight_decay=0.0)]
     groups = [
         {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay},
         {"params": rest, "lr": config.embedding_lr, "weight_decay": 0.0},

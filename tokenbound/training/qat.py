@@ -99,18 +99,26 @@ class GridModel(nn.Module):
 
     Args:
         model: Called as `model(input_ids=...)`, returning `.logits`.
-        grids: Of each parameter to train, where its steps start; all others are frozen.
+        grids: By name in the artifact; where the steps of a parameter start. All others are frozen.
         nats_per_bit: What a bit of code costs in mean loss.
+        coded: What the artifact calls the parameters; None if it calls them as the model does.
     """
 
-    def __init__(self, model: nn.Module, grids: Mapping[str, Grid], nats_per_bit: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        grids: Mapping[str, Grid],
+        nats_per_bit: float,
+        coded: Mapping[str, str] | None = None,
+    ) -> None:
         """Freeze what has no grid."""
         super().__init__()
         self.model = model
-        self.names = sorted(grids.keys() & dict(model.named_parameters()).keys())
+        coded = coded or {name: name for name, _ in model.named_parameters()}
+        self.coded = {name: coded[name] for name in sorted(coded) if coded[name] in grids}
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in self.names)
-        self.grids = nn.ModuleList(TrainedGrid(grids[name]) for name in self.names)
+            parameter.requires_grad_(name in self.coded)
+        self.grids = nn.ModuleList(TrainedGrid(grids[name]) for name in self.coded.values())
         self.nats_per_bit = nats_per_bit
 
     def forward(self, input_ids: torch.Tensor) -> GridOutput:
@@ -122,10 +130,10 @@ class GridModel(nn.Module):
         return GridOutput(out.logits, bits * self.nats_per_bit)
 
     def finish(self) -> dict[str, Grid]:
-        """The grids as trained, by name."""
-        return {name: grid.finish(weights) for name, weights, grid in self._trained()}
+        """The grids as trained, by name in the artifact."""
+        return {self.coded[name]: grid.finish(weights) for name, weights, grid in self._trained()}
 
     def _trained(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
         parameters = dict(self.model.named_parameters())
-        for name, grid in zip(self.names, self.grids, strict=True):
+        for name, grid in zip(self.coded, self.grids, strict=True):
             yield name, parameters[name], grid

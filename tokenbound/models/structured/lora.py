@@ -5,7 +5,7 @@
 Parameters: r (inputs + outputs) for each layer. W0 is random and free, because the artifact holds the seed that it
 comes from (Lotfi et al. 2023, arXiv 2312.17173): uniform with variance 1/inputs, of an embedding 1/width. The decoder
 regenerates W0 bit for bit and adds the update in a fixed order, so a decoded model is a plain one with the same bits
-everywhere, and needs no `peft`.
+everywhere, and needs no `peft`. A pretrained W0 is not free but declared: see `structured.adapter`.
 """
 
 from __future__ import annotations
@@ -81,22 +81,38 @@ def attach_lora(model: Any, family: LoraFamily) -> None:
     Raises:
         InputError: a rank above a layer's dimension, an unknown layer, or `peft` is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise InputError("family lora is trained through peft; `pip install peft`") from None
+    peft = peft_module()
     layers = linear_layers(model, family.layers)
     check_rank(layers, family.rank)
     freeze(model, frozen_matrices(model, layers, others=family.others), family.seed)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    config = LoraConfig(r=family.rank, lora_alpha=family.alpha, target_modules=list(layers), bias="none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about fan_in_fan_out, which it then sets right
-        inject_adapter_in_model(config, model)
+        peft.inject_adapter_in_model(lora_config(family, layers), model)
     for parameter in model.parameters():
         if id(parameter) in trained:
             parameter.requires_grad_(True)
+
+
+def peft_module() -> Any:
+    """The package `peft`, without its warnings.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise InputError("family lora is trained through peft; `pip install peft`") from None
     logging.getLogger("peft").setLevel(logging.ERROR)
+    return peft
+
+
+def lora_config(family: LoraFamily, layers: Mapping[str, nn.Module]) -> Any:
+    """The family as `peft` says it, for these layers; stored as [inputs, outputs], they are updated transposed."""
+    transposed = any(is_transposed(layer) for layer in layers.values())
+    targets = {"target_modules": list(layers), "bias": "none", "fan_in_fan_out": transposed}
+    return peft_module().LoraConfig(r=family.rank, lora_alpha=family.alpha, **targets)
 
 
 def merge_lora(blank: Any, family: LoraFamily, tensors: Tensors) -> dict[str, torch.Tensor]:

@@ -43,7 +43,11 @@ class MonarchFamily(_Layers):
 
 
 class LoraFamily(_Layers):
-    """Trained low-rank updates of frozen matrices (see `structured.lora`)."""
+    """Trained low-rank updates of frozen random matrices (see `structured.lora`).
+
+    Or of a declared base (see `structured.adapter`), of which nothing else is trained; `seed` and `others` then say
+    nothing.
+    """
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1)
