@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tokenbound.compression.artifact import encode_artifact
+from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import TrainingConfig
+from tokenbound.models.checkpoint import read_checkpoint
+from tokenbound.models.smoothing import BIAS, SMOOTHING, WEIGHT
 
 
 class Stream:
@@ -47,3 +52,12 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig(
         **{"tokens": 20 * 4 * 16, "window": 16, "batch": 4, "optimizer": "muon", "lr": 0.02, **changes}
     )
+
+
+def artifact_with_head(checkpoint: Path, alpha_min: float = 2.0**-6) -> bytes:
+    """The tiny model with a head whose alphas vary."""
+    loaded = read_checkpoint(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    head = {WEIGHT: torch.randn(1, 16, generator=generator), BIAS: torch.zeros(1)}
+    architecture = {**loaded.architecture, SMOOTHING: {"alpha_min": alpha_min}}
+    return encode_artifact(architecture, {**loaded.tensors, **head}, LosslessSettings())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from training_support import artifact_with_head
 
 from tokenbound import cli
 from tokenbound.bounds.claim import Claim
@@ -19,9 +20,12 @@ from tokenbound.compression.settings import KfacSettings, LosslessSettings, Roun
 from tokenbound.config import RunConfig, validate
 from tokenbound.engine import planning
 from tokenbound.engine.compress import lines_if_all
+from tokenbound.engine.markov import encode_markov
 from tokenbound.engine.planning import plan_run, tokens_to_beat_guessing
 from tokenbound.engine.preparation import prepare
 from tokenbound.errors import InputError
+from tokenbound.models.structured.settings import MarkovFamily
+from tokenbound.training.ngrams import build_grams, count_ngrams, fit_tree
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Tree = Callable[..., dict[str, Any]]
@@ -149,3 +153,26 @@ def test_the_command_speaks_to_people_and_programs(
 def test_what_the_run_would_refuse_the_plan_refuses(run_tree: Tree) -> None:
     with pytest.raises(InputError, match="64 positions"):
         plan_run(config_of(run_tree(windows={"length": 65, "context": "packed"})))
+
+
+def test_an_artifact_of_any_kind_is_planned(run_tree: Tree, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    path = tmp_path / "model.tokenbound"
+    for data, words in ((artifact_with_head(tiny_checkpoint), "smoothing head"), (bigrams(), "random tokens")):
+        path.write_bytes(data)
+        plan = plan_run(config_of(run_tree(model={"artifact": str(path)})), probe_seconds=0.1)
+        assert plan.hypothesis.artifact_bytes == len(data)
+        assert plan.replicas.count > 0
+        assert plan.replicas.weights_bytes < plan.replicas.total_bytes
+        assert plan.outlook.loss_bits is not None
+        assert any(words in note for note in plan.notes)
+    assert plan.hypothesis.parameters == 2 * (1 + 17) + 17 + 17
+    declared = {"base": str(tiny_checkpoint), "base_is_independent": "random"}
+    with pytest.raises(InputError, match=r"what\.model\.base: .* cannot be planned"):
+        plan_run(config_of(run_tree(model={"artifact": str(path), **declared})))
+
+
+def bigrams() -> bytes:
+    """Seventeen bytes that follow each other in a ring."""
+    ids = (np.arange(5000) % 17 + 65).astype(np.uint16)
+    fitted = fit_tree(build_grams(count_ngrams(ids, 1, 257), 1, 257), 257, 0.01)
+    return encode_markov(fitted, MarkovFamily(order=1))

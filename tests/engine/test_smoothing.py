@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training_support import artifact_with_head
 
 from tokenbound.bounds.claim import Claim
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.certificate import Certificate, verify_beside
-from tokenbound.compression.artifact import decode_artifact, encode_artifact, parse_artifact
-from tokenbound.compression.settings import LosslessSettings
+from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.config import RunConfig, validate
 from tokenbound.engine.compress import Text
 from tokenbound.engine.evaluate import evaluate
@@ -25,22 +25,12 @@ from tokenbound.engine.rescore import rescore
 from tokenbound.engine.smoothing import add_smoothing_head
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.ledger import shard_evidence
-from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.models.generate import generate_ids
 from tokenbound.models.replica import Replica
-from tokenbound.models.smoothing import BIAS, SMOOTHING, WEIGHT, SmoothingHead, take_head
+from tokenbound.models.smoothing import SMOOTHING, WEIGHT, SmoothingHead, take_head
 from tokenbound.store.run import RunDirectory
 
 Tree = Callable[..., dict[str, Any]]
-
-
-def artifact_with_head(checkpoint: Path, alpha_min: float = 2.0**-6) -> bytes:
-    """The tiny model with a head whose alphas vary."""
-    loaded = read_checkpoint(checkpoint)
-    generator = torch.Generator().manual_seed(0)
-    head = {WEIGHT: torch.randn(1, 16, generator=generator), BIAS: torch.zeros(1)}
-    architecture = {**loaded.architecture, SMOOTHING: {"alpha_min": alpha_min}}
-    return encode_artifact(architecture, {**loaded.tensors, **head}, LosslessSettings())
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import blank_model
 from tokenbound.models.head import last_hidden_state
 from tokenbound.models.memory import LiveBytes, random_model, replica_memory
+from tokenbound.models.structured.settings import FAMILY
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 500, "n_positions": 64}
 LLAMA_70B = {
@@ -75,3 +76,18 @@ def test_an_architecture_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="no-such-type"):
         replica_memory(tree, dtype=torch.float32, batch=1, length=8, device="cpu")
     assert blank_model(GPT2).device.type == "meta"
+
+
+def test_a_family_has_the_memory_of_its_decoded_form() -> None:
+    shape = {"dtype": torch.float32, "batch": 2, "length": 32, "device": "cpu"}
+    dense = replica_memory(GPT2, **shape)
+    lora = replica_memory({**GPT2, FAMILY: {"kind": "lora"}}, **shape)
+    monarch = replica_memory({**GPT2, FAMILY: {"kind": "monarch", "blocks": 4}}, **shape)
+    assert lora == dense
+    saved = sum(rows * columns - min(rows, columns) * (rows + columns) // 4 for rows, columns in 2 * SIDES)
+    assert dense.parameters - monarch.parameters == saved
+    assert dense.weights_bytes - monarch.weights_bytes == 4 * saved
+
+
+SIDES = [(192, 64), (64, 64), (256, 64), (64, 256)]
+"""Linear layers of a block of `GPT2`."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -19,7 +19,7 @@ import ray
 from tokenbound.bounds.claim import Claim
 from tokenbound.certificate import best_loss_line, claim_of
 from tokenbound.compression.settings import CALIBRATED, LosslessSettings
-from tokenbound.config import RunConfig
+from tokenbound.config import RunConfig, WindowsConfig
 from tokenbound.corpus.windows import shard_slices
 from tokenbound.engine.cluster import plain_errors, ray_session
 from tokenbound.engine.compress import Text, lines_if_all, text_of
@@ -41,6 +41,9 @@ from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import scoring_protocol
 from tokenbound.store.filesystem import anchored
+
+if TYPE_CHECKING:
+    from tokenbound.models.memory import ReplicaMemory
 
 EXACT_WEIGHTS = 1 << 25
 """Checkpoints of up to so many weights are encoded as the run would do it; of larger ones a sample is."""
@@ -270,18 +273,8 @@ def _encoded_bytes(settings: Any, item: tuple[str, Any]) -> int:
 
 def _replicas(config: RunConfig, model: _Model, placement: Placement, gpu_bytes: int) -> tuple[Replicas, int]:
     """Memory of a replica, how many there will be, and the number of weights."""
-    import torch
-
-    from tokenbound.models.memory import replica_memory
-
     what, device = config.what, placement.device
-    memory = replica_memory(
-        model.architecture,
-        dtype=getattr(torch, what.model.dtype),
-        batch=what.windows.batch,
-        length=what.windows.length,
-        device=device,
-    )
+    memory = _memory(model, what.model.dtype, what.windows, device)
     gpu = (_smallest_gpu_bytes() if device == "cuda" else None) or gpu_bytes
     weights = memory.weights_bytes * (1 if what.model.base is None else 2)  # a delta's base scores beside it
     total = memory.total_bytes - memory.weights_bytes + weights
@@ -291,6 +284,20 @@ def _replicas(config: RunConfig, model: _Model, placement: Placement, gpu_bytes:
     sizes = (weights, memory.activations_bytes, memory.logits_bytes, total)
     count = placement.replicas if fits else 0
     return Replicas(device, count, *sizes, gpu, gpus, None, None, None), memory.parameters
+
+
+def _memory(model: _Model, dtype: str, windows: WindowsConfig, device: str) -> ReplicaMemory:
+    import torch
+
+    from tokenbound.compression.artifact import decode_artifact
+    from tokenbound.models.memory import markov_memory, replica_memory
+    from tokenbound.models.structured.markov import decode_markov
+
+    shape: dict[str, Any] = {"batch": windows.batch, "length": windows.length, "device": device}
+    if model.architecture.get("model_type") != "markov":
+        return replica_memory(model.architecture, dtype=getattr(torch, dtype), **shape)
+    assert model.artifact is not None, "n-grams come as an artifact"
+    return markov_memory(decode_markov(model.architecture, decode_artifact(model.artifact).tensors), **shape)
 
 
 def _smallest_gpu_bytes() -> int:
@@ -409,6 +416,8 @@ def tokens_to_beat_guessing(claim: Claim, losses: tuple[Any, Any, Any]) -> int |
 
 
 def _notes(config: RunConfig, model: _Model, replicas: Replicas, probe: Probe | None) -> Iterator[str]:
+    from tokenbound.models.smoothing import SMOOTHING
+
     if model.provenance == "unknown":
         yield "the code length is not known: give the weights in a directory, or --bits-per-weight"
     if model.provenance == "estimated":
@@ -421,5 +430,7 @@ def _notes(config: RunConfig, model: _Model, replicas: Replicas, probe: Probe | 
         yield "the speed was measured with random weights; no loss was predicted"
     if probe is not None and model.artifact is not None:
         yield f"predictions take the losses of {len(probe.nll):,} random tokens for those of the whole corpus"
+    if SMOOTHING in model.architecture:
+        yield "the lines of the model's smoothing head are not predicted"
     if not config.what.sample.is_full:
         yield "the slack of scoring only a sample comes on top of the predicted bound"

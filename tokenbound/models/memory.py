@@ -19,6 +19,8 @@ from tokenbound.models.checkpoint import blank_model
 from tokenbound.models.chunks import chunk_shape
 from tokenbound.models.head import body_and_projection, last_hidden_state
 from tokenbound.models.replica import OWN_LOGITS_BYTES
+from tokenbound.models.structured.markov import MarkovModel
+from tokenbound.models.structured.registry import attach_decoded, family_of
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,27 @@ def replica_memory(
     return ReplicaMemory(sum(p.numel() for p in parameters), weights, live.peak, logits)
 
 
+def markov_memory(model: MarkovModel, *, batch: int, length: int, device: str) -> ReplicaMemory:
+    """As `replica_memory`, of back-off n-grams: one window is looked up, and what that takes grows with the windows."""
+    tables = sum(_bytes(buffer) for buffer in model.buffers()) + _bytes(model.embedding.weight)
+    vocab_size = model.config.vocab_size
+    with torch.inference_mode(), LiveBytes() as live:
+        model(torch.arange(length)[None] % vocab_size)
+    entries, contexts = (
+        sum(buffer.numel() for name, buffer in model.named_buffers() if name.startswith(kind))
+        for kind in ("symbols", "escapes")
+    )
+    return ReplicaMemory(
+        entries + 2 * contexts, tables, batch * live.peak, _logits_bytes(vocab_size, torch.device(device))
+    )
+
+
 def random_model(architecture: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """A causal LM with freshly initialised weights, on the current device."""
+    """A causal LM, fresh from its initialisation, in the form in which its family is decoded; on the current device."""
     blank = blank_model(architecture)
-    return type(blank)._from_config(blank.config, dtype=dtype).eval()
+    model = type(blank)._from_config(blank.config, dtype=dtype)
+    attach_decoded(model, family_of(architecture))
+    return model.eval()
 
 
 @contextmanager

@@ -44,6 +44,16 @@ def attach_family(model: Any, family: Any) -> None:
     _ATTACH[family.kind](model, family)
 
 
+def attach_decoded(model: Any, family: Any) -> None:
+    """Put the form that a decoded artifact of a family has into a model, in place; None: a dense one.
+
+    Raises:
+        InputError: the family does not fit the model.
+    """
+    if family is not None and family.kind not in _MERGE:
+        attach_family(model, family)
+
+
 def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     """What an artifact must hold of a model in its trained form, by name."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
