@@ -17,6 +17,7 @@ from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.settings import RoundToNearestSettings
 from tokenbound.errors import InputError
 from tokenbound.models.generate import generate_ids
+from tokenbound.models.memory import LiveBytes
 from tokenbound.models.probe import canary, probe_causality
 from tokenbound.models.replica import Replica
 from tokenbound.models.structured.build import count_trained, trained_form
@@ -67,8 +68,7 @@ FAMILIES = [
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(2, 5), st.integers(2, 5), st.integers(1, 3), st.booleans())
 def test_kronecker_equals_its_matrix(a: int, b: int, c: int, d: int, terms: int, bias: bool) -> None:
     layer = KroneckerLinear(nn.Linear(a * b, c * d, bias=bias, dtype=torch.float64), terms)
-    x = torch.randn(2, 3, a * b, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.dense_matrix(), layer.bias))
+    assert_equals_its_matrix(layer, torch.randn(2, 3, a * b, dtype=torch.float64))
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,9 +76,58 @@ def test_kronecker_equals_its_matrix(a: int, b: int, c: int, d: int, terms: int,
 def test_monarch_equals_its_matrix(blocks: int, more_in: int, more_out: int, bias: bool) -> None:
     inputs, outputs = blocks * (blocks + more_in), blocks * (blocks + more_out)
     layer = MonarchLinear(nn.Linear(inputs, outputs, bias=bias, dtype=torch.float64), blocks)
-    x = torch.randn(2, 3, inputs, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.dense_matrix(), layer.bias))
+    assert_equals_its_matrix(layer, torch.randn(2, 3, inputs, dtype=torch.float64))
     assert bool((layer.dense_matrix() != 0).all())
+
+
+def assert_equals_its_matrix(layer: Any, x: torch.Tensor) -> None:
+    """Values, and gradients of everything, through the layer and through the dense matrix that it stands for."""
+    x.requires_grad_(True)
+    free = [x, *layer.parameters()]
+    dense = nn.functional.linear(x, layer.dense_matrix(), layer.bias)
+    found = layer(x)
+    torch.testing.assert_close(found, dense)
+    weight = torch.randn_like(dense)
+    through_layer, through_matrix = (torch.autograd.grad((out * weight).sum(), free) for out in (found, dense))
+    torch.testing.assert_close(through_layer, through_matrix)
+
+
+class OneLayer(nn.Module):
+    """A model of one linear layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        KroneckerFamily(terms=4),
+        MonarchFamily(blocks=16),
+        LoraFamily(rank=4),
+        SubloraFamily(rank=4, dimension=100),
+    ],
+    ids=lambda family: family.kind,
+)
+def test_forward_and_backward_never_make_the_matrix(family: Any) -> None:
+    """All that both passes hold at once is less than the matrix would be."""
+    model, x = OneLayer(512), torch.randn(4, 512, requires_grad=True)
+    attach_family(model, family)
+    matrix_bytes = 4 * 512 * 512
+    with LiveBytes() as live:
+        model(x).square().sum().backward()
+    assert 0 < live.peak < matrix_bytes / 4
+    dense = OneLayer(512)
+    with LiveBytes() as live:
+        dense(x).square().sum().backward()
+    assert live.peak > matrix_bytes  # its gradient: what the others are spared is seen
 
 
 def test_seeded_numbers_are_fixed_for_ever() -> None:
