@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
-from tokenbound.config import validate
+from tokenbound.config import load_tree, validate
 from tokenbound.engine.sweep import sweep
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.sweep import SweepConfig, expand_trials, remember
@@ -128,6 +135,72 @@ def test_families_are_trained_and_certified_side_by_side(tree: Tree) -> None:
     rows = sweep(config(tree, train=train, trials=trials, how=how))
     assert [row.family for row in rows] == ["dense", "monarch"]
     assert (rows[0].trained_parameters or 0) > (rows[1].trained_parameters or 0) > 0
+
+
+FAMILIES = Path(__file__).parents[2] / "workflows/configs/families.yaml"
+
+
+def tiny_families(tmp_path: Path, corpus: Tree) -> Tree:
+    """The launch behind the README's table, so small that it teaches nothing."""
+    tree = load_tree(FAMILIES)
+    train, evaluate = tree["train"], tree["evaluate"]
+    train["model"] |= {key: value for key, value in MODEL.items() if key in train["model"]}
+    train["training"] |= TRAINING
+    train["compress"] |= {"low": 0.01, "high": 1.0, "tries": 2}
+    evaluate["windows"] |= {"length": 32, "batch": 4, "shard_tokens": 640}
+    evaluate["sample"] = {"windows": 120, "pilot_windows": 40}
+    families = [trial["train.family"] for trial in tree["trials"].values() if "train.family" in trial]
+    for family in families:
+        family |= {key: 2 for key in ("rank", "blocks", "terms") if key in family}
+        family |= {"dimension": 100} if "dimension" in family else {}
+    how = {"output": str(tmp_path / "families"), "parallel": 2, "train": {"threads": 1}}
+    return {**tree, "corpus": corpus, "how": how}
+
+
+@pytest.mark.slow
+def test_the_launch_behind_the_table_survives_a_kill(tree: Tree, tmp_path: Path) -> None:
+    tiny = tiny_families(tmp_path, tree["corpus"])
+    path, output = tmp_path / "tiny.yaml", tmp_path / "families"
+    path.write_text(yaml.safe_dump(tiny))
+    command = [sys.executable, "-m", "workflows.sweep", str(path)]
+    root, environment = FAMILIES.parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while len(done := sorted(output.glob("*/result.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = {result: result.stat().st_mtime_ns for result in done}
+    assert 3 <= len(before) < len(tiny["trials"])
+    assert not (output / "sweep.md").exists()
+    again = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1200)
+    assert again.returncode == 0, again.stderr
+    assert {result: result.stat().st_mtime_ns for result in before} == before
+    check_tables(output, again.stdout, list(tiny["trials"]))
+    spans = sorted((begun(output / name), (output / name / "result.json").stat().st_mtime) for name in tiny["trials"])
+    assert any(second[0] < first[1] - 0.5 for first, second in pairwise(spans)), "no two trials ran side by side"
+
+
+def begun(trial: Path) -> float:
+    """When a trial's training directory was claimed."""
+    return (trial / "training/training.json").stat().st_mtime
+
+
+def check_tables(output: Path, shown: str, trials: list[str]) -> None:
+    """Every trial with every column, in the terminal, in Markdown and CSV, and as a point of the plot."""
+    rows = {row["trial"]: row for row in json.loads((output / "sweep.json").read_text())}
+    assert list(rows) == trials
+    head, _, *body = (output / "sweep.md").read_text().splitlines()
+    table = list(csv.DictReader((output / "sweep.csv").open()))
+    bounds = ("freedman", "azuma", "top-1 error", "top-10 error")
+    columns = ("trained parameters", "artifact bytes", "measured", *bounds)
+    assert all(column in head and column in shown for column in columns)
+    assert [row["trial"] for row in table] == trials == [line.split(" | ")[0].strip("| ") for line in body]
+    assert all(float(row[name]) > 0 for row in table for name in bounds)
+    assert [row["trial"] for row in table if row["freedman, head"]] == ["dense-head"]
+    assert set(trials) <= set(ElementTree.parse(output / "sweep.svg").getroot().itertext())
+    assert all(rows[name]["trained_parameters"] > 0 for name in trials)
+    assert all(name in shown for name in trials)
 
 
 def test_a_users_error_in_a_training_worker_comes_out_as_itself() -> None:
