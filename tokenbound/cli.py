@@ -20,7 +20,14 @@ from tokenbound.errors import InputError, TokenboundError
 from tokenbound.store.uri import base_name, join, split
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
     from tokenbound.certificate import Certificate
+    from tokenbound.report.sweep import SweepRow
+    from tokenbound.store.history import HistoryEntry
+    from tokenbound.store.run import RunDirectory
 
 app = typer.Typer(
     add_completion=True,
@@ -330,7 +337,7 @@ def reevaluate(
     elif len(entries) == len(known):
         Console().print("nothing new")
     else:
-        Console().print(history_table(entries[-10:]))
+        _print_whole(history_table(entries[-10:]))
     if alert is not None:
         raise alert
 
@@ -356,25 +363,23 @@ def history(
         _print_json([asdict(entry) for entry in entries])
     else:
         bounds = sparkline([entry.bound_bits for entry in entries])
-        Console().print(history_table(entries), f"bound  {bounds}", sep="\n")
+        _print_whole(history_table(entries))
+        Console().print(f"bound  {bounds}", soft_wrap=True)
 
 
 @app.command()
-def sweep(config: Path, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def sweep(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Train, encode and certify many configurations and compare them; run it again to resume."""
     from tokenbound.config import load_config
     from tokenbound.engine.sweep import sweep as run_sweep
-    from tokenbound.report.sweep import comparison_table
     from tokenbound.sweep import SweepConfig
 
     chosen = load_config(SweepConfig, config, overrides or [])
     rows = run_sweep(chosen)
     if as_json:
-        _print_json([row.to_dict() for row in rows])
-        return
-    table, console = comparison_table(rows), Console()
-    console.width = max(console.width, Measurement.get(console, console.options, table).maximum)
-    console.print(table, f"tables and plot  {chosen.how.output}/sweep.[md|csv|json|svg]", sep="\n")
+        sys.stdout.write(_rows_json(rows))
+    else:
+        _print_comparison(rows, f"report  {chosen.how.output}/sweep.html, tables and plot sweep.[md|csv|json|svg]")
 
 
 @app.command()
@@ -481,23 +486,37 @@ def status(run: Annotated[str, typer.Argument(help="Run directory.")], as_json: 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="Run directory or certificate.")],
+    run: Annotated[
+        str, typer.Argument(help="Directory of a run, of `reevaluate` or of a sweep; or a certificate.", metavar="DIR")
+    ],
     kind: Annotated[
         str | None,
-        typer.Option("--format", help="Print only this: json, markdown, latex, bibtex or model-card."),
+        typer.Option("--format", help="Print only this: json, markdown, latex, bibtex, model-card or svg."),
     ] = None,
     tracker: Annotated[str | None, typer.Option("--log", help="Also log it to mlflow or wandb.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a certificate again and write its HTML report anew; or print it in another form."""
+    """Print what was certified again and write its HTML report anew; or print it in another form.
+
+    Of a history, `--format` and `--log` take the latest certificate.
+    """
     from tokenbound.certificate import Certificate
     from tokenbound.report.rows import EXPORTS
-    from tokenbound.store.run import CERTIFICATE
+    from tokenbound.report.sweep import ROWS
+    from tokenbound.store.history import read_history
+    from tokenbound.store.run import CERTIFICATE, RunDirectory
 
     kind = "json" if as_json else kind
     if kind not in (None, "json", *EXPORTS):
         raise InputError(f"--format {kind!r} is unknown; choose one of json, {', '.join(EXPORTS)}")
-    path = run if base_name(run).endswith(".json") else join(run, CERTIFICATE)
+    named = base_name(run).endswith(".json")
+    home = RunDirectory(split(run)[0] if named else run)
+    if not named and home.exists(ROWS):
+        _report_sweep(home, kind, tracker)
+        return
+    entries = [] if named else read_history(home)
+    latest = entries[-1].certificate if entries and not home.exists(CERTIFICATE) else CERTIFICATE
+    path = run if named else home.place(latest)
     certificate = Certificate.load(path)
     if tracker is not None:
         from tokenbound.report.tracking import log_certificate
@@ -509,6 +528,8 @@ def report(
         sys.stdout.write(EXPORTS[kind](certificate).rstrip("\n") + "\n")
     else:
         _show_and_write(certificate, split(path)[0])
+        if entries:
+            _report_history(home, entries)
 
 
 def _show_and_write(certificate: Certificate, folder: str) -> None:
@@ -526,6 +547,51 @@ def _show_and_write(certificate: Certificate, folder: str) -> None:
         details = None
         console.print(f"The report goes without the plots of the losses: {error}.", soft_wrap=True)
     console.print(f"report       {_near(write_report(directory, certificate, details))}", soft_wrap=True)
+
+
+def _report_history(home: RunDirectory, entries: list[HistoryEntry]) -> None:
+    from tokenbound.report.history import history_table, write_history
+
+    _print_whole(history_table(entries[-10:]))
+    Console().print(f"history      {_near(write_history(home, entries))}", soft_wrap=True)
+
+
+def _report_sweep(home: RunDirectory, kind: str | None, tracker: str | None) -> None:
+    """Print the comparison of a sweep and write its report; or print it as JSON or Markdown.
+
+    Raises:
+        InputError: what is asked for is of a single certificate.
+    """
+    from tokenbound.report.sweep import comparison_markdown, comparison_svg, read_rows, write_sweep
+
+    rows = read_rows(home)
+    forms = {"json": _rows_json, "markdown": comparison_markdown, "svg": comparison_svg}
+    if tracker is not None or kind not in (None, *forms):
+        asked = "--log" if tracker is not None else f"--format {kind}"
+        raise InputError(f"{asked} is for one certificate; name a trial: tokenbound report {home.place(rows[0].file)}")
+    if kind is not None:
+        sys.stdout.write(forms[kind](rows))
+        return
+    _print_comparison(rows, f"report  {_near(write_sweep(home, rows))}")
+
+
+def _rows_json(rows: Sequence[SweepRow]) -> str:
+    return json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False) + "\n"
+
+
+def _print_comparison(rows: Sequence[SweepRow], where: str) -> None:
+    from tokenbound.report.sweep import comparison_table
+
+    _print_whole(comparison_table(rows))
+    Console().print(where, soft_wrap=True)
+
+
+def _print_whole(table: Table) -> None:
+    """A table at its own width, however narrow the terminal: a digit that is cut off cannot be read from a log."""
+    console = Console()
+    unlimited = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
+    console.print(table)
 
 
 def _print_json(tree: object) -> None:

@@ -83,6 +83,7 @@ def test_nights(
     assert shown.count("step-") == 3
     assert "bound  " in shown
     assert (tmp_path / "bounds.svg").read_text().startswith("<svg ")
+    assert third.claim_fingerprint[:8] in (home / "history.html").read_text()
     (tmp_path / "corpus/zz.txt").write_text("other words")
     with pytest.raises(MismatchError, match=r"zz\.txt' changed"):
         launch(nightly)

@@ -119,6 +119,7 @@ def test_trials_are_certified_compared_and_resumed(tree: Tree, tmp_path: Path) -
     assert float(table[0]["freedman"]) == rows[0]["lines"]["freedman"]
     assert len((output / "sweep.md").read_text().splitlines()) == 4
     assert "fine" in "".join(ElementTree.parse(output / "sweep.svg").getroot().itertext())
+    assert all(f"{name}/run/certificate.json" in (output / "sweep.html").read_text() for name in ("fine", "coarse"))
     before = (output / "fine/run/certificate.json").read_bytes()
     del tree["trials"]["broken"]
     assert [row.to_dict() for row in sweep(config(tree))] == rows

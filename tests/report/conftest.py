@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,57 @@ from tokenbound.identity import DEFAULT_PROTOCOL
 from tokenbound.ledger import Reduction, reduce_ledger, shard_evidence
 from tokenbound.report.details import PositionLosses, ReportDetails, report_details
 from tokenbound.report.html import html_report
+from tokenbound.report.sweep import SweepRow, sweep_row
+from tokenbound.store.history import HistoryEntry
 from tokenbound.store.losses import Losses
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> $\\frac{ {{ 7 * 7 }} & ]]> \x00\x1b --> é"
 VOCAB, LENGTH = 257, 64
+VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use"}
+"""Tags that need no end."""
 FIRST_KINDS = ("full", "sampled", "vacuous", "holdout", "kl_only")
+
+
+class Page(HTMLParser):
+    """Texts, tags and attributes of a page; complains about tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data.replace("\u00a0", " ")
+
+    def figures(self) -> list[str]:
+        """Names of the figures, in order."""
+        return [value for tag, name, value in self.attributes if tag == "figure" and name == "id"]
+
+    def network_addresses(self) -> list[str]:
+        """Whatever the page would load or lead to outside itself."""
+        links = [value for _, name, value in self.attributes if name in ("href", "src")]
+        assert links
+        return [value for value in links if not value.startswith(("#", "data:"))]
 
 
 @dataclass(frozen=True)
@@ -190,3 +237,53 @@ def _artifact_report() -> ArtifactReport:
 def _tensor(name: str, num_bytes: int) -> TensorReport:
     known = {"name": name, "layer": layer_of(name), "elements": 1000, "num_bytes": num_bytes}
     return TensorReport(**{field.name: known.get(field.name) for field in fields(TensorReport)})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def read_page() -> type[Page]:
+    """Reads an HTML page."""
+    return Page
+
+
+@pytest.fixture(scope="session")
+def nights(cases: dict[str, Case]) -> list[HistoryEntry]:
+    """Four nights of a growing corpus and two steps of a training."""
+    certificate = cases["full"].certificate
+    first = HistoryEntry(
+        created_at="2026-01-02T03:04:05+00:00",
+        model="/models/step-1",
+        certificate="models/a/certificate.json",
+        claim_fingerprint="0" * 64,
+        artifact_sha256="3" * 64,
+        artifact_bytes=700,
+        num_tokens=16_384,
+        num_scored_tokens=16_384,
+        segments=1,
+        bound_bits=4.5,
+        method="freedman",
+        empirical_risk_bits=2.0,
+        mean_nll_bits=1.9,
+        vacuous=False,
+        trial=1,
+        evaluation=None,
+    )
+    changes: list[dict[str, Any]] = [
+        {},
+        {"num_tokens": 20_000, "num_scored_tokens": 20_000, "bound_bits": 4.375, "segments": 2},
+        {"num_tokens": 24_000, "num_scored_tokens": 24_000, "bound_bits": 4.125, "model": "/models/step-2"},
+        {"bound_bits": certificate.bound_bits, "model": "/models/step-3", "certificate": "models/b/certificate.json"},
+    ]
+    return [
+        replace(first, created_at=f"2026-01-0{2 + day}T03:04:05+00:00", claim_fingerprint=f"{day}" * 64, **change)
+        for day, change in enumerate(changes)
+    ]
+
+
+@pytest.fixture(scope="session")
+def trials(cases: dict[str, Case]) -> list[SweepRow]:
+    """Three trials of one sweep: the shortest, the best, and one that neither is."""
+    row = sweep_row("short", "lora", {"trained_parameters": 4096}, cases["full"].certificate, "short/certificate.json")
+    assert row.bound_bits is not None
+    best = replace(row, trial="best", artifact_bytes=7_000, bound_bits=row.bound_bits - 1, file="best/c.json")
+    worse = replace(row, trial="neither", artifact_bytes=9_000, bound_bits=row.bound_bits + 1, file="neither/c.json")
+    return [row, best, worse]

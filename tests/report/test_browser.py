@@ -10,13 +10,18 @@ import subprocess
 
 import pytest
 
+from tokenbound.report.history import history_html
+from tokenbound.report.sweep import sweep_html
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
+    "--disable-component-update",
     "--disable-sync",
     "--enable-logging=stderr",
     "--virtual-time-budget=4000",
@@ -47,6 +52,7 @@ addEventListener("load", () => {{
 }});
 </script></body>"""
 WIDTHS = (1280, 390)
+DARK, LIGHT = "rgb(16, 19, 23)", "rgb(246, 247, 248)"
 
 
 def look(page: str, folder, *flags: str) -> tuple[list[dict], str]:
@@ -62,14 +68,27 @@ def look(page: str, folder, *flags: str) -> tuple[list[dict], str]:
     return json.loads(html.unescape(found[1])), done.stderr
 
 
+@pytest.fixture
+def reports(hostile_page, cases, nights, trials) -> dict[str, tuple[str, int]]:
+    """A page of every kind, and how many plots it must show."""
+    certificate = cases["full"].certificate
+    return {
+        "run": (hostile_page, 9),
+        "history": (history_html(nights, certificate), 4),
+        "sweep": (sweep_html(trials), 2),
+    }
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_the_browser_shows_all_of_it(hostile_page, tmp_path):
-    frames, complaints = look(hostile_page, tmp_path, "--blink-settings=preferredColorScheme=0")
+@pytest.mark.parametrize(("kind", "scheme", "ground"), [("run", 0, DARK), ("history", 1, LIGHT), ("sweep", 0, DARK)])
+def test_the_browser_shows_all_of_it(reports, tmp_path, kind, scheme, ground):
+    page, plots = reports[kind]
+    frames, complaints = look(page, tmp_path, f"--blink-settings=preferredColorScheme={scheme}")
     assert "CONSOLE" not in complaints, complaints
     for frame, width in zip(frames, WIDTHS, strict=True):
         assert frame["width"] == width
         assert frame["scroll"] <= width, "the page scrolls sideways"
-        assert frame["plots"] == 9
+        assert frame["plots"] == plots
         assert frame["cut"] == []
         assert frame["font"] >= 8
-        assert frame["page"] == "rgb(16, 19, 23)", "the dark theme is not on"
+        assert frame["page"] == ground, "the theme does not follow the system's"

@@ -107,6 +107,7 @@ def test_the_hub_reads_the_metadata_as_it_was_meant(cases):
         ("latex", r" \\"),
         ("bibtex", "@misc{tokenbound-"),
         ("model-card", "model-index:"),
+        ("svg", "code of the artifact"),
     ],
 )
 def test_the_command_prints_every_form_from_the_certificate_alone(cases, tmp_path, monkeypatch, capsys, kind, mark):

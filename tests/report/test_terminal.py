@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from tokenbound.report.history import history_table
 from tokenbound.report.terminal import certificate_text, certificate_view, facts
 from tokenbound.report.words import headline, slack_sentence
 
@@ -73,3 +74,12 @@ def test_it_says_what_more_windows_would_leave(cases):
         assert f"{terms[name]:.4f}" in sentence
     assert sentence.endswith("all of them none.")
     assert "twice" not in words(certificate_text(cases["full"].certificate))
+
+
+def test_a_history_fits_a_terminal_and_loses_no_digit(nights):
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(history_table(nights))
+    lines = stream.getvalue().splitlines()
+    assert "…" not in stream.getvalue()
+    assert len([line for line in lines if "2026-01-0" in line]) == len(nights)
+    assert any(line.split()[-3:] == ["1.9000", "4.3750", "-0.1250"] for line in lines)

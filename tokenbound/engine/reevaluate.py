@@ -23,6 +23,7 @@ from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
 from tokenbound.errors import InputError, WorseError
 from tokenbound.identity import claim_identity, declarations, fingerprint
+from tokenbound.report.history import write_history
 from tokenbound.store import filesystem as files
 from tokenbound.store.history import HistoryEntry, append_history, read_history
 from tokenbound.store.lease import lease
@@ -125,6 +126,8 @@ def reevaluate(
             append_history(night.home, entries[-1])
             if on_certificate is not None:
                 on_certificate(certificate, path)
+        if entries:
+            write_history(night.home, read_history(night.home))
     _require_no_worse(before, entries, fail_if_worse)
     return entries
 

@@ -18,7 +18,15 @@ from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.engine.train import pretrain
 from tokenbound.errors import IncompleteError, InputError, TokenboundError
-from tokenbound.report.sweep import SweepRow, comparison_csv, comparison_markdown, comparison_svg, sweep_row
+from tokenbound.report.sweep import (
+    ROWS,
+    SweepRow,
+    comparison_csv,
+    comparison_markdown,
+    comparison_svg,
+    sweep_row,
+    write_sweep,
+)
 from tokenbound.store.run import RunDirectory
 from tokenbound.store.uri import is_uri
 from tokenbound.sweep import SweepConfig, Trial, expand_trials, remember
@@ -30,7 +38,7 @@ RESULT = "result.json"
 
 
 def sweep(config: SweepConfig) -> list[SweepRow]:
-    """Run what is not yet done of a sweep; write `sweep.md`, `sweep.csv`, `sweep.json` and `sweep.svg`.
+    """Run what is not yet done of a sweep; write `sweep.html`, `.md`, `.csv`, `.json` and `.svg`.
 
     A trial that fails does not stop the others.
 
@@ -51,7 +59,7 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
     with ray_session(config.how.ray_address):
         _prepare_once(config)
         failures = dict(_run_all(trials, config.how.parallel))
-    rows = [_row(trial) for trial in trials if trial.name not in failures]
+    rows = [_row(trial, directory) for trial in trials if trial.name not in failures]
     _write_tables(directory, rows)
     if failures:
         shown = "; ".join(f"{name}: {message}" for name, message in failures.items())
@@ -113,15 +121,18 @@ def _run_trial(trial: Trial, threads: int, here: Path) -> str:
     return f"{certificate.artifact_bytes:,} bytes, bound {certificate.bound_bits} bits/token"
 
 
-def _row(trial: Trial) -> SweepRow:
+def _row(trial: Trial, home: RunDirectory) -> SweepRow:
     result = RunDirectory(trial.folder).read_json(RESULT)
     family = "given" if trial.training is None else trial.training.what.family.kind
-    return sweep_row(trial.name, family, result["trained"], Certificate.load(result["certificate"]))
+    path = result["certificate"]
+    return sweep_row(trial.name, family, result["trained"], Certificate.load(path), home.relative(path))
 
 
 def _write_tables(directory: RunDirectory, rows: list[SweepRow]) -> None:
     tree: list[dict[str, Any]] = [row.to_dict() for row in rows]
-    directory.write("sweep.json", json.dumps(tree, indent=2).encode() + b"\n")
+    directory.write(ROWS, json.dumps(tree, indent=2).encode() + b"\n")
     directory.write("sweep.md", comparison_markdown(rows).encode())
     directory.write("sweep.csv", comparison_csv(rows).encode())
-    directory.write("sweep.svg", comparison_svg(rows).encode())
+    if rows:
+        directory.write("sweep.svg", comparison_svg(rows).encode())
+        write_sweep(directory, rows)

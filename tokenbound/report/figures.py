@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.bounds.smoothing import loss_interval_bits
+from tokenbound.errors import InputError
 from tokenbound.report.details import ArtifactPart, Curve, EntropyBins, LossDistribution, PositionBins, ReportDetails
-from tokenbound.report.svg import colour, inline_svg, new_figure, plain, settings
-from tokenbound.report.words import line_name
+from tokenbound.report.page import Legend, Plot
+from tokenbound.report.svg import colour, inline_svg, new_figure, plain, settings, standalone_svg
+from tokenbound.report.words import headline, line_name
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -64,25 +66,12 @@ CUT = 2.2
 """Bars longer than this many random guesses are cut."""
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One figure of the page."""
-
-    name: str
-    """Unique id on the page."""
-    title: str
-    caption: str
-    svg: Markup
-    legend: tuple[tuple[str, str, str], ...] = ()
-    """(role of the colour, `area`, `line`, `dash` or `dot`, words)."""
-
-
 def plots(certificate: Certificate, details: ReportDetails | None) -> tuple[Plot, ...]:
     """Every plot that certificate and details allow, in reading order."""
     given = details or ReportDetails()
     found: list[Plot | None] = [
-        _composition(certificate),
-        _errors(certificate),
+        composition(certificate),
+        errors(certificate),
         _size(certificate, given),
         _alpha(given),
         _stake(given),
@@ -118,29 +107,48 @@ def term_words(name: str) -> str:
     return SEGMENTS[name][1] if name in SEGMENTS else name.replace("_", " ")
 
 
-def _composition(certificate: Certificate) -> Plot | None:
-    lines = [line for line in certificate.bounds if line["top_k"] is None and line["value"] is not None]
+def composition(certificate: Certificate) -> Plot | None:
+    """The parts of every bound on the loss; None where there is none."""
+    lines = _loss_lines(certificate)
     if not lines:
         return None
-    svg, legend = _stacked(lines, "composition", "bits per token", _bits_words)
+    figure, legend = _stacked(lines, "bits per token", _bits_words)
     price = "of confidence" if certificate.prior == "holdout" else "of having fitted these very tokens"
     caption = (
         "Each bar adds up to one bound on the expected loss. What was measured is only its start; the rest is the "
         f"price {price}. The mark is what guessing costs: a bar that reaches it says nothing."
     )
-    return Plot("composition", "Where each bound comes from", caption, svg, legend)
+    return Plot("composition", "Where each bound comes from", caption, inline_svg(figure, "composition"), legend)
 
 
-def _errors(certificate: Certificate) -> Plot | None:
+def composition_svg(certificate: Certificate) -> str:
+    """The parts of every bound on the loss as an SVG file of its own, with the claim above.
+
+    Raises:
+        InputError: the certificate bounds errors alone.
+    """
+    lines = _loss_lines(certificate)
+    if not lines:
+        raise InputError("this certificate has no bound on the loss to draw; the HTML report has its other plots")
+    figure, legend = _stacked(lines, "bits per token", _bits_words)
+    return standalone_svg(figure, legend, "composition", title=headline(certificate))
+
+
+def _loss_lines(certificate: Certificate) -> list[dict[str, Any]]:
+    return [line for line in certificate.bounds if line["top_k"] is None and line["value"] is not None]
+
+
+def errors(certificate: Certificate) -> Plot | None:
+    """The parts of every bound on a top-k error; None where there is none."""
     lines = [line for line in certificate.bounds if line["top_k"] is not None and line["value"] is not None]
     if not lines:
         return None
-    svg, legend = _stacked(lines, "errors", "share of tokens", _share_words)
+    figure, legend = _stacked(lines, "share of tokens", _share_words)
     caption = (
         "How often the right token is not among the model's k most probable ones: measured, and at most. "
         "The mark is a random choice of k tokens."
     )
-    return Plot("errors", "Top-k errors", caption, svg, legend)
+    return Plot("errors", "Top-k errors", caption, inline_svg(figure, "errors"), legend)
 
 
 def _bits_words(line: Mapping[str, Any]) -> tuple[str, str]:
@@ -155,8 +163,8 @@ def _share_words(line: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _stacked(
-    lines: Sequence[Mapping[str, Any]], name: str, unit: str, show: Callable[[Mapping[str, Any]], tuple[str, str]]
-) -> tuple[Markup, tuple[tuple[str, str, str], ...]]:
+    lines: Sequence[Mapping[str, Any]], unit: str, show: Callable[[Mapping[str, Any]], tuple[str, str]]
+) -> tuple[Figure, Legend]:
     limit = _bar_limit(lines)
     legend: dict[tuple[str, str, str], None] = {}
     with settings():
@@ -183,7 +191,7 @@ def _stacked(
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         axes.set_xlabel(unit)
-        return inline_svg(figure, name), tuple(legend)
+        return figure, tuple(legend)
 
 
 def _bar_limit(lines: Sequence[Mapping[str, Any]]) -> float:
@@ -221,7 +229,7 @@ def _size(certificate: Certificate, details: ReportDetails) -> Plot | None:
         axes = figure.add_subplot()
         panel.draw(axes)
         axes.axvline(certificate.num_tokens, color=colour("muted"), linewidth=1, linestyle=(0, (2, 2)), zorder=0)
-        _log_x(axes, _counted)
+        log_x(axes, counted)
         axes.set_xlabel("tokens m, this corpus at the dotted line")
         axes.set_ylabel("error bound" if errors else "bound, bits per token")
         if errors:
@@ -234,7 +242,7 @@ def _size(certificate: Certificate, details: ReportDetails) -> Plot | None:
     if details.what_if:
         value = f"{100 * details.what_if.value:.2f} %" if errors else f"{details.what_if.value:.3f} bits"
         caption += (
-            f" With the same losses and a larger m of {_counted(details.what_if.num_tokens)} tokens (kappa/m = 0.003) "
+            f" With the same losses and a larger m of {counted(details.what_if.num_tokens)} tokens (kappa/m = 0.003) "
             f"the best line would be {value}."
         )
     return Plot("size", "Bound against the number of tokens", caption, svg, panel.legend())
@@ -263,14 +271,14 @@ def _stake(details: ReportDetails) -> Plot | None:
     return Plot("stake", "Bound against the stake", caption, svg, legend)
 
 
-def _choice_plot(name: str, curves: Sequence[Curve], label: str) -> tuple[Markup, tuple[tuple[str, str, str], ...]]:
+def _choice_plot(name: str, curves: Sequence[Curve], label: str) -> tuple[Markup, Legend]:
     panel = Panel(curves, None)
     with settings():
         figure = new_figure(270)
         axes = figure.add_subplot()
         panel.draw(axes)
         axes.set_xlim(*panel.seen())
-        _log_x(axes, _power)
+        log_x(axes, _power)
         axes.set_xlabel(label)
         axes.set_ylabel("bound, bits per token")
         return inline_svg(figure, name), panel.legend()
@@ -293,7 +301,7 @@ class Panel:
         self.curves = [(curve, role) for curve, role in pairs if min(curve.y) < self.high]
         self.guess = guess if guess is not None and self.low < guess < self.high else None
 
-    def legend(self) -> tuple[tuple[str, str, str], ...]:
+    def legend(self) -> Legend:
         """Of what is in the picture."""
         words = tuple((role, "line", curve.label) for curve, role in self.curves)
         return (*words, ("guess", "dash", "random guessing")) if self.guess is not None else words
@@ -318,13 +326,14 @@ class Panel:
             self._value(axes, point)
 
     def _value(self, axes: Any, point: tuple[float, float]) -> None:
+        """Beside the point, where a falling curve leaves room: below it on the left, else above it on the right."""
         below = point[1] - self.low > 0.14 * (self.high - self.low)
         axes.annotate(
             f"{format_bound(100 * point[1], 2)} %" if self.errors else format_bound(point[1], 3),
             point,
-            xytext=(0, -8 if below else 8),
+            xytext=(-6, -5) if below else (6, 5),
             textcoords="offset points",
-            ha="center",
+            ha="right" if below else "left",
             va="top" if below else "bottom",
             weight="bold",
             fontsize=11,
@@ -360,7 +369,7 @@ def _distribution(certificate: Certificate, found: LossDistribution | None, *, s
         axes.stairs(found.token_share, edges, fill=True, color=colour("measured"), linewidth=0)
         axes.stairs(found.loss_share, edges, color=colour("artifact"), linewidth=2)
         axes.axvline(certificate.random_guess_bits, color=colour("guess"), linewidth=1.5, linestyle=(0, (4, 3)))
-        _log_x(axes, _short)
+        log_x(axes, _short)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.set_ylim(0, 1.08 * max(*found.token_share, *found.loss_share))
         axes.set_xlim(max(edges[0], 2e-4), edges[-1] * 1.05)
@@ -426,7 +435,7 @@ def _position(found: PositionBins | None) -> Plot | None:
         figure = new_figure(250)
         axes = figure.add_subplot()
         axes.plot(found.place, found.loss_bits, color=colour("accent"), linewidth=2, marker="o", markersize=4)
-        _log_x(axes, _counted)
+        log_x(axes, counted)
         axes.set_ylim(0, max(found.loss_bits) * 1.08)
         axes.set_xlabel("place among the window's scored tokens")
         axes.set_ylabel("mean loss, bits")
@@ -458,7 +467,7 @@ def _artifact(certificate: Certificate, parts: Sequence[ArtifactPart]) -> Plot |
         axes.tick_params(axis="y", length=0, labelcolor=colour("ink"))
         axes.set_ylim(len(parts) - 0.4, -0.6)
         axes.set_xlim(0, longest * 1.36)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _counted(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: counted(value)))
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         axes.set_xlabel("bytes")
@@ -471,10 +480,11 @@ def _artifact(certificate: Certificate, parts: Sequence[ArtifactPart]) -> Plot |
 
 
 def _part_words(part: ArtifactPart) -> str:
-    return f"{8 * part.num_bytes / part.elements:.2f} bit/w" if part.elements else _counted(part.num_bytes)
+    return f"{8 * part.num_bytes / part.elements:.2f} bit/w" if part.elements else counted(part.num_bytes)
 
 
-def _log_x(axes: Any, show: Callable[[float], str]) -> None:
+def log_x(axes: Any, show: Callable[[float], str]) -> None:
+    """A logarithmic x axis with few round ticks, each shown in few letters."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     few = high / low < 300
@@ -484,10 +494,10 @@ def _log_x(axes: Any, show: Callable[[float], str]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
 
 
-def _counted(value: float) -> str:
+def counted(value: float) -> str:
     """A count in few letters.
 
-    >>> _counted(1500), _counted(36_000_000), _counted(12)
+    >>> counted(1500), counted(36_000_000), counted(12)
     ('1.5 k', '36 M', '12')
     """
     for size, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):

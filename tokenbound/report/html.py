@@ -1,23 +1,20 @@
-"""The certificate as one self-contained HTML file: no script, no address on the network, light and dark."""
+"""A certificate as an HTML report: the claim in words, plots, every number, and how to check and quote it."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.report.details import ReportDetails
+from tokenbound.report.page import Page, Tile, render
 from tokenbound.report.rows import bibtex, latex_row, markdown_row, model_card_yaml
 from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
 from tokenbound.store.run import CERTIFICATE, RunDirectory
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from tokenbound.certificate import Certificate
 
 UNITS = {
@@ -90,9 +87,6 @@ def html_report(
 ) -> str:
     """The report as one HTML document.
 
-    The same certificate and details give the same text. Every text that came from outside is escaped, and the page
-    forbids scripts and the network to itself.
-
     Args:
         certificate: what to report.
         details: what the plots need; None leaves out all that the certificate alone cannot draw.
@@ -100,14 +94,20 @@ def html_report(
     """
     from tokenbound.report.figures import plots, term_words
 
-    return _template().render(
-        short_id=certificate.claim_fingerprint[:8],
+    page = Page(
+        kicker="Risk certificate",
+        title=f"Risk certificate {certificate.claim_fingerprint[:8]}",
         headline=headline(certificate),
         verdict=verdict(certificate),
         vacuous=is_vacuous(certificate),
         tiles=_tiles(certificate),
         assumptions=assumptions(certificate),
         plots=plots(certificate, details),
+        footer=footer(certificate),
+    )
+    return render(
+        "certificate.html",
+        page,
         lines_sentence=_lines_sentence(certificate),
         line_columns=LINE_COLUMNS,
         line_rows=[_line_row(line) for line in certificate.bounds],
@@ -117,35 +117,28 @@ def html_report(
         verify_command=f"tokenbound verify {shlex.quote(certificate_name)}",
         digests=[(name, getattr(certificate, name)) for name in DIGESTS],
         quotes=_quotes(certificate),
-        version=certificate.tokenbound_version,
-        created_at=certificate.created_at,
-        schema=certificate.schema_version,
     )
 
 
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    return environment.from_string(resources.files("tokenbound.report").joinpath("report.html").read_text("utf-8"))
-
-
-def _tile(name: str, value: str, note: str = "") -> dict[str, str]:
-    return {"name": name, "value": value, "note": note}
+def footer(certificate: Certificate) -> str:
+    """What made a certificate, and when."""
+    return (
+        f"tokenbound {certificate.tokenbound_version}, {certificate.created_at}, "
+        f"certificate schema {certificate.schema_version}."
+    )
 
 
-def _tiles(certificate: Certificate) -> list[dict[str, str]]:
+def _tiles(certificate: Certificate) -> list[Tile]:
     found = []
     if certificate.bound_bits is not None and certificate.gap_bits is not None:
         measured = f"{certificate.empirical_risk_bits:.3f}"
         found += [
-            _tile("Bound", f"{format_bound(certificate.bound_bits, 3)} bits", f"per token, line {certificate.method}"),
-            _tile("Measured", f"{measured} bits", "mean smoothed loss of the scored tokens"),
-            _tile("Gap", f"{format_bound(certificate.gap_bits, 3)} bits", "bound minus measured"),
+            Tile("Bound", f"{format_bound(certificate.bound_bits, 3)} bits", f"per token, line {certificate.method}"),
+            Tile("Measured", f"{measured} bits", "mean smoothed loss of the scored tokens"),
+            Tile("Gap", f"{format_bound(certificate.gap_bits, 3)} bits", "bound minus measured"),
         ]
     else:
-        found.append(_tile("Measured", f"{certificate.mean_nll_bits:.3f} bits", "mean loss per token, unsmoothed"))
+        found.append(Tile("Measured", f"{certificate.mean_nll_bits:.3f} bits", "mean loss per token, unsmoothed"))
     scored = certificate.num_scored_tokens
     share = "every one scored" if scored == certificate.num_tokens else f"{scored:,} scored"
     paid = (
@@ -153,11 +146,11 @@ def _tiles(certificate: Certificate) -> list[dict[str, str]]:
     )
     return [
         *found,
-        _tile(
+        Tile(
             "Guessing", f"{certificate.random_guess_bits:.3f} bits", f"{certificate.tokenizer_vocab_size:,} token ids"
         ),
-        _tile("Tokens", f"{certificate.num_tokens:,}", share),
-        _tile("Artifact", f"{certificate.artifact_bytes:,} B", paid),
+        Tile("Tokens", f"{certificate.num_tokens:,}", share),
+        Tile("Artifact", f"{certificate.artifact_bytes:,} B", paid),
     ]
 
 

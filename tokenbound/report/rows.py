@@ -201,10 +201,17 @@ def _markdown_table(certificate: Certificate) -> str:
     return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}"
 
 
+def _picture(certificate: Certificate) -> str:
+    from tokenbound.report.figures import composition_svg  # draws: only where it is asked for
+
+    return composition_svg(certificate)
+
+
 EXPORTS: Mapping[str, Callable[[Certificate], str]] = {
     "markdown": _markdown_table,
     "latex": latex_row,
     "bibtex": bibtex,
     "model-card": model_card_yaml,
+    "svg": _picture,
 }
 """What `tokenbound report --format` prints besides the table and JSON."""

@@ -8,15 +8,20 @@ namespaces go, ids get the figure's name in front, and every text is escaped aga
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 from contextlib import AbstractContextManager
-from importlib import resources
 from xml.etree import ElementTree
 
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from tokenbound.report.page import Legend, page_source
 
 WIDTH = 400
 """Units of a figure's width; a unit is about 0.9 pixels on a phone and 1.3 on a desk."""
@@ -108,22 +113,44 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
 
 
-def standalone_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG file of its own, in the light colours of the report.
+def standalone_svg(figure: Figure, legend: Legend, name: str, title: str = "") -> str:
+    """The figure as an SVG file of its own, on the ground and in the light colours of the report.
 
     Args:
         figure: drawn with the colours of this module.
+        legend: drawn below the plot.
         name: ids begin with it.
+        title: a sentence above the plot.
     """
+    width, height = figure.get_size_inches()
+    if title:
+        lines = textwrap.wrap(title, 54)
+        figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11.5, weight="bold")
+        height += len(lines) / 4.5
+    figure.set_size_inches(width, height + math.ceil(len(legend) / 2) / 4.5)
+    if legend:
+        handles = [_handle(role, kind, words) for role, kind, words in legend]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     text = str(inline_svg(figure, name))
     for role, value in _light_colours().items():
         text = text.replace(f"var(--{role})", value)
-    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1) + "\n"
+    head, _, rest = text.partition(">")
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    return f'{head}><rect width="100%" height="100%" rx="8" fill="{_light_colours()["surface"]}"/>{rest}\n'
+
+
+def _handle(role: str, kind: str, words: str) -> Patch | Line2D:
+    """One entry of a legend inside a figure."""
+    if kind == "area":
+        return Patch(color=colour(role), label=words)
+    style = {"dash": (0, (4, 3)), "line": "-"}.get(kind, "")
+    marker = "o" if kind == "dot" else ""
+    return Line2D([], [], color=colour(role), linestyle=style, marker=marker, linewidth=2, label=words)
 
 
 def _light_colours() -> dict[str, str]:
     """The colours of the report's page, which stand in its template alone."""
-    page = resources.files("tokenbound").joinpath("report/report.html").read_text(encoding="utf-8")
+    page = page_source()
     light = page[: page.index("@media")]
     return dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light))
 

@@ -1,22 +1,34 @@
-"""The certificates of a sweep side by side: a table for terminal, Markdown and CSV, and bound against bytes."""
+"""The certificates of a sweep side by side: tables, bound against bytes, and an HTML report of both."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
 from tokenbound.bounds.rounding import format_bound
+from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.report import page
 from tokenbound.report.rows import markdown_cell
 from tokenbound.report.words import line_name
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from tokenbound.certificate import Certificate
+    from tokenbound.store.run import RunDirectory
+
+ROWS = "sweep.json"
+"""The rows of a sweep, in its directory."""
+PAGE = "sweep.html"
+"""Its report, beside them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,14 @@ class SweepRow:
     """Unsmoothed mean loss of the scored tokens, bits per token."""
     bound_bits: float | None
     """The smallest loss line."""
+    empirical_bits: float | None
+    """Its smoothed mean loss."""
+    guess_bits: float
+    """What random guessing costs."""
+    delta: float
+    prior: str
+    sampled: bool
+    """Whether a sample of the windows was scored."""
     lines: Mapping[str, float | None]
     """Every bound by the name of its line: bits per token, or an error rate."""
     measured_errors: Mapping[str, float | None]
@@ -40,14 +60,22 @@ class SweepRow:
     vacuous: bool
     certificate: str
     """Its claim fingerprint."""
+    file: str
+    """Where it lies, relative to the sweep."""
+    version: str
+    """Of the package that made the certificate."""
+    created_at: str
+    """When it was made."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return asdict(self)
 
 
-def sweep_row(name: str, family: str, trained: Mapping[str, Any] | None, certificate: Certificate) -> SweepRow:
-    """The row of one trial."""
+def sweep_row(
+    name: str, family: str, trained: Mapping[str, Any] | None, certificate: Certificate, file: str
+) -> SweepRow:
+    """The row of one trial, whose certificate lies at `file`, relative to the sweep."""
     return SweepRow(
         trial=name,
         family=family,
@@ -55,13 +83,37 @@ def sweep_row(name: str, family: str, trained: Mapping[str, Any] | None, certifi
         artifact_bytes=certificate.artifact_bytes,
         measured_bits=certificate.mean_nll_bits,
         bound_bits=certificate.bound_bits,
+        empirical_bits=certificate.empirical_risk_bits,
+        guess_bits=certificate.random_guess_bits,
+        delta=certificate.delta,
+        prior=certificate.prior,
+        sampled=certificate.sampling is not None,
         lines={line_name(line): line["value"] for line in certificate.bounds},
         measured_errors={
             line_name(line): line["empirical"] for line in certificate.bounds if line["top_k"] is not None
         },
         vacuous=certificate.vacuous,
         certificate=certificate.claim_fingerprint,
+        file=file,
+        version=certificate.tokenbound_version,
+        created_at=certificate.created_at,
     )
+
+
+def read_rows(home: RunDirectory) -> list[SweepRow]:
+    """The rows that a sweep left in its directory.
+
+    Raises:
+        IncompleteError: no trial has a certificate yet.
+        MismatchError: they are damaged, or an older version wrote them.
+    """
+    names = {field.name for field in fields(SweepRow)}
+    rows = home.read_json(ROWS)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() == names for row in rows):
+        raise MismatchError(f"{home.place(ROWS)} is damaged or of another version; run the sweep again to renew it")
+    if not rows:
+        raise IncompleteError(f"{home.uri}: no trial has a certificate yet; run the sweep again to resume")
+    return [SweepRow(**row) for row in rows]
 
 
 def comparison_table(rows: Sequence[SweepRow]) -> Table:
@@ -135,22 +187,196 @@ def frontier(rows: Sequence[SweepRow]) -> list[SweepRow]:
 
 def comparison_svg(rows: Sequence[SweepRow]) -> str:
     """Bound against bytes, one point for each trial, the frontier joined; a file of its own."""
-    from matplotlib.ticker import FuncFormatter
+    from tokenbound.report.svg import settings, standalone_svg
 
-    from tokenbound.report.svg import colour, new_figure, plain, settings, standalone_svg
+    with settings():
+        return standalone_svg(*_bytes_figure(rows), "sweep")
+
+
+def write_sweep(home: RunDirectory, rows: Sequence[SweepRow]) -> str:
+    """Write the report of a sweep into its directory; returns its path.
+
+    Args:
+        home: where the sweep lies.
+        rows: one for each trial that has a certificate, at least one.
+    """
+    home.write(PAGE, sweep_html(rows).encode())
+    return home.place(PAGE)
+
+
+def sweep_html(rows: Sequence[SweepRow]) -> str:
+    """The report of a sweep as one HTML document.
+
+    Args:
+        rows: at least one.
+    """
+    best = min(rows, key=_bound_or_infinity)
+    frame = page.Page(
+        kicker=f"Sweep of {len(rows):,} configurations" if len(rows) > 1 else "Sweep of one configuration",
+        title=f"Sweep of {len(rows):,}",
+        headline=_headline(rows, best),
+        verdict=_verdict(rows),
+        vacuous=all(row.vacuous for row in rows),
+        tiles=_tiles(rows, best),
+        assumptions=_assumptions(rows),
+        plots=_plots(rows),
+        footer=f"tokenbound {best.version}, {max(row.created_at for row in rows)}.",
+    )
+    head, *body = _cells(rows)
+    table = page.Table(
+        "Every trial",
+        "Losses and bounds are in bits per token, errors as bound (measured); bounds are rounded up. Measured is the "
+        "mean loss of the unsmoothed model.",
+        (*head, "claim", "certificate"),
+        tuple((*cells, row.certificate[:8], row.file) for cells, row in zip(body, rows, strict=True)),
+        text=("trial", "family", "claim", "certificate"),
+    )
+    return page.render(
+        "comparison.html",
+        frame,
+        tables=[table],
+        check_sentence="Each trial has its own certificate and report. In the directory of this page:",
+        check_command=f"tokenbound verify {shlex.quote(best.file)}",
+    )
+
+
+def hold_together(rows: Sequence[SweepRow]) -> bool:
+    """Whether all certificates hold at once with the confidence of one: they make the same claim of their models."""
+    return len({(row.delta, row.prior, row.sampled, frozenset(row.lines)) for row in rows}) == 1
+
+
+def _bound_or_infinity(row: SweepRow) -> float:
+    return float("inf") if row.bound_bits is None else row.bound_bits
+
+
+def _headline(rows: Sequence[SweepRow], best: SweepRow) -> str:
+    if best.bound_bits is None:
+        return "Only errors were bounded; the table below has every line."
+    confidence, smallest = f"With {100 * (1 - best.delta):g} % confidence", format_bound(best.bound_bits, 2)
+    of_it = f"{best.trial} with {best.artifact_bytes:,} bytes"
+    if len(rows) > 1 and hold_together(rows):
+        return f"{confidence} all bounds below hold; the smallest is {smallest} bits per token, of {of_it}."
+    return f"{confidence} the expected loss of {of_it} is at most {smallest} bits per token."
+
+
+def _verdict(rows: Sequence[SweepRow]) -> str:
+    say_something = sum(not row.vacuous for row in rows)
+    if not say_something:
+        return "VACUOUS: no bound is below random guessing. Use more tokens or shorter artifacts."
+    return f"{say_something:,} of {len(rows):,} bounds are below random guessing."
+
+
+def _tiles(rows: Sequence[SweepRow], best: SweepRow) -> list[page.Tile]:
+    found = []
+    if best.bound_bits is not None:
+        found.append(
+            page.Tile("Smallest bound", f"{format_bound(best.bound_bits, 3)} bits", f"per token, {best.trial}")
+        )
+    least = min(rows, key=lambda row: row.measured_bits)
+    shortest = min(rows, key=lambda row: row.artifact_bytes)
+    return [
+        *found,
+        page.Tile("Smallest loss", f"{least.measured_bits:.3f} bits", f"measured, {least.trial}"),
+        page.Tile("Smallest artifact", f"{shortest.artifact_bytes:,} B", shortest.trial),
+        page.Tile("Guessing", f"{best.guess_bits:.3f} bits", "per token"),
+        page.Tile("On the frontier", f"{len(frontier(rows)):,}", "trials that no other beats in bytes and bound"),
+    ]
+
+
+def _assumptions(rows: Sequence[SweepRow]) -> list[str]:
+    """How far the comparison may be trusted; what a single bound rests on stands in its own report."""
+    if not hold_together(rows):
+        together = "The trials make different claims. Each certificate holds by itself, not all of them at once."
+    elif any(row.sampled or row.prior == "holdout" for row in rows):
+        together = (
+            "All certificates hold at once: each artifact pays for its place among the trials that share the sample or "
+            "the holdout."
+        )
+    else:
+        together = "All certificates hold at once, because every artifact pays its own code: the best may be picked."
+    return [
+        together,
+        "Each bound is on the risk on this corpus's own positions, of the smoothed model. It is not the risk on fresh "
+        "documents.",
+        "What a bound rests on, its declarations and every number stand in the trial's own report.",
+    ]
+
+
+def _plots(rows: Sequence[SweepRow]) -> list[page.Plot]:
+    from tokenbound.report.svg import inline_svg, settings
+
+    if all(row.bound_bits is None for row in rows):
+        return []
+    with settings():
+        by_bytes, bytes_legend = _bytes_figure(rows)
+        parts, parts_legend = _parts_figure(rows)
+        return [
+            page.Plot(
+                "bytes",
+                "Bound against bytes",
+                "Each dot is one trial. No other trial beats those on the frontier in both bytes and bound.",
+                inline_svg(by_bytes, "bytes"),
+                bytes_legend,
+            ),
+            page.Plot(
+                "parts",
+                "What was measured, and what the bound adds",
+                "The smallest loss line of each trial. A short code leaves little to add; a good model little to "
+                "measure.",
+                inline_svg(parts, "parts"),
+                parts_legend,
+            ),
+        ]
+
+
+def _bytes_figure(rows: Sequence[SweepRow]) -> tuple[Figure, page.Legend]:
+    from tokenbound.report.figures import counted, log_x
+    from tokenbound.report.svg import colour, new_figure, plain
 
     points = [(row.artifact_bytes, row.bound_bits, row.trial) for row in rows if row.bound_bits is not None]
     edge = [(row.artifact_bytes, row.bound_bits) for row in frontier(rows) if row.bound_bits is not None]
-    with settings():
-        figure = new_figure(300)
-        axes = figure.add_subplot()
-        axes.step([x for x, _ in edge], [y for _, y in edge], where="post", color=colour("muted"))
-        axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=colour("accent"))
-        for x, y, trial in points:
-            axes.annotate(plain(trial), (x, y), (4, 4), textcoords="offset points", fontsize=9)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_xlabel("artifact, bytes")
-        axes.set_ylabel("bound, bits per token")
-        axes.grid(True)
-        return standalone_svg(figure, "sweep")
+    middle = math.sqrt(min(x for x, _, _ in points) * max(x for x, _, _ in points))
+    figure = new_figure(320)
+    axes = figure.add_subplot()
+    axes.step([x for x, _ in edge], [y for _, y in edge], where="post", color=colour("muted"), zorder=1)
+    axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=colour("accent"), zorder=2)
+    for x, y, trial in points:
+        side, shift = ("left", 6) if x <= middle else ("right", -6)
+        axes.annotate(plain(trial), (x, y), (shift, 4), textcoords="offset points", ha=side, fontsize=9.5)
+    axes.margins(0.08, 0.12)
+    log_x(axes, counted)
+    axes.set_xlabel("artifact, bytes")
+    axes.set_ylabel("bound, bits per token")
+    axes.grid(True)
+    return figure, (("accent", "dot", "trials"), ("muted", "line", "frontier"))
+
+
+def _parts_figure(rows: Sequence[SweepRow]) -> tuple[Figure, page.Legend]:
+    """One bar for each trial, by rising bound; those without a bound are left out, the longest cut."""
+    from tokenbound.report.figures import CUT
+    from tokenbound.report.svg import colour, new_figure, plain
+
+    shown = sorted((row for row in rows if row.bound_bits is not None), key=_bound_or_infinity)
+    guess = shown[0].guess_bits
+    limit = min(CUT * guess, 1.02 * max(guess, _bound_or_infinity(shown[-1])))
+    figure = new_figure(70 + 24 * len(shown))
+    axes = figure.add_subplot()
+    for place, row in enumerate(shown):
+        measured, bound = row.empirical_bits or 0.0, _bound_or_infinity(row)
+        axes.barh(place, measured, height=0.66, color=colour("measured"), linewidth=0)
+        axes.barh(place, min(bound, limit) - measured, left=measured, height=0.66, color=colour("accent"), linewidth=0)
+        axes.text(min(bound, limit) + 0.01 * limit, place, format_bound(bound, 3), va="center", fontsize=10)
+    axes.axvline(guess, color=colour("guess"), linewidth=1.5, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(shown)), [plain(row.trial) for row in shown])
+    axes.tick_params(axis="y", length=0, labelcolor=colour("ink"))
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(0, limit * 1.15)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_xlabel("bits per token")
+    legend = (
+        ("measured", "area", "measured, smoothed"),
+        ("accent", "area", "added by the bound"),
+        ("guess", "dash", "random guessing"),
+    )
+    return figure, legend

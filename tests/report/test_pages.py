@@ -1,0 +1,135 @@
+"""The reports of histories and sweeps: what they say, what they draw, and which directory gets which."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from tokenbound import cli
+from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.report.history import history_html
+from tokenbound.report.sweep import ROWS, SweepRow, hold_together, read_rows, sweep_html
+from tokenbound.report.words import assumptions, headline
+from tokenbound.store.history import append_history
+from tokenbound.store.run import RunDirectory
+
+
+def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["tokenbound", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    shown = capsys.readouterr()
+    return int(stop.value.code or 0), shown.out + shown.err
+
+
+def test_a_history_says_what_its_latest_certificate_says(nights, cases, read_page):
+    page = read_page(history_html(nights, cases["full"].certificate))
+    assert headline(cases["full"].certificate) in page.text
+    for sentence in assumptions(cases["full"].certificate):
+        assert sentence in page.text
+    assert page.figures() == ["time", "tokens", "composition", "errors"]
+    for entry in nights:
+        assert entry.claim_fingerprint[:8] in page.text
+    assert f"tokenbound verify {nights[-1].certificate}" in page.text
+
+
+def test_the_bound_over_time_has_a_dot_for_every_certificate(nights, cases):
+    text = history_html(nights, cases["full"].certificate)
+    figure = text[text.index('<figure class="card" id="time"') :]
+    svg = ElementTree.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
+    dots = [node for node in svg.iter("use") if "var(--accent)" in node.get("style", "")]
+    assert len(dots) == len(nights)
+
+
+def test_models_certified_again_and_again_have_a_line_each(nights, cases):
+    certificate = cases["full"].certificate
+    assert "bound of " not in history_html(nights, certificate), "one line through the steps of a training"
+    twice = [replace(entry, model=f"/models/{'ab'[place % 2]}") for place, entry in enumerate(nights)]
+    page = history_html(twice, certificate)
+    assert "bound of a" in page
+    assert "bound of b" in page
+
+
+def test_a_sweep_has_a_row_and_a_dot_for_every_trial(trials, read_page):
+    text = sweep_html(trials)
+    page = read_page(text)
+    assert page.figures() == ["bytes", "parts"]
+    for row in trials:
+        assert row.trial in page.text
+        assert row.file in page.text
+    best = min(trials, key=lambda row: row.bound_bits)
+    assert f"of {best.trial} with {best.artifact_bytes:,} bytes" in page.text
+    assert f"tokenbound verify {best.file}" in page.text
+
+
+def test_certificates_of_different_claims_are_not_said_to_hold_at_once(trials, read_page):
+    assert hold_together(trials)
+    assert "all bounds below hold" in read_page(sweep_html(trials)).text
+    for change in ({"delta": 0.01}, {"prior": "holdout"}, {"sampled": True}, {"lines": {"azuma": 4.0}}):
+        mixed = [trials[0], replace(trials[1], **change)]
+        text = read_page(sweep_html(mixed)).text
+        assert "not all of them at once" in text
+        assert "all bounds below hold" not in text
+
+
+def test_a_sweep_without_any_news_is_called_vacuous(trials, read_page):
+    page = read_page(sweep_html([replace(row, vacuous=True) for row in trials]))
+    assert "VACUOUS" in page.text
+
+
+@pytest.mark.parametrize("kind", ["history", "sweep"])
+def test_hostile_names_stay_texts(kind, nights, trials, cases, read_page, hostile_text):
+    if kind == "history":
+        entries = [replace(entry, model=hostile_text, certificate=hostile_text) for entry in nights]
+        page = read_page(history_html(entries, cases["full"].certificate))
+    else:
+        page = read_page(sweep_html([replace(row, trial=hostile_text, file=hostile_text) for row in trials]))
+    assert not {"script", "img"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert page.network_addresses() == []
+
+
+def test_a_night_directory_gets_both_reports(nights, cases, tmp_path, monkeypatch, capsys):
+    home = RunDirectory(str(tmp_path))
+    for entry in nights:
+        append_history(home, entry)
+    (tmp_path / "models/b").mkdir(parents=True)
+    cases["full"].certificate.save(tmp_path / nights[-1].certificate)
+    code, shown = call(monkeypatch, capsys, "report", str(tmp_path))
+    assert code == 0
+    assert "step-3" in shown
+    assert "Bound over time" in (tmp_path / "history.html").read_text()
+    assert (tmp_path / "models/b/report.html").exists()
+    code, shown = call(monkeypatch, capsys, "report", str(tmp_path), "--json")
+    assert json.loads(shown)["claim_fingerprint"] == cases["full"].certificate.claim_fingerprint
+
+
+def test_a_sweep_directory_gets_its_comparison(trials, tmp_path, monkeypatch, capsys):
+    home = RunDirectory(str(tmp_path))
+    home.write(ROWS, json.dumps([row.to_dict() for row in trials]).encode())
+    assert read_rows(home) == trials
+    code, shown = call(monkeypatch, capsys, "report", str(tmp_path))
+    assert code == 0
+    assert all(row.trial in shown for row in trials), shown
+    assert "Bound against bytes" in (tmp_path / "sweep.html").read_text()
+    code, shown = call(monkeypatch, capsys, "report", str(tmp_path), "--json")
+    assert [row["trial"] for row in json.loads(shown)] == [row.trial for row in trials]
+    code, shown = call(monkeypatch, capsys, "report", str(tmp_path), "--format", "latex")
+    assert code == 2
+    assert trials[0].file in shown
+
+
+@pytest.mark.parametrize(("rows", "error"), [([], IncompleteError), ([{"trial": "old"}], MismatchError)])
+def test_rows_that_cannot_be_shown_are_refused(rows, error, tmp_path):
+    home = RunDirectory(str(tmp_path))
+    home.write(ROWS, json.dumps(rows).encode())
+    with pytest.raises(error, match="run the sweep again"):
+        read_rows(home)
+
+
+def test_rows_survive_json(trials):
+    assert [SweepRow(**json.loads(json.dumps(row.to_dict()))) for row in trials] == trials
