@@ -3,7 +3,8 @@
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
 tokenizer, a fine-tune of it, a corpus of JSON lines, losses of another tool. A YAML fence that begins with
 `# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run: it needs a cloud -->`) or
-that it belongs to the long suite (`<!-- slow -->`).
+that it belongs to the long suite (`<!-- slow -->`), or names a package for which a stand-in is put
+(`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from tokenbound import cli
+from tokenbound import Certificate, cli
+from tokenbound.bounds import format_bound
+from tokenbound.config import RunConfig, validate
+from tokenbound.report.terminal import certificate_text
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -83,6 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.save_pretrained(tmp_path / "my-finetune")
     nll = np.random.default_rng(0).exponential(1.5, 50_000).astype(np.float32)
     pq.write_table(pa.table({"nll": nll}), tmp_path / "losses.parquet")
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(2).integers(0, 257, 2_500))
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -103,6 +111,70 @@ def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             pytest.fail(f"{shlex.join(command)} ended with exit code {stop.code}")
 
 
+class OpenModel:
+    """Logits [257] after each token, from a fixed table: what the stand-ins compute with."""
+
+    vocab_size = 257
+    table = np.random.default_rng(1).normal(0, 2, (vocab_size, vocab_size)).astype(np.float32)
+
+    @classmethod
+    def logits(cls, ids: list[int]) -> np.ndarray:
+        return cls.table[ids]
+
+    @classmethod
+    def log_p(cls, ids: list[int]) -> np.ndarray:
+        logits = cls.logits(ids).astype(np.float64)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def vllm_stand_in() -> ModuleType:
+    """As vLLM documents it: for each prompt token but the first a dict that holds it, ranks from 1, ties against it."""
+
+    class LLM:
+        def __init__(self, model: str, *, max_model_len: int) -> None:
+            self.room = max_model_len
+
+        def generate(self, prompts: list[dict[str, list[int]]], params: SimpleNamespace) -> list[SimpleNamespace]:
+            assert (params.prompt_logprobs, params.max_tokens) == (0, 1)
+            assert all(len(prompt["prompt_token_ids"]) + params.max_tokens <= self.room for prompt in prompts)
+            return [SimpleNamespace(prompt_logprobs=self._scored(prompt["prompt_token_ids"])) for prompt in prompts]
+
+        def _scored(self, ids: list[int]) -> list[dict[int, SimpleNamespace] | None]:
+            rows = zip(ids[1:], OpenModel.log_p(ids[:-1]), strict=True)
+            found = [
+                {token: SimpleNamespace(logprob=float(row[token]), rank=int((row >= row[token]).sum()))}
+                for token, row in rows
+            ]
+            return [None, *found]
+
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
+    return module
+
+
+def llama_cpp_stand_in() -> ModuleType:
+    """As its Python binding has it: `scores` [n_ctx, V] holds the logits of what was evaluated since `reset`."""
+
+    class Llama:
+        def __init__(self, model_path: str, *, n_ctx: int, logits_all: bool) -> None:
+            assert logits_all, "without it only the last logits are kept"
+            self.scores, self.n_tokens = np.full((n_ctx, OpenModel.vocab_size), np.nan, np.float32), 0
+
+        def reset(self) -> None:
+            self.n_tokens = 0
+
+        def eval(self, tokens: list[int]) -> None:
+            self.scores[self.n_tokens : self.n_tokens + len(tokens)] = OpenModel.logits(tokens)
+            self.n_tokens += len(tokens)
+
+    module = ModuleType("llama_cpp")
+    module.Llama = Llama  # type: ignore[attr-defined]
+    return module
+
+
+STAND_INS = {"vllm": vllm_stand_in, "llama_cpp": llama_cpp_stand_in}
+
+
 def walk(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     for fence in fences():
         if fence.mark.startswith("not run: ") or (fence.mark == "slow" and not slow):
@@ -112,6 +184,9 @@ def walk(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
             assert name, f"a YAML fence needs its file name in the first line:\n{fence.text}"
             Path(name[1]).write_text(fence.text)
         elif fence.language == "python":
+            package = fence.mark.removeprefix("stand-in: ")
+            if package != fence.mark:
+                monkeypatch.setitem(sys.modules, package, STAND_INS[package]())
             exec(compile(fence.text, "README.md", "exec"), {})
         elif fence.language == "sh":
             for command in fence.commands:
@@ -122,12 +197,60 @@ def test_every_fence_says_what_it_is() -> None:
     assert len(fences()) == README.read_text().count("\n```") // 2
     for fence in fences():
         assert fence.language in LANGUAGES, fence
-        assert fence.mark in ("", "slow") or re.fullmatch(r"not run: \S.*", fence.mark), fence.mark
+        known = fence.mark in ("", "slow", *(f"stand-in: {name}" for name in STAND_INS))
+        assert known or re.fullmatch(r"not run: \S.*", fence.mark), fence.mark
+
+
+def test_configs_that_are_not_run_are_valid() -> None:
+    marked = [fence for fence in fences() if fence.language == "yaml" and fence.mark]
+    assert marked
+    for fence in marked:
+        validate(RunConfig, yaml.safe_load(fence.text), origin="README.md")
+
+
+def test_the_output_shown_is_that_of_the_certificate_kept() -> None:
+    """`tokenbound/data/demo.certificate.json` is what `make demo` wrote on the Python named first in the table."""
+    certificate = Certificate.load(ROOT / "tokenbound/data/demo.certificate.json")
+    (shown,) = (fence.text for fence in fences() if "risk certificate" in fence.text)
+    assert shown.startswith(certificate_text(certificate, 80))
+    row = f"| {certificate.corpus['files']:,} | {certificate.corpus['text_bytes']:,} | "
+    assert (
+        f"{row}{format_bound(certificate.bound_bits, 3)} | {certificate.empirical_risk_bits:.3f} |"
+        in README.read_text()
+    )
+
+
+def test_the_picture_shows_the_numbers_of_the_text() -> None:
+    (place,) = re.findall(r"^!\[[^\]]+\]\((\S+\.svg)\)$", README.read_text(), re.MULTILINE)
+    words = list(ElementTree.parse(ROOT / place).getroot().itertext())
+    (row,) = re.findall(r"^\| [\d,]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|.*$", README.read_text(), re.MULTILINE)
+    assert set(row) <= {word.strip() for word in words}
+
+
+def test_its_links_lead_somewhere() -> None:
+    text = README.read_text()
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("http"):
+            assert (ROOT / target).exists(), target
 
 
 def test_its_commands_run(folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     walk(monkeypatch, slow=False)
     assert (folder / "runs/mine/report.html").exists()
+    assert (folder / "runs/nightly/history.html").exists()
+    ids = np.load(folder / "tokens.npy").tolist()
+    expected = -OpenModel.log_p(ids[:-1])[np.arange(len(ids) - 1), ids[1:]]
+    written = {name: pq.read_table(folder / f"{name}.parquet") for name in ("vllm", "llama")}
+    for table in written.values():
+        np.testing.assert_allclose(table["nll"].combine_chunks().flatten().to_numpy(), expected, rtol=1e-6)
+    assert written["vllm"]["rank"] == written["llama"]["rank"]
+    assert min(written["vllm"]["rank"].combine_chunks().flatten().to_pylist()) == 0
+    for name in written:
+        run(["tokenbound", "bound", f"{name}.parquet", "--vocab-size", "257", "--code-length-bits", "9e3"], monkeypatch)
 
 
 @pytest.mark.slow
