@@ -16,23 +16,32 @@ import pytest
 import torch
 from losses_support import make_losses
 
-from tokenbound.bounds.claim import Claim
-from tokenbound.certificate import Certificate, code_split, derived_fields, verify_beside
+from tokenbound.bounds.claim import Claim, SamplingPlan
+from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields, verify_beside
 from tokenbound.compression.artifact import encode_artifact
 from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import BoundConfig, SampleConfig
-from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.corpus.windows import hashed_order
+from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.identity import DEFAULT_PROTOCOL, claim_identity, fingerprint, scoring_identity
 from tokenbound.ledger import RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
 V = 257
-ARTIFACT_BYTES = encode_artifact({}, {"w": torch.arange(64.0)}, LosslessSettings())
+FULL = SampleConfig()
+ARTIFACT_BYTES = encode_artifact({"vocab_size": V}, {"w": torch.arange(64.0)}, LosslessSettings())
 
 
-def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "refuse", prior: str = "code") -> Path:
-    """A finished run of three shards of eight windows, and its certificate."""
+def build(
+    folder: Path,
+    *,
+    unscored: tuple[int, ...] = (),
+    unscorable: str = "refuse",
+    prior: str = "code",
+    sample: SampleConfig = FULL,
+) -> Path:
+    """A finished run of three shards of eight windows, and its certificate; or of a sample so long of 40 windows."""
     run = RunDirectory(str(folder))
     run.write(ARTIFACT, ARTIFACT_BYTES)
     identity = scoring_identity(
@@ -40,30 +49,35 @@ def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "re
         corpus_sha256="c" * 64,
         tokens_sha256="d" * 64,
         protocol=DEFAULT_PROTOCOL,
-        sample=SampleConfig(),
+        sample=sample,
     )
     name = fingerprint(identity)
-    records = []
+    records, order = [], np.arange(24)
+    if not sample.is_full:
+        order = drawn(identity, name)
     for shard in range(3):
-        losses = _shard(shard, unscored if shard == 0 else ())
+        losses = replace(_shard(shard, unscored if shard == 0 else ()), window_id=order[8 * shard : 8 * shard + 8])
         evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
         records.append(run.commit(shard, losses, evidence, name))
     bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
     declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior}
-    claimed = claim_identity(name, bound, declared)
+    claimed = claim_identity(name, bound, declared, sample.evaluation)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)
-    tokens = sum(record.tokens for record in records)
+    scored = sum(record.tokens for record in records)
+    tokens = scored if sample.is_full else 40 * 16
     claim = Claim(
         V, V, math.fsum(split.values()), bound.delta, tokens, bound.methods, bound.top_k, prior=prior, code_split=split
     )
-    reduction = reduce_ledger(RunLedger(run.uri, 3, name, V), claim)
+    drawing = None if sample.is_full else sampling_record(sample)
+    plan = None if sample.is_full else SamplingPlan(40, 16, sample.pilot_windows, evaluation=sample.evaluation)
+    reduction = reduce_ledger(RunLedger(run.uri, 3, name, V), claim, plan)
     certificate = Certificate(
         **derived_fields(reduction, claim, None),
         random_guess_bits=math.log2(V),
         delta=bound.delta,
         num_tokens=tokens,
-        num_scored_tokens=tokens,
-        num_windows=24,
+        num_scored_tokens=scored,
+        num_windows=24 if sample.is_full else 40,
         vocab_size=V,
         tokenizer_vocab_size=V,
         code_length_bits=claim.paid_code_bits,
@@ -77,7 +91,7 @@ def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "re
         declared_tokens=None,
         unscorable=unscorable,
         protocol=DEFAULT_PROTOCOL,
-        sampling=None,
+        sampling=drawing,
         declarations=declared,
         corpus={"source": "text", "documents": 3, "bytes_per_token": None},
         model={"architecture": "llama"},
@@ -100,8 +114,24 @@ def build(folder: Path, *, unscored: tuple[int, ...] = (), unscorable: str = "re
 
 
 def _shard(shard: int, unscored: tuple[int, ...]) -> Losses:
-    losses = make_losses([16] * 8, unscored=unscored, seed=shard)
-    return replace(losses, window_id=losses.window_id + 8 * shard)
+    return make_losses([16] * 8, unscored=unscored, seed=shard)
+
+
+def drawn(identity: dict[str, Any], name: str) -> Any:
+    digests = {key: identity[key] for key in ("artifact_sha256", "corpus_sha256", "seed")}
+    return hashed_order(40, fingerprint=name, first=24, **digests)
+
+
+def sampling_record(sample: SampleConfig) -> SamplingRecord:
+    return SamplingRecord(
+        seed=sample.seed,
+        num_windows=40,
+        max_window_tokens=16,
+        scored_windows=24,
+        pilot_windows=sample.pilot_windows,
+        until_slack_bits=None,
+        evaluation=sample.evaluation,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +220,73 @@ def test_no_forged_field_verifies(finished: Path, tmp_path: Path, field: str, va
 def test_a_forged_line_does_not_verify(finished: Path, tmp_path: Path) -> None:
     tree = json.loads(finished.read_text())
     tree["bounds"][-1]["value"] *= 0.99
+    finished.write_text(json.dumps(tree))
+    with pytest.raises(MismatchError, match="bounds"):
+        verify_beside(finished)
+
+
+def reforged(path: Path, **fields: Any) -> Certificate:
+    """A certificate with forged fields, and every number recomputed as they would have it."""
+    forged = Certificate.load(path).model_copy(update=fields)
+    reduction = reduce_ledger(forged.ledger(str(path.parent)), forged.claim(), forged.sampling_plan())
+    return forged.model_copy(update=derived_fields(reduction, forged.claim(), None))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("pilot_windows", 12), ("pilot_windows", 20), ("evaluation", 1), ("evaluation", None), ("max_window_tokens", 15)],
+)
+def test_a_draw_is_decided_before_it(tmp_path: Path, field: str, value: int | None) -> None:
+    """A pilot chosen afterwards, or a cheaper ordinal, does not verify although all numbers follow from it."""
+    path = build(tmp_path, sample=SampleConfig(windows=24, pilot_windows=8, evaluation=3))
+    sound = Certificate.load(path)
+    sound.verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+    assert sound.sampling is not None
+    record = sound.sampling.model_copy(update={field: value})
+    with pytest.raises((MismatchError, InputError), match=field.replace("max_window_tokens", "at most 15")):
+        reforged(path, sampling=record).verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+
+
+def test_a_sample_cannot_be_shortened_to_its_luckiest_windows(tmp_path: Path) -> None:
+    """Every prefix of the draw may be certified; other windows may not."""
+    path = build(tmp_path, sample=SampleConfig(windows=24, pilot_windows=8))
+    sound, run = Certificate.load(path), RunDirectory(str(tmp_path))
+    assert sound.sampling is not None
+    shorter = reforged(path, sampling=sound.sampling.model_copy(update={"scored_windows": 20}), num_scored_tokens=320)
+    shorter.verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+    record = run.record(2)
+    losses = run.losses(record)
+    swapped = replace(losses, window_id=losses.window_id[[1, 0, *range(2, 8)]])
+    run.commit(2, swapped, record.evidence, record.scoring_fingerprint)
+    records = [run.record(shard) for shard in range(3)]
+    with pytest.raises(MismatchError, match="other windows than planned"):
+        reforged(path, losses_sha256=losses_sha256(records)).verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+
+
+def test_a_narrower_vocabulary_than_the_models_does_not_verify(finished: Path) -> None:
+    """It would lower B; that all numbers follow from it does not help."""
+    forged = Certificate.load(finished).model_copy(update={"vocab_size": V - 1, "tokenizer_vocab_size": V - 1})
+    forged = forged.model_copy(update={"random_guess_bits": math.log2(V - 1)})
+    with pytest.raises(MismatchError, match="vocab_size: the certificate says 256, the model predicts 257"):
+        forged.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
+
+
+def test_lines_of_a_head_that_the_model_does_not_have_do_not_verify(finished: Path) -> None:
+    forged = Certificate.load(finished).model_copy(update={"head_alpha_min": 0.25})
+    with pytest.raises(MismatchError, match="head_alpha_min"):
+        forged.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("t", 1.0), ("alpha", 0.1), ("forecast_floor_bits", 20.0), ("forecast_coefficients", [0.1] * 5), ("lambda", 9.0)],
+)
+def test_a_forged_grid_point_does_not_verify(finished: Path, parameter: str, value: Any) -> None:
+    """Verification chooses the grid point again; the printed one must be that."""
+    tree = json.loads(finished.read_text())
+    line = next(line for line in tree["bounds"] if line["method"] == "freedman")
+    assert line["parameters"][parameter] != value
+    line["parameters"][parameter] = value
     finished.write_text(json.dumps(tree))
     with pytest.raises(MismatchError, match="bounds"):
         verify_beside(finished)

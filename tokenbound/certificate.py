@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WithJs
 
 from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
+from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, MismatchError
@@ -259,10 +260,22 @@ class Certificate(BaseModel):
             _require_equal(name, getattr(self, name), self.claim_identity.get(name))
         if DOCUMENT in self.methods and (self.protocol["context"] != "document" or self.earlier_fingerprints):
             raise MismatchError("a document line where contexts cross documents, or the corpus has grown")
+        if self.declared_tokens is not None and self.earlier_fingerprints:
+            raise MismatchError("a number of tokens declared beforehand, of a corpus that has grown")
         _require_equal("prior", self.prior, self.declarations.get("prior"))
         _require_equal("declared_tokens", self.declared_tokens, self.declarations.get("declared_tokens"))
-        _require_equal("sampling", self.sampling is not None, self.scoring_identity.get("sampled"))
+        self._verify_sampling()
         _require_equal("random_guess_bits", self.random_guess_bits, math.log2(self.tokenizer_vocab_size))
+
+    def _verify_sampling(self) -> None:
+        """What decided the draw was fixed before it: pilot and seed name the run, the ordinal of the draw the claim."""
+        identity, record = self.scoring_identity, self.sampling
+        _require_equal("sampling", record is not None, identity.get("sampled"))
+        _require_equal("sampling_delta_share", SAMPLING_DELTA_SHARE, self.claim_identity.get("sampling_delta_share"))
+        _require_equal("evaluation", record and record.evaluation, self.claim_identity.get("evaluation"))
+        if record is not None:
+            _require_equal("seed", record.seed, identity.get("seed"))
+            _require_equal("pilot_windows", record.pilot_windows, identity.get("pilot_windows"))
 
     def _verify_artifact(self, data: bytes) -> None:
         from tokenbound.compression.artifact import parse_artifact
@@ -272,10 +285,12 @@ class Certificate(BaseModel):
         _require_equal("artifact_sha256", self.artifact_sha256, sha256_hex(data))
         _require_equal("artifact_bytes", self.artifact_bytes, len(data))
         self._verify_base(data)
-        if self.head_alpha_min is not None:
-            _require_equal("head_alpha_min", self.head_alpha_min, alpha_min_of(parse_artifact(data).architecture))
-        arithmetic = arithmetic_of(parse_artifact(data).architecture)
-        _require_equal("model.arithmetic", self.model.get("arithmetic"), arithmetic)
+        architecture = parse_artifact(data).architecture
+        _require_equal("head_alpha_min", self.head_alpha_min, alpha_min_of(architecture))
+        _require_equal("model.arithmetic", self.model.get("arithmetic"), arithmetic_of(architecture))
+        width = architecture.get("vocab_size")
+        if isinstance(width, int) and self.vocab_size < width:
+            raise MismatchError(f"vocab_size: the certificate says {self.vocab_size}, the model predicts {width} ids")
         split = code_split(len(data), self.protocol)
         _require_equal("code_split", self.code_split, split)
         _require_equal(

@@ -2,7 +2,8 @@
 
 Under the prior `code` with every token scored each artifact pays its own code, so all certificates of a sweep hold at
 once and each keeps the same `trial`. A sample, or a holdout, was drawn for all of them: there each artifact is a trial
-of its own. The ordinals are written down when a trial is first seen and never change, whatever is added later.
+of its own; and everywhere each changed claim is one (a trial that sets keys of `evaluate.bound`). The ordinals are
+written down when a trial is first seen and never change, whatever is added later.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any], ordinal: 
     how = {**config.how.evaluate, "output": f"{folder}/run", "cache": cache}
     run = validate(RunConfig, {"what": {**tree["evaluate"], "corpus": corpus}, "how": how}, origin=origin)
     identity = [None if training is None else training.what.model_dump(mode="json"), run.what.model_dump(mode="json")]
-    return Trial(name, training, _numbered(run, ordinal), sha256_hex(canonical_json(identity)))
+    return Trial(name, training, _numbered(run, ordinal, changes), sha256_hex(canonical_json(identity)))
 
 
 def _change(tree: dict[str, Any], key: str, value: Any, trial: str) -> None:
@@ -152,10 +153,13 @@ def _change(tree: dict[str, Any], key: str, value: Any, trial: str) -> None:
     node[leaf] = copy.deepcopy(value)
 
 
-def _numbered(run: RunConfig, ordinal: int) -> RunConfig:
-    """The run with its `trial`: an ordinal where artifacts share a draw or a holdout, else unchanged."""
+def _numbered(run: RunConfig, ordinal: int, changes: Mapping[str, Any]) -> RunConfig:
+    """The run with its `trial`: an ordinal where artifacts share a draw or a holdout, or the claim is another one."""
     what = run.what
-    if what.sample.is_full and what.bound.prior == "code":
+    shared = not what.sample.is_full or what.bound.prior == "holdout"
+    other_claim = any(key.split(".")[:2] == ["evaluate", "bound"] and key != "evaluate.bound.trial" for key in changes)
+    if not (shared or other_claim):
         return run
-    bound = what.bound.model_copy(update={"trial": what.bound.trial + ordinal - 1})
+    # Other claims are numbered behind the first, which is that of all trials whose claim is the base's.
+    bound = what.bound.model_copy(update={"trial": what.bound.trial + (ordinal - 1 if shared else ordinal)})
     return run.model_copy(update={"what": what.model_copy(update={"bound": bound})})

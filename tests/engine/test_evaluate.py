@@ -89,13 +89,23 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
     config = validate(RunConfig, tree, origin="test")
     for found, forge in (
         ("nll differs from the model", lambda losses: {"nll": losses.nll * np.float32(0.9)}),
+        ("entropy differs from the model", lambda losses: {"entropy": losses.entropy + np.float32(0.01)}),
         ("ranks are not the model's at top-1", lambda losses: {"rank": losses.rank * (losses.rank > 64)}),
+        ("tokens are not the corpus's", lambda losses: {"token": losses.token[::-1]}),
+        ("column document is not the corpus's", lambda losses: {"document": losses.document + 1}),
     ):
         for shard, losses in enumerate(honest):
             record = directory.record(shard)
             directory.commit(shard, replace(losses, **forge(losses)), record.evidence, record.scoring_fingerprint)
         with pytest.raises(MismatchError, match=found):
             rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=10)
+    for shard, losses in enumerate(honest):
+        record = directory.record(shard)
+        directory.commit(shard, losses, record.evidence, record.scoring_fingerprint)
+    for field in ("vocab_size", "tokenizer_vocab_size", "num_tokens", "num_windows"):
+        forged = certificate.model_copy(update={field: getattr(certificate, field) - 1})
+        with pytest.raises(MismatchError, match=f"^{field}: the certificate says"):
+            rescore(forged, config, losses=directory.uri, artifact=artifact, windows=1)
 
 
 def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:
@@ -119,13 +129,22 @@ def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:
 
 def test_scoring_stops_at_the_first_prefix_with_little_slack(run_tree: Tree) -> None:
     windows = {"length": 16, "context": "packed", "batch": 8, "shard_tokens": 320}
-    sample = {"until_slack_bits": 0.8, "pilot_windows": 20}
-    certificate, path = run(run_tree(windows=windows, sample=sample))
-    assert certificate.sampling is not None
-    assert 20 < certificate.sampling.scored_windows <= certificate.num_windows
-    line = next(line for line in certificate.bounds if line["method"] == certificate.method)
-    assert line["terms"]["sampling_slack"] <= 0.8 or certificate.sampling.scored_windows == certificate.num_windows
-    verify_beside(path)
+    stopped = []
+    for target in (0.8, 0.4):
+        certificate, path = run(run_tree(windows=windows, sample={"until_slack_bits": target, "pilot_windows": 20}))
+        verify_beside(path)
+        assert certificate.sampling is not None
+        assert 20 < certificate.sampling.scored_windows < certificate.num_windows
+        losses = [line for line in certificate.bounds if line["top_k"] is None]
+        assert max(line["terms"]["sampling_slack"] for line in losses) <= target
+        stopped.append((certificate.scoring_fingerprint, certificate.claim_fingerprint))
+        sizes = [path.stat().st_mtime_ns for path in (path.parent / "losses").iterdir()]
+        stopped[-1] += (certificate.sampling.scored_windows, losses[1]["value"], min(sizes))
+    first, second = stopped
+    assert first[:2] == second[:2], "going on is the same claim"
+    assert first[2] < second[2]
+    assert second[3] < first[3], "and a tighter one"
+    assert first[4] == second[4], "what was scored is not scored again"
 
 
 def test_another_model_or_window_is_refused_in_the_same_directory(run_tree: Tree, other_checkpoint: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tokenbound.certificate import Certificate, verify_beside
-from tokenbound.config import RunConfig
+from tokenbound.config import RunConfig, WhatConfig
 from tokenbound.engine.evaluate import evaluate
+from tokenbound.engine.preparation import check_growth
 from tokenbound.engine.rescore import rescore
-from tokenbound.errors import MismatchError
+from tokenbound.errors import InputError, MismatchError
 
 ADDED = "and then some more words " * 200
 
@@ -74,6 +76,27 @@ def test_a_file_that_changed_is_no_growth(grown: tuple[Path, RunConfig]) -> None
             evaluate(config)
     finally:
         (place / "corpus/zz.txt").write_text(ADDED)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "words"),
+    [
+        ("bound", {"declared_tokens": 100}, "declared_tokens: the corpus grew 2 times"),
+        ("bound", {"methods": ["freedman", "document"]}, "number of documents for fixed"),
+        ("sample", {"windows": 300}, "sample.evaluation: the corpus grew 2 times"),
+    ],
+)
+def test_what_takes_the_corpus_for_fixed_is_refused_of_a_grown_one(
+    grown: tuple[Path, RunConfig], section: str, fields: dict[str, Any], words: str
+) -> None:
+    what = grown[1].what.model_dump()
+    what["windows"]["context"] = "document"
+    what[section] = {**what[section], **fields}
+    asked = WhatConfig.model_validate(what)
+    check_growth(asked, 0)
+    with pytest.raises(InputError, match=words):
+        check_growth(asked, 2)
+    check_growth(grown[1].what, 2)
 
 
 def test_a_shorter_corpus_is_another_run(grown: tuple[Path, RunConfig], tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def test_artifacts_are_trials_only_where_they_share_a_draw(tree: Tree) -> None:
     assert ordinals({**tree, "evaluate": holdout}) == [1, 2]
 
 
+def test_a_changed_claim_is_a_trial_of_its_own(tree: Tree) -> None:
+    claims = {"loss": {"evaluate.bound.methods": ["azuma"]}, "delta": {"evaluate.bound": {"delta": 0.01}}}
+    numbered = {"evaluate.bound.trial": 9}
+    assert ordinals({**tree, "trials": {**tree["trials"], **claims, "own": numbered}}) == [1, 1, 4, 5, 9]
+
+
 def test_an_ordinal_once_given_never_changes(tree: Tree) -> None:
     tree["evaluate"]["sample"] = {"windows": 300}
     known = remember(expand_trials(config(tree), {}), {})

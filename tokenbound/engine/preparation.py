@@ -102,11 +102,7 @@ def prepare(config: RunConfig) -> Prepared:
     base = base_identity(artifact, what.model)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
-    if earlier and DOCUMENT in what.bound.methods:
-        raise InputError(
-            f"what.bound.methods: `document` takes the number of documents for fixed; the corpus grew {len(earlier)} "
-            "times; leave it out"
-        )
+    check_growth(what, len(corpus.manifest.segments) - 1)
     prepared = Prepared(
         config,
         run,
@@ -144,6 +140,31 @@ def identities(
         )
         for corpus in corpora
     ]
+
+
+def check_growth(what: WhatConfig, times: int) -> None:
+    """Refuse what takes the corpus for fixed, or does not count its draws, where it has grown.
+
+    Raises:
+        InputError: a document line, a declared number of tokens, or a sample without its ordinal.
+    """
+    if times == 0:
+        return
+    if DOCUMENT in what.bound.methods:
+        raise InputError(
+            f"what.bound.methods: `document` takes the number of documents for fixed; the corpus grew {times} times; "
+            "leave it out"
+        )
+    if what.bound.declared_tokens is not None:
+        raise InputError(
+            f"what.bound.declared_tokens: the corpus grew {times} times, so its size was not fixed beforehand; leave "
+            "it out"
+        )
+    if not what.sample.is_full and what.sample.evaluation is None:
+        raise InputError(
+            f"what.sample.evaluation: the corpus grew {times} times, and each draw from it spends a share of delta; "
+            "say which draw this is, from 1 (`reevaluate` counts by itself)"
+        )
 
 
 def require_tokens(plan: CorpusPlan) -> None:

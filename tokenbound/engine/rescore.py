@@ -23,8 +23,8 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
 
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
-"""Largest difference of one token's loss between two machines, by dtype of the body; its mean over a window may be "
-"a tenth."""
+"""Largest difference of one token's loss between two machines, nats, by dtype of the body; its mean over a window may
+be a tenth."""
 
 FLIP_SHARE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
 """Largest share of a window's tokens, one token apart, that two machines may put on different sides of a top-k."""
@@ -67,7 +67,11 @@ def rescore(
         segments = len(manifest.segments)
         spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], segments)
         plan = open_plan(cache, spec)[1]
-        planned = {"num_tokens": plan.num_tokens, "num_windows": plan.num_windows}
+        planned = {
+            "num_tokens": plan.num_tokens,
+            "num_windows": plan.num_windows,
+            "tokenizer_vocab_size": manifest.vocab_size,
+        }
         if certificate.sampling is not None:
             planned["max_window_tokens"] = plan.max_window_tokens
         claimed = {**certificate.model_dump(), **(certificate.sampling.model_dump() if certificate.sampling else {})}
@@ -79,8 +83,7 @@ def rescore(
         found = _base_of(certificate, base or config.what.model.base)
         score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
         return max(
-            _compare(score, corpus, plan, spec, recorded, row, protocol["dtype"], certificate.top_k)
-            for recorded, row in _draw(ledger, windows)
+            _compare(score, corpus, plan, spec, recorded, row, certificate) for recorded, row in _draw(ledger, windows)
         )
 
 
@@ -122,9 +125,9 @@ def _compare(
     spec: WindowSpec,
     recorded: Losses,
     row: int,
-    dtype: str,
-    top_k: Sequence[int],
+    certificate: Certificate,
 ) -> float:
+    dtype = certificate.protocol["dtype"]
     window = recorded.window_id[row : row + 1]
     batch = gather(corpus, plan.windows(window), spec.length)  # type: ignore[arg-type, attr-defined]
     scored = score(
@@ -138,6 +141,10 @@ def _compare(
             "position": batch.position,
         }
     )
+    if scored["vocab_size"] != certificate.vocab_size:
+        raise MismatchError(
+            f"vocab_size: the certificate says {certificate.vocab_size}, the model's logits have {scored['vocab_size']}"
+        )
     cut = slice(int(recorded.offsets[row]), int(recorded.offsets[row + 1]))
     if recorded.token is not None and not np.array_equal(recorded.token[cut], scored["token"]):
         raise MismatchError(f"window {int(window[0])}: the recorded tokens are not the corpus's")
@@ -150,7 +157,7 @@ def _compare(
         raise MismatchError(f"window {int(window[0])}: the column `alpha` and the model's smoothing head do not agree")
     if recorded.rank is None:
         raise MismatchError(f"window {int(window[0])}: no ranks are recorded")
-    _require_same_errors(recorded.rank[cut], scored["rank"], top_k, dtype)
+    _require_same_errors(recorded.rank[cut], scored["rank"], certificate.top_k, dtype)
     columns = [name for name in ("nll", "entropy", "alpha", "base_nll", "base_entropy") if name in scored]
     return max(_largest_difference(recorded, cut, scored[name], name, dtype) for name in columns)
 
