@@ -58,6 +58,7 @@ def test_what_cannot_be_computed_says_why(tmp_path: Path) -> None:
     errors = [line for line in lines if line["method"] == "kl"]
     assert all(line["value"] is None and "rank" in line["note"] for line in errors)
     assert lines[0]["parameters"]["forecast_degree"] == 0
+    assert "no `entropy` column" in lines[0]["note"]
 
 
 def test_a_directory_of_files_is_one_ledger(tmp_path: Path) -> None:
@@ -84,11 +85,75 @@ def test_a_directory_of_files_is_one_ledger(tmp_path: Path) -> None:
         ({"nll": NLL, "rank": np.full(len(NLL), 257)}, MismatchError, "vocabulary"),
         ({"nll": NLL, "token": np.full(len(NLL), 257)}, MismatchError, "token id 257 outside the vocabulary"),
         ({"nll": NLL, "window_id": np.arange(len(NLL)) % 59_999}, MismatchError, "window_id 0 stands twice"),
+        (
+            {"nll": NLL, "window_id": np.arange(len(NLL)) + (np.arange(len(NLL)) > 8)},
+            MismatchError,
+            "window_id 9 is missing",
+        ),
+        ({"nll": NLL, "window_id": np.arange(len(NLL)) + 7}, MismatchError, "window_id 1 is missing, though 7 is"),
+        ({"nll": NLL, "rank": NLL}, InputError, "column `rank` must hold integers"),
+        ({"nll": np.append(NLL[1:].astype(np.float64), 1e200)}, MismatchError, r"nll 1e\+200 is no float32"),
+        ({"nll": NLL, "entropy": np.append(ENTROPY[1:].astype(np.float64), 1e300)}, MismatchError, "entropy 1e"),
+        ({"nll": NLL, "entropy": -NLL}, MismatchError, "negative entropy"),
     ],
 )
 def test_bad_columns_are_refused_by_name(tmp_path: Path, columns: Any, kind: type[Exception], match: str) -> None:
     with pytest.raises(kind, match=match):
         bound_losses(write(tmp_path / "a.parquet", **columns), **PAID)
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float16(), pa.float32()])
+def test_any_width_of_float_in_lists_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    values = pa.array(NLL.astype(kind.to_pandas_dtype()))
+    offsets = range(0, 60_001, 600)
+    lists = {
+        "list": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values),
+        "large": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values),
+        "fixed": pa.FixedSizeListArray.from_arrays(values, 600),
+        "flat": values,
+    }
+    found = {
+        name: bound_losses(write(tmp_path / f"{name}.parquet", nll=column), **PAID, method="azuma")[0]["value"]
+        for name, column in lists.items()
+    }
+    assert len(set(found.values())) == 1
+
+
+def test_files_with_other_columns_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", nll=NLL, entropy=ENTROPY)
+    write(tmp_path / "b.parquet", nll=NLL)
+    with pytest.raises(InputError, match=r"b\.parquet has the columns nll, but .*a\.parquet has nll, entropy"):
+        bound_losses(str(tmp_path), **PAID)
+
+
+def test_windows_may_be_counted_from_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", nll=NLL, window_id=np.arange(len(NLL)) + 1)
+    assert bound_losses(path, **PAID, method="azuma")[0]["value"] > 0
+
+
+def test_a_later_trial_pays_for_the_earlier_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", nll=NLL)
+    first, ninth = (bound_losses(path, **PAID, method="azuma", trial=trial)[0] for trial in (1, 9))
+    assert ninth["tune_bits"] == pytest.approx(first["tune_bits"] + 7)
+    assert ninth["value"] > first["value"]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-7, 80.0])
+def test_losses_that_are_all_alike_have_a_bound(tmp_path: Path, value: float) -> None:
+    path = write(tmp_path / "a.parquet", nll=np.full(5000, value, np.float32), entropy=np.zeros(5000))
+    for line in bound_losses(path, **PAID):
+        assert line["value"] is None or line["value"] >= line["empirical"]
+
+
+def test_a_run_whose_last_shard_is_missing_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    losses = make_losses([64, 64, 64])
+    run.commit(0, losses, json.loads(shard_evidence(losses, 257, (1, 10, 100)).to_json()), "f")
+    run.write_json("plan.json", {"num_windows": 3})
+    assert bound_losses(str(tmp_path), **PAID)[0]["value"] > 0
+    run.write_json("plan.json", {"num_windows": 4})
+    with pytest.raises(InputError, match=r"shards are missing \(3 of 4 windows"):
+        bound_losses(str(tmp_path), **PAID)
 
 
 def test_tokens_as_text_are_not_taken_for_ids(tmp_path: Path) -> None:

@@ -179,11 +179,13 @@ def bound(
     delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
     method: Annotated[str, typer.Option(help="azuma, freedman, kl or all.")] = "all",
     tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
+    trial: Annotated[int, typer.Option(help="Ordinal of this claim among all tried on these tokens.", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
     from tokenbound.foreign import bound_losses
     from tokenbound.report.terminal import lines_table, notes
+    from tokenbound.report.words import TAKEN_ON_TRUST
 
     lines = bound_losses(
         losses,
@@ -192,11 +194,12 @@ def bound(
         code_length_bits=code_length_bits,
         delta=delta,
         method=method,
+        trial=trial,
     )
     if as_json:
         _print_json({"bounds": lines})
     else:
-        Console().print(lines_table(lines, delta), *notes(lines), sep="\n")
+        Console().print(lines_table(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from tokenbound.bounds.claim import METHODS, Claim
 from tokenbound.certificate import plain
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
-from tokenbound.store.foreign import available_columns, find_row_groups, named_windows
+from tokenbound.store.foreign import common_columns, find_row_groups, named_windows
 from tokenbound.store.run import RunDirectory
 from tokenbound.store.uri import base_name, split
 
@@ -28,6 +28,7 @@ def bound_losses(
     code_length_bits: float,
     delta: float = 0.05,
     method: str = "all",
+    trial: int = 1,
 ) -> list[dict[str, Any]]:
     """Every line that these losses allow, as plain data.
 
@@ -38,6 +39,7 @@ def bound_losses(
         code_length_bits: L(h), protocol included.
         delta: failure probability of all lines together.
         method: `azuma`, `freedman`, `kl` or `all`.
+        trial: ordinal of this claim among all tried on these tokens, from 1.
 
     Raises:
         InputError: no readable `nll`, or an unknown method.
@@ -55,6 +57,7 @@ def bound_losses(
         num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
         top_k=TOP_K,
         methods=METHODS if method == "all" else (method,),
+        trial=trial,
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
     )
@@ -76,17 +79,52 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
             records = run.committed()
             if sorted(records) != list(range(len(records))) or not records:
                 raise InputError(f"{root}: shards are missing; finish the run first")
+            _refuse_missing(run, sum(record.windows for record in records.values()))
             _refuse_repeated((record.file, run.losses(record, ("position",)).window_id) for record in records.values())
             names = tuple({record.scoring_fingerprint for record in records.values()})
             ledger = RunLedger(root, len(records), names[0], vocab_size, earlier_fingerprints=names[1:])
             return ledger, ("nll", "entropy", "rank")
     groups = find_row_groups(path)
-    _refuse_repeated(named_windows(groups))
-    return ForeignLedger(groups, vocab_size), available_columns(groups[0][0])
+    columns = common_columns(groups)
+    _refuse_gaps(_refuse_repeated(named_windows(groups)))
+    return ForeignLedger(groups, vocab_size), columns
 
 
-def _refuse_repeated(windows: Iterable[tuple[str, NDArray[np.int64]]]) -> None:
+def _refuse_missing(run: RunDirectory, windows: int) -> None:
+    """A run whose last shards are not scored is not the corpus that it planned.
+
+    Raises:
+        InputError: fewer windows are committed than planned.
+    """
+    planned = run.read_json("plan.json").get("num_windows", windows) if run.exists("plan.json") else windows
+    if windows < planned:
+        raise InputError(
+            f"{run.uri}: shards are missing ({windows} of {planned} windows are there); finish the run first"
+        )
+
+
+def _refuse_gaps(ids: NDArray[np.int64]) -> None:
+    """Windows whose numbers leave none out, from 0 or 1 on, are all there, as far as numbers can tell.
+
+    Raises:
+        MismatchError: a number is left out.
+    """
+    if not ids.size:
+        return
+    before = np.concatenate([[min(ids[0], 1) - 1], ids[:-1]])
+    gaps = np.flatnonzero(ids - before > 1)
+    if gaps.size:
+        raise MismatchError(
+            f"window_id {before[gaps[0]] + 1} is missing, though {ids[gaps[0]]} is there; give all files, or leave out "
+            "the column `window_id` if its numbers do not count windows"
+        )
+
+
+def _refuse_repeated(windows: Iterable[tuple[str, NDArray[np.int64]]]) -> NDArray[np.int64]:
     """Each window counts once among all files.
+
+    Returns:
+        The ids in ascending order.
 
     Raises:
         MismatchError: an id stands twice.
@@ -97,3 +135,4 @@ def _refuse_repeated(windows: Iterable[tuple[str, NDArray[np.int64]]]) -> None:
     if repeated.size:
         holders = dict.fromkeys(name for name, part in named if (part == repeated[0]).any())
         raise MismatchError(f"window_id {repeated[0]} stands twice (in {', '.join(holders)}); give each window once")
+    return ids

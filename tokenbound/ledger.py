@@ -58,6 +58,8 @@ def reduced_columns(claim: Claim) -> tuple[str, ...]:
     return (*REDUCED_COLUMNS, "document") if DOCUMENT in claim.methods else REDUCED_COLUMNS
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 RECORDS_PER_TASK = 64
 """Commit records that one task of the first pass merges."""
 
@@ -191,6 +193,8 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
         lowest, highest = float(values[keep].min()), float(values[keep].max())  # NaN propagates through both
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise MismatchError(f"{origin}: NaN or infinite {name} in a scored window; score it again")
+        if highest > FLOAT32_MAX:
+            raise MismatchError(f"{origin}: {name} {highest} is no float32; no model gives so many nats")
         if lowest < -NLL_TOLERANCE_NATS:
             raise MismatchError(f"{origin}: negative {name} {lowest}; nats are -ln p, score it again")
     if losses.alpha is not None and losses.alpha[keep].size:

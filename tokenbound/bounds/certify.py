@@ -235,7 +235,7 @@ def printed_line(
         random_guess=guess,
         terms=all_terms,
         parameters=parameters,
-        note=_note(claim, vacuous, guess),
+        note=_note(tuning.method, claim, vacuous, guess),
     )
 
 
@@ -250,8 +250,10 @@ def random_guess(claim: Claim, top_k: int | None) -> float:
     return math.log2(vocab) if top_k is None else max(0.0, 1 - top_k / vocab)
 
 
-def _note(claim: Claim, vacuous: bool, guess: float) -> str:
+def _note(method: str, claim: Claim, vacuous: bool, guess: float) -> str:
     parts = []
+    if method == "freedman" and not claim.has_entropy:
+        parts.append("forecasts and smoothing are constant: the losses have no `entropy` column")
     if claim.what_if:
         parts.append(f"what-if: the same losses, a larger m ({claim.num_tokens} tokens); not a bound")
     if vacuous:

@@ -171,10 +171,10 @@ def _shown(line: dict[str, Any], value: float, *, up: bool = False) -> str:
 
 
 def notes(lines: list[dict[str, Any]]) -> list[Text]:
-    """Which lines say nothing, and why a line is missing."""
-    missing = [line for line in lines if line["value"] is None]
+    """What lines lack, why a line is missing, and which say nothing."""
     vacuous = [line_name(line) for line in lines if line["vacuous"] and line["value"] is not None]
-    found = [Text(f"{line_name(line)}: {line['note']}") for line in missing]
+    parts = [(line_name(line), part) for line in lines for part in line["note"].split("; ")]
+    found = [Text(f"{name}: {part}") for name, part in parts if part and not part.startswith("vacuous")]
     return [*found, Text(f"vacuous, not below guessing: {', '.join(vacuous)}", style="red")] if vacuous else found
 
 

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
 
 
+TAKEN_ON_TRUST = (
+    "Taken on trust: every token of the corpus is here once, predicted (entropy included) from what came before it "
+    "alone, and the model has a prefix-free code of the length given."
+)
+"""What losses alone cannot show."""
+
+
 def headline(certificate: Certificate) -> str:
     """The claim in one sentence."""
     confidence = f"{100 * (1 - certificate.delta):g} %"

@@ -54,15 +54,35 @@ def available_columns(path: str) -> tuple[str, ...]:
         InputError: it has no `nll`.
     """
     schema = _open(path).schema_arrow
-    names = [name for name in schema.names if name != "token" or _holds_ids(schema.field(name).type)]
+    names = [name for name in schema.names if name != "token" or pa.types.is_integer(_element(schema.field(name).type))]
     if "nll" not in names:
         raise InputError(f"{path} has no column `nll` (nats per token); its columns are {', '.join(schema.names)}")
     return tuple(name for name in COLUMNS if name in names)
 
 
-def _holds_ids(kind: pa.DataType) -> bool:
-    values = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-    return bool(pa.types.is_integer(values))
+def common_columns(groups: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """Which of `COLUMNS` all files have.
+
+    Raises:
+        InputError: a file has no `nll`, or has other columns than the first.
+    """
+    paths = list(dict.fromkeys(path for path, _ in groups))
+    found = available_columns(paths[0])
+    for path in paths[1:]:
+        if available_columns(path) != found:
+            raise InputError(
+                f"{path} has the columns {', '.join(available_columns(path))}, but {paths[0]} has {', '.join(found)}; "
+                "give files with the same columns"
+            )
+    return found
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _element(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if _is_list(kind) else kind
 
 
 def named_windows(groups: Sequence[tuple[str, int]]) -> Iterator[tuple[str, NDArray[np.int64]]]:
@@ -85,7 +105,7 @@ def iter_foreign(path: str, group: int) -> Iterator[Losses]:
     """One row group as consecutive pieces of losses; each row of a list column is a window.
 
     Raises:
-        InputError: `nll` is missing, null or no number, or list lengths disagree.
+        InputError: `nll` is missing, null or no number, ranks are no integers, or list lengths disagree.
     """
     names = available_columns(path)
     file = _open(path)
@@ -117,11 +137,17 @@ def _flatten(array: pa.Array, name: str, path: str) -> tuple[NDArray[np.int64], 
     """Lengths of the rows (one window of everything where the column is flat) and the values."""
     if array.null_count:
         raise InputError(f"{path}: column `{name}` has {array.null_count} nulls; every token needs a value")
-    nested = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+    nested = _is_list(array.type)
     values = array.flatten() if nested else array
-    if values.null_count or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+    kinds = ("integers", False) if name == "rank" else ("numbers", pa.types.is_floating(values.type))
+    if values.null_count or not (kinds[1] or pa.types.is_integer(values.type)):
         raise InputError(
-            f"{path}: column `{name}` must hold numbers without nulls, flat or as lists; it is {array.type}"
+            f"{path}: column `{name}` must hold {kinds[0]} without nulls, flat or as lists; it is {array.type}"
         )
-    lengths = array.value_lengths().to_numpy().astype(np.int64) if nested else np.array([len(array)], np.int64)
+    if not nested:
+        lengths = np.array([len(array)], np.int64)
+    elif pa.types.is_fixed_size_list(array.type):
+        lengths = np.full(len(array), array.type.list_size, np.int64)
+    else:
+        lengths = array.value_lengths().to_numpy().astype(np.int64)
     return lengths, values.to_numpy(zero_copy_only=False)
