@@ -359,10 +359,12 @@ def _load(
     blank: Any, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
     method = method_of(architecture)
+    is_deployed = method is not None and method.package is not None
+    if is_deployed:
+        require_package(architecture)
     with _quiet_transformers():
         try:
-            if method is not None and method.package is not None:
-                require_package(architecture)
+            if method is not None and is_deployed:
                 return load_deployed(blank, method, architecture, tensors, dtype)
             model, report = type(blank).from_pretrained(
                 None,
@@ -376,10 +378,16 @@ def _load(
             return model, report
         except InputError:
             raise
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+        except (*_LOADING_ERRORS, *_DEPLOYED_ERRORS) as error:
+            is_known = is_deployed or isinstance(error, _LOADING_ERRORS)
+            if isinstance(error, torch.OutOfMemoryError) or not is_known:
                 raise
             raise InputError(f"the tensors do not fit the architecture: {_one_line(error)}") from error
+
+
+_LOADING_ERRORS = (RuntimeError, ValueError, KeyError)
+_DEPLOYED_ERRORS = (TypeError, AttributeError, AssertionError, IndexError, ImportError, NotImplementedError)
+"""What the packages of quantizers raise besides, over configs and tensors that they did not write."""
 
 
 def _one_line(error: BaseException) -> str:

@@ -111,9 +111,8 @@ def read_records(path: Path) -> dict[str, Any]:
 
 def _decompress(model: Any) -> None:
     """What compressed-tensors does before the first forward pass of the whole model; here its body runs alone."""
-    compressor = model.hf_quantizer.compressor
     if hasattr(model, "ct_decompress_hook"):
-        compressor.decompress_model(model)
+        model.hf_quantizer.compressor.decompress_model(model)
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -184,7 +184,7 @@ _STATES = (".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsand
 
 
 def _bitsandbytes_4bit(parts: Tensors, settings: Settings) -> torch.Tensor:
-    state = json.loads(bytes(next(parts[name] for name in _STATES if name in parts).tolist()))
+    state = json.loads(bytes(parts[_STATES[1] if _STATES[1] in parts else _STATES[0]].tolist()))
     shape = tuple(int(size) for size in state["shape"])
     packed = parts[".weight"].contiguous().view(torch.uint8).flatten()
     codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()

@@ -1,0 +1,322 @@
+"""Other tools' quantized checkpoints: encoded exactly, and scored as deployed or with the weights they stand for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import layouts_support as layouts
+import pytest
+import torch
+from quantized_support import save_compressed, save_torchao, save_with_layout
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.dtypes import tensor_bytes
+from tokenbound.compression.settings import LosslessSettings
+from tokenbound.errors import InputError
+from tokenbound.models.checkpoint import build_model, read_checkpoint
+from tokenbound.models.delta import read_base
+from tokenbound.models.probe import probe_causality
+from tokenbound.models.quantized.layouts import unpack_stream
+from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, arithmetic_of, require_package
+from tokenbound.models.replica import Replica
+
+IDS = torch.arange(40).view(2, 20)
+GROUP = 16
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in bfloat16 with a tied head."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("plain")
+    shape = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**shape, **heads)).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def through_an_artifact(folder: Path, dtype: torch.dtype) -> Any:
+    """The model that is scored: from nothing but the artifact's bytes, whose tensors are the stored ones."""
+    checkpoint = read_checkpoint(folder)
+    stored = load_file(folder / "model.safetensors")
+    artifact = decode_artifact(encode_artifact(checkpoint.architecture, checkpoint.tensors, LosslessSettings()))
+    assert artifact.tensors.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert artifact.tensors[name].dtype == tensor.dtype
+        assert (tensor_bytes(artifact.tensors[name]) == tensor_bytes(tensor)).all(), name
+    return build_model(artifact.architecture, artifact.tensors, dtype=dtype, device="cpu")
+
+
+# --- As deployed --------------------------------------------------------------------------------------------------
+
+
+def torchao_config(name: str) -> Any:
+    quantization = pytest.importorskip("torchao.quantization")
+    group = quantization.PerGroup(GROUP)
+    return {
+        "int8": lambda: quantization.Int8WeightOnlyConfig(),
+        "int8 with int8 inputs": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
+        "float8": lambda: quantization.Float8WeightOnlyConfig(),
+        "int4": lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group),
+    }[name]()
+
+
+@pytest.fixture(scope="module")
+def int8(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plain model in torchao's int8."""
+    folder = tmp_path_factory.mktemp("int8")
+    save_torchao(plain, folder, torchao_config("int8"))
+    return folder
+
+
+def parts_of(model: Any) -> dict[str, torch.Tensor]:
+    """Every tensor of a model; of torchao's weights what they are made of."""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        inside = [*getattr(tensor, "tensor_data_names", []), *getattr(tensor, "optional_tensor_data_names", [])]
+        found |= {f"{name} {part}": getattr(tensor, part) for part in inside if getattr(tensor, part) is not None}
+        found |= {} if inside else {name: tensor}
+    return found
+
+
+def assert_same_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """What is scored is the model that transformers loads from the checkpoint, to the last bit."""
+    model, original = through_an_artifact(folder, dtype), AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, original(IDS).logits)
+    ours, theirs = parts_of(model), parts_of(original)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype
+        assert (tensor_bytes(ours[name]) == tensor_bytes(tensor)).all(), name
+    return model
+
+
+@pytest.mark.parametrize("name", ["int8", "int8 with int8 inputs", "float8", "int4"])
+def test_torchao_is_scored_as_it_was_saved(name: str, plain: Path, tmp_path: Path) -> None:
+    save_torchao(plain, tmp_path, torchao_config(name))
+    model = assert_same_model(tmp_path)
+    assert "torchao" in type(model.model.layers[0].mlp.up_proj.weight).__module__
+    probe_causality(Replica(model, batch=3, length=16))
+
+
+@pytest.mark.parametrize("preset", ["W4A16", "W8A16", "W8A8", "FP8_DYNAMIC"])
+def test_compressed_tensors_is_scored_as_it_was_saved(preset: str, plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    save_compressed(plain, tmp_path, preset)
+    probe_causality(Replica(assert_same_model(tmp_path), batch=3, length=16))
+
+
+def test_packed_zero_points_are_restored(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    save_compressed(plain, tmp_path, "W4A16_ASYM")
+    model, stored = through_an_artifact(tmp_path, torch.bfloat16), load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    words, zeros = stored[f"{name}.weight_packed"], stored[f"{name}.weight_zero_point"]
+    codes = unpack_stream(words.T.contiguous(), 4).T.float()
+    zeros = unpack_stream(zeros, 4).float().repeat_interleave(GROUP, 1)
+    scales = stored[f"{name}.weight_scale"].float().repeat_interleave(GROUP, 1)
+    assert torch.equal(model.get_parameter(f"{name}.weight"), ((codes - zeros) * scales).bfloat16())
+
+
+def test_scales_that_look_across_the_batch_are_refused(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    save_compressed(plain, tmp_path, "W8A8", strategy="tensor")
+    model = through_an_artifact(tmp_path, torch.bfloat16)
+    with pytest.raises(InputError, match="not causal as it runs here"):
+        probe_causality(Replica(model, batch=3, length=16))
+
+
+def test_another_dtype_than_the_weights_is_refused(int8: Path) -> None:
+    with pytest.raises(InputError, match=r"what\.model\.dtype float32: .*_proj computes in bfloat16; set"):
+        through_an_artifact(int8, torch.float32)
+
+
+def test_every_stored_tensor_is_needed_and_no_other(int8: Path) -> None:
+    checkpoint = read_checkpoint(int8)
+    layer = "model.layers.0.mlp.up_proj"
+    for part in [name for name in checkpoint.tensors if name.startswith(layer)]:
+        fewer = {name: tensor for name, tensor in checkpoint.tensors.items() if name != part}
+        with pytest.raises(InputError):
+            build_model(checkpoint.architecture, fewer, dtype=torch.bfloat16, device="cpu")
+    more = {**checkpoint.tensors, f"{layer}.ghost": torch.zeros(2)}
+    with pytest.raises(InputError, match=r"no place for the tensors .*ghost"):
+        build_model(checkpoint.architecture, more, dtype=torch.bfloat16, device="cpu")
+
+
+def test_a_config_calls_nothing_but_records(int8: Path) -> None:
+    checkpoint = read_checkpoint(int8)
+    for kind in ("quantize_", "torch", "LinearActivationQuantizedTensor", "os", "nonsense"):
+        config = {**checkpoint.architecture[QUANTIZATION], "quant_type": {"default": {"_type": kind, "_data": {}}}}
+        with pytest.raises(InputError, match=f"names {kind} "):
+            build_model(
+                {**checkpoint.architecture, QUANTIZATION: config},
+                checkpoint.tensors,
+                dtype=torch.bfloat16,
+                device="cpu",
+            )
+
+
+def test_records_stand_in_the_artifact_and_may_be_shards(int8: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(int8)
+    names = {name for name, record in checkpoint.architecture[RECORDS].items() if record["_type"] == "Int8Tensor"}
+    assert names == set(checkpoint.architecture[RECORDS])
+    assert len(names) == 7
+    with safe_open(int8 / "model.safetensors", "pt") as file:
+        header = file.metadata()
+    places = {}
+    for index, part in enumerate(("mlp", "self_attn", "")):
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if part in name and name not in places}
+        save_file(tensors, tmp_path / f"{index}.safetensors", header)
+        places |= dict.fromkeys(tensors, f"{index}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    shutil.copy(int8 / "config.json", tmp_path)
+    again = read_checkpoint(tmp_path)
+    assert again.architecture == checkpoint.architecture
+    assert again.tensors.keys() == checkpoint.tensors.keys()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenbound.models.quantized.methods.find_spec", lambda name: None)
+    for method in ("torchao", "compressed-tensors"):
+        with pytest.raises(InputError, match=rf"quantized with {method}.*tokenbound\[quantized\]"):
+            require_package({QUANTIZATION: {"quant_method": method}})
+    require_package({QUANTIZATION: {"quant_method": "gptq"}})
+    require_package({})
+
+
+# --- With the weights that the codes stand for --------------------------------------------------------------------
+
+GPTQ = {"quant_method": "gptq", "group_size": GROUP}
+BITS_AND_BYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+DENSE: dict[str, tuple[dict[str, Any], Any]] = {
+    **{
+        f"gptq {bits} bit": ({**GPTQ, "bits": bits}, lambda w, bits=bits: layouts.gptq(w, bits, GROUP))
+        for bits in (2, 3, 4, 8)
+    },
+    "gptq in the order of activations": (
+        {**GPTQ, "bits": 4, "desc_act": True},
+        lambda w: layouts.gptq(w, 4, GROUP, act_order=True),
+    ),
+    "gptq v2": (
+        {**GPTQ, "bits": 3, "checkpoint_format": "gptq_v2"},
+        lambda w: layouts.gptq(w, 3, GROUP, older=False),
+    ),
+    "awq": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, lambda w: layouts.awq(w, GROUP)),
+    "bitsandbytes 4 bit": (BITS_AND_BYTES, lambda w: layouts.bitsandbytes_4bit(w)),
+    "bitsandbytes 4 bit, nested": (BITS_AND_BYTES, lambda w: layouts.bitsandbytes_4bit(w, nested=True)),
+    "bitsandbytes 8 bit": ({"load_in_8bit": True}, layouts.bitsandbytes_8bit),
+    **{
+        f"hqq {bits} bit": ({"quant_method": "hqq"}, lambda w, bits=bits: layouts.hqq(w, bits, GROUP))
+        for bits in (1, 2, 3, 4, 8)
+    },
+    "hqq whose config does not say so": ({}, lambda w: layouts.hqq(w, 4, GROUP)),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_layouts_are_scored_with_the_weights_they_stand_for(name: str, plain: Path, tmp_path: Path) -> None:
+    settings, lay_out = DENSE[name]
+    dense = save_with_layout(plain, tmp_path, settings, lay_out)
+    dtype = torch.float16 if "8 bit" in name else torch.float32
+    model = through_an_artifact(tmp_path, dtype)
+    for key, tensor in dense.items():
+        assert torch.equal(model.get_parameter(key), tensor.to(dtype)), key
+    assert "dense" in str(arithmetic_of(read_checkpoint(tmp_path).architecture))
+
+
+def test_a_layer_that_is_kept_transposed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1))
+    model.save_pretrained(tmp_path)
+    name = "transformer.h.0.mlp.c_proj"
+    tensors = load_file(tmp_path / "model.safetensors")
+    parts, weights = layouts.gptq(tensors.pop(f"{name}.weight").T.double().numpy(), 4, GROUP)
+    save_file({**tensors, **{name + part: tensor for part, tensor in parts.items()}}, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {**GPTQ, "bits": 4}}))
+    found = through_an_artifact(tmp_path, torch.float32).get_parameter(f"{name}.weight")
+    assert torch.equal(found, torch.from_numpy(weights).T)
+
+
+def damaged(settings: dict[str, Any], tensors: dict[str, torch.Tensor], case: str) -> tuple[dict[str, Any], str]:
+    """Spoil one layer; returns the settings and what the error must say."""
+    layer = "model.layers.0.mlp.up_proj"
+    if case == "missing part":
+        del tensors[f"{layer}.scales"]
+        return settings, rf"gptq layer {layer} has no '\.scales'"
+    if case == "missing words":
+        del tensors[f"{layer}.qweight"]
+        return settings, rf"no tensor for {layer}\.weight; they would be random"
+    if case == "group out of range":
+        tensors[f"{layer}.g_idx"] = tensors[f"{layer}.g_idx"] + 7
+        return settings, "belongs to group 8 of 2"
+    if case == "other words":
+        tensors[f"{layer}.qweight"] = tensors[f"{layer}.qweight"].to(torch.int64)
+        return settings, f"gptq layer {layer}: packed words must be int32"
+    if case == "fewer scales":
+        tensors[f"{layer}.scales"] = tensors[f"{layer}.scales"][:, 1:]
+        return settings, "disagree"
+    if case == "unknown bits":
+        tensors[f"{layer}.g_idx"] = tensors[f"{layer}.g_idx"][:20]
+        return settings, "codes of 6 bits"
+    return {**settings, "checkpoint_format": "marlin"}, "checkpoint_format 'marlin' is made for one kernel"
+
+
+CASES = ["missing part", "missing words", "group out of range", "other words", "fewer scales", "unknown bits", "marlin"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_that_do_not_lie_as_they_should_are_named(case: str, plain: Path, tmp_path: Path) -> None:
+    settings, lay_out = DENSE["gptq 4 bit"]
+    save_with_layout(plain, tmp_path, settings, lay_out)
+    checkpoint = read_checkpoint(tmp_path)
+    tensors = dict(checkpoint.tensors)
+    settings, message = damaged(settings, tensors, case)
+    with pytest.raises(InputError, match=message):
+        build_model({**checkpoint.architecture, QUANTIZATION: settings}, tensors, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes 4 bit, nested", "bitsandbytes 8 bit", "hqq 3 bit", "awq"])
+def test_no_part_of_a_layer_may_be_forged_or_missing(name: str, plain: Path, tmp_path: Path) -> None:
+    settings, lay_out = DENSE[name]
+    save_with_layout(plain, tmp_path, settings, lay_out)
+    checkpoint = read_checkpoint(tmp_path)
+    layer = "model.layers.0.mlp.up_proj"
+    idle = {f"{layer}.{part}" for part in ("weight_format", "nbits", "unpack_view_dtype", "view_as_float")}
+    idle |= {f"{layer}.{part}" for part in ("offload_meta", "encoded_state_dict", "stores_quant_config")}
+    idle |= {f"{layer}.channel_wise"}
+    for part in [part for part in checkpoint.tensors if part.startswith(layer) and part not in idle]:
+        for forged in (None, torch.full((3, 5), 9, dtype=torch.uint8)):
+            tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if key != part}
+            tensors |= {} if forged is None else {part: forged}
+            with pytest.raises(InputError):
+                build_model(checkpoint.architecture, tensors, dtype=torch.float32, device="cpu")
+
+
+# --- Refused by name ----------------------------------------------------------------------------------------------
+
+
+def test_where_a_quantization_stands_and_which_it_is(plain: Path, tmp_path: Path) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    cases = {
+        r"quantized with 'vptq'.*torchao, .*can\)": {"quantization_config": {"quant_method": "vptq"}},
+        r"'text_config', which is not read": {"text_config": {"quantization_config": {"quant_method": "gptq"}}},
+        r"'compression_config', which is not read": {"compression_config": {"format": "dense"}},
+    }
+    for message, keys in cases.items():
+        (tmp_path / "config.json").write_text(json.dumps(config | keys))
+        with pytest.raises(InputError, match=message):
+            read_checkpoint(tmp_path)
+
+
+def test_no_delta_of_codes(plain: Path, tmp_path: Path) -> None:
+    save_with_layout(plain, tmp_path, *DENSE["awq"])
+    with pytest.raises(InputError, match="a delta cannot be taken of awq codes"):
+        read_base(str(tmp_path))
