@@ -421,7 +421,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Nucleus mass.")] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text on one machine.")] = 0,
-    base: Annotated[str | None, typer.Option(help="Base of a delta: its checkpoint or artifact.")] = None,
+    base: Annotated[str | None, typer.Option(help="Of a delta: the checkpoint or artifact that it changes.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Sample text from the model inside an artifact, shown as it is made."""

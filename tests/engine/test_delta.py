@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +18,9 @@ from tokenbound.bounds import document_bound, format_bound
 from tokenbound.certificate import Certificate, verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
+from tokenbound.compression.settings import AutoSettings, KfacSettings
 from tokenbound.config import RunConfig, validate
+from tokenbound.engine.compress import compress_checkpoint
 from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import IncompleteError, InputError, MismatchError
@@ -192,6 +196,51 @@ def test_a_sampled_adapter_from_the_command_line(
         hidden.verify(losses=path.parent, artifact=out)
 
 
+TRIED = re.compile(r"(rate|step) (\S+): (\d+) bytes, predicted bound (\S+) bits/token")
+
+
+@pytest.mark.parametrize(("kind", "option", "method"), [("fine_tune", "rate", "kfac"), ("adapter", "step", "rtn")])
+def test_auto_takes_the_best_of_the_deltas_that_it_tried(
+    run_tree: Tree,
+    tiny_checkpoint: Path,
+    kind: str,
+    option: str,
+    method: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = AutoSettings(low=1e-4, high=1e-2, tries=3)
+    source, given = str(request.getfixturevalue(kind)), config_of(run_tree())
+    with caplog.at_level(logging.INFO, logger="tokenbound"):
+        data = compress_checkpoint(source, settings, given, str(tiny_checkpoint))
+    tried = [found.groups() for record in caplog.records if (found := TRIED.match(record.getMessage()))]
+    assert len(tried) == 3
+    assert len({size for _, _, size, _ in tried}) > 1
+    best = min(tried, key=lambda row: float(row[3]))
+    assert best[0] == option
+    assert len(data) == int(best[2])
+    chosen = parse_artifact(data)
+    assert chosen.base["kind"] == {"rate": "difference", "step": "adapter"}[option]
+    assert chosen.settings["method"] == method
+    assert f"{chosen.settings[option]:.3g}" == best[1]
+    with pytest.raises(InputError, match="adapter's factors" if option == "step" else "--config"):
+        compress_checkpoint(source, KfacSettings(), None, str(tiny_checkpoint))
+
+
+def test_text_is_sampled_from_a_delta_beside_its_base(fine_tune: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A lossless difference writes what the fine-tune writes; without its base it is refused."""
+    delta, whole = tmp_path / "delta.tokenbound", tmp_path / "whole.tokenbound"
+    texts = []
+    for out, options in ((delta, ["--base", str(tiny_checkpoint)]), (whole, [])):
+        command = ["compress", str(fine_tune), str(out), "--method", "lossless", *options]
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+        sample = ["generate", str(out), "--prompt", "abc", "--tokens", "20", "--temperature", "0", *options]
+        texts.append(CliRunner().invoke(app, sample, catch_exceptions=False).stdout)
+    assert texts[0] == texts[1] != "abc\n"
+    with pytest.raises(InputError, match="is a delta on base"):
+        CliRunner().invoke(app, ["generate", str(delta), "--prompt", "abc"], catch_exceptions=False)
+
+
 def test_bases_that_do_not_belong_are_refused(
     run_tree: Tree, fine_tune: Path, tiny_checkpoint: Path, other_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -205,7 +254,6 @@ def test_bases_that_do_not_belong_are_refused(
         ({"artifact": str(out), "base": str(other_checkpoint), **declared}, MismatchError, "give that base"),
         ({"artifact": str(out), "base": str(tiny_checkpoint)}, InputError, "base_is_independent"),
         ({"checkpoint": str(fine_tune), **declared}, InputError, "name it"),
-        (delta_model(fine_tune, tiny_checkpoint, compress={"method": "auto"}), InputError, "rate of a whole model"),
     ):
         with pytest.raises(kind, match=message):
             run(run_tree(model=model))

@@ -62,13 +62,13 @@ class E8Settings(_Settings):
 
 
 class AutoSettings(_Settings):
-    """`kfac` at the rate that minimises the freedman bound for the corpus at hand."""
+    """The rate of `kfac`, of an adapter the step of `rtn`, that minimises the freedman bound for the corpus at hand."""
 
     method: Literal["auto"] = "auto"
     low: float = Field(default=2e-4, gt=0)
-    """Smallest rate tried."""
+    """Smallest rate of `kfac` tried."""
     high: float = Field(default=4e-3, gt=0)
-    """Largest rate tried."""
+    """Largest rate of `kfac` tried."""
     tries: int = Field(default=8, ge=2)
     """How many rates are tried at most."""
 

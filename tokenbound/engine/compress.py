@@ -20,7 +20,13 @@ from tokenbound.bounds.claim import Claim, Line
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.exact import line_sums
 from tokenbound.certificate import code_split
-from tokenbound.compression.settings import CALIBRATED, AutoSettings, KfacSettings, LosslessSettings
+from tokenbound.compression.settings import (
+    CALIBRATED,
+    AutoSettings,
+    KfacSettings,
+    LosslessSettings,
+    RoundToNearestSettings,
+)
 from tokenbound.config import CorpusConfig, RunConfig, WindowsConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
@@ -36,6 +42,8 @@ from tokenbound.store.filesystem import anchored
 
 if TYPE_CHECKING:
     import torch
+
+    from tokenbound.models.delta import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -114,23 +122,26 @@ def encode_checkpoint(
     chosen = settings or LosslessSettings()
     method = str(getattr(chosen, "method", "lossless"))
     path = anchored(path)
-    architecture, tensors, reference = _content(path, None if base is None else anchored(base), method)
+    content = _content(path, None if base is None else anchored(base), method)
+    tensors, reference = content.tensors, content.reference
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
     if method in CALIBRATED and text is None:
         raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
     seen = None if text is None else [text.corpus_root, asdict(text.spec), text.num_tokens, CALIBRATION_TOKENS, SEED]
-    parts = Parts(work, [version("tokenbound"), tensors_sha256(tensors), architecture, reference, seen])
-    calibration = _calibration(path, text, parts) if method in CALIBRATED and text is not None else None
+    identity = [version("tokenbound"), tensors_sha256(tensors), content.architecture, reference, seen]
+    parts = Parts(work, identity)
+    is_calibrated = method in CALIBRATED and text is not None and not content.is_adapter
+    calibration = _calibration(path, text, parts) if is_calibrated and text is not None else None
     task = partial(_encode_one, ray.put(tensors), ray.put(calibration))
 
     def encode(tried: BaseModel) -> bytes:
         coded = _encode(tensors, partial(task, tried), tried, parts)
-        return assemble_artifact(architecture, coded, tried, tokenizer=tokenizer, base=reference)
+        return assemble_artifact(content.architecture, coded, tried, tokenizer=tokenizer, base=reference)
 
     if not isinstance(chosen, AutoSettings):
         return encode(chosen)
     assert text is not None
-    return _best_rate(encode, chosen, text)
+    return _best_rate(encode, chosen, text, content)
 
 
 def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
@@ -140,10 +151,24 @@ def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
     return load_tokenizer(corpus.tokenizer).files()
 
 
-def _content(
-    path: str, base: str | None, method: str
-) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Architecture, the tensors to code, and what a delta says of its base.
+@dataclass(frozen=True)
+class _Content:
+    """What is encoded."""
+
+    architecture: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    reference: dict[str, Any] | None = None
+    """What a delta says of its base."""
+    base: Weights | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the tensors are an adapter's factors, of which there is no calibration."""
+        return self.reference is not None and self.reference["kind"] == "adapter"
+
+
+def _content(path: str, base: str | None, method: str) -> _Content:
+    """The tensors to code, and what they belong to.
 
     Raises:
         InputError: they cannot be read, or the method cannot encode this delta.
@@ -160,13 +185,15 @@ def _content(
                 f"compress.method {method!r} would change what {quantized.name} made of {path}; use `lossless`, or "
                 "give the weights from before it was quantized"
             )
-        return checkpoint.architecture, checkpoint.tensors, None
-    if method == "auto":
-        raise InputError("method 'auto' searches the rate of a whole model; choose a method and its rate for a delta")
-    architecture, delta = read_delta(path, read_base(base))
-    if method in CALIBRATED and delta.reference["kind"] == "adapter":
-        raise InputError(f"method {method!r} calibrates whole weights, not an adapter's factors; use rtn or lossless")
-    return architecture, delta.tensors, delta.reference
+        return _Content(checkpoint.architecture, checkpoint.tensors)
+    weights = read_base(base)
+    architecture, delta = read_delta(path, weights)
+    content = _Content(architecture, delta.tensors, delta.reference, weights)
+    if content.is_adapter and method in CALIBRATED and method != "auto":
+        raise InputError(
+            f"method {method!r} calibrates whole weights, not an adapter's factors; use auto, rtn or lossless"
+        )
+    return content
 
 
 def _encode(tensors: Mapping[str, Any], task: Any, settings: BaseModel, parts: Parts) -> list[Any]:
@@ -237,21 +264,31 @@ def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
     return collect_calibration(model, batches, names=set(checkpoint.tensors), seed=CALIBRATION_SEED + part)
 
 
-def _best_rate(encode: Any, settings: AutoSettings, text: Text) -> bytes:
+def _best_rate(encode: Any, settings: AutoSettings, text: Text, content: _Content) -> bytes:
     """Golden section on the freedman bound that each candidate would have on this corpus."""
     from tokenbound.compression.rate import choose_rate
 
     windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
+    base = None if content.base is None else ray.put(content.base)
     made: dict[float, bytes] = {}
 
     def bound_at(rate: float) -> float:
-        data = made[rate] = encode(KfacSettings(rate=rate))
-        value = predicted_bound_bits(data, text, windows)
-        logger.info("rate %.3g: %d bytes, predicted bound %.4f bits/token", rate, len(data), value)
+        tried = RoundToNearestSettings(step=rate) if content.is_adapter else KfacSettings(rate=rate)
+        data = made[rate] = encode(tried)
+        value = bound_if_all(_score(data, text, windows, base), len(data), text.num_tokens)
+        name = "step" if content.is_adapter else "rate"
+        logger.info("%s %.3g: %d bytes, predicted bound %.4f bits/token", name, rate, len(data), value)
         return value
 
-    search = choose_rate(bound_at, settings.low, settings.high, max_tries=settings.tries)
+    low, high = ADAPTER_STEPS if content.is_adapter else (settings.low, settings.high)
+    search = choose_rate(bound_at, low, high, max_tries=settings.tries)
+    if search.rate in (min(made), max(made)):
+        logger.info("the best lies at an end of what was tried, %.3g to %.3g", min(made), max(made))
     return made[search.rate]
+
+
+ADAPTER_STEPS = (0.1, 4.0)
+"""Steps, in standard deviations, between which `auto` seeks that of an adapter: `rtn`, for want of a calibration."""
 
 
 def predicted_bound_bits(data: bytes, text: Text, windows: list[int]) -> float:
@@ -319,23 +356,26 @@ SIZE_STEP, LOSS_STEP = 0.05, 0.02
 """Relative steps of the differences in `exchange_rate_nats`."""
 
 
-def _score(data: bytes, text: Text, windows: list[int]) -> Losses:
+def _score(data: bytes, text: Text, windows: list[int], base: Any = None) -> Losses:
+    """Losses of an artifact; of a delta with a reference to the weights of its base."""
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
-    reference = ray.put(data)
+    task = partial(_score_part, ray.put(data), base, text)
     with plain_errors():
-        scored = list(ray_map(partial(_score_part, reference, text), [windows[part::parts] for part in range(parts)]))
+        scored = list(ray_map(task, [windows[part::parts] for part in range(parts)]))
     return np.concatenate([s[0] for s in scored]), np.concatenate([s[1] for s in scored]), scored[0][2]
 
 
-def _score_part(reference: Any, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
+def _score_part(artifact: Any, base: Any, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
     import torch
 
+    from tokenbound.models.delta import decode_weights
     from tokenbound.models.replica import Replica
 
     torch.set_num_threads(1)
     corpus, plan = open_plan(text.corpus_root, text.spec)
     batch = gather(corpus, plan.windows(windows), text.spec.length)
-    replica = Replica.from_artifact(ray.get(reference), dtype=torch.float32, batch=8, length=text.spec.length)
+    weights = decode_weights(ray.get(artifact), None if base is None else ray.get(base))
+    replica = Replica.from_weights(weights, dtype=torch.float32, batch=8, length=text.spec.length)
     found = [
         replica.score(batch.inputs[i : i + 8], batch.targets[i : i + 8], batch.mask[i : i + 8])
         for i in range(0, len(windows), 8)
