@@ -309,7 +309,8 @@ class PretrainWhat(_Section):
     """Quantization-aware training of the artifact on the bound (see `training.qat`); null leaves it as compressed."""
     smoothing_head: Literal["freedman", "azuma"] | None = None
     """Train a linear head that predicts how far each prediction is smoothed, on this bound, and put it into the
-    artifact; the certificate then prints each loss line with it and without."""
+    artifact; the certificate then prints freedman and azuma as it smooths, beside freedman at the best fixed alpha and
+    at the best alpha(H)."""
 
     @model_validator(mode="after")
     def _adapters_are_lora(self) -> Self:

@@ -282,8 +282,8 @@ class Tunings:
     """Those of the claim's methods."""
     relative: RelativeTuning | None = None
     """Of a delta on a base."""
-    head: tuple[Tuning, ...] = ()
-    """Those of a smoothing head."""
+    companions: tuple[tuple[Tuning, ...], ...] = ()
+    """Those of the claim's companions: of a model with a smoothing head."""
     document: Tuning | None = None
     """Of the document-level baseline."""
 
@@ -301,13 +301,26 @@ class Tunings:
             raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
         if DOCUMENT in claim.methods and sampling is not None:
             raise InputError("method `document` needs every window scored; leave it out of a sampled run")
-        relative, head = evidence.relative, evidence.head
+        relative, sources = evidence.relative, {False: evidence, True: evidence.head}
+        beside = [(each, sources[each.has_alpha]) for each in claim.companions]
         return cls(
             choose_tunings(evidence, claim, sampling),
             relative=choose_relative(relative, claim, sampling) if claim.num_bases and relative is not None else None,
-            head=choose_tunings(head, claim.head_claim, sampling) if claim.head_lines and head is not None else (),
+            companions=tuple(choose_tunings(own, each, sampling) for each, own in beside if own is not None),
             document=choose_document(evidence, claim) if DOCUMENT in claim.methods else None,
         )
+
+    @property
+    def of_losses(self) -> tuple[Tuning, ...]:
+        """Those of the claim and of its companions, in the order of their sums."""
+        return (*self.lines, *chain.from_iterable(self.companions))
+
+    def sections(self, claim: Claim) -> Iterator[tuple[Claim, tuple[Tuning, ...], slice]]:
+        """The claim and its companions, each with its tunings and the place of their sums."""
+        start = 0
+        for each, own in zip((claim, *claim.companions), (self.lines, *self.companions), strict=True):
+            yield each, own, slice(start, start + len(own))
+            start += len(own)
 
 
 @dataclass(frozen=True)
@@ -368,10 +381,8 @@ def reduce_ledger(
 
 
 def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan | None) -> Iterator[Line]:
-    count = len(tunings.lines)
-    yield from certify(tunings.lines, sums.lines.select(slice(count)), claim, sampling)
-    if tunings.head:
-        yield from certify(tunings.head, sums.lines.select(slice(count, None)), claim.head_claim, sampling)
+    for each, own, place in tunings.sections(claim):
+        yield from certify(own, sums.lines.select(place), each, sampling)
     if tunings.relative is not None and sums.relative is not None:
         yield certify_relative(tunings.relative, sums.relative, claim, sampling)
     if tunings.document is not None and sums.document is not None:
@@ -379,10 +390,10 @@ def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPla
 
 
 def _loss_paths(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan) -> Iterator[SamplingPath]:
-    count = len(tunings.lines)
-    for line, tuning in enumerate(tunings.lines + tunings.head):
-        if tuning.method != "kl":
-            yield sampling_path(tuning, line, sums.lines, claim if line < count else claim.head_claim, sampling)
+    for each, own, place in tunings.sections(claim):
+        for line, tuning in enumerate(own, place.start):
+            if tuning.method != "kl":
+                yield sampling_path(tuning, line, sums.lines, each, sampling)
     if tunings.relative is not None and sums.relative is not None:
         yield relative_path(tunings.relative, sums.relative, claim, sampling)
 
@@ -456,4 +467,4 @@ def _piece_sums(tunings: Tunings, by_window: bool, losses: Losses) -> Sums:
         relative = relative_sums(tunings.relative, *pair, **windows)
     if tunings.document is not None:
         document = document_sums(tunings.document, losses.nll, losses.document, failed=failed)
-    return Sums(line_sums(tunings.lines + tunings.head, *own, **windows), relative, document)
+    return Sums(line_sums(tunings.of_losses, *own, **windows), relative, document)

@@ -28,6 +28,7 @@ from tokenbound.ledger import shard_evidence
 from tokenbound.models.generate import generate_ids
 from tokenbound.models.replica import Replica
 from tokenbound.models.smoothing import SMOOTHING, WEIGHT, SmoothingHead, take_head
+from tokenbound.report.words import line_name
 from tokenbound.store.run import RunDirectory
 
 Tree = Callable[..., dict[str, Any]]
@@ -84,27 +85,37 @@ def test_a_replica_gives_the_heads_alphas(tiny_checkpoint: Path) -> None:
 
 def test_both_claims_pay_for_all_lines() -> None:
     claim = Claim(257, 257, 1e4, 0.05, 10_000, top_k=(1,), head_alpha_min=2.0**-8)
-    assert claim.num_lines == claim.head_claim.num_lines == 5
-    assert claim.head_claim.lines == (("freedman", None), ("azuma", None))
-    assert claim.shared_bits == claim.head_claim.shared_bits
+    *compared, head = claim.companions
+    assert [each.alphas for each in compared] == ["constant", "entropy"]
+    assert head.lines == (("freedman", None), ("azuma", None))
+    printed = [line for each in (claim, *claim.companions) for line in each.lines]
+    assert {each.num_lines for each in (claim, *claim.companions)} == {len(printed)} == {7}
+    assert {each.shared_bits for each in claim.companions} == {claim.shared_bits}
     errors = replace(claim, methods=("kl",))
     assert errors.head_lines == 0
     with pytest.raises(InputError, match="delta on a base"):
         replace(claim, num_bases=1)
 
 
-def test_a_certificate_prints_lines_with_and_without_the_head(certified: tuple[Certificate, Path]) -> None:
+def test_a_certificate_prints_the_head_beside_fixed_alpha_and_alpha_of_entropy(
+    certified: tuple[Certificate, Path],
+) -> None:
     certificate, path = certified
-    names = [(line["method"], line["parameters"].get("alpha_from") == "column") for line in certificate.bounds]
+    names = [line_name(line) for line in certificate.bounds]
     assert names == [
-        ("freedman", False), ("azuma", False), ("kl", False), ("kl", False), ("kl", False),
-        ("freedman", True), ("azuma", True),
+        "freedman", "azuma", "top-1 error", "top-10 error", "top-100 error",
+        "freedman, fixed alpha", "freedman, alpha(H)", "freedman, head", "azuma, head",
     ]  # fmt: skip
+    lines = dict(zip(names, certificate.bounds, strict=True))
+    assert lines["freedman, fixed alpha"]["parameters"]["alpha_slope"] == 0
+    assert lines["freedman, alpha(H)"]["parameters"]["alpha_slope"] != 0
+    best = min(lines["freedman, fixed alpha"]["value"], lines["freedman, alpha(H)"]["value"])
+    assert lines["freedman"]["value"] == pytest.approx(best, abs=1e-6)
     assert certificate.head_alpha_min == 2.0**-6
     checked, run, data = verify_beside(path)
     assert rescore(checked, validate_config(run), losses=run, artifact=data, windows=3) < 1e-4
-    assert "freedman, head" in certificate.table()
-    assert "freedman, head" in (path.parent / "report.html").read_text()
+    for shown in (certificate.table(), (path.parent / "report.html").read_text()):
+        assert all(name in shown for name in names)
 
 
 def validate_config(run: str) -> RunConfig:
@@ -120,7 +131,7 @@ def test_the_heads_line_is_the_theorem_over_the_recorded_alphas(certified: tuple
     nll, entropy, alpha = (
         np.concatenate([getattr(s, n) for s in shards]).astype(float) for n in ("nll", "entropy", "alpha")
     )
-    size, line = certificate.vocab_size, certificate.bounds[5]
+    size, line = certificate.vocab_size, certificate.bounds[7]
     loss = -np.log2((1 - alpha) * np.exp(-nll) + alpha / size)
     assert line["empirical"] == pytest.approx(loss.mean(), abs=1e-9)
     known = line["parameters"]

@@ -105,7 +105,7 @@ def _freedman_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     parameters = {
         "alpha": tuning.alpha,
         "alpha_slope": tuning.alpha_slope,
-        "alpha_from": "column" if tuning.alpha_column else "grid",
+        "alpha_from": "column" if tuning.alpha_column else {"any": "grid"}.get(claim.alphas, claim.alphas),
         "t": tuning.t,
         "lambda": lam,
         "forecast_degree": tuning.degree,

@@ -260,6 +260,8 @@ class FreedmanSearch:
         if self.claim.alpha_min is not None:
             return [(self.claim.alpha_min, 0)]
         slopes = ALPHA_SLOPES if self.claim.has_entropy else (0,)
+        if self.claim.alphas != "any":
+            slopes = tuple(slope for slope in slopes if (slope == 0) == (self.claim.alphas == "constant"))
         return [(alpha, slope) for alpha in ALPHA_GRID for slope in slopes]
 
     def best(self) -> Candidate:

@@ -67,8 +67,10 @@ class Claim:
     """Documents with a scored token, counted exactly; needed by `document`."""
 
     head_alpha_min: float | None = None
-    """Of a model with a smoothing head: the lower limit of the head's alphas, a constant of the hypothesis. Each bound
-    on the loss is then printed twice: at alphas from the grid, and as the head smooths (`head_claim`)."""
+    """Of a model with a smoothing head: the lower limit of the head's alphas, a constant of the hypothesis. Its
+    `companions` are then printed too."""
+    alphas: Literal["any", "constant", "entropy"] = "any"
+    """What `freedman` may choose from: a constant alpha, alpha(H), or whichever is better."""
     beside_lines: int = 0
     """Lines that another claim about the same losses prints beside these; they count in K."""
 
@@ -128,19 +130,40 @@ class Claim:
 
     @property
     def head_lines(self) -> int:
-        """How many lines a smoothing head adds: one for each bound on the loss."""
-        return 0 if self.head_alpha_min is None else sum(method in LOSS_METHODS for method in self.methods)
+        """How many lines a smoothing head adds: one for each bound on the loss, and what `freedman` has without it."""
+        return 0 if self.head_alpha_min is None else len(self._loss_methods) + len(self._compared_alphas)
+
+    @property
+    def _loss_methods(self) -> tuple[str, ...]:
+        return tuple(method for method in self.methods if method in LOSS_METHODS)
+
+    @property
+    def _compared_alphas(self) -> tuple[Literal["constant", "entropy"], ...]:
+        if "freedman" not in self.methods:
+            return ()
+        return ("constant", "entropy") if self.has_entropy else ("constant",)
+
+    @property
+    def companions(self) -> tuple[Claim, ...]:
+        """Of a model with a smoothing head: freedman at a constant alpha, and at alpha(H), and all as the head smooths.
+
+        They hold together with this claim, and with each other.
+        """
+        if not self.head_lines:
+            return ()
+        alone = replace(self, methods=("freedman",), head_alpha_min=None, beside_lines=self.num_lines - 1)
+        return (*(replace(alone, alphas=kind) for kind in self._compared_alphas), self.head_claim)
 
     @property
     def head_claim(self) -> Claim:
         """What is claimed of the model as its own head smooths it; it holds together with this claim."""
         return replace(
             self,
-            methods=tuple(method for method in self.methods if method in LOSS_METHODS),
+            methods=self._loss_methods,
             has_alpha=True,
             alpha_min=self.head_alpha_min,
             head_alpha_min=None,
-            beside_lines=self.num_lines - self.head_lines,
+            beside_lines=self.num_lines - len(self._loss_methods),
         )
 
     @property

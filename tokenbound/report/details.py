@@ -24,7 +24,7 @@ from tokenbound.bounds.evidence import ENTROPY_OCTAVES, NLL_OCTAVES, Evidence, b
 from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.bounds.theorems import kl_grid_bound
 from tokenbound.errors import IncompleteError
-from tokenbound.report.words import is_of_head, line_name
+from tokenbound.report.words import is_companion, line_name
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
@@ -239,7 +239,7 @@ class _Curves:
 
     def _of(self, method: str) -> list[dict[str, Any]]:
         own = [line for line in self.loss_lines if line["method"] == method]
-        return [line for line in own if is_of_head(line) == self.claim.has_alpha]
+        return [line for line in own if is_companion(line) == self.claim.has_alpha]
 
     def alpha(self) -> tuple[Curve, ...]:
         """Value against alpha; none where the model smooths by itself."""
@@ -280,7 +280,7 @@ class _Curves:
     def _value_at(self, line: dict[str, Any]) -> Any:
         if line["method"] == "kl":
             return _kl_at(line, self.claim, sampled=self.sampled)
-        if is_of_head(line) != self.claim.has_alpha:
+        if is_companion(line) != self.claim.has_alpha:
             return _fixed_point_at(line, self.claim.num_tokens)
         row = {"freedman": self.freedman, "azuma": self.azuma}.get(line["method"])
         return row.at_size if row else _fixed_point_at(line, self.claim.num_tokens)

@@ -167,13 +167,17 @@ def _tokenizer_sentence(certificate: Certificate) -> str:
     )
 
 
+ALPHA_WORDS = {"column": ", head", "constant": ", fixed alpha", "entropy": ", alpha(H)"}
+"""Behind the method of a line, where a certificate has several of it."""
+
+
 def line_name(line: dict[str, Any]) -> str:
-    """Method and k of a line; `, head` where the model's own head smooths."""
+    """Method and k of a line, and where its smoothing comes from if a smoothing head gives others to compare with."""
     if line["top_k"] is not None:
         return f"top-{line['top_k']} error"
-    return f"{line['method']}, head" if is_of_head(line) else str(line["method"])
+    return f"{line['method']}{ALPHA_WORDS.get(line['parameters'].get('alpha_from'), '')}"
 
 
-def is_of_head(line: dict[str, Any]) -> bool:
-    """Whether the model's own smoothing head gave the alphas of a line."""
-    return bool(line["parameters"].get("alpha_from") == "column")
+def is_companion(line: dict[str, Any]) -> bool:
+    """Whether a line says where its smoothing comes from, beside those that took the best of the package's grid."""
+    return line["parameters"].get("alpha_from") in ALPHA_WORDS
