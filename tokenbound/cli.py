@@ -462,28 +462,17 @@ def _show(text: str) -> None:
 
 @app.command()
 def status(run: Annotated[str, typer.Argument(help="Run directory.")], as_json: AsJson = False) -> None:
-    """How far a run is; exit 3 while shards are missing."""
+    """How far a run is, and what each replica does; exit 3 while there is no certificate."""
     from tokenbound.errors import IncompleteError
-    from tokenbound.store.run import CERTIFICATE, RunDirectory
+    from tokenbound.report.status import run_status, status_view
+    from tokenbound.store.run import RunDirectory
 
-    directory = RunDirectory(run)
-    plan, records = directory.read_json("plan.json"), directory.committed()
-    tokens, done = sum(record.tokens for record in records.values()), directory.exists(CERTIFICATE)
-    found = {
-        "shards_committed": len(records),
-        "tokens_scored": tokens,
-        "num_tokens": plan["num_tokens"],
-        "certificate": done,
-    }
+    found = run_status(RunDirectory(run))
     if as_json:
-        _print_json(found)
+        _print_json(asdict(found))
     else:
-        state = "certified" if done else "not finished"
-        Console().print(
-            f"{run}: {state}; {len(records)} shards committed, {tokens:,} of {plan['num_tokens']:,} tokens scored",
-            soft_wrap=True,
-        )
-    if not done:
+        Console().print(status_view(run, found), soft_wrap=True)
+    if not found.certificate:
         raise IncompleteError(f"{run} has no certificate yet; run its command again to resume")
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import subprocess
 import sys
+from typing import Any
 
-IDLE = """
-import os, time, ray
+import pytest
+
+SESSION = """
+import json, os, time
+import psutil, ray
 from tokenbound.engine.cluster import ray_session
 
 @ray.remote(num_cpus=1)
@@ -18,15 +24,36 @@ class Scorer:
 def pid():
     return os.getpid()
 
+def listening():
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        for socket in process.net_connections("inet"):
+            if socket.status == psutil.CONN_LISTEN:
+                yield process.name(), socket.laddr.ip
+
 with ray_session():
     scorers = [Scorer.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
     ray.get([scorer.ready.remote() for scorer in scorers])
-    before = ray.get(pid.remote())
+    before, listeners = ray.get(pid.remote()), list(listening())
     time.sleep(4)
-    print("same" if before == ray.get(pid.remote()) else "another")
+    print(json.dumps({"kept": before == ray.get(pid.remote()), "listening": listeners}))
 """
 
 
-def test_idle_task_processes_are_kept_beside_scorers() -> None:
-    done = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == ["same"], done.stderr
+@pytest.fixture(scope="module")
+def session() -> dict[str, Any]:
+    """What a session of its own saw."""
+    done = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=240, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_idle_task_processes_are_kept_beside_scorers(session: dict[str, Any]) -> None:
+    assert session["kept"]
+
+
+def test_nothing_listens_beyond_loopback(session: dict[str, Any]) -> None:
+    assert {"gcs_server", "raylet"} <= {name for name, _ in session["listening"]}
+    for name, address in session["listening"]:
+        found = ipaddress.ip_address(address)
+        assert (getattr(found, "ipv4_mapped", None) or found).is_loopback, f"{name} listens on {address}"

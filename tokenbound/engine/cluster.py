@@ -7,15 +7,18 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from tokenbound.errors import InputError, TokenboundError
 
 logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
@@ -34,8 +37,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     chosen = address or os.environ.get("RAY_ADDRESS")
     # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    local = {} if chosen else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    with warnings.catch_warnings(), _quiet_stderr():
+    local = {} if chosen else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    with warnings.catch_warnings(), _quiet_stderr(), nullcontext() if chosen else _loopback_kept():
         warnings.simplefilter("ignore")
         try:
             ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -45,6 +48,19 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Keep Ray from putting the machine's own address in the place of loopback, where others could reach it.
+
+    Ray does so except on desktop systems, by a constant that it reads from the environment when it is imported.
+    """
+    kept, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = kept
 
 
 @contextmanager
@@ -67,12 +83,22 @@ class Resources:
 
     cpus: int
     gpus: int
+    cpus_of_a_node: int
+    """Of the largest: what needs more at once never runs."""
 
 
 def cluster_resources() -> Resources:
     """Processors and GPUs of all living nodes."""
     found = ray.cluster_resources()
-    return Resources(cpus=max(1, int(found.get("CPU", 1))), gpus=int(found.get("GPU", 0)))
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return Resources(
+        cpus=max(1, int(found.get("CPU", 1))), gpus=int(found.get("GPU", 0)), cpus_of_a_node=max(1, int(max(nodes)))
+    )
+
+
+def replica_name() -> str:
+    """What people call this process: address of its node and number of the process, `10.0.0.7/4711`."""
+    return f"{ray.util.get_node_ip_address()}/{os.getpid()}"
 
 
 @contextmanager

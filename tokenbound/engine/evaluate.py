@@ -7,7 +7,8 @@ import math
 import platform
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,7 +28,7 @@ from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.preparation import Prepared, prepare, sample_size
 from tokenbound.engine.progress import TokenProgress
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
-from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory
+from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory, TokenboundError
 from tokenbound.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
 from tokenbound.ledger import Reduction, RunLedger, reduce_ledger, reduced_columns
 from tokenbound.models.quantized.methods import arithmetic_of, method_of
@@ -66,17 +67,34 @@ def evaluate(config: RunConfig, *, on_certificate: Callable[[Certificate, str], 
     """
     with ray_session(config.how.ray_address):
         prepared = prepare(config)
-        count: int | None
-        if config.what.sample.until_slack_bits is not None:
-            count = _score_until(prepared, config.what.sample.until_slack_bits)
-        else:
-            count = sample_size(prepared)
-            _score_pending(prepared, prepared.shards(count))
-        certificate = _certify(prepared, prepared.shards(count), count)
+        with _failure_noted(prepared.run):
+            count = _score_all(prepared)
+            certificate = _certify(prepared, prepared.shards(count), count)
     path = _publish(prepared.run, certificate)
     if on_certificate is not None:
         on_certificate(certificate, path)
     return certificate
+
+
+@contextmanager
+def _failure_noted(run: RunDirectory) -> Iterator[None]:
+    """Keep why a run ended without a certificate, for `tokenbound status`."""
+    try:
+        yield
+    except TokenboundError as error:
+        with suppress(OSError, IncompleteError):  # the store itself may be what failed
+            run.log_progress(event="failed", reason=str(error))
+        raise
+
+
+def _score_all(prepared: Prepared) -> int | None:
+    """Score what the config asks for; the size of the sample, None where it is everything."""
+    target_bits = prepared.config.what.sample.until_slack_bits
+    if target_bits is not None:
+        return _score_until(prepared, target_bits)
+    count = sample_size(prepared)
+    _score_pending(prepared, prepared.shards(count))
+    return count
 
 
 def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:

@@ -25,13 +25,21 @@ ACTOR_SHARE = 0.9
 """Share of its processors that a CPU replica reserves, so that the tasks above fit in."""
 
 
+NEVER = -1.0
+"""No pool is used less than this: replicas stay until every shard is given out, because building one is dear."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """How replicas are spread over the cluster."""
 
     replicas: int
+    """How many to begin with."""
     device: str
     threads: int
+    """CPU threads of each."""
+    most: int = 0
+    """So many at most, as the cluster grows; 0: never more than to begin with."""
 
     @property
     def actor_options(self) -> dict[str, Any]:
@@ -44,14 +52,19 @@ class Placement:
 def place_replicas(how: HowConfig, num_shards: int) -> Placement:
     """Replicas for so many shards: one per GPU, otherwise one per processor with the threads divided fairly.
 
-    Two one-thread replicas score about 10 % faster than one of two threads.
+    Two one-thread replicas score about 10 % faster than one of two threads. Nodes that join later get replicas of their
+    own, up to the number that was asked for. GPUs that were asked for and are not there yet are waited for: that is
+    how an autoscaler learns of them.
     """
     resources = cluster_resources()
     device = how.device if how.device != "auto" else ("cuda" if resources.gpus else "cpu")
     slots = resources.gpus if device == "cuda" else resources.cpus
     wanted = slots if how.replicas == "auto" else how.replicas
-    replicas = max(1, min(wanted, num_shards, slots or 1))
-    return Placement(replicas, device, max(1, resources.cpus // replicas) if device == "cpu" else 1)
+    room = wanted if device == "cuda" else slots
+    replicas = max(1, min(wanted, num_shards, room))
+    threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node)) if device == "cpu" else 1
+    most = max(replicas, num_shards if how.replicas == "auto" else min(wanted, num_shards))
+    return Placement(replicas, device, threads, most)
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,10 @@ def score_shards(
         .map(
             ScoreShard,
             fn_constructor_args=(replica,),
-            compute=ActorPoolStrategy(size=placement.replicas),
+            # A pool of a fixed size would insist on it after a node is lost.
+            compute=ActorPoolStrategy(
+                min_size=1, initial_size=placement.replicas, max_size=max(placement.replicas, placement.most)
+            ),
             **placement.actor_options,
         )
         .map(commit, num_cpus=TASK_CPUS)
@@ -112,5 +128,6 @@ def _configure() -> None:
     context.max_errored_blocks = 0
     context.actor_task_retry_on_errors = False
     context.execution_options.preserve_order = False
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = NEVER
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,9 +17,11 @@ import numpy.typing as npt
 
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.engine.cluster import replica_name
 from tokenbound.engine.metrics import count_retry
 from tokenbound.errors import IncompleteError, InputError
 from tokenbound.ledger import shard_evidence
+from tokenbound.store.attempts import Attempt, Attempts, read_attempts, write_attempts
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
@@ -108,7 +111,8 @@ class ScoreShard:
     def __call__(self, row: Row) -> Row:
         """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
         if isinstance(self.spec.artifact, str):
-            count_attempt(RunDirectory(self.spec.artifact), int(row["shard"]), self.spec.session, self.spec.retries)
+            run = RunDirectory(self.spec.artifact)
+            count_attempt(run, int(row["shard"]), self.spec.session, self.spec.retries, replica_name())
         if self.replica is None:
             self.replica, self.base = build_replicas(self.spec, row["inputs"])
         inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
@@ -142,23 +146,22 @@ def _unscored(nll: npt.NDArray[Any], entropy: npt.NDArray[Any], mask: npt.NDArra
     return np.asarray((mask & ~sound).any(axis=1))
 
 
-def count_attempt(run: RunDirectory, shard: int, session: str, retries: int) -> None:
-    """Count that an actor begins a shard: Ray restarts dead actors for ever, a shard that kills them must not.
+def count_attempt(run: RunDirectory, shard: int, session: str, retries: int, replica: str = "") -> None:
+    """Note that a replica begins a shard: Ray restarts dead actors for ever, a shard that kills them must not.
 
     Raises:
         IncompleteError: the shard lost its actor more than `retries` times since this start of the run.
     """
-    name = run.shard_file("attempts", shard)
-    found = run.read_json(name) if run.exists(name) else {}
-    count = found["count"] + 1 if found.get("session") == session else 1
-    if count > retries + 1:
+    attempts = read_attempts(run, shard)
+    begun = attempts.begun if attempts.session == session else ()
+    if len(begun) > retries:
         raise IncompleteError(
-            f"{run.uri}: shard {shard} lost its actor {count - 1} times; look at its windows and at the memory of the "
+            f"{run.uri}: shard {shard} lost its actor {len(begun)} times; look at its windows and at the memory of the "
             "machine, then run again"
         )
-    if count > 1:
+    if begun:
         count_retry(run.uri)
-    run.write(name, json.dumps({"session": session, "count": count}).encode())
+    write_attempts(run, shard, Attempts(session, (*begun, Attempt(replica, time.time()))))
 
 
 def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import posixpath
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from tokenbound.store.uri import is_uri, join
 
 ARTIFACT = "artifact.tokenbound"
 CERTIFICATE = "certificate.json"
+PROGRESS = "progress.jsonl"
 
 
 def sha256_hex(data: bytes) -> str:
@@ -71,6 +73,8 @@ class RunDirectory:
     def __init__(self, uri: str) -> None:
         self.filesystem, self.root = files.resolve(uri)
         self.uri = uri if is_uri(uri) else self.root
+        self._lines: list[str] = []
+        self._lines_file = ""
 
     def path(self, *parts: str) -> str:
         """Path inside the filesystem."""
@@ -94,6 +98,12 @@ class RunDirectory:
         Object stores divide load by the beginning of the key, so numbers in a row would all meet in one place.
         """
         return _shard_file(folder, shard, suffix, fanned=self._is_fanned)
+
+    def numbered(self, folder: str) -> list[int]:
+        """Sorted numbers of the shards that have a JSON file in a folder of the run."""
+        listed = files.list_paths(self.filesystem, self.path(folder), recursive=True)
+        names = {posixpath.basename(path) for path in listed}
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of the run is there."""
@@ -162,9 +172,7 @@ class RunDirectory:
         Raises:
             MismatchError: a record is damaged.
         """
-        listed = files.list_paths(self.filesystem, self.path("shards"), recursive=True)
-        names = {posixpath.basename(path) for path in listed}
-        wanted = sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+        wanted = self.numbered("shards")
         if shards is not None:
             chosen = set(shards)
             wanted = [shard for shard in wanted if shard in chosen]
@@ -264,11 +272,36 @@ class RunDirectory:
         return claim_file(claim_fingerprint)
 
     def log_progress(self, **event: Any) -> None:
-        """Append one line to `progress.jsonl`; on object stores, which cannot append, nothing is kept."""
+        """Append one line to `progress.jsonl`.
+
+        Object stores cannot append: there every writer has a file of its own below `progress/`, which it writes anew
+        with each line.
+        """
+        line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
         if files.is_local(self.filesystem):
-            line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
-            with open(self.path("progress.jsonl"), "a", encoding="utf-8") as stream:  # noqa: PTH123
+            with open(self.path(PROGRESS), "a", encoding="utf-8") as stream:  # noqa: PTH123
                 stream.write(line)
+            return
+        if not self._lines:
+            self._lines_file = f"progress/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._lines.append(line)
+        self.write(self._lines_file, "".join(self._lines).encode())
+
+    def progress(self) -> list[dict[str, Any]]:
+        """Every event of :meth:`log_progress`, each writer's in order; a line that a crash cut off is left out."""
+        names = [PROGRESS] if self.exists(PROGRESS) else []
+        listed = files.list_paths(self.filesystem, self.path("progress"))
+        names += [f"progress/{posixpath.basename(path)}" for path in listed]
+        lines = [line for name in names for line in self.read(name).decode(errors="replace").splitlines()]
+        return [event for event in map(_parsed, lines) if event is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def claim_file(claim_fingerprint: str) -> str:
