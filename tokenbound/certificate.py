@@ -139,11 +139,19 @@ class Certificate(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a certificate from a file or URI.
+        """Read a certificate.
+
+        Args:
+            path: file or URI.
 
         Raises:
             IncompleteError: there is none.
             MismatchError: it is damaged or of another schema version.
+
+        >>> from importlib.resources import files
+        >>> certificate = Certificate.load(str(files("tokenbound") / "data" / "demo.certificate.json"))
+        >>> certificate.method, certificate.vacuous
+        ('freedman', False)
         """
         folder, name = split(str(path))
         tree = RunDirectory(folder).read_json(name)
@@ -156,18 +164,39 @@ class Certificate(BaseModel):
             ) from None
 
     def save(self, path: str | Path) -> None:
-        """Write the certificate as JSON, atomically."""
+        """Write the certificate as JSON, atomically.
+
+        Args:
+            path: file or URI.
+
+        >>> import tempfile
+        >>> from tokenbound.demo import demo_certificate
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     demo_certificate().save(f"{folder}/certificate.json")
+        ...     Certificate.load(f"{folder}/certificate.json") == demo_certificate()
+        True
+        """
         folder, name = split(str(path))
         RunDirectory(folder).write_json(name, self.model_dump(mode="json"))
 
     def table(self) -> str:
-        """The certificate as text for a terminal."""
+        """The certificate as text for a terminal of 100 columns.
+
+        >>> from tokenbound.demo import demo_certificate
+        >>> demo_certificate().table().splitlines()[0].strip("╭─╮ ")
+        'risk certificate'
+        """
         from tokenbound.report.terminal import certificate_text
 
         return certificate_text(self)
 
     def claim(self) -> Claim:
-        """The claim that this certificate makes, for the bounds."""
+        """The claim that this certificate makes, for the bounds.
+
+        >>> from tokenbound.demo import demo_certificate
+        >>> demo_certificate().claim().methods
+        ('freedman', 'azuma', 'kl')
+        """
         return Claim(
             vocab_size=self.vocab_size,
             tokenizer_vocab_size=self.tokenizer_vocab_size,
@@ -186,7 +215,12 @@ class Certificate(BaseModel):
         )
 
     def sampling_plan(self) -> SamplingPlan | None:
-        """The sampling plan, for the bounds."""
+        """The sampling plan, for the bounds; None where every token was scored.
+
+        >>> from tokenbound.demo import demo_certificate
+        >>> demo_certificate().sampling_plan().pilot_units
+        256
+        """
         if self.sampling is None:
             return None
         record = self.sampling
@@ -201,9 +235,17 @@ class Certificate(BaseModel):
     def ledger(self, uri: str) -> RunLedger:
         """The losses of this certificate inside a run directory, with every column.
 
+        Args:
+            uri: the run directory.
+
         Raises:
             IncompleteError: a shard is not committed.
             MismatchError: it was committed by another run, or the shards hold other windows than were sampled.
+
+        >>> from tokenbound.demo import demo_certificate
+        >>> demo_certificate().ledger("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        tokenbound.errors.IncompleteError: nowhere: shard 0 is not committed
         """
         ledger = RunLedger(
             uri,
@@ -216,7 +258,15 @@ class Certificate(BaseModel):
         return ledger if self.sampling is None else ledger.first_windows(self.sampling.scored_windows)
 
     def extends(self, other: Certificate) -> bool:
-        """Whether this is the same claim as an earlier one, on a corpus that has grown since."""
+        """Whether this is the same claim as an earlier one, on a corpus that has grown since.
+
+        Args:
+            other: the earlier certificate.
+
+        >>> from tokenbound.demo import demo_certificate
+        >>> demo_certificate().extends(demo_certificate())
+        False
+        """
         same = {**other.claim_identity, "scoring_fingerprint": self.scoring_fingerprint} == self.claim_identity
         return same and other.scoring_fingerprint in self.earlier_fingerprints
 
@@ -232,6 +282,12 @@ class Certificate(BaseModel):
         Raises:
             IncompleteError: losses or artifact are not there.
             MismatchError: a byte of either changed, or a printed number does not follow from them.
+
+        >>> from tokenbound.demo import demo_artifact, demo_certificate
+        >>> forged = demo_artifact()[:-1] + b"x"
+        >>> demo_certificate().verify(losses="runs/demo", artifact=forged)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        tokenbound.errors.MismatchError: artifact_sha256: the certificate says 69f8.., but losses and artifact give ..
         """
         self._verify_identities()
         self._verify_artifact(artifact if isinstance(artifact, bytes) else _read(str(artifact)))
@@ -467,12 +523,21 @@ def verify_beside(
 ) -> tuple[Certificate, str, bytes]:
     """Verify a certificate with the losses and artifact that lie beside it, unless told otherwise.
 
+    Args:
+        path: certificate, file or URI.
+        losses: run directory, or its `losses` folder.
+        artifact: file or URI.
+
     Returns:
         The certificate, its run directory and the artifact's bytes.
 
     Raises:
         IncompleteError: certificate, losses or artifact are not there; arithmetic alone is no verification.
         MismatchError: something does not follow.
+
+    >>> verify_beside("nowhere/certificate.json")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    tokenbound.errors.IncompleteError: nowhere/certificate.json does not exist
     """
     certificate = Certificate.load(path)
     folder = split(str(path))[0]

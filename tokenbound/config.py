@@ -380,8 +380,21 @@ class PretrainConfig(_Section):
 def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Read a YAML config, apply ``a.b=c`` overrides and validate it.
 
+    Args:
+        kind: model that it must fit, such as `RunConfig`.
+        path: of the file.
+        overrides: each `dotted.key=value`, the value in YAML.
+
     Raises:
         InputError: the file is missing, is not YAML, or a field is unknown, missing or out of range.
+
+    >>> import tempfile
+    >>> from tokenbound.demo import demo_config
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = Path(folder, "run.yaml").write_text(dump_config(demo_config("runs/demo")))
+    ...     config = load_config(RunConfig, Path(folder, "run.yaml"), ["what.bound.delta=0.01"])
+    >>> config.what.bound.delta
+    0.01
     """
     return validate(kind, load_tree(path, overrides), origin=str(path))
 
@@ -408,8 +421,17 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     """Validate plain data, turning pydantic's report into one line per problem.
 
+    Args:
+        kind: model that it must fit.
+        tree: the data.
+        origin: where it came from, for messages.
+
     Raises:
         InputError: a field is unknown, missing or out of range, or a URI holds credentials.
+
+    >>> validate(BoundConfig, {"delta": 2}, origin="example")
+    Traceback (most recent call last):
+    tokenbound.errors.InputError: config example: delta: Input should be less than 1 (got 2)
     """
     refuse_credentials_in(tree)
     try:
@@ -442,5 +464,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def dump_config(config: BaseModel) -> str:
-    """The resolved config as YAML, as it is stored in a run directory."""
+    """The resolved config as YAML, as it is stored in a run directory.
+
+    Args:
+        config: validated.
+
+    >>> print(dump_config(SampleConfig(windows=100)).splitlines()[0])
+    windows: 100
+    """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -44,6 +44,15 @@ def bound_losses(
     Raises:
         InputError: no readable `nll`, or an unknown method.
         MismatchError: losses that are NaN, infinite, negative, outside the vocabulary, or of a window given twice.
+
+    >>> import tempfile
+    >>> import pyarrow as pa, pyarrow.parquet as pq
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pq.write_table(pa.table({"nll": [0.5, 1.5] * 50_000}), f"{folder}/losses.parquet")
+    ...     what = {"vocab_size": 257, "tokenizer_vocab_size": 257, "code_length_bits": 1e4}
+    ...     lines = bound_losses(f"{folder}/losses.parquet", **what, method="azuma")
+    >>> lines[0]["method"], lines[0]["empirical"] < lines[0]["value"] < lines[0]["random_guess"]
+    ('azuma', True)
     """
     if method != "all" and method not in METHODS:
         raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")

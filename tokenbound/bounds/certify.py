@@ -242,6 +242,10 @@ def printed_line(
 def random_guess(claim: Claim, top_k: int | None) -> float:
     """What guessing uniformly among the tokenizer's ids achieves: log2 V_tok bits, or an error of 1 - k / V_tok.
 
+    Args:
+        claim: of which V_tok is used.
+        top_k: k of an error; None for a loss.
+
     >>> claim = Claim(512, 256, code_length_bits=0, delta=0.05, num_tokens=100)
     >>> random_guess(claim, None), random_guess(claim, 10)
     (8.0, 0.9609375)

@@ -146,6 +146,11 @@ def _forecast_tune_bits(degree: int, num_coefficients: int) -> float:
 def kappa_nats(*, code_length_bits: float, tune_bits: float, delta: float) -> float:
     """The complexity kappa = ln2 * (L(h) + L_tune) + ln(1/delta), in nats.
 
+    Args:
+        code_length_bits: L(h), bits.
+        tune_bits: L_tune, bits.
+        delta: failure probability, in (0, 1).
+
     Raises:
         InputError: a negative or non-finite length, or delta outside (0, 1).
 

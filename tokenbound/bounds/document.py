@@ -140,6 +140,11 @@ def merge_document_sums(parts: Sequence[DocumentSums]) -> DocumentSums:
 def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     """The printed document line: mean document loss + D sqrt(kappa / (2 documents)).
 
+    Args:
+        tuning: what :func:`choose_document` chose.
+        sums: of every shard, merged.
+        claim: what is claimed, with ``num_documents``.
+
     Raises:
         MismatchError: a tuning that is not paid for, or tokens or documents are missing or counted twice.
 

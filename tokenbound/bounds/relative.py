@@ -250,7 +250,16 @@ def relative_sums(
     window_lengths: ArrayLike | None = None,
     worst_case: ArrayLike | int | None = None,
 ) -> RelativeSums:
-    """Evaluate a relative line over one shard; arguments as in :func:`~tokenbound.bounds.exact.line_sums`.
+    """Evaluate a relative line over one shard.
+
+    Args:
+        tuning: what :func:`choose_relative` chose.
+        nll: [T] losses of the model, nats.
+        base_nll: [T] losses of the base on the same tokens, nats.
+        entropy: [T] entropies of the model's predictions, nats.
+        base_entropy: [T] entropies of the base's, nats.
+        window_lengths: [W] tokens of each window, for sampled runs; the windows' sums are then kept.
+        worst_case: tokens that count at the worst case; their number, or [W] per window.
 
     Raises:
         InputError: arrays of different lengths, or values that are not finite.
@@ -295,6 +304,9 @@ def relative_sums(
 def merge_relative_sums(parts: Sequence[RelativeSums]) -> RelativeSums:
     """The sums of all shards together; for sampled runs in draw order.
 
+    Args:
+        parts: sums of the same tuning.
+
     >>> from tokenbound.bounds import RelativeEvidence
     >>> nll, base_nll = [0.2, 2.8] * 50_000, [0.2, 3.0] * 50_000
     >>> entropy = base_entropy = [0.3, 2.5] * 50_000
@@ -314,6 +326,12 @@ def certify_relative(
 
     ``terms`` hold both parts. Where every token was scored, `excess` is the bound on R(h) - R(h0) alone and
     `base_bound` that on R(h0), rounded up; a sample bounds only their sum.
+
+    Args:
+        tuning: what :func:`choose_relative` chose.
+        sums: of every shard, merged; for sampled runs in draw order.
+        claim: what is claimed.
+        sampling: how windows were drawn; None where every one was scored.
 
     Raises:
         MismatchError: a tuning that is not paid for, or tokens are missing or counted twice.

@@ -29,6 +29,10 @@ def arithmetic_guard(value: float, lam: float | None = None, t: float = 0.0) -> 
 def round_up(value: float, decimals: int = PRINT_DECIMALS) -> float:
     """The smallest float on the decimal grid that is not below ``value``.
 
+    Args:
+        value: what is not finite comes back as it is.
+        decimals: digits behind the point.
+
     >>> round_up(0.1234567891)
     0.12345679
     """
@@ -41,6 +45,10 @@ def round_up(value: float, decimals: int = PRINT_DECIMALS) -> float:
 
 def format_bound(value: float, decimals: int = 3) -> str:
     """Decimal text rounded up, for tables.
+
+    Args:
+        value: finite.
+        decimals: digits behind the point.
 
     >>> format_bound(2.0001)
     '2.001'

@@ -95,6 +95,10 @@ def smoothed_loss_bits(nll_nats: ArrayLike, *, alpha: ArrayLike, vocab_size: int
 def loss_interval_bits(*, alpha: float, vocab_size: int) -> tuple[float, float]:
     """The interval (A, B) in bits that contains every smoothed loss.
 
+    Args:
+        alpha: smoothing weight, in (0, 1).
+        vocab_size: V, width of the logits.
+
     Raises:
         InputError: alpha outside (0, 1) or V < 2.
 
@@ -109,6 +113,10 @@ def loss_interval_bits(*, alpha: float, vocab_size: int) -> tuple[float, float]:
 
 def loss_intervals_bits(*, alpha: ArrayLike, vocab_size: int) -> tuple[Floats, Floats]:
     """The intervals (A_i, B_i) in bits for an array of predictable smoothing weights, shapes as ``alpha``.
+
+    Args:
+        alpha: smoothing weights, in (0, 1), of any shape.
+        vocab_size: V, width of the logits.
 
     >>> low, high = loss_intervals_bits(alpha=[0.5, 0.25], vocab_size=4)
     >>> high.tolist()

@@ -350,8 +350,16 @@ def kl_grid_bound(
 ) -> tuple[float, float]:
     """The smallest :func:`kl_error_bound` over the package's grid, capped at 1, and its lambda.
 
-    ``tune_bits`` must contain log2 of the grid's size; the certificate's code does
-    (:func:`~tokenbound.bounds.codes.kl_tune_bits`).
+    Args:
+        error: empirical error rate, in [0, 1].
+        code_length_bits: L(h), bits.
+        tune_bits: L_tune, bits; it must contain log2 of the grid's size, as
+            :func:`~tokenbound.bounds.codes.kl_tune_bits` does.
+        delta: failure probability, in (0, 1).
+        num_tokens: m.
+
+    Raises:
+        InputError: an error outside [0, 1] or unusable parameters.
 
     >>> kl_grid_bound(0.1, code_length_bits=0, tune_bits=4.33, delta=0.05, num_tokens=10_000)
     (0.11075689515905536, 0.125)
@@ -370,6 +378,13 @@ def paper_error_bound(
     error: float, *, code_length_bits: float, tune_bits: float, delta: float, num_tokens: int
 ) -> float:
     """The paper's bound on an error rate, m fixed, for reproduction: e <= e^ + sqrt(kappa / (2m)) (arXiv 2407.18158).
+
+    Args:
+        error: empirical error rate, in [0, 1].
+        code_length_bits: L(h), bits.
+        tune_bits: L_tune, bits.
+        delta: failure probability, in (0, 1).
+        num_tokens: m.
 
     Raises:
         InputError: an error outside [0, 1] or unusable parameters.

@@ -117,6 +117,11 @@ def inspect_artifact(data: bytes, *, compare: bool = False) -> ArtifactReport:
 
     Raises:
         ArtifactError: not an artifact, damaged, or of another version.
+
+    >>> from tokenbound.demo import demo_artifact
+    >>> report = inspect_artifact(demo_artifact())
+    >>> sum(report.sections.values()) == report.num_bytes == len(demo_artifact())
+    True
     """
     parsed = parse_artifact(data)
     rows = tuple(_tensor_report(item, compare=compare) for item in parsed.coded)

@@ -91,6 +91,10 @@ def html_report(
         certificate: what to report.
         details: what the plots need; None leaves out all that the certificate alone cannot draw.
         certificate_name: file name in the command that verifies it.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> html_report(demo_certificate()).startswith("<!doctype html>")
+    True
     """
     from tokenbound.report.figures import plots, term_words
 

@@ -52,13 +52,23 @@ _LATEX = {
 
 
 def model_name(certificate: Certificate) -> str:
-    """The model's own name: the last part of where it came from, else its architecture."""
+    """The model's own name: the last part of where it came from, else its architecture.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> model_name(demo_certificate())
+    'demo'
+    """
     source = str(certificate.model.get("source") or certificate.model.get("architecture") or "model")
     return base_name(source) or source
 
 
 def corpus_name(certificate: Certificate) -> str:
-    """The corpus in a few words: its name or first path, else its kind."""
+    """The corpus in a few words: its name or first path, else its kind.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> corpus_name(demo_certificate())
+    'python-stdlib'
+    """
     corpus = certificate.corpus
     paths = [base_name(str(path)) for path in corpus.get("paths") or ()]
     if corpus.get("name"):
@@ -91,12 +101,20 @@ def markdown_row(certificate: Certificate, name: str | None = None) -> str:
     Args:
         certificate: what to quote.
         name: what to call the model; default :func:`model_name`.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> markdown_row(demo_certificate(), "my model").split(" | ")[:2]
+    ['| my model', 'python-stdlib']
     """
     return "| " + " | ".join(markdown_cell(cell) for cell in _cells(certificate, name)) + " |"
 
 
 def markdown_cell(text: str) -> str:
-    """Text as a cell of a Markdown table: on one line, special letters escaped."""
+    r"""Text as a cell of a Markdown table: on one line, special letters escaped.
+
+    >>> print(markdown_cell("a_b | c"))
+    a\_b \| c
+    """
     flat = " ".join(text.split())
     for letter in "\\|`*_<>[]":
         flat = flat.replace(letter, "\\" + letter)
@@ -109,6 +127,10 @@ def latex_row(certificate: Certificate, name: str | None = None) -> str:
     Args:
         certificate: what to quote.
         name: what to call the model; default :func:`model_name`.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> latex_row(demo_certificate(), "my_model").split(" & ")[0]
+    'my\\_model'
     """
     return " & ".join(latex_text(cell) for cell in _cells(certificate, name)) + r" \\"
 
@@ -128,6 +150,10 @@ def bibtex(certificate: Certificate, name: str | None = None) -> str:
     Args:
         certificate: what to cite.
         name: what to call the model; default :func:`model_name`.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> print(bibtex(demo_certificate()).splitlines()[1])
+      title = {Risk certificate for demo on python-stdlib},
     """
     title = f"Risk certificate for {name or model_name(certificate)} on {corpus_name(certificate)}"
     if certificate.bound_bits is None:
@@ -155,6 +181,10 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
     Args:
         certificate: what to publish.
         name: what to call the model; default :func:`model_name`.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> model_index(demo_certificate())[0]["results"][0]["metrics"][0]["type"]
+    'risk-bound-bits-per-token'
     """
     corpus = corpus_name(certificate)
     result = {
@@ -192,7 +222,16 @@ def _metric(kind: str, title: str, value: float, claim: dict[str, Any] | None = 
 
 
 def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
-    """:func:`model_index` as YAML, to paste between the `---` lines of a model card."""
+    """:func:`model_index` as YAML, to paste between the `---` lines of a model card.
+
+    Args:
+        certificate: what to publish.
+        name: what to call the model; default :func:`model_name`.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> print(model_card_yaml(demo_certificate()).splitlines()[0])
+    model-index:
+    """
     tree = {"model-index": model_index(certificate, name)}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
 

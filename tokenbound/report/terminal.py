@@ -30,6 +30,10 @@ def certificate_text(certificate: Certificate, width: int = 100) -> str:
     Args:
         certificate: what to show.
         width: letters per line; 80 is enough.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> max(len(line) for line in certificate_text(demo_certificate(), width=80).splitlines())
+    80
     """
     buffer = io.StringIO()
     Console(file=buffer, width=width, force_terminal=False).print(certificate_view(certificate))
