@@ -241,7 +241,7 @@ def sweep_html(rows: Sequence[SweepRow]) -> str:
 
 
 def hold_together(rows: Sequence[SweepRow]) -> bool:
-    """Whether all certificates hold at once with the confidence of one: they make the same claim of their models."""
+    """Whether all certificates make the same claim of their models, and so hold at once with the confidence of one."""
     return len({(row.delta, row.prior, row.sampled, frozenset(row.lines)) for row in rows}) == 1
 
 
@@ -286,7 +286,7 @@ def _tiles(rows: Sequence[SweepRow], best: SweepRow) -> list[page.Tile]:
 def _assumptions(rows: Sequence[SweepRow]) -> list[str]:
     """How far the comparison may be trusted; what a single bound rests on stands in its own report."""
     if not hold_together(rows):
-        together = "The trials make different claims. Each certificate holds by itself, not all of them at once."
+        together = "The trials do not all make the same claim: each certificate holds by itself, with its confidence."
     elif any(row.sampled or row.prior == "holdout" for row in rows):
         together = (
             "All certificates hold at once: each artifact pays for its place among the trials that share the sample or "
