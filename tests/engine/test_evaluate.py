@@ -186,7 +186,10 @@ def test_bad_input_is_refused_with_a_cure(
     refused(run_tree(corpus={**corpus, "paths": [str(empty)], "add_eos": False}), InputError, "corpus")
     refused(run_tree(corpus={**corpus, "paths": [str(tmp_path / "absent")]}), InputError, "absent")
     refused(run_tree(model={"checkpoint": str(tmp_path / "nowhere")}), InputError, "nowhere")
-    refused(run_tree(windows={"length": 65, "context": "packed"}), InputError, "64 positions")
+    too_long = {"length": 65, "context": "packed"}
+    refused(run_tree(windows=too_long), InputError, "64 positions")
+    calibrated = {"checkpoint": str(tiny_checkpoint), "compress": {"method": "auto"}}
+    refused(run_tree(windows=too_long, model=calibrated), InputError, "64 positions")
     tokens = tmp_path / "ids.bin"
     np.arange(300, dtype="<u2").tofile(tokens)
     stored = {"source": "tokens", "paths": [str(tokens)], "dtype": "uint16", "vocab_size": 300, "tokenizer_is": "given"}

@@ -94,6 +94,25 @@ def text_of(corpus: PreparedCorpus, windows: WindowsConfig) -> Text:
     return Text(corpus.root, WindowSpec(windows.length, windows.context, windows.stride, segments))
 
 
+def require_fit(architecture: Mapping[str, Any], max_id: int, length: int) -> None:
+    """Whether a model can read these tokens in windows of this length, by its architecture alone.
+
+    Raises:
+        InputError: ids outside the vocabulary, or windows longer than the model's positions.
+    """
+    size = architecture.get("vocab_size")
+    if isinstance(size, int) and max_id >= size:
+        raise InputError(
+            f"what.corpus.tokenizer has ids up to {max_id}, but the model's vocabulary has {size}; "
+            "use the tokenizer that the model was trained with"
+        )
+    positions = architecture.get("max_position_embeddings") or architecture.get("n_positions")
+    if isinstance(positions, int) and length > positions:
+        raise InputError(
+            f"what.windows.length {length} exceeds the model's {positions} positions; set it to {positions} or less"
+        )
+
+
 def encode_checkpoint(
     path: str,
     settings: BaseModel | None,
@@ -114,7 +133,7 @@ def encode_checkpoint(
         work: folder of finished calibrations and tensors, for the next start after a kill; None keeps none.
 
     Raises:
-        InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
+        InputError: the checkpoint cannot be read or encoded, does not fit the text, or a method lacks that.
     """
     from tokenbound.compression.artifact import assemble_artifact
     from tokenbound.compression.delta import tensors_sha256
@@ -124,6 +143,8 @@ def encode_checkpoint(
     path = anchored(path)
     content = _content(path, None if base is None else anchored(base), method)
     tensors, reference = content.tensors, content.reference
+    if text is not None:
+        require_fit(content.architecture, PreparedCorpus(text.corpus_root).manifest.rule.max_id, text.spec.length)
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
     if method in CALIBRATED and text is None:
         raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")

@@ -19,7 +19,7 @@ from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
 from tokenbound.demo import demo_artifact
-from tokenbound.engine.compress import Text, encode_checkpoint, text_of
+from tokenbound.engine.compress import Text, encode_checkpoint, require_fit, text_of
 from tokenbound.engine.graph import Shard
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
@@ -278,19 +278,7 @@ def check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: Ru
             package is not installed.
     """
     require_package(architecture)
-    size = architecture.get("vocab_size")
-    if isinstance(size, int) and corpus.manifest.rule.max_id >= size:
-        raise InputError(
-            f"what.corpus.tokenizer has ids up to {corpus.manifest.rule.max_id}, but the model's vocabulary has "
-            f"{size}; "
-            "use the tokenizer that the model was trained with"
-        )
-    positions = architecture.get("max_position_embeddings") or architecture.get("n_positions")
-    if isinstance(positions, int) and config.what.windows.length > positions:
-        raise InputError(
-            f"what.windows.length {config.what.windows.length} exceeds the model's {positions} positions; set it to "
-            f"{positions} or less"
-        )
+    require_fit(architecture, corpus.manifest.rule.max_id, config.what.windows.length)
 
 
 def _open_run(prepared: Prepared) -> Prepared:
