@@ -21,6 +21,7 @@ from tokenbound.bounds import (
     relative_sums,
 )
 from tokenbound.bounds.codes import artifact_code_length_bits, elias_delta_bits
+from tokenbound.bounds.constants import T_GRID
 from tokenbound.bounds.rounding import arithmetic_guard
 from tokenbound.bounds.sampling import total_upper_bounds
 from tokenbound.bounds.theorems import (
@@ -348,7 +349,7 @@ def test_a_relative_line_spends_delta_twice_over_against_mpmath():
 
 
 @pytest.mark.parametrize("vocab", [2, 50257, 1 << 20])
-@pytest.mark.parametrize("t", [2.0**-14, 127 / 128])
+@pytest.mark.parametrize("t", [T_GRID[0], T_GRID[-1]])
 def test_rounding_stays_within_its_allowance(vocab, t):
     """Where floats are worst: every token at an end of its range, the factor 1 + d as small as 1 - t."""
     for alpha in (2.0**-27, 0.5):

@@ -14,16 +14,16 @@ _EXACT = Context(prec=400)
 def arithmetic_guard(value: float, lam: float | None = None, t: float = 0.0) -> float:
     """An allowance for float64 rounding in a bound, in the units of ``value``.
 
-    Sums of positive terms taken pairwise are off by less than 1e-13 relative for 2^40 tokens. The betting form adds
-    at most four roundings of size 2^-53 to each factor 1 + d, and the roundings of loss and forecast move d by as much
-    again; the factor may be as small as 1 - t, which magnifies what the logarithm sees of either.
+    Sums of positive terms taken pairwise are off by less than 1e-13 relative for 2^40 tokens. In the betting form four
+    roundings of 2^-53 reach each factor 1 + d, and a few of loss and forecast, which are below 64 bits, d / lambda. The
+    logarithm of a factor as small as 1 - t magnifies both.
 
     Args:
         value: the bound.
-        lam: lambda of a betting form.
+        lam: lambda per bit of a betting form.
         t: its lambda * (B - y0'): no factor is below 1 - t.
     """
-    return (1e-12 * abs(value) + (2.0**-51 / lam if lam is not None else 0.0)) / (1 - t)
+    return 1e-12 * abs(value) + (2.0**-51 * (64 + 1 / lam) / (1 - t) if lam is not None else 0.0)
 
 
 def round_up(value: float, decimals: int = PRINT_DECIMALS) -> float:
