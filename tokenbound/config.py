@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tokenbound.compression.settings import CompressSettings
+from tokenbound.compression.settings import CALIBRATED, CompressSettings
 from tokenbound.errors import InputError
 from tokenbound.models.structured.settings import DenseFamily, Family
 from tokenbound.store.uri import refuse_credentials, refuse_credentials_in
@@ -218,6 +218,13 @@ class WhatConfig(_Section):
         errors_only = not {"freedman", "azuma"} & set(self.bound.methods) and self.model.base is None
         if self.sample.until_slack_bits is not None and errors_only:
             raise ValueError("`sample.until_slack_bits` needs a loss line; add freedman or azuma to `bound.methods`")
+        method = None if self.model.compress is None else self.model.compress.method
+        if self.bound.prior == "holdout" and method in CALIBRATED:
+            raise ValueError(
+                f"prior `holdout`: method {method!r} of `model.compress` would look at the scored "
+                "tokens; encode the checkpoint first with `tokenbound compress --config` on other tokens, and name the "
+                "artifact"
+            )
         if "document" in self.bound.methods and not (self.windows.context == "document" and self.sample.is_full):
             raise ValueError("method `document` needs `windows.context: document` and every window scored")
         return self

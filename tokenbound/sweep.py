@@ -121,6 +121,8 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any], ordinal: 
     corpus = config.corpus.model_dump()
     training = None
     if tree["train"] is not None:
+        if tree["evaluate"].get("bound", {}).get("prior") == "holdout":
+            raise InputError(f"trial {name!r}: prior `holdout`, but it is trained on these tokens; set train: null")
         how = {**config.how.train, "output": f"{folder}/training", "cache": cache}
         training = validate(PretrainConfig, {"what": {**tree["train"], "corpus": corpus}, "how": how}, origin=origin)
         declared = tree["evaluate"].get("model", {})

@@ -14,7 +14,21 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from tokenbound.bounds import Claim, Evidence, certify, choose_tunings, line_sums
+from tokenbound.bounds import (
+    Claim,
+    Evidence,
+    LineSums,
+    RelativeEvidence,
+    SamplingPlan,
+    Tuning,
+    certify,
+    certify_relative,
+    choose_relative,
+    choose_tunings,
+    line_sums,
+    relative_sums,
+    sampling_path,
+)
 from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
 from tokenbound.bounds.smoothing import (
     alpha_levels,
@@ -333,6 +347,48 @@ def test_sampling_at_every_n(population):
 @pytest.mark.parametrize("population", sorted(POPULATIONS))
 def test_sampling_at_every_n_long(population):
     assert_covers(sampling_failures(POPULATIONS[population], 6000, 1.0, KAPPA, 20, seed=12))
+
+
+def unequal_windows(hard: str) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and lengths of 120 windows; hardness goes with their length."""
+    lengths = np.random.default_rng(3).integers(1, 33, 120)
+    share = {"long": lengths > 24, "short": lengths < 8}[hard]
+    return np.where(share, lengths, 0).astype(float), lengths
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.8])
+@pytest.mark.parametrize("hard", ["long", "short"])
+def test_samples_of_unequal_windows_with_their_pilot_at_every_n(hard, delta):
+    """The whole path as a certificate takes it: the pilot exactly, the others centred by it, the largest window."""
+    errors, lengths = unequal_windows(hard)
+    claim = Claim(256, 256, 0.0, delta, int(lengths.sum()), methods=("kl",), top_k=(1,))
+    plan = SamplingPlan(120, int(lengths.max()), 12)
+    line, full = Tuning("kl", 256, top_k=1), errors.sum() / lengths.sum()
+    rng, failed = np.random.default_rng(17), np.zeros(300, bool)
+    for run in range(300):
+        order = rng.permutation(120)
+        sums = LineSums(1, 0, np.zeros((1, 1, 3)), np.zeros(1), errors[None, order], lengths[order])
+        path = sampling_path(line, 0, sums, claim, plan)
+        assert path.upper[-1] == pytest.approx(full)
+        failed[run] = (path.upper < full - 1e-12).any()
+    assert_covers(failed, math.exp(-plan.log_inverse_delta(claim)))
+    if delta == 0.8:
+        assert failed.any(), "at so large a delta a sharp bound must have been seen to fail"
+
+
+@pytest.mark.slow
+def test_whole_relative_certificates_tuned_on_their_own_losses_long():
+    base, model = Markov(60, 600, seed=21, alpha=0.05), Markov(60, 600, seed=21, alpha=0.02)
+    claim = Claim(4, 4, 0.0, DELTA, 600, methods=("freedman",), num_bases=1)
+    failed = np.zeros(60, bool)
+    for run in range(60):
+        entropy = base.entropy[run].astype(np.float32)
+        pair = model.nll[run].astype(np.float32), base.nll[run].astype(np.float32), entropy, entropy
+        tuning = choose_relative(RelativeEvidence.from_losses(*pair), claim)
+        failed[run] = certify_relative(tuning, relative_sums(tuning, *pair), claim).value < model.risk(
+            tuning.alpha, 0, run
+        )
+    assert_covers(failed)
 
 
 @pytest.mark.slow

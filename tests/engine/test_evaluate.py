@@ -103,7 +103,7 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
         record = directory.record(shard)
         directory.commit(shard, losses, record.evidence, record.scoring_fingerprint)
     for field in ("vocab_size", "tokenizer_vocab_size", "num_tokens", "num_windows"):
-        forged = certificate.model_copy(update={field: getattr(certificate, field) - 1})
+        forged = certificate.model_copy(update={field: getattr(certificate, field) + 1})
         with pytest.raises(MismatchError, match=f"^{field}: the certificate says"):
             rescore(forged, config, losses=directory.uri, artifact=artifact, windows=1)
 

@@ -74,6 +74,12 @@ def test_artifacts_are_trials_only_where_they_share_a_draw(tree: Tree) -> None:
     assert ordinals({**tree, "evaluate": holdout}) == [1, 2]
 
 
+def test_what_is_trained_on_the_tokens_is_no_holdout(tree: Tree) -> None:
+    holdout = {"windows": tree["evaluate"]["windows"], "bound": {"prior": "holdout", "holdout_declaration": "nothing"}}
+    with pytest.raises(InputError, match="trained on these tokens"):
+        expand_trials(config({**tree, "train": {"model": {}}, "trials": {"a": {}}, "evaluate": holdout}), {})
+
+
 def test_a_changed_claim_is_a_trial_of_its_own(tree: Tree) -> None:
     claims = {"loss": {"evaluate.bound.methods": ["azuma"]}, "delta": {"evaluate.bound": {"delta": 0.01}}}
     numbered = {"evaluate.bound.trial": 9}

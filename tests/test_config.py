@@ -1,0 +1,46 @@
+"""What a config may not claim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tokenbound.compression.settings import CALIBRATED
+from tokenbound.config import WhatConfig
+
+CORPUS = {"source": "text", "paths": ["x"], "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False}
+HOLDOUT = {"prior": "holdout", "holdout_declaration": "training, and all choices"}
+
+
+def encoded(method: str) -> dict[str, Any]:
+    return {"checkpoint": "x", "compress": {"method": method}}
+
+
+def what(**sections: Any) -> WhatConfig:
+    return WhatConfig.model_validate(
+        {"model": {"artifact": "demo"}, "corpus": {**CORPUS, "add_eos": True}, **sections},
+    )
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"sample": {"until_slack_bits": 0.1}, "bound": {"methods": ["kl"]}}, "needs a loss line"),
+        ({"bound": {"prior": "holdout"}}, "say what these tokens were not used for"),
+        ({"bound": {"methods": ["kl", "document"]}, "windows": {"context": "packed"}}, "context: document"),
+        ({"bound": {"methods": ["azuma", "azuma"]}}, "each once"),
+        *(({"bound": HOLDOUT, "model": encoded(method)}, "look at the scored tokens") for method in CALIBRATED),
+    ],
+)
+def test_a_claim_that_would_not_hold_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        what(**sections)
+
+
+def test_a_holdout_may_be_encoded_without_looking_at_it() -> None:
+    for method in ("rtn", "lossless"):
+        assert what(bound=HOLDOUT, model=encoded(method)).bound.prior == "holdout"
+    for methods in (["freedman"], ["azuma", "kl"]):
+        assert what(sample={"until_slack_bits": 0.1}, bound={"methods": methods}).sample.until_slack_bits == 0.1
