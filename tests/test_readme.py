@@ -1,7 +1,7 @@
 """The README's commands, run as they stand there.
 
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
-tokenizer, a fine-tune of it, a corpus of JSON lines, losses of another tool. A YAML fence that begins with
+tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, losses of another tool. A YAML fence that begins with
 `# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run: it needs a cloud -->`) or
 that it belongs to the long suite (`<!-- slow -->`), or names a package for which a stand-in is put
 (`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from layouts_support import gptq
+from quantized_support import save_with_layout
 
 from tokenbound import Certificate, cli
 from tokenbound.bounds import format_bound
@@ -85,6 +87,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path / "my-model")
+    settings = {"quant_method": "gptq", "bits": 4}
+    save_with_layout(tmp_path / "my-model", tmp_path / "my-quantized", settings, lambda weights: gptq(weights, 4, 16))
     weight = model.model.layers[0].mlp.down_proj.weight
     weight.data += 0.1 * torch.randn_like(weight)
     model.save_pretrained(tmp_path / "my-finetune")

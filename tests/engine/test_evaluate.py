@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts_support import gptq
+from quantized_support import save_torchao, save_with_layout
 
 from tokenbound.certificate import Certificate, verify_beside
 from tokenbound.config import RunConfig, validate
 from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import InputError, MismatchError, TokenboundError
+from tokenbound.models.quantized.methods import arithmetic_of
 from tokenbound.store.run import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -106,6 +109,33 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
         forged = certificate.model_copy(update={field: getattr(certificate, field) + 1})
         with pytest.raises(MismatchError, match=f"^{field}: the certificate says"):
             rescore(forged, config, losses=directory.uri, artifact=artifact, windows=1)
+
+
+@pytest.mark.parametrize("method", ["gptq", "torchao"])
+def test_a_quantized_checkpoint_as_deployed(method: str, run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantized"
+    if method == "torchao":
+        config = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
+        save_torchao(tiny_checkpoint, folder, config)
+    else:
+        save_with_layout(tiny_checkpoint, folder, {"quant_method": "gptq", "bits": 4}, lambda w: gptq(w, 4, 16))
+    model = {"checkpoint": str(folder), "dtype": "bfloat16" if method == "torchao" else "float32"}
+    tree = run_tree(model=model)
+    certificate, path = run(tree)
+    assert certificate.artifact_bytes < (folder / "model.safetensors").stat().st_size
+    assert certificate.model["arithmetic"] == arithmetic_of({"quantization_config": {"quant_method": method}})
+    assert ("torchao" in certificate.environment) == (method == "torchao")
+    assert f"scored by {certificate.model['arithmetic']}, in {model['dtype']}" in " ".join(certificate.table().split())
+    verify_beside(path)
+    artifact = (path.parent / "artifact.tokenbound").read_bytes()
+    config = validate(RunConfig, tree, origin="test")
+    assert rescore(certificate, config, losses=str(path.parent), artifact=artifact, windows=3) < 1e-4
+
+    forged = certificate.model_copy(update={"model": {**certificate.model, "arithmetic": "kernels"}})
+    with pytest.raises(MismatchError, match=r"model\.arithmetic"):
+        forged.verify(losses=path.parent, artifact=artifact)
+    with pytest.raises(InputError, match=r"compress\.method 'rtn' would change what .* made of"):
+        run(run_tree("other", model={**model, "compress": {"method": "rtn"}}))
 
 
 def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:

@@ -334,8 +334,8 @@ def _build_plain(
         from tokenbound.models.structured.build import decode_family
 
         return decode_family(architecture, tensors, dtype=dtype, device=device)
-    blank = blank_model(architecture, len(tensors))
     method = method_of(architecture)
+    blank = blank_model(architecture, len(tensors))
     if method is not None and method.package is None:
         tensors = dense_tensors(method, architecture, tensors, dtype=dtype, transposed=_transposed(blank))
     _refuse_uncovered(blank, tensors)
@@ -506,6 +506,9 @@ def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 def _refuse_uncovered(blank: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     """Catch what the loading report of transformers leaves out."""
+    halved = {name for name, tensor in tensors.items() if tensor.is_complex()}
+    if halved:
+        raise InputError(f"tensors {_some(halved)} are complex, and only their real parts would be used; remove them")
     unplaced = _ignorable(blank, tensors)
     if unplaced:
         raise InputError(f"the model computes {_some(unplaced)} itself; leave them out of the tensors")
