@@ -2,8 +2,9 @@
 
     python tests/benchmarks/layers.py --device cpu --repeat 7
 
-All start from the same inputs and take turns in one process; ratios are medians over the repetitions. `operations` is
-the share of the dense layer's multiplications that a layer needs in its forward pass.
+All start from the same inputs and take turns in one process of one thread; ratios are medians over the repetitions. On
+a CPU the time is the thread's own, so that other processes matter less. `operations` is the share of the dense layer's
+multiplications that a layer needs in its forward pass.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def operations(layer: nn.Module, width: int) -> float:
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Of one call: of the processor, or on the clock until a GPU is done."""
+    if device.type == "cpu":
+        started = time.process_time()
+        function()
+        return time.process_time() - started
+    torch.cuda.synchronize()
     started = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -105,10 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"{machine()}, torch {torch.__version__}, {arguments.threads} threads\n")
+    torch.set_num_threads(1)
+    print(f"{machine()}, torch {torch.__version__}, {TOKENS:,} tokens of width {WIDTH}, one thread\n")
     print("| layer | parameters | operations | forward, ms | of dense | forward and backward, ms | of dense |")
     print("|---|---|---|---|---|---|---|")
     for row in measure(WIDTH, TOKENS, torch.device(arguments.device), arguments.repeat):

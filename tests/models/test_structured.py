@@ -95,9 +95,9 @@ def assert_equals_its_matrix(layer: Any, x: torch.Tensor) -> None:
 class OneLayer(nn.Module):
     """A model of one linear layer."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(width, width)
+        self.layer = nn.Linear(inputs, outputs)
 
     def get_output_embeddings(self) -> None:
         return None
@@ -118,13 +118,13 @@ class OneLayer(nn.Module):
 )
 def test_forward_and_backward_never_make_the_matrix(family: Any) -> None:
     """All that both passes hold at once is less than the matrix would be."""
-    model, x = OneLayer(512), torch.randn(4, 512, requires_grad=True)
+    model, x = OneLayer(512, 512), torch.randn(4, 512, requires_grad=True)
     attach_family(model, family)
     matrix_bytes = 4 * 512 * 512
     with LiveBytes() as live:
         model(x).square().sum().backward()
     assert 0 < live.peak < matrix_bytes / 4
-    dense = OneLayer(512)
+    dense = OneLayer(512, 512)
     with LiveBytes() as live:
         dense(x).square().sum().backward()
     assert live.peak > matrix_bytes  # its gradient: what the others are spared is seen
@@ -173,6 +173,22 @@ def test_artifacts_of_a_family_decode_score_and_speak(name: str, family: Any) ->
     form, ids = trained_form(found.architecture, found.tensors), torch.arange(16)[None]
     torch.testing.assert_close(replica.model(input_ids=ids).logits, form(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
     assert len(list(generate_ids(data, [5], max_new_tokens=4))) == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [
+        (KroneckerFamily(terms=3), 3 * (4 * 6 + 6 * 8)),  # outputs 4 * 6, inputs 6 * 8
+        (MonarchFamily(blocks=2), 24 * (24 + 48) // 2),
+        (LoraFamily(rank=5), 5 * (24 + 48)),
+        (SubloraFamily(rank=5, dimension=77), 77),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_the_parameters_are_as_many_as_the_docstrings_say(family: Any, parameters: int) -> None:
+    model = OneLayer(48, 24)
+    attach_family(model, family)
+    assert sum(tensor.numel() for tensor in trained_tensors(model).values()) == parameters + 24  # and the bias
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,10 @@ class MonarchLinear(nn.Module):
         blocks, middle, width = self.first.shape
         parts = x.reshape(-1, blocks, width).transpose(0, 1)  # [k, T, n/k]
         inner = torch.bmm(parts, self.first.transpose(1, 2)).transpose(0, 1)  # [T, k, q]
-        inner = inner.reshape(-1, middle, blocks).permute(2, 0, 1)  # [k, T, q]
+        inner = inner.reshape(-1, middle, blocks).permute(2, 0, 1).contiguous()  # [k, T, q]
         out = torch.bmm(inner, self.second.transpose(1, 2))  # [k, T, m/k]
+        if out.requires_grad:  # its gradient goes into two products, which would each make a copy
+            out.register_hook(torch.Tensor.contiguous)
         out = out.permute(1, 2, 0).reshape(*x.shape[:-1], self.outputs)
         return out if self.bias is None else out + self.bias
 
