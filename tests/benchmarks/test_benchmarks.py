@@ -81,6 +81,18 @@ def test_the_head_benchmark_measures_less_memory_for_chunks(load: Callable[[str]
     assert head.seconds(lambda: None, torch.device("cpu")) >= 0
 
 
+def test_the_layers_benchmark_counts_multiplications(load: Callable[[str], Any]) -> None:
+    rows = load("layers").measure(16, 8, torch.device("cpu"), 1)
+    found = {row["layer"]: (row["parameters"], row["operations"]) for row in rows}
+    assert found == {
+        "dense": (256, 1.0),
+        "monarch, 4 blocks": (128, 0.5),
+        "kronecker, 1 terms": (32, 0.5),  # 4 * 4 * 4 for each of its two products
+        "kronecker, 4 terms": (128, 2.0),
+    }
+    assert rows[0]["both_ratio"] == 1
+
+
 def test_synthetic_losses_are_uneven_and_repeatable(load: Callable[[str], Any]) -> None:
     scorer = load("scale").SyntheticScorer(None)
     rng = np.random.default_rng(0)
