@@ -123,7 +123,7 @@ def test_an_adapter_on_a_pretrained_base_is_trained_finished_certified_and_speak
         "family": {"kind": "lora", "rank": 2},
         "corpus": tree["what"]["corpus"],
         "training": training,
-        "compress": {"method": "rtn", "step": 0.5},
+        "compress": {"method": "rtn", "step": 0.25},
         "finish": {**training, "tokens": 2048, "nats_per_bit": 1e-6},
     }
     how = {"output": str(tmp_path / "adapted"), "cache": tree["how"]["cache"]}
@@ -136,7 +136,7 @@ def test_an_adapter_on_a_pretrained_base_is_trained_finished_certified_and_speak
     tree["what"] |= {"model": {"artifact": trained.artifact, **declared}}
     certificate, run = certified(tree)
     relative = next(line for line in certificate.bounds if line["method"] == "relative")
-    assert relative["terms"]["excess_empirical"] < -0.5
+    assert relative["terms"]["excess_empirical"] < -0.1
     assert (
         rescore(certificate, validate(RunConfig, tree, origin="test"), losses=run, artifact=artifact, windows=2) < 1e-4
     )
