@@ -118,6 +118,17 @@ def test_a_trained_model_leaves_no_room_for_another(tree: Tree) -> None:
         expand_trials(config(tree, train=train, trials={"a": {}}), {})
 
 
+def test_adapters_are_compared_on_a_declared_base(tree: Tree, tiny_checkpoint: Path) -> None:
+    train = {"base": str(tiny_checkpoint), "family": {"kind": "lora"}, "training": TRAINING}
+    tree["evaluate"]["model"] = {"base_is_independent": "random weights"}
+    (trial,) = expand_trials(config(tree, train=train, trials={"a": {"train.family.rank": 2}}), {})
+    assert trial.run.what.model.base == str(tiny_checkpoint)
+    assert trial.run.what.model.artifact == f"{trial.folder}/training/model.tokenbound"
+    del tree["evaluate"]["model"]
+    with pytest.raises(InputError, match="say how it was fixed"):
+        expand_trials(config(tree, train=train, trials={"a": {}}), {})
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_trials_are_certified_compared_and_resumed(tree: Tree, tmp_path: Path) -> None:
     tree["trials"]["broken"] = {"evaluate.model.checkpoint": str(tmp_path / "nowhere")}

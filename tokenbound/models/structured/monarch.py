@@ -53,7 +53,7 @@ class MonarchLinear(nn.Module):
         inner = inner.reshape(-1, middle, blocks).permute(2, 0, 1).contiguous()  # [k, T, q]
         out = torch.bmm(inner, self.second.transpose(1, 2))  # [k, T, m/k]
         if out.requires_grad:  # its gradient goes into two products, which would each make a copy
-            out.register_hook(torch.Tensor.contiguous)
+            out.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         out = out.permute(1, 2, 0).reshape(*x.shape[:-1], self.outputs)
         return out if self.bias is None else out + self.bias
 
