@@ -191,6 +191,22 @@ def test_plan_of_a_grown_corpus_starts_with_the_old_plan(corpus, config, shard_t
 
 
 @settings(max_examples=200, deadline=None)
+@given(corpora(), window_settings(), st.integers(1, 40), st.integers(2, 5))
+def test_shards_take_whole_batches_where_one_fits(corpus, config, shard_tokens, batch):
+    plan = corpus.plan(**config)
+    table, ends = plan.windows(np.arange(plan.num_windows)), set(map(int, plan.first_windows))
+    shards = shard_slices(plan, shard_tokens, batch)
+    assert [window for start, stop in shards for window in range(start, stop)] == list(range(plan.num_windows))
+    for start, stop in shards:
+        tokens = table.num_targets[start:stop].sum()
+        assert tokens <= shard_tokens or stop == start + 1
+        if stop in ends or (stop - start) % batch == 0:
+            continue
+        assert stop - start < batch, "a batch is filled up although more windows fit"
+        assert tokens + table.num_targets[stop] > shard_tokens
+
+
+@settings(max_examples=200, deadline=None)
 @given(corpora(), window_settings(), st.integers(1, 40))
 def test_shards_are_greedy_runs_of_windows_within_segments(corpus, config, shard_tokens):
     plan = corpus.plan(**config)

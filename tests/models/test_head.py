@@ -180,7 +180,7 @@ def test_never_more_logits_than_one_chunk():
 def test_chunks_fit_cache_and_memory(vocab):
     chunk, rows = chunk_shape(vocab, CPU)
     assert 4 * vocab * rows <= max(2**21, 4 * vocab * 2)
-    assert 128 <= chunk <= 1024
+    assert 256 <= chunk <= 1024
     device_chunk, _ = chunk_shape(vocab, torch.device("cuda"))
     assert 4 * vocab * device_chunk <= 2**28
 

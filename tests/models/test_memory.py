@@ -10,6 +10,7 @@ import torch
 
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import blank_model
+from tokenbound.models.fusion import fuse_activations
 from tokenbound.models.head import last_hidden_state
 from tokenbound.models.memory import LiveBytes, random_model, replica_memory
 from tokenbound.models.structured.settings import FAMILY
@@ -31,6 +32,7 @@ LLAMA_70B = {
 def test_activations_are_those_of_a_real_pass(dtype: torch.dtype) -> None:
     predicted = replica_memory(GPT2, dtype=dtype, batch=4, length=64, device="cpu")
     model = random_model(GPT2, dtype)
+    fuse_activations(model)
     assert predicted.parameters == sum(parameter.numel() for parameter in model.parameters())
     with torch.inference_mode(), LiveBytes() as live:
         last_hidden_state(model.base_model, torch.zeros(4, 64, dtype=torch.int64))

@@ -259,11 +259,12 @@ def auto_shard_tokens(num_tokens: int) -> int:
     return min(max(num_tokens // AUTO_SHARDS, MIN_SHARD_TOKENS), MAX_SHARD_TOKENS)
 
 
-def shard_slices(plan: CorpusPlan, shard_tokens: int) -> list[tuple[int, int]]:
+def shard_slices(plan: CorpusPlan, shard_tokens: int, batch: int = 1) -> list[tuple[int, int]]:
     """Cut the windows into shards: consecutive ``(start_window, stop_window)``, in order, without gaps.
 
-    A shard takes whole windows while they fit into ``shard_tokens`` scored tokens (at least one), and ends with
-    its segment, so a further segment changes no shard before it.
+    A shard takes whole windows while they fit into ``shard_tokens`` scored tokens (at least one), whole batches of them
+    where one fits, so that no batch is filled up in vain; and it ends with its segment, so a further segment changes no
+    shard before it.
 
     Raises:
         InputError: ``shard_tokens`` is not positive.
@@ -273,8 +274,18 @@ def shard_slices(plan: CorpusPlan, shard_tokens: int) -> list[tuple[int, int]]:
     return [
         (int(first) + start, int(first) + stop)
         for segment, first in zip(plan.segments, plan.first_windows, strict=False)
-        for start, stop in _segment_shards(segment, shard_tokens)
+        for start, stop in _segment_shards(segment, shard_tokens, batch)
     ]
+
+
+def whole_batches(windows: int, batch: int) -> int:
+    """So many windows or a few less: a multiple of the batch where one fits, else what there is, at least one.
+
+    Example:
+        >>> whole_batches(41, 16), whole_batches(5, 16), whole_batches(0, 16)
+        (32, 5, 1)
+    """
+    return windows - windows % batch if windows >= batch else max(1, windows)
 
 
 def gather(corpus: IdReader, table: WindowTable, length: int) -> WindowBatch:
@@ -355,11 +366,13 @@ def _starts(sizes: Int64) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
-def _segment_shards(segment: SegmentPlan, shard_tokens: int) -> Iterator[tuple[int, int]]:
+def _segment_shards(segment: SegmentPlan, shard_tokens: int, batch: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < segment.num_windows:
         fitting = segment.windows_within(segment.targets_before(start) + shard_tokens)
-        stop = min(max(fitting, start + 1), segment.num_windows)
+        stop = segment.num_windows
+        if fitting < stop:
+            stop = min(start + whole_batches(fitting - start, batch), stop)
         yield start, stop
         start = stop
 

@@ -210,10 +210,11 @@ def _work(config: RunConfig, text: Text) -> Work:
     plan = open_plan(text.corpus_root, text.spec)[1]
     require_tokens(plan)
     shard_tokens, count = shard_tokens_of(config, plan), drawn_windows(config.what.sample, plan.num_windows)
+    batch = config.what.windows.batch
     if count is None:
-        shards, tokens = len(shard_slices(plan, shard_tokens)), plan.num_tokens
+        shards, tokens = len(shard_slices(plan, shard_tokens, batch)), plan.num_tokens
     else:
-        shards = math.ceil(count / sampled_shard_windows(plan, shard_tokens))
+        shards = math.ceil(count / sampled_shard_windows(plan, shard_tokens, batch))
         tokens = round(plan.num_tokens * count / plan.num_windows)
     return Work(plan.num_tokens, plan.num_windows, shards, tokens, BYTES_PER_TOKEN * tokens)
 

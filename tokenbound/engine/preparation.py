@@ -17,7 +17,7 @@ from tokenbound.bounds.claim import DOCUMENT
 from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
-from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices
+from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.demo import demo_artifact
 from tokenbound.engine.compress import Text, encode_checkpoint, require_fit, text_of
 from tokenbound.engine.graph import Shard
@@ -53,6 +53,8 @@ class Prepared:
     protocol: dict[str, Any]
     identity: dict[str, Any]
     shard_tokens: int
+    shard_batch: int
+    """Windows of which a shard takes whole multiples where it can."""
     earlier: tuple[str, ...] = ()
     """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
 
@@ -69,7 +71,7 @@ class Prepared:
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""
         if num_windows is None:
-            slices = shard_slices(self.plan, self.shard_tokens)
+            slices = shard_slices(self.plan, self.shard_tokens, self.shard_batch)
             return [Shard(i, np.arange(start, stop)) for i, (start, stop) in enumerate(slices)]
         order = hashed_order(
             self.plan.num_windows,
@@ -79,7 +81,7 @@ class Prepared:
             seed=self.config.what.sample.seed,
             first=num_windows,
         )
-        step = sampled_shard_windows(self.plan, self.shard_tokens)
+        step = sampled_shard_windows(self.plan, self.shard_tokens, self.shard_batch)
         return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
 
 
@@ -114,6 +116,7 @@ def prepare(config: RunConfig) -> Prepared:
         protocol,
         identity,
         shard_tokens_of(config, plan),
+        what.windows.batch,
         tuple(map(fingerprint, earlier)),
     )
     return _open_run(prepared)
@@ -187,9 +190,9 @@ def shard_tokens_of(config: RunConfig, plan: CorpusPlan) -> int:
     return auto_shard_tokens(plan.num_tokens) if config.what.sample.is_full else SAMPLED_SHARD_TOKENS
 
 
-def sampled_shard_windows(plan: CorpusPlan, shard_tokens: int) -> int:
-    """Windows of a sampled run's shard: so many that the longest fit."""
-    return max(1, shard_tokens // max(1, plan.max_window_tokens))
+def sampled_shard_windows(plan: CorpusPlan, shard_tokens: int, batch: int) -> int:
+    """Windows of a sampled run's shard: so many that the longest fit, in whole batches where one does."""
+    return whole_batches(shard_tokens // max(1, plan.max_window_tokens), batch)
 
 
 def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes:
@@ -286,7 +289,8 @@ def _open_run(prepared: Prepared) -> Prepared:
     run, plan = prepared.run, prepared.plan
     if run.exists("plan.json"):
         found = run.read_json("plan.json")
-        prepared = replace(prepared, shard_tokens=found["shard_tokens"])
+        # Shards stay as they were first cut: runs whose plan names no batch did not look at it.
+        prepared = replace(prepared, shard_tokens=found["shard_tokens"], shard_batch=found.get("shard_batch", 1))
         if found.get("scoring_fingerprint") == prepared.fingerprint:
             return prepared
         if found.get("scoring_fingerprint") not in prepared.earlier:
@@ -304,6 +308,7 @@ def _open_run(prepared: Prepared) -> Prepared:
         "num_tokens": plan.num_tokens,
         "max_window_tokens": plan.max_window_tokens,
         "shard_tokens": prepared.shard_tokens,
+        "shard_batch": prepared.shard_batch,
         "segments": [[file.name for file in segment.files] for segment in prepared.corpus.manifest.segments],
     }
     run.write_json("plan.json", tree)

@@ -25,8 +25,8 @@ ArrayT = TypeVar("ArrayT")
 
 _BLOCK_FLOATS = 2**18
 """Logits of one cache-resident block on a CPU (1 MiB); measured best at V = 512 and V = 50,257."""
-_CHUNK_ROWS = 128
-"""Fewest rows of a CPU matrix product that still run at full speed."""
+_CHUNK_ROWS = 256
+"""Rows of a CPU matrix product; half as many cost 7 to 10 % more at V = 50,257, twice as many gain 2 %."""
 _DEVICE_CHUNK_BYTES = 2**28
 """Logits of one chunk on an accelerator; large enough to fill it, small beside its memory."""
 _FLOOR = -1e30
@@ -65,7 +65,7 @@ def chunk_shape(vocab_size: int, device: torch.device) -> tuple[int, int]:
 
     Example:
         >>> chunk_shape(512, torch.device("cpu")), chunk_shape(50_257, torch.device("cpu"))
-        ((512, 512), (128, 8))
+        ((512, 512), (256, 8))
     """
     if device.type != "cpu":
         rows = _power_of_two_at_most(_DEVICE_CHUNK_BYTES // (4 * vocab_size))

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 
 from tokenbound.models.checkpoint import blank_model
 from tokenbound.models.chunks import chunk_shape
+from tokenbound.models.fusion import fuse_activations
 from tokenbound.models.head import body_and_projection, last_hidden_state
 from tokenbound.models.replica import OWN_LOGITS_BYTES
 from tokenbound.models.structured.markov import MarkovModel
@@ -66,6 +67,7 @@ def replica_memory(
     """
     with _without_storage():
         model = random_model(architecture, dtype)
+        fuse_activations(model)
         parameters = list(model.parameters())
         weights = sum(_bytes(parameter) for parameter in parameters) + sum(_bytes(buffer) for buffer in model.buffers())
         parts = body_and_projection(model)

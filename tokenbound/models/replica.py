@@ -22,6 +22,7 @@ from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.checkpoint import build_model
 from tokenbound.models.chunks import TokenStatistics, chunk_shape, logits_statistics, require_compiler
 from tokenbound.models.delta import Weights, decode_weights
+from tokenbound.models.fusion import fuse_activations
 from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Replica:
         self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = model.to(self.device).eval()
+            fuse_activations(self.model)
             self.head = find_head(self.model)
         if self.head is None and self.model.get_output_embeddings() is not None:
             logger.warning(
