@@ -1,10 +1,10 @@
 """The README's commands, run as they stand there.
 
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
-tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, losses of another tool. A YAML fence that begins with
-`# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run: it needs a cloud -->`) or
-that it belongs to the long suite (`<!-- slow -->`), or names a package for which a stand-in is put
-(`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
+tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, losses of another tool. A
+YAML fence that begins with `# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run:
+it needs a cloud -->`) or that it belongs to the long suite (`<!-- slow -->`), or names a package for which a stand-in
+is put (`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -205,7 +204,7 @@ def bound(
 @app.command()
 def compress(
     checkpoint: Annotated[str, typer.Argument(help="Directory or hub id with safetensors weights.")],
-    out: Annotated[Path, typer.Argument(help="The artifact to write.")],
+    out: Annotated[str, typer.Argument(help="The artifact to write: a path or an s3:// or gs:// URI.")],
     method: Annotated[str, typer.Option(help="lossless, rtn, kfac, gptq, e8 or auto.")] = "rtn",
     options: Annotated[list[str] | None, typer.Option("--set", help="Option of the method, e.g. step=0.5.")] = None,
     rate: Annotated[str | None, typer.Option(help="Rate of kfac, or `auto` to minimise the bound.")] = None,
@@ -220,14 +219,15 @@ def compress(
     from tokenbound.compression.inspection import inspect_artifact
     from tokenbound.config import RunConfig, load_config
     from tokenbound.engine.compress import compress_checkpoint
+    from tokenbound.store import filesystem as files
 
     run = None if config is None else load_config(RunConfig, config)
-    work = out.with_name(out.name + ".parts")
+    folder, name = split(out)
+    work = join(folder, f"{name}.parts")
     settings = _compress_settings(method, rate, options or [])
-    data = compress_checkpoint(checkpoint, settings, run, base, work=str(work))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(data)
-    shutil.rmtree(work, ignore_errors=True)
+    data = compress_checkpoint(checkpoint, settings, run, base, work=work)
+    files.write_bytes(*files.resolve(out), data)
+    files.delete_folder(*files.resolve(work))
     report = inspect_artifact(data)
     if as_json:
         _print_json({"digest": report.sha256, **report.to_dict()})
@@ -279,13 +279,14 @@ def inspect(
 
 def _read_artifact(name: str) -> bytes:
     from tokenbound.demo import demo_artifact
+    from tokenbound.store import filesystem as files
 
     if name == "demo":
         return demo_artifact()
     try:
-        return Path(name).read_bytes()
+        return files.read_bytes(*files.resolve(name))
     except OSError as error:
-        raise InputError(f"artifact {name!r} cannot be read: {error.strerror}") from None
+        raise InputError(f"artifact {name!r} cannot be read: {error.strerror or error}") from None
 
 
 @app.command()
@@ -428,6 +429,7 @@ def generate(
     from tokenbound.corpus.tokenizers import load_tokenizer
     from tokenbound.models.delta import read_base
     from tokenbound.models.generate import generate_ids
+    from tokenbound.store.copies import local_copy
 
     coder = load_tokenizer(tokenizer)
     ids = [int(i) for i in coder.encode_batch([prompt])[0]] or [coder.bos_id or 0]
@@ -442,7 +444,7 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop_id=coder.eos_id,
-        base=None if base is None else read_base(base),
+        base=None if base is None else read_base(local_copy(base)),
     ):
         new.append(token)
         text = coder.decode(new)

@@ -11,18 +11,29 @@ from typing import Any
 import pytest
 from s3_support import SECRET, Fault, faulty, place
 
+from tokenbound import cli
 from tokenbound.certificate import Certificate, verify_beside
 from tokenbound.config import RunConfig, validate
 from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate
+from tokenbound.errors import InputError
 from tokenbound.foreign import bound_losses
 from tokenbound.store import filesystem as files
+from tokenbound.store.copies import local_copy
 from tokenbound.store.history import read_history
 from tokenbound.store.lease import LEASE
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
 Build = Callable[..., dict[str, Any]]
 FAULTS = ("500", "slow", "503", "drop", "cut")
+CORPUS = {
+    "source": "text",
+    "paths": ["texts"],
+    "tokenizer": "bytes",
+    "tokenizer_is": "given",
+    "add_bos": False,
+    "add_eos": True,
+}
 EVERY = 9
 """Of so many requests one fails: more than one hour of a bad day, on every kind of object."""
 
@@ -101,6 +112,47 @@ def test_a_run_on_a_failing_store(
     records = RunDirectory(sound).committed().values()
     assert all(record.file.count("/") == 2 for record in records), "losses share one prefix"
     assert_no_secret(s3_address, "evaluate", caplog.text)
+
+
+def test_a_checkpoint_and_its_artifact_on_a_failing_store(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    s3_address: str,
+    bad_address: str,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`compress` reads and writes URIs; a glob names the checkpoints of a store; what is no model stays there."""
+    copy(tiny_checkpoint, s3_address, "checkpoints/step-1")
+    store(s3_address, "checkpoints/step-1", "optimizer.pt", b"a pickle")
+    pattern = place(bad_address, "bucket/checkpoints/step-*")
+    tree = {"what": {"model": {"checkpoint": pattern}, "corpus": CORPUS}, "how": {"output": str(tmp_path / "nights")}}
+    (run,) = expand_models(tree, origin="test")
+    checkpoint = place(bad_address, "bucket/checkpoints/step-1")
+    assert run.what.model.checkpoint == checkpoint
+    fetched = Path(local_copy(checkpoint))
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == {
+        path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()
+    }
+    found = []
+    for source, out in (
+        (checkpoint, place(bad_address, "bucket/artifacts/there.tokenbound")),
+        (str(tiny_checkpoint), str(tmp_path / "here.tokenbound")),
+    ):
+        monkeypatch.setattr("sys.argv", ["tokenbound", "compress", source, out, "--method", "rtn"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        found.append(files.read_bytes(*files.resolve(out)))
+    assert found[0] == found[1]
+    left = files.list_paths(*files.resolve(place(s3_address, "bucket/artifacts")), recursive=True)
+    assert left == ["bucket/artifacts/there.tokenbound"], "finished parts were left"
+
+
+def test_a_place_without_a_model_is_named(s3_address: str) -> None:
+    store(s3_address, "nothing", "notes.md", b"none")
+    with pytest.raises(InputError, match="holds no file of a model"):
+        local_copy(place(s3_address, "bucket/nothing"))
 
 
 @pytest.mark.slow

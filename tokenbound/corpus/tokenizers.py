@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenbound.errors import InputError
+from tokenbound.store.copies import local_copy
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -202,7 +203,7 @@ def _with_class_defaults(spec: str, definition: dict[str, Any]) -> FastTokenizer
 
 def _find_file(spec: str, name: str) -> Path | None:
     """A file of a local tokenizer or of one on the hub; null where the tokenizer has no such file."""
-    local = Path(spec)
+    local = Path(local_copy(spec))
     if local.is_file():
         # The file itself was named: its neighbours still say what BOS and EOS are.
         local = local.parent if name != "tokenizer.json" else local

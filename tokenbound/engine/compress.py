@@ -38,6 +38,7 @@ from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import DEFAULT_PROTOCOL
+from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _content(path: str, base: str | None, method: str) -> _Content:
     from tokenbound.models.quantized.methods import method_of
 
     if base is None:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(local_copy(path))
         quantized = method_of(checkpoint.architecture)
         if quantized is not None and method != "lossless":
             raise InputError(
@@ -207,8 +208,8 @@ def _content(path: str, base: str | None, method: str) -> _Content:
                 "give the weights from before it was quantized"
             )
         return _Content(checkpoint.architecture, checkpoint.tensors)
-    weights = read_base(base)
-    architecture, delta = read_delta(path, weights)
+    weights = read_base(local_copy(base))
+    architecture, delta = read_delta(local_copy(path), weights)
     content = _Content(architecture, delta.tensors, delta.reference, weights)
     if content.is_adapter and method in CALIBRATED and method != "auto":
         raise InputError(
@@ -273,7 +274,7 @@ def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
 
     torch.set_num_threads(1)
     part, windows = job
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(local_copy(path))
     model = trained_form(checkpoint.architecture, checkpoint.tensors)
     corpus, plan = open_plan(text.corpus_root, text.spec)
     batch = gather(corpus, plan.windows(windows), text.spec.length)

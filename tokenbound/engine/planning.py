@@ -40,6 +40,7 @@ from tokenbound.engine.speed import Probe, measure_speed
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import scoring_protocol
+from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 
 if TYPE_CHECKING:
@@ -230,16 +231,17 @@ def _model(config: RunConfig, text: Text, bits_per_weight: float | None) -> _Mod
     from tokenbound.models.checkpoint import read_architecture
 
     assert choice.checkpoint is not None
-    architecture = read_architecture(choice.checkpoint)
+    checkpoint = local_copy(choice.checkpoint)
+    architecture = read_architecture(checkpoint)
     parameters = _num_weights(architecture)
     if bits_per_weight is not None:
         return _Model(architecture, None, math.ceil(bits_per_weight * parameters / 8), "assumed")
-    if not any(Path(choice.checkpoint).expanduser().glob("*.safetensors")):
+    if not any(Path(checkpoint).expanduser().glob("*.safetensors")):
         return _Model(architecture, None, None, "unknown")
     if parameters <= EXACT_WEIGHTS:
         data = load_artifact(choice, corpus, text)
         return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
-    measured = _sampled_bits_per_weight(choice.checkpoint, choice.compress or LosslessSettings())
+    measured = _sampled_bits_per_weight(checkpoint, choice.compress or LosslessSettings())
     if measured is None:
         return _Model(architecture, None, None, "unknown")
     return _Model(architecture, None, math.ceil(measured * parameters / 8), "estimated")

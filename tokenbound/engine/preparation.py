@@ -27,6 +27,7 @@ from tokenbound.errors import InputError, MismatchError
 from tokenbound.identity import differences, fingerprint, scoring_identity, scoring_protocol
 from tokenbound.models.quantized.methods import require_package
 from tokenbound.store import filesystem as files
+from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
 
@@ -242,7 +243,7 @@ def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
             f"what.model.artifact is a delta on a base with digest {reference.get('sha256')}; name it in "
             "what.model.base and say in what.model.base_is_independent how it was fixed"
         )
-    found = read_base(anchored(model.base)).identity
+    found = read_base(local_copy(anchored(model.base))).identity
     if found["sha256"] != reference.get("sha256"):
         raise MismatchError(
             f"what.model.base: {model.base} has digest {found['sha256']}, but the delta was made on "

@@ -25,16 +25,19 @@ from tokenbound.errors import InputError, WorseError
 from tokenbound.identity import claim_identity, declarations, fingerprint
 from tokenbound.report.history import write_history
 from tokenbound.store import filesystem as files
+from tokenbound.store.copies import model_files
 from tokenbound.store.history import HistoryEntry, append_history, read_history
 from tokenbound.store.lease import lease
 from tokenbound.store.patterns import matching_places
 from tokenbound.store.run import CERTIFICATE, RunDirectory, canonical_json, claim_file, sha256_hex
-from tokenbound.store.uri import base_name, is_uri
+from tokenbound.store.uri import base_name, is_uri, join, split
 
 logger = logging.getLogger(__name__)
 
 REGISTRY = "ordinals.json"
 """Digests in the order in which they were first seen: artifacts (trials) and corpora (draws)."""
+
+CONFIG = "config.json"
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -63,7 +66,12 @@ def expand_models(tree: Mapping[str, Any], *, origin: str) -> list[RunConfig]:
 def _matches(pattern: str, key: str) -> list[str]:
     if not any(letter in (pattern.partition("?")[0] if is_uri(pattern) else pattern) for letter in "*?["):
         return [pattern]
-    found = matching_places(pattern) if is_uri(pattern) else sorted(glob(pattern))  # noqa: PTH207 - may be absolute
+    if not is_uri(pattern):
+        found = sorted(glob(pattern))  # noqa: PTH207 - may be absolute
+    elif key == "checkpoint":  # object stores have no folders, but every checkpoint has this file
+        found = [split(place)[0] for place in matching_places(join(pattern, CONFIG))]
+    else:
+        found = matching_places(pattern)
     if not found:
         raise InputError(f"what.model.{key}: {pattern!r} matches nothing; give a path, a list, or another glob")
     return found
@@ -250,7 +258,10 @@ def _encoded_path(night: Night, run: RunConfig) -> str:
 
 
 def _checkpoint_digest(checkpoint: str) -> str:
-    """Digest of a local checkpoint's files; a hub id stands for itself."""
+    """Digest of a checkpoint's files, in a store of their names, sizes and times; a hub id stands for itself."""
+    if is_uri(checkpoint):
+        infos = [[base_name(info.path), info.size, info.mtime_ns] for info in model_files(checkpoint)]
+        return sha256_hex(canonical_json(infos))
     folder = Path(checkpoint)
     if not folder.is_dir():
         return checkpoint

@@ -18,6 +18,7 @@ from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import smallest_batch
 from tokenbound.ledger import RunLedger
+from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
@@ -96,7 +97,7 @@ def _base_of(certificate: Certificate, base: str | None) -> str | None:
         return None
     if base is None:
         raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")
-    found = read_base(anchored(base)).identity
+    found = read_base(local_copy(anchored(base))).identity
     if found != recorded:
         raise MismatchError(f"base {base} is not the certificate's: digests {found}, not {recorded}")
     return anchored(base)

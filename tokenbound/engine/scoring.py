@@ -22,6 +22,7 @@ from tokenbound.engine.metrics import count_retry
 from tokenbound.errors import IncompleteError, InputError
 from tokenbound.ledger import shard_evidence
 from tokenbound.store.attempts import Attempt, Attempts, read_attempts, write_attempts
+from tokenbound.store.copies import local_copy
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
@@ -182,7 +183,7 @@ def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, An
     if spec.device == "cpu":
         torch.set_num_threads(spec.threads)
     data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
-    base = None if spec.base is None else read_base(spec.base)
+    base = None if spec.base is None else read_base(local_copy(spec.base))
     weights = shared_weights(data) if spec.share and base is None else decode_weights(data, base)
     replica = _checked_replica(spec, weights, inputs)
     if base is None:

@@ -27,8 +27,10 @@ from tokenbound.engine.smoothing import add_smoothing_head
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.structured.settings import LoraFamily, MarkovFamily
+from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
+from tokenbound.store.uri import is_uri
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,11 @@ def pretrain(config: PretrainConfig) -> Trained:
         InputError: the config, the corpus or the model shape cannot be used, or training diverged.
         MismatchError: the output holds a run of another config.
     """
+    if is_uri(config.how.output):
+        raise InputError(
+            f"how.output {config.how.output}: training keeps its checkpoints in a local or shared directory; name one, "
+            "and copy model.tokenbound to the store afterwards"
+        )
     output = Path(config.how.output).absolute()
     _claim_output(config, output)
     run = RunDirectory(str(output))
@@ -137,11 +144,11 @@ def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, A
     if config.what.base is not None:
         from tokenbound.models.delta import read_base
 
-        return read_base(config.what.base).architecture
+        return read_base(local_copy(config.what.base)).architecture
     if config.what.start is not None:
         from tokenbound.models.checkpoint import read_checkpoint
 
-        return read_checkpoint(config.what.start).architecture
+        return read_checkpoint(local_copy(config.what.start)).architecture
     rule = corpus.manifest.rule
     defaults = {
         "vocab_size": rule.max_id + 1,
@@ -201,7 +208,7 @@ def _build_model(architecture: dict[str, Any], family: Any, start: str | None) -
     from tokenbound.models.structured.registry import attach_family
 
     if start is not None:
-        checkpoint = read_checkpoint(start)
+        checkpoint = read_checkpoint(local_copy(start))
         model = trained_form(checkpoint.architecture, checkpoint.tensors)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in checkpoint.tensors)
@@ -225,7 +232,7 @@ def _build_adapter(base: str, family: LoraFamily) -> Any:
     from tokenbound.models.delta import read_base
     from tokenbound.models.structured.adapter import adapted_model
 
-    return adapted_model(read_base(base), family)
+    return adapted_model(read_base(local_copy(base)), family)
 
 
 def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> FloatModel:
@@ -240,9 +247,9 @@ def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -
     family, start, base = family_of(architecture) or config.what.family, config.what.start, config.what.base
     if config.what.training is None:
         assert start is not None
-        return FloatModel(str(Path(start).absolute()), None, parameters)
+        return FloatModel(anchored(start), None, parameters)
     build = _adapter_builder(config) or partial(
-        _build_model, architecture, family, None if start is None else str(Path(start).absolute())
+        _build_model, architecture, family, None if start is None else anchored(start)
     )
     state, loss_bits = fit(build, config.what.training, corpus, config.how)
     model = build()

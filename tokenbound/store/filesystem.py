@@ -21,7 +21,16 @@ from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from tokenbound.errors import InputError
-from tokenbound.store.remote import READ_BYTES, SCHEMES, RemoteFile, delete_file, file_infos, open_store, upload
+from tokenbound.store.remote import (
+    READ_BYTES,
+    SCHEMES,
+    RemoteFile,
+    delete_file,
+    delete_tree,
+    file_infos,
+    open_store,
+    upload,
+)
 from tokenbound.store.uri import is_uri, refuse_credentials
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -137,6 +146,12 @@ def delete(filesystem: FileSystem, path: str) -> None:
         FileNotFoundError: there is no such file.
     """
     delete_file(filesystem, path)
+
+
+def delete_folder(filesystem: FileSystem, path: str) -> None:
+    """Delete a folder and what it holds, if it is there."""
+    with suppress(FileNotFoundError):  # also where the first attempt did it and its answer was lost
+        delete_tree(filesystem, path)
 
 
 @contextmanager

@@ -133,3 +133,9 @@ def file_infos(filesystem: FileSystem, what: Any) -> Any:
 def delete_file(filesystem: FileSystem, path: str) -> None:
     """Pyarrow's `delete_file`."""
     filesystem.delete_file(path)
+
+
+@patient
+def delete_tree(filesystem: FileSystem, path: str) -> None:
+    """Pyarrow's `delete_dir`."""
+    filesystem.delete_dir(path)
