@@ -74,6 +74,14 @@ class Node:
         pid = int(replica.rpartition("/")[2])
         return any(child.pid == pid for child in psutil.Process(self.process.pid).children(recursive=True))
 
+    def listening(self) -> Iterator[tuple[str, str]]:
+        """Names and addresses of its processes that listen."""
+        mine = psutil.Process(self.process.pid)
+        for each in (mine, *mine.children(recursive=True)):
+            for connection in each.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    yield each.name(), connection.laddr.ip
+
     def kill(self) -> None:
         """End every process of the node at once, as if its machine had gone."""
         kill_tree(self.process)
@@ -101,10 +109,10 @@ class LocalCluster:
         """Where drivers join."""
         return f"{self.head_address}:{self.port}"
 
-    def head(self) -> Node:
-        """Start the head; returns when it is there."""
-        options = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
-        node = self._node(self.head_address, *options, f"--temp-dir={self.folder}")
+    def head(self, *options: str) -> Node:
+        """Start the head; returns when it is there. It has no processors and no dashboard unless options say so."""
+        chosen = options or ("--num-cpus=0", "--include-dashboard=false")
+        node = self._node(self.head_address, "--head", f"--port={self.port}", f"--temp-dir={self.folder}", *chosen)
         wait_until(lambda: self._log(node).count("Ray runtime started"), "the head is there")
         return node
 

@@ -64,6 +64,7 @@ class AuthOptions(Strict):
 
 class RayCluster(Strict):
     rayVersion: Text
+    enableInTreeAutoscaling: Literal[True]
     authOptions: AuthOptions
     headGroupSpec: HeadGroup
     workerGroupSpecs: list[WorkerGroup]

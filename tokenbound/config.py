@@ -238,9 +238,10 @@ class HowConfig(_Section):
     cache: str | None = None
     """Where prepared corpora are kept; null means `prepared/` beside the run directory."""
     replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Scoring actors; `auto` takes one per GPU, or two CPU threads' worth of cores each without one."""
+    """Scoring actors; `auto` takes one per GPU, or per processor without one, and more as nodes join the cluster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where replicas run."""
+    """Where replicas run. `auto`: on GPUs where the cluster has one at the start; `cuda` also waits for GPUs that an
+    autoscaler brings."""
     compile: bool = False
     """Fuse the passes over the logits with `torch.compile`: faster at large vocabularies, a minute slower to start."""
     retries: int = Field(default=3, ge=0)

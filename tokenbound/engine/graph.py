@@ -38,8 +38,8 @@ class Placement:
     device: str
     threads: int
     """CPU threads of each."""
-    most: int = 0
-    """So many at most, as the cluster grows; 0: never more than to begin with."""
+    most: int
+    """So many at most, as the cluster grows."""
 
     @property
     def actor_options(self) -> dict[str, Any]:
@@ -101,9 +101,7 @@ def score_shards(
             ScoreShard,
             fn_constructor_args=(replica,),
             # A pool of a fixed size would insist on it after a node is lost.
-            compute=ActorPoolStrategy(
-                min_size=1, initial_size=placement.replicas, max_size=max(placement.replicas, placement.most)
-            ),
+            compute=ActorPoolStrategy(min_size=1, initial_size=placement.replicas, max_size=placement.most),
             **placement.actor_options,
         )
         .map(commit, num_cpus=TASK_CPUS)

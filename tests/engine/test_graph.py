@@ -1,0 +1,39 @@
+"""How many replicas a run begins with, and to how many it may grow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tokenbound.config import HowConfig
+from tokenbound.engine import graph
+from tokenbound.engine.cluster import Resources
+from tokenbound.engine.graph import Placement, place_replicas
+
+LAPTOP = Resources(cpus=2, gpus=0, cpus_of_a_node=2)
+TWO_NODES = Resources(cpus=2, gpus=0, cpus_of_a_node=1)
+GPUS = Resources(cpus=32, gpus=4, cpus_of_a_node=16)
+NO_GPU_YET = Resources(cpus=8, gpus=0, cpus_of_a_node=8)
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "shards", "expected"),
+    [
+        (LAPTOP, {}, 64, Placement(2, "cpu", 1, most=64)),
+        (LAPTOP, {}, 1, Placement(1, "cpu", 2, most=1)),
+        (LAPTOP, {"replicas": 1}, 64, Placement(1, "cpu", 2, most=1)),
+        (LAPTOP, {"replicas": 8}, 64, Placement(2, "cpu", 1, most=8)),
+        (TWO_NODES, {"replicas": 1}, 64, Placement(1, "cpu", 1, most=1)),  # two processors at once are on no node
+        (GPUS, {}, 64, Placement(4, "cuda", 1, most=64)),
+        (GPUS, {}, 3, Placement(3, "cuda", 1, most=3)),
+        (GPUS, {"device": "cpu"}, 64, Placement(32, "cpu", 1, most=64)),
+        (NO_GPU_YET, {"device": "cuda"}, 64, Placement(1, "cuda", 1, most=64)),  # what makes an autoscaler begin
+        (NO_GPU_YET, {"device": "cuda", "replicas": 8}, 64, Placement(8, "cuda", 1, most=8)),
+    ],
+)
+def test_replicas_fit_the_cluster_and_may_grow_with_it(
+    resources: Resources, asked: dict[str, Any], shards: int, expected: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "cluster_resources", lambda: resources)
+    assert place_replicas(HowConfig(output="runs/x", **asked), shards) == expected
