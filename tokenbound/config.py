@@ -242,6 +242,9 @@ class HowConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where replicas run. `auto`: on GPUs where the cluster has one at the start; `cuda` also waits for GPUs that an
     autoscaler brings."""
+    gpus_per_replica: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """GPUs over which one replica is spread, whole layers on each; `auto`: as few as its predicted memory needs. They
+    must be on one node."""
     compile: bool = False
     """Fuse the passes over the logits with `torch.compile`: faster at large vocabularies, a minute slower to start."""
     retries: int = Field(default=3, ge=0)

@@ -22,6 +22,7 @@ from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derive
 from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors, ray_session
+from tokenbound.engine.devices import replica_gpus
 from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
 from tokenbound.engine.metrics import count_halving, count_shard
 from tokenbound.engine.parallel import ray_map
@@ -150,7 +151,7 @@ def _score(prepared: Prepared, shards: Sequence[Shard], batch: int) -> None:
     pending, done_tokens = _pending(prepared, shards)
     if not pending:
         return
-    placement = place_replicas(how, len(pending))
+    placement = place_replicas(how, len(pending), replica_gpus(how, what, prepared.architecture, batch))
     total = sum(_tokens(prepared, shard) for shard in shards)
     prepared.run.log_progress(
         event="start", pending_shards=len(pending), replicas=placement.replicas, device=placement.device
@@ -216,6 +217,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
         session=uuid.uuid4().hex,
         retries=prepared.config.how.retries,
         share=placement.replicas > 1,
+        gpus=placement.gpus,
     )
 
 

@@ -40,31 +40,42 @@ class Placement:
     """CPU threads of each."""
     most: int
     """So many at most, as the cluster grows."""
+    gpus: int = 1
+    """GPUs of each, where the device is one."""
 
     @property
     def actor_options(self) -> dict[str, Any]:
         """Ray resources of one replica."""
         if self.device == "cuda":
-            return {"num_gpus": 1, "num_cpus": TASK_CPUS}
+            return {"num_gpus": self.gpus, "num_cpus": TASK_CPUS}
         return {"num_cpus": ACTOR_SHARE * self.threads}
 
 
-def place_replicas(how: HowConfig, num_shards: int) -> Placement:
-    """Replicas for so many shards: one per GPU, otherwise one per processor with the threads divided fairly.
+def replica_device(how: HowConfig) -> str:
+    """Where replicas run: on GPUs if the cluster has some and nothing else was asked for."""
+    return how.device if how.device != "auto" else ("cuda" if cluster_resources().gpus else "cpu")
+
+
+def place_replicas(how: HowConfig, num_shards: int, gpus: int = 1) -> Placement:
+    """Replicas for so many shards: one per so many GPUs, else one per processor with the threads divided fairly.
 
     Two one-thread replicas score about 10 % faster than one of two threads. Nodes that join later get replicas of their
     own, up to the number that was asked for. GPUs that were asked for and are not there yet are waited for: that is
     how an autoscaler learns of them.
+
+    Args:
+        how: the user's wishes.
+        num_shards: more replicas than shards have nothing to do.
+        gpus: over which one replica is spread.
     """
-    resources = cluster_resources()
-    device = how.device if how.device != "auto" else ("cuda" if resources.gpus else "cpu")
-    slots = resources.gpus if device == "cuda" else resources.cpus
+    resources, device = cluster_resources(), replica_device(how)
+    slots = resources.gpus // gpus if device == "cuda" else resources.cpus
     wanted = slots if how.replicas == "auto" else how.replicas
     room = wanted if device == "cuda" else slots
     replicas = max(1, min(wanted, num_shards, room))
     threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node)) if device == "cpu" else 1
     most = max(replicas, num_shards if how.replicas == "auto" else min(wanted, num_shards))
-    return Placement(replicas, device, threads, most)
+    return Placement(replicas, device, threads, most, gpus)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from tokenbound.certificate import best_loss_line, claim_of
 from tokenbound.compression.settings import CALIBRATED, LosslessSettings
 from tokenbound.config import RunConfig, WindowsConfig
 from tokenbound.corpus.windows import shard_slices
-from tokenbound.engine.cluster import plain_errors, ray_session
+from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
 from tokenbound.engine.compress import Text, lines_if_all, text_of
-from tokenbound.engine.graph import Placement, place_replicas
+from tokenbound.engine.devices import gpus_for_memory, smallest_gpu_bytes
+from tokenbound.engine.graph import Placement, place_replicas, replica_device
 from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.preparation import (
     BYTES_PER_TOKEN,
@@ -54,9 +55,6 @@ SAMPLED_TENSORS = 32
 
 SAMPLED_WEIGHTS = 1 << 18
 """Weights of each."""
-
-GPU_SHARE = 0.9
-"""Of a GPU's memory, what a replica can use: the rest is the runtime's, and fragments."""
 
 HOST_COPIES = 3
 """Copies of the weights that a host holds while a CPU replica starts: the decoded tensors, the model, and slack."""
@@ -108,7 +106,7 @@ class Replicas:
     gpu_bytes: int
     """Memory of one GPU: the smallest of the cluster, or the assumed one."""
     gpus_each: int
-    """GPUs of that size that hold a replica, by memory alone."""
+    """GPUs of that size over which a replica is spread."""
     tokens_per_second: float | None
     """Of one replica, measured while the others ran; null where nothing was measured."""
     hours: float | None
@@ -187,8 +185,7 @@ def plan_run(
         work = _work(config, text)
         model = _model(config, text, bits_per_weight)
         check_model(dict(model.architecture), corpus, config)
-        placement = place_replicas(config.how, work.num_shards)
-        replicas, parameters = _replicas(config, model, placement, gpu_bytes)
+        placement, replicas, parameters = _replicas(config, model, work.num_shards, gpu_bytes)
         probe = None
         if replicas.count and probe_seconds > 0:
             spec = _spec(config, placement)
@@ -274,19 +271,33 @@ def _encoded_bytes(settings: Any, item: tuple[str, Any]) -> int:
 # --- Replicas -----------------------------------------------------------------------------------------------------
 
 
-def _replicas(config: RunConfig, model: _Model, placement: Placement, gpu_bytes: int) -> tuple[Replicas, int]:
-    """Memory of a replica, how many there will be, and the number of weights."""
-    what, device = config.what, placement.device
+def _replicas(config: RunConfig, model: _Model, num_shards: int, gpu_bytes: int) -> tuple[Placement, Replicas, int]:
+    """How many replicas there will be, the memory of one, and the number of weights."""
+    what, device = config.what, replica_device(config.how)
     memory = _memory(model, what.model.dtype, what.windows, device)
-    gpu = (_smallest_gpu_bytes() if device == "cuda" else None) or gpu_bytes
-    weights = memory.weights_bytes * (1 if what.model.base is None else 2)  # a delta's base scores beside it
-    total = memory.total_bytes - memory.weights_bytes + weights
-    gpus = math.ceil(total / (GPU_SHARE * gpu))
-    host = HOST_COPIES * weights + memory.activations_bytes + memory.logits_bytes
-    fits = gpus == 1 if device == "cuda" else host * placement.replicas <= _host_bytes()
-    sizes = (weights, memory.activations_bytes, memory.logits_bytes, total)
+    gpu = smallest_gpu_bytes() if device == "cuda" and cluster_resources().gpus else gpu_bytes
+    gpus = _gpus(config, model, memory, gpu)
+    placement = place_replicas(config.how, num_shards, gpus if device == "cuda" else 1)
+    host = HOST_COPIES * memory.weights_bytes + memory.activations_bytes + memory.logits_bytes
+    if device == "cuda":
+        fits = gpus <= cluster_resources().gpus_of_a_node
+    else:
+        fits = host * placement.replicas <= _host_bytes()
+    sizes = (memory.weights_bytes, memory.activations_bytes, memory.logits_bytes, memory.total_bytes)
     count = placement.replicas if fits else 0
-    return Replicas(device, count, *sizes, gpu, gpus, None, None, None), memory.parameters
+    return placement, Replicas(device, count, *sizes, gpu, gpus, None, None, None), memory.parameters
+
+
+def _gpus(config: RunConfig, model: _Model, memory: ReplicaMemory, gpu_bytes: int) -> int:
+    """Over how many GPUs the run would spread a replica."""
+    import torch
+
+    asked = config.how.gpus_per_replica
+    if asked != "auto" or model.architecture.get("model_type") == "markov":
+        return 1 if asked == "auto" else asked
+    return gpus_for_memory(
+        model.architecture, memory, dtype=getattr(torch, config.what.model.dtype), gpu_bytes=gpu_bytes
+    )
 
 
 def _memory(model: _Model, dtype: str, windows: WindowsConfig, device: str) -> ReplicaMemory:
@@ -301,21 +312,6 @@ def _memory(model: _Model, dtype: str, windows: WindowsConfig, device: str) -> R
         return replica_memory(model.architecture, dtype=getattr(torch, dtype), **shape)
     assert model.artifact is not None, "n-grams come as an artifact"
     return markov_memory(decode_markov(model.architecture, decode_artifact(model.artifact).tensors), **shape)
-
-
-def _smallest_gpu_bytes() -> int:
-    """Memory of the smallest GPU, asked on every node that has some."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    asked = ray.remote(num_gpus=1, num_cpus=0)(_gpu_bytes)
-    places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in nodes]
-    sizes: list[int] = ray.get([asked.options(scheduling_strategy=place).remote() for place in places])
-    return min(sizes)
-
-
-def _gpu_bytes() -> int:
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _host_bytes() -> float:
@@ -335,6 +331,7 @@ def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
         base=None if config.what.model.base is None else anchored(config.what.model.base),
         compile=config.how.compile,
         share=placement.replicas > 1,
+        gpus=placement.gpus,
     )
 
 
@@ -426,7 +423,7 @@ def _notes(config: RunConfig, model: _Model, replicas: Replicas, probe: Probe | 
     if model.provenance == "estimated":
         yield f"the code length is estimated from {SAMPLED_TENSORS} tensors"
     if not replicas.count and replicas.device == "cuda":
-        yield f"a replica needs {replicas.gpus_each} GPUs; nothing was measured"
+        yield f"a replica needs {replicas.gpus_each} GPUs of one node, which is not there; nothing was measured"
     elif not replicas.count:
         yield "a replica does not fit beside the others into the memory here; nothing was measured"
     if probe is not None and model.artifact is None:

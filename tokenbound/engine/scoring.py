@@ -94,6 +94,8 @@ class ReplicaSpec:
     """How often a shard may lose its actor before the run gives up."""
     share: bool = False
     """Decode the weights once on each machine, for all replicas there."""
+    gpus: int = 1
+    """GPUs over which one replica is spread, layer by layer."""
 
 
 class ScoreShard:
@@ -200,17 +202,20 @@ def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, An
 def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) -> Any:
     import torch
 
+    from tokenbound.models.checkpoint import build_model
     from tokenbound.models.probe import canary, probe_causality
     from tokenbound.models.replica import Replica
+    from tokenbound.models.spread import spread_over_gpus
 
-    replica = Replica.from_weights(
-        weights,
-        dtype=getattr(torch, spec.dtype),
-        batch=spec.batch,
-        length=spec.length,
-        device=spec.device,
-        compile=spec.compile,
-    )
+    dtype = getattr(torch, spec.dtype)
+    shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
+    options: dict[str, Any] = {"device": spec.device, "compile": spec.compile}
+    if spec.gpus == 1:
+        replica = Replica.from_weights(weights, dtype=dtype, **shape, **options)
+    else:
+        model = build_model(weights.architecture, weights.tensors, dtype=dtype, device="cpu")
+        model = spread_over_gpus(model, weights.architecture, gpus=spec.gpus, dtype=dtype, **shape)
+        replica = Replica(model, **shape, **options)
     replica.check_vocabulary(int(inputs.max()))
     canary(replica)
     probe_causality(replica, inputs[: spec.batch])

@@ -115,13 +115,16 @@ def _replica(job: _Job, inputs: NDArray[Any]) -> Any:
 
     from tokenbound.models.memory import random_model
     from tokenbound.models.replica import Replica
+    from tokenbound.models.spread import spread_over_gpus
 
     if job.spec.device == "cpu":
         torch.set_num_threads(job.spec.threads)
-    with torch.device(job.spec.device):
-        model = random_model(job.architecture, getattr(torch, job.spec.dtype))
-    replica = Replica(
-        model, batch=job.spec.batch, length=job.spec.length, device=job.spec.device, compile=job.spec.compile
-    )
+    spec, dtype = job.spec, getattr(torch, job.spec.dtype)
+    shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
+    with torch.device(spec.device if spec.gpus == 1 else "cpu"):
+        model = random_model(job.architecture, dtype)
+    if spec.gpus > 1:
+        model = spread_over_gpus(model, job.architecture, gpus=spec.gpus, dtype=dtype, **shape)
+    replica = Replica(model, **shape, device=spec.device, compile=spec.compile)
     replica.score(inputs, inputs, np.ones(inputs.shape, bool))  # the first pass is slower than the rest
     return replica

@@ -29,6 +29,8 @@ _CHUNK_ROWS = 256
 """Rows of a CPU matrix product; half as many cost 7 to 10 % more at V = 50,257, twice as many gain 2 %."""
 _DEVICE_CHUNK_BYTES = 2**28
 """Logits of one chunk on an accelerator; large enough to fill it, small beside its memory."""
+OWN_LOGITS_BYTES = 2**29
+"""Logits that a model may make by itself at once, where its head is unknown."""
 _FLOOR = -1e30
 """Stands for a shifted logit of -inf where it meets a probability of zero, so that 0 * -inf is not NaN."""
 _EXACT_FLOAT_INTEGERS = 2**24

@@ -197,6 +197,7 @@ def find_head(model: Any) -> Head | None:
         return None
     if seen is None or seen.shape != hidden.shape or not torch.equal(seen, hidden):
         return None
+    hidden = hidden.to(projection.weight.device)  # of a model that is spread over GPUs
     for softcap, scale in _hypotheses(model.config.get_text_config()):
         head = Head(projection.weight, projection.bias, softcap, scale)
         if _reproduces(model, head, projection, ids, hidden):
@@ -279,4 +280,4 @@ def _agrees(own: torch.Tensor, ours: torch.Tensor) -> bool:
         return False
     steps = 64 if own.dtype == torch.float32 else 8
     tolerance = steps * torch.finfo(own.dtype).eps * own.float().abs().max()
-    return bool(((own.float() - ours).abs() <= tolerance).all())
+    return bool(((own.float() - ours.to(own.device)).abs() <= tolerance).all())

@@ -20,15 +20,19 @@ import torch
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.checkpoint import build_model
-from tokenbound.models.chunks import TokenStatistics, chunk_shape, logits_statistics, require_compiler
+from tokenbound.models.chunks import (
+    OWN_LOGITS_BYTES,
+    TokenStatistics,
+    chunk_shape,
+    logits_statistics,
+    require_compiler,
+)
 from tokenbound.models.delta import Weights, decode_weights
 from tokenbound.models.fusion import fuse_activations
 from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
+from tokenbound.models.spread import is_spread
 
 logger = logging.getLogger(__name__)
-
-OWN_LOGITS_BYTES = 2**29
-"""Logits that the model itself may make at once where its head is unknown."""
 
 WindowStatistics = TokenStatistics[npt.NDArray[Any]]
 """Statistics as NumPy arrays [W, L]; where a position was not scored, nll and entropy are NaN and rank is -1."""
@@ -60,7 +64,7 @@ class Replica:
             model: a causal LM of transformers.
             batch: B, windows per forward pass.
             length: L, tokens per window.
-            device: where to run.
+            device: where to run; of a model that `spread_model` placed, where its ids go in.
             chunk_tokens: tokens per chunk of logits; default from `chunk_shape`. Smaller values need less memory.
             compile: fuse the passes over a chunk of logits with `torch.compile`; where that fails they stay apart.
 
@@ -74,7 +78,7 @@ class Replica:
             require_compiler(self.device)
         self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
-            self.model = model.to(self.device).eval()
+            self.model = (model if is_spread(model) else model.to(self.device)).eval()
             fuse_activations(self.model)
             self.head = find_head(self.model)
         if self.head is None and self.model.get_output_embeddings() is not None:
@@ -278,9 +282,12 @@ class Replica:
         if self.head is None:
             return self._score_own_logits(inputs, targets, mask, options), None
         hidden = self._hidden(inputs)
-        flat = hidden.flatten(0, 1)
-        found = self.head.statistics(flat, targets.flatten(), scored=mask.flatten(), **options)
-        return (found if self.smoothing is None else replace(found, alpha=self.smoothing(flat))), hidden
+        # The head of a model that is spread over GPUs may lie on another one than the last layer.
+        flat = hidden.flatten(0, 1).to(self.head.weight.device)
+        found = self.head.statistics(flat, targets.flatten().to(flat.device), scored=mask.flatten(), **options)
+        if self.smoothing is None:
+            return found, hidden
+        return replace(found, alpha=self.smoothing(flat).to(flat.device)), hidden
 
     def _score_own_logits(
         self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
