@@ -17,7 +17,7 @@ import torch
 from peak_memory import held, peak_over
 
 from tokenbound.compression.artifact import FREE_BYTES, CodedTensor, decode_artifact, join_artifact, parse_artifact
-from tokenbound.compression.bytestreams import RANGE, XZ, ZSTD, _xz, encode_bytes, zstd_level
+from tokenbound.compression.bytestreams import BARE, RANGE, XZ, ZSTD, _xz, encode_bytes, zstd_level
 from tokenbound.compression.container import block
 from tokenbound.compression.dtypes import dtype_code
 from tokenbound.compression.integers import encode_matrix, encode_vector
@@ -38,6 +38,7 @@ def general(tag: int, size: int) -> bytes:
     zeros = np.zeros(size, np.uint8)
     packed = {
         ZSTD: lambda: zstd_level(19).compress(zeros, asbytes=True),
+        BARE: lambda: zstd_level(19).compress(zeros, asbytes=True)[4:],
         XZ: lambda: _xz(zeros),
         RANGE: lambda: encode_bytes(zeros),
     }[tag]()
@@ -90,7 +91,7 @@ def bombs() -> dict[str, Callable[[], Made]]:
             add("lattice", LATTICE, (side // 8 * 8,) * 2, dtype, lambda s=side: lattice(s // 8 * 8, 3))
             add("groups", GROUPS, (side, side), dtype, lambda s=side: groups(s, 4))
         add("planes", EXACT, (side, side), dtype, lambda s=side, d=dtype: encode_exact(torch.zeros(s, s, dtype=d)))
-        for tag in (ZSTD, XZ, RANGE):
+        for tag in (ZSTD, BARE, XZ, RANGE):
             add(f"general {tag}", EXACT, (flat,), dtype, lambda t=tag, n=flat * dtype.itemsize: general(t, n))
     half = square(torch.float32)
     add("half", HALF, (half, half), torch.float32, lambda: encode_exact(torch.zeros(half, half, dtype=torch.float16)))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from layouts_support import gptq
+from quantized_support import save_with_layout
 from training_support import artifact_with_head
 
 from tokenbound import cli
@@ -107,14 +109,25 @@ def test_a_large_checkpoint_is_weighed_by_a_sample(
     estimated = plan_run(config, probe_seconds=0).hypothesis
     assert estimated.code_length_is == "estimated"
     assert estimated.artifact_bytes == pytest.approx(exact.artifact_bytes, rel=0.25)
-    assert planning._sampled_bits_per_weight(str(tiny_checkpoint), KfacSettings()) is None
-    finer = planning._sampled_bits_per_weight(str(tiny_checkpoint), RoundToNearestSettings(step=0.125))
-    coarser = planning._sampled_bits_per_weight(str(tiny_checkpoint), RoundToNearestSettings(step=0.5))
-    lossless = planning._sampled_bits_per_weight(str(tiny_checkpoint), LosslessSettings())
-    assert coarser is not None
-    assert finer is not None
-    assert lossless is not None
+    assert planning._coded_sample(str(tiny_checkpoint), KfacSettings()) is None
+    tried = (RoundToNearestSettings(step=0.5), RoundToNearestSettings(step=0.125), LosslessSettings())
+    samples = [planning._coded_sample(str(tiny_checkpoint), settings) for settings in tried]
+    weights = sum(tensor.numel() for tensor in samples[0][1])
+    coarser, finer, lossless = (8 * sample[0] / weights for sample in samples)
     assert coarser < finer < lossless < 33
+
+
+def test_a_large_quantized_checkpoint_is_weighed_by_its_bytes(
+    run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"quant_method": "gptq", "bits": 4}
+    save_with_layout(tiny_checkpoint, tmp_path / "q", settings, lambda weights: gptq(weights, 4, 16))
+    config = config_of(run_tree(model={"checkpoint": str(tmp_path / "q")}))
+    exact = plan_run(config, probe_seconds=0).hypothesis
+    monkeypatch.setattr(planning, "EXACT_WEIGHTS", 0)
+    estimated = plan_run(config, probe_seconds=0).hypothesis
+    assert estimated.code_length_is == "estimated"
+    assert estimated.artifact_bytes == pytest.approx(exact.artifact_bytes, rel=0.25)
 
 
 def test_the_m_that_beats_guessing_is_the_smallest() -> None:

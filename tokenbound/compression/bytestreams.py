@@ -21,7 +21,9 @@ from tokenbound.compression.container import ArtifactError, Reader, varint
 
 Bytes = NDArray[np.uint8]
 
-RAW, ZSTD, XZ, RANGE, ZLIB = range(5)
+RAW, ZSTD, XZ, RANGE, ZLIB, BARE = range(6)
+"""Tags. ZSTD is a whole zstd frame, which is read only; BARE, one without the four bytes that all frames begin with."""
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 MAX_TEXT_BYTES = 1 << 28
 """Largest text section (tokenizers of large vocabularies have some 20 MB)."""
@@ -155,6 +157,7 @@ def _unrange(payload: memoryview, size: int) -> Bytes:
 _DECODERS: dict[int, Callable[[memoryview, int], Bytes]] = {
     RAW: lambda payload, size: np.frombuffer(payload.toreadonly(), np.uint8),
     ZSTD: _unzstd,
+    BARE: lambda payload, size: _unzstd(memoryview(ZSTD_MAGIC + payload), size),
     XZ: _unxz,
     RANGE: _unrange,
 }
@@ -185,7 +188,7 @@ def encode_general(data: Bytes, best_so_far: int | None = None) -> bytes:
     bar = min(len(best) - 1, len(data) if best_so_far is None else best_so_far)
     quick = len(zstd_level(3).compress(data)) if len(data) else 0
     if quick <= bar * QUICK_MARGIN:
-        best = min(best, bytes([ZSTD]) + zstd_level(19).compress(data, asbytes=True), key=len)
+        best = min(best, bytes([BARE]) + zstd_level(19).compress(data, asbytes=True)[len(ZSTD_MAGIC) :], key=len)
         best = min(best, bytes([XZ]) + _xz(data), key=len)
     return best
 

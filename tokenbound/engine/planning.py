@@ -41,6 +41,7 @@ from tokenbound.engine.speed import Probe, measure_speed
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import scoring_protocol
+from tokenbound.models.quantized.methods import method_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 
@@ -238,10 +239,16 @@ def _model(config: RunConfig, text: Text, bits_per_weight: float | None) -> _Mod
     if parameters <= EXACT_WEIGHTS:
         data = load_artifact(choice, corpus, text)
         return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
-    measured = _sampled_bits_per_weight(checkpoint, choice.compress or LosslessSettings())
-    if measured is None:
+    sample = _coded_sample(checkpoint, choice.compress or LosslessSettings())
+    if sample is None:
         return _Model(architecture, None, None, "unknown")
-    return _Model(architecture, None, math.ceil(measured * parameters / 8), "estimated")
+    coded, tensors = sample
+    if method_of(architecture) is None:
+        share = parameters / sum(tensor.numel() for tensor in tensors)
+    else:  # an element may hold many codes
+        files = Path(checkpoint).expanduser().glob("*.safetensors")
+        share = sum(file.stat().st_size for file in files) / sum(tensor.nbytes for tensor in tensors)
+    return _Model(architecture, None, math.ceil(coded * share), "estimated")
 
 
 def _num_weights(architecture: Mapping[str, Any]) -> int:
@@ -250,8 +257,8 @@ def _num_weights(architecture: Mapping[str, Any]) -> int:
     return sum(parameter.numel() for parameter in blank_model(architecture).parameters())
 
 
-def _sampled_bits_per_weight(checkpoint: str, settings: Any) -> float | None:
-    """Bits per weight over leading rows of some tensors; None for methods that need a calibration."""
+def _coded_sample(checkpoint: str, settings: Any) -> tuple[int, list[Any]] | None:
+    """Bytes that leading rows of some tensors take, and these; None for methods that need a calibration."""
     if settings.method in CALIBRATED:
         return None
     from tokenbound.models.checkpoint import sample_weights
@@ -259,7 +266,7 @@ def _sampled_bits_per_weight(checkpoint: str, settings: Any) -> float | None:
     tensors = sample_weights(Path(checkpoint).expanduser(), tensors=SAMPLED_TENSORS, weights=SAMPLED_WEIGHTS)
     with plain_errors():
         sizes = list(ray_map(partial(_encoded_bytes, settings), tensors.items()))
-    return 8 * sum(sizes) / sum(tensor.numel() for tensor in tensors.values())
+    return sum(sizes), list(tensors.values())
 
 
 def _encoded_bytes(settings: Any, item: tuple[str, Any]) -> int:
