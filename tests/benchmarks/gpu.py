@@ -1,6 +1,8 @@
 """What one GPU makes of the scoring path: Llama-7B and GPT-2-small shapes with random weights, in bfloat16.
 
-    python tests/benchmarks/gpu.py
+    python tests/benchmarks/gpu.py                                  # one CUDA device, some ten minutes
+    python tests/benchmarks/gpu.py --compile                        # with the passes over the logits fused
+    python tests/benchmarks/gpu.py --device cpu --toy --repeat 1    # whether it runs
 
 For each shape, window length and vocabulary: scored tokens per second of the whole replica, the share of the measured
 matrix ceiling that its products reach, the head's share of the time, and peak memory. The ceiling is the best rate of
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from bench import machine
 
+from tokenbound.errors import ReplicaOutOfMemory
 from tokenbound.models.head import body_and_projection
 from tokenbound.models.memory import random_model
 from tokenbound.models.replica import Replica
@@ -57,6 +60,14 @@ class Measured:
     ceiling_share: float
     head_share: float
     peak_bytes: int
+
+
+def toy_cases() -> list[Case]:
+    """The same shapes made so small that a processor runs them in a second."""
+    llama = {**LLAMA_7B, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    gpt2 = {**GPT2_SMALL, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    shapes = (("toy llama", llama), ("toy gpt2", gpt2))
+    return [Case(f"{name}, V=500", {**shape, "vocab_size": 500}, 64, 2) for name, shape in shapes]
 
 
 def cases() -> list[Case]:
@@ -109,12 +120,14 @@ def _is_embedding(body: Any, name: str) -> bool:
     return isinstance(body.get_submodule(name.rpartition(".")[0]), torch.nn.Embedding)
 
 
-def measure(case: Case, device: torch.device, dtype: torch.dtype, *, ceiling_per_s: float, repeat: int) -> Measured:
+def measure(
+    case: Case, device: torch.device, dtype: torch.dtype, *, ceiling_per_s: float, repeat: int, compile: bool = False
+) -> Measured:
     """Build the model with random weights on the device and score random ids at one shape."""
     torch.manual_seed(0)
     with torch.device(device):
         model = random_model(case.architecture, dtype)
-    replica = Replica(model, batch=case.batch, length=case.length, device=device)
+    replica = Replica(model, batch=case.batch, length=case.length, device=device, compile=compile)
     assert replica.head is not None, "these shapes have heads that are recognised"
     rng = np.random.default_rng(0)
     ids = rng.integers(0, replica.vocab_size, (case.batch, case.length + 1))
@@ -126,7 +139,7 @@ def measure(case: Case, device: torch.device, dtype: torch.dtype, *, ceiling_per
     hidden = torch.randn(case.batch * case.length, replica.head.weight.shape[1], device=device, dtype=dtype)
     targets = torch.from_numpy(ids[:, 1:].reshape(-1).copy()).to(device)
     head = replica.head
-    head_s = seconds(lambda: head.statistics(hidden, targets), device, repeat)
+    head_s = seconds(lambda: head.statistics(hidden, targets, compile=replica.compile), device, repeat)
     rate = case.batch * case.length / whole_s
     share = rate * operations_per_token(model, case.length) / ceiling_per_s
     return Measured(case, rate, share, head_s / whole_s, peak)
@@ -141,20 +154,32 @@ def row(each: Measured) -> str:
     )
 
 
-def main() -> None:
-    """Print a row for each case that fits."""
+def line(case: Case, device: torch.device, dtype: torch.dtype, **options: Any) -> str:
+    """A row of the table, also of a case that does not fit into memory."""
+    try:
+        return row(measure(case, device, dtype, **options))
+    except ReplicaOutOfMemory as error:
+        return f"| {case.name} | {case.batch} x {case.length} | {str(error).partition(';')[0]} | | | |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print a row for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
-    chosen = parser.parse_args()
-    if not torch.cuda.is_available():
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true", help="Fuse the passes over the logits.")
+    parser.add_argument("--toy", action="store_true", help="Tiny shapes: whether it runs, not how fast.")
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
-    device, dtype = torch.device("cuda"), torch.bfloat16
-    found = ceiling(device, dtype, CEILING_SIZES, chosen.repeat)
-    name = torch.cuda.get_device_name(device)
-    print(f"{machine()}; {name}, torch {torch.__version__}, ceiling {found / 1e12:.0f} TFLOP/s in bfloat16")
+    device, dtype = torch.device(chosen.device), torch.bfloat16
+    found = ceiling(device, dtype, (64, 128) if chosen.toy else CEILING_SIZES, chosen.repeat)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{machine()}; {name}, torch {torch.__version__}, ceiling {found / 1e12:.3g} TFLOP/s in bfloat16")
     print("| shape | batch | tokens/s | of the ceiling | head's share of time | peak GB |\n|---|---|---|---|---|---|")
-    for case in cases():
-        print(row(measure(case, device, dtype, ceiling_per_s=found, repeat=chosen.repeat)), flush=True)
+    for case in toy_cases() if chosen.toy else cases():
+        options = {"ceiling_per_s": found, "repeat": chosen.repeat, "compile": chosen.compile}
+        print(line(case, device, dtype, **options), flush=True)
         torch.cuda.empty_cache()
 
 

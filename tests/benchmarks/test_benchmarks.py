@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokenbound.errors import ReplicaOutOfMemory
 from tokenbound.models.memory import random_model
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
@@ -62,6 +63,23 @@ def test_the_gpu_benchmark_counts_the_products_of_a_pass(load: Callable[[str], A
     assert gpu.ceiling(torch.device("cpu"), torch.float32, (64, 128), 1) > 0
     lengths = {(case.length, case.batch) for case in gpu.cases()}
     assert lengths == {(2048, 8), (4096, 4)}
+
+
+def test_the_gpu_benchmark_runs_from_end_to_end(
+    load: Callable[[str], Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = load("gpu")
+    gpu.main(["--device", "cpu", "--toy", "--repeat", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "TFLOP/s in bfloat16" in lines[0]
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| toy llama, V=500", "| toy gpt2, V=500"]
+    assert all(float(line.split(" | ")[2].replace(",", "")) > 0 for line in lines[3:])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise ReplicaOutOfMemory("out of memory for a batch; use a smaller windows.batch")
+
+    monkeypatch.setattr(gpu, "measure", full)
+    assert "| out of memory for a batch |" in gpu.line(gpu.toy_cases()[0], torch.device("cpu"), torch.bfloat16)
 
 
 def test_gpt2_keeps_its_products_in_matrices_too(load: Callable[[str], Any]) -> None:
