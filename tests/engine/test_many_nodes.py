@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,28 @@ TIMEOUT_S = 30
 """Seconds of silence after which the nodes of the partitioned cluster count as dead."""
 
 
-@pytest.fixture
-def tree(run_tree: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def what(tiny_checkpoint: Path, text_folder: Path) -> dict[str, Any]:
     """A run of twelve shards, each of some thirty windows."""
-    return run_tree(windows={"length": 32, "context": "packed", "batch": 4, "shard_tokens": 1120})
+    corpus = {"source": "text", "paths": [str(text_folder)], "tokenizer": "bytes", "tokenizer_is": "given"}
+    return {
+        "model": {"checkpoint": str(tiny_checkpoint)},
+        "corpus": {**corpus, "add_bos": False, "add_eos": True},
+        "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 1120},
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(what: dict[str, Any], ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The certificate of the run on this machine alone."""
+    tree = {"what": what, "how": {"output": str(tmp_path_factory.mktemp("alone") / "run")}}
+    certificate = evaluate(validate(RunConfig, tree, origin="test"))
+    return without_times(json.loads(certificate.model_dump_json()))
 
 
 @pytest.fixture
-def alone(tree: dict[str, Any], ray_session: None, tmp_path: Path) -> dict[str, Any]:
-    """The certificate of the same run on this machine alone."""
-    local = {**tree, "how": {**tree["how"], "output": str(tmp_path / "alone")}}
-    return without_times(json.loads(evaluate(validate(RunConfig, local, origin="test")).model_dump_json()))
+def tree(what: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    return {"what": what, "how": {"output": str(tmp_path / "run")}}
 
 
 def without_times(certificate: dict[str, Any]) -> dict[str, Any]:
@@ -178,10 +188,10 @@ def test_a_job_is_submitted(tree: dict[str, Any], alone: dict[str, Any], tmp_pat
         for name, address in head.listening():
             found = ipaddress.ip_address(address)
             assert (getattr(found, "ipv4_mapped", None) or found).is_loopback, f"{name} listens on {address}"
-        found = Path(tree["how"]["output"])
-        assert without_times(json.loads((found / "certificate.json").read_text())) == alone
+        output = Path(tree["how"]["output"])
+        assert without_times(json.loads((output / "certificate.json").read_text())) == alone
         secret = cluster.settings["RAY_AUTH_TOKEN"]
-        for path in (*found.rglob("*"), *(cluster.folder / "session_latest").resolve().glob("logs/**/*")):
+        for path in (*output.rglob("*"), *(cluster.folder / "session_latest").resolve().glob("logs/**/*")):
             assert not path.is_file() or secret.encode() not in path.read_bytes(), path
         assert secret not in done.stdout
 

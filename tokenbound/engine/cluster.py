@@ -85,19 +85,22 @@ class Resources:
     gpus: int
     cpus_of_a_node: int
     """Of the largest: what needs more at once never runs."""
-    gpus_of_a_node: int = 0
+    gpus_of_a_node: int
     """Of the node that has most."""
+    grows: bool
+    """Whether nodes may join; none joins a session that this machine has for itself."""
 
 
 def cluster_resources() -> Resources:
     """Processors and GPUs of all living nodes."""
     found = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     return Resources(
         cpus=max(1, int(found.get("CPU", 1))),
         gpus=int(found.get("GPU", 0)),
-        cpus_of_a_node=max(1, *(int(node.get("CPU", 0)) for node in nodes)),
-        gpus_of_a_node=max(0, *(int(node.get("GPU", 0)) for node in nodes)),
+        cpus_of_a_node=max(1, *(int(node["Resources"].get("CPU", 0)) for node in nodes)),
+        gpus_of_a_node=max(0, *(int(node["Resources"].get("GPU", 0)) for node in nodes)),
+        grows=len(nodes) > 1 or nodes[0]["NodeManagerAddress"] != LOOPBACK,
     )
 
 

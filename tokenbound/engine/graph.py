@@ -21,9 +21,12 @@ logger = logging.getLogger(__name__)
 TASK_CPUS = 0.05
 """Reading and committing are short: they must always find room beside the replicas."""
 
-ACTOR_SHARE = 0.9
-"""Share of its processors that a CPU replica reserves, so that the tasks above fit in."""
+SPARE_SHARE, SPARE_CPUS = 0.1, 0.8
+"""What CPU replicas leave of a node for the tasks above: a tenth, and never room for another replica."""
 
+WAITING = 16
+"""Replicas that wait for room on nodes that join. Ray Data itself grows a pool only into a third of what is free, which
+on a small node is none; and an autoscaler learns from them that more nodes are wanted."""
 
 NEVER = -1.0
 """No pool is used less than this: replicas stay until every shard is given out, because building one is dear."""
@@ -34,10 +37,12 @@ class Placement:
     """How replicas are spread over the cluster."""
 
     replicas: int
-    """How many to begin with."""
+    """How many find room at the start, or are the first to wait for a GPU."""
     device: str
     threads: int
     """CPU threads of each."""
+    cpus: float
+    """Processors that each reserves."""
     most: int
     """So many at most, as the cluster grows."""
     gpus: int = 1
@@ -47,8 +52,14 @@ class Placement:
     def actor_options(self) -> dict[str, Any]:
         """Ray resources of one replica."""
         if self.device == "cuda":
-            return {"num_gpus": self.gpus, "num_cpus": TASK_CPUS}
-        return {"num_cpus": ACTOR_SHARE * self.threads}
+            return {"num_gpus": self.gpus, "num_cpus": self.cpus}
+        return {"num_cpus": self.cpus}
+
+    @property
+    def pool(self) -> ActorPoolStrategy:
+        """Replicas at work and waiting; a pool that insisted on its size would not survive the loss of a node."""
+        waiting = min(WAITING, self.most - self.replicas)
+        return ActorPoolStrategy(min_size=1, initial_size=self.replicas + waiting, max_size=self.most)
 
 
 def replica_device(how: HowConfig) -> str:
@@ -70,12 +81,14 @@ def place_replicas(how: HowConfig, num_shards: int, gpus: int = 1) -> Placement:
     """
     resources, device = cluster_resources(), replica_device(how)
     slots = resources.gpus // gpus if device == "cuda" else resources.cpus
-    wanted = slots if how.replicas == "auto" else how.replicas
-    room = wanted if device == "cuda" else slots
-    replicas = max(1, min(wanted, num_shards, room))
-    threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node)) if device == "cpu" else 1
-    most = max(replicas, num_shards if how.replicas == "auto" else min(wanted, num_shards))
-    return Placement(replicas, device, threads, most, gpus)
+    wanted = min(num_shards, how.replicas if how.replicas != "auto" else num_shards if resources.grows else slots)
+    replicas = max(1, min(wanted, slots))
+    most = max(replicas, wanted) if resources.grows else replicas
+    if device == "cuda":
+        return Placement(replicas, device, 1, TASK_CPUS, most, gpus)
+    threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node))
+    share = 1 - min(SPARE_SHARE, SPARE_CPUS / resources.cpus_of_a_node)
+    return Placement(replicas, device, threads, round(threads * share, 4), most)
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,7 @@ def score_shards(
         .map(
             ScoreShard,
             fn_constructor_args=(replica,),
-            # A pool of a fixed size would insist on it after a node is lost.
-            compute=ActorPoolStrategy(min_size=1, initial_size=placement.replicas, max_size=placement.most),
+            compute=placement.pool,
             **placement.actor_options,
         )
         .map(commit, num_cpus=TASK_CPUS)
