@@ -14,11 +14,15 @@ from tokenbound.bounds import (
     certify,
     choose_tunings,
     first_prefix,
+    kappa_nats,
+    kl_grid_bound,
     line_sums,
+    loss_interval_bits,
     sampling_path,
 )
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampling import expected_slacks, mixture_stakes, running_moments, total_upper_bounds
+from tokenbound.bounds.theorems import azuma_anytime_gap
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
 
@@ -200,6 +204,23 @@ def test_upper_bounds_cover_the_full_mean_and_terms_add_up():
         assert line.kappa_nats == pytest.approx(math.log(2) * (500.0 + line.tune_bits) + math.log(1 / 0.025)), (
             "half of delta is spent on the sampling"
         )
+
+
+def test_a_sampled_line_is_its_theorem_at_the_upper_bound_and_the_rest_of_delta():
+    tunings, sums, claim, plan, _ = sampled_run()
+    freedman, azuma, kl = certify(tunings, sums, claim, plan)
+    upper = [float(sampling_path(tunings[i], i, sums, claim, plan).upper[-1]) for i in range(3)]
+    paid = {"code_length_bits": 500.0, "delta": 0.025}
+    kappa = kappa_nats(tune_bits=freedman.tune_bits, **paid)
+    low, high = loss_interval_bits(alpha=azuma.parameters["alpha"], vocab_size=300)
+    j, m = azuma.parameters["m0_index"], claim.num_tokens
+    gap = azuma_anytime_gap(high - low, kappa_nats(tune_bits=azuma.tune_bits, **paid), m, j)
+    for line, value in (
+        (freedman, upper[0] + kappa / (tunings[0].lam * m)),
+        (azuma, upper[1] + sum(gap)),
+        (kl, kl_grid_bound(upper[2], tune_bits=kl.tune_bits, num_tokens=m, **paid)[0]),
+    ):
+        assert value <= line.value <= value + 3e-9, line.method
 
 
 def test_scoring_everything_leaves_no_slack():
