@@ -22,6 +22,7 @@ from tokenbound.bounds import (
     choose_relative,
     choose_tunings,
     freedman_bound,
+    kappa_nats,
     line_sums,
     merge_relative_evidence,
     merge_relative_sums,
@@ -30,7 +31,8 @@ from tokenbound.bounds import (
 )
 from tokenbound.bounds.codes import freedman_tune_bits, relative_tune_bits
 from tokenbound.bounds.constants import RELATIVE_ROWS, RELATIVE_ROWS_PER_SHARD
-from tokenbound.bounds.relative import base_claim, excess_claim
+from tokenbound.bounds.exact import highest_value
+from tokenbound.bounds.relative import base_claim, excess_claim, relative_path
 from tokenbound.errors import InputError, MismatchError
 
 V, SIZE = 300, 12_000
@@ -194,6 +196,17 @@ def test_sampled_windows_cover_the_full_mean():
     assert whole.terms["sampling_slack"] == pytest.approx(0, abs=1e-9)
     assert sampled.terms["sampling_slack"] > 0
     assert sampled.value > whole.value
+    path = relative_path(tuning, part, claim, plan)
+    both = full.excess.windows[0] + full.base.windows[0]
+    assert np.all(path.upper >= both.sum() / 60_000)
+    quarter = {"delta": 0.05 / 4}  # half is spent on the sampling, the rest halved between excess and base
+    kappa = kappa_nats(code_length_bits=500.0, tune_bits=tuning.tune_bits, **quarter)
+    base_kappa = kappa_nats(code_length_bits=0.0, tune_bits=tuning.base.tune_bits, **quarter)
+    value = path.upper[-1] + kappa / (tuning.lam * 60_000) + base_kappa / (tuning.base.lam * 60_000)
+    assert value <= sampled.value <= value + 3e-9
+    worst = tuning.highest_excess_bits + highest_value(tuning.base)
+    none = relative_sums(tuning, *[c[:0] for c in columns], window_lengths=[30], worst_case=[True])
+    assert none.excess.windows[0, 0] + none.base.windows[0, 0] == pytest.approx(30 * worst)
     failed = np.zeros(1000, bool)
     failed[500] = True
     kept = np.repeat(~failed, 30)
