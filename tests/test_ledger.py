@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from losses_support import make_losses, with_base
 
-from tokenbound.bounds import Claim, SamplingPlan, choose_tunings, line_sums
+from tokenbound.bounds import Claim, SamplingPlan, choose_tunings, first_prefix, line_sums
 from tokenbound.bounds.relative import RelativeTuning, certify_relative, relative_sums
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.ledger import (
@@ -42,11 +42,13 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "PIECE_TOKENS", 100)
 
 
-def commit(folder: Path, unscored: tuple[int, ...] = (), *, base: bool = False) -> RunLedger:
+def commit(folder: Path, unscored: tuple[int, ...] = (), *, base: bool = False, head: bool = False) -> RunLedger:
     run = RunDirectory(str(folder))
     for number, lengths in enumerate(LENGTHS):
         losses = make_losses(lengths, seed=number, unscored=unscored if number == 1 else ())
         losses = with_base(losses, seed=number) if base else losses
+        alpha = np.where(losses.nll > 1, np.float32(0.25), np.float32(2.0**-6))
+        losses = replace(losses, alpha=alpha) if head else losses
         run.commit(number, losses, json.loads(shard_evidence(losses, V, TOP_K).to_json()), "f")
     return RunLedger(run.uri, len(LENGTHS), "f", V)
 
@@ -178,6 +180,31 @@ def test_a_sampled_delta_has_a_relative_line_with_its_own_slack(tmp_path: Path) 
     assert line.method == "relative"
     assert line.terms["sampling_slack"] > 0
     assert not {"excess", "base_bound"} & set(line.terms), "a sample bounds their sum alone"
+
+
+@pytest.mark.parametrize(
+    ("columns", "claimed", "names"),
+    [
+        ({}, {}, ["freedman", "azuma"]),
+        ({"base": True}, {"num_bases": 1}, ["freedman", "azuma", "relative"]),
+        ({"head": True}, {"head_alpha_min": 2.0**-6}, ["freedman", "azuma", "freedman", "azuma"]),
+    ],
+)
+def test_every_line_that_bounds_the_loss_is_watched(
+    tmp_path: Path, columns: dict[str, bool], claimed: dict[str, Any], names: list[str]
+) -> None:
+    """`until_slack_bits` speaks of all of them, each with the slack that it prints."""
+    ledger = commit(tmp_path, **columns).first_windows(46)
+    plan = SamplingPlan(num_units=sum(map(len, LENGTHS)) + 200, max_unit_tokens=64, pilot_units=20)
+    claim = replace(CLAIM, num_tokens=TOKENS + 200 * 64, **claimed)
+    reduction = reduce_ledger(ledger, claim, plan)
+    lines = [line for line in reduction.lines if line.bounds_risk]
+    assert [line.method for line in lines] == names
+    printed = [line.terms["sampling_slack"] for line in lines]
+    assert [path.slack[-1] for path in reduction.loss_paths] == pytest.approx(printed, rel=1e-12)
+    assert (first_prefix(reduction.loss_paths, max(printed) * (1 + 1e-9)) or 0) > 20
+    assert first_prefix(reduction.loss_paths, min(path.slack.min() for path in reduction.loss_paths) / 2) is None
+    assert reduce_ledger(commit(tmp_path, **columns), replace(claim, num_tokens=TOKENS)).loss_paths == ()
 
 
 def test_a_delta_without_recorded_base_losses_is_refused(tmp_path: Path) -> None:
