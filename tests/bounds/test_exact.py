@@ -180,6 +180,21 @@ def test_no_token_exceeds_the_worst_case(nll, entropy, coefficients, slope):
     assert LOW - 1e-9 <= sums.total(0, "value") <= highest_value(tuning) + 1e-9
 
 
+@pytest.mark.parametrize("column", [False, True])
+def test_the_worst_case_is_reached(column):
+    """`highest_value` is no guess: the worst token under the smallest alpha comes as near as exp(-800) allows."""
+    shared = {"alpha": ALPHA, "alpha_column": column}
+    floor = replace(FREEDMAN, **shared, degree=0, coefficients=(Y0,))
+    azuma = Tuning("azuma", V, lam=0.125 if column else None, **shared)
+    alpha = np.array([ALPHA]) if column else None
+    sums = line_sums([floor, azuma], np.array([800.0]), None, None, alpha)
+    for line, tuning in enumerate((floor, azuma)):
+        assert sums.total(line, "value") == pytest.approx(highest_value(tuning), rel=1e-12)
+        counted = line_sums([tuning], np.zeros(0), alpha=np.zeros(0), worst_case=3)
+        assert counted.total(0, "value") == pytest.approx(3 * highest_value(tuning))
+        assert counted.total(0, "loss") == pytest.approx(3 * HIGH)
+
+
 def test_a_line_says_which_column_it_needs():
     nll, entropy, rank = losses(7, 100)
     with pytest.raises(InputError, match="`entropy`"):
