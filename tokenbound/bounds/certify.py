@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenbound.bounds.choice import best_m0_index
@@ -80,15 +81,21 @@ def _line(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: Sa
     return build(tuning, measured, claim)
 
 
+@dataclass(frozen=True)
 class Measured:
     """What the data say about one line: means over the scored tokens and the slack for the rest."""
 
-    def __init__(
-        self, empirical: float, value: float, slack: float, square: float, sampled: bool, larger: Mapping[int, float]
-    ) -> None:
-        self.empirical, self.value, self.slack, self.square, self.sampled = empirical, value, slack, square, sampled
-        self.larger = larger
-        """Expected slack at multiples of the sample."""
+    empirical: float
+    """Mean loss in bits, or mean error."""
+    value: float
+    """Mean of z_i, which the bound averages."""
+    slack: float = 0.0
+    """How far the mean of z_i over the whole corpus may lie above it."""
+    square: float = 0.0
+    """Mean of (Y_i - l_i)^2, bits^2."""
+    sampled: bool = False
+    larger: Mapping[int, float] = field(default_factory=dict)
+    """Expected slack at multiples of the sample."""
 
 
 def _freedman_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:

@@ -303,7 +303,7 @@ class Line:
     parameters: Mapping[str, Any]
     """The grid point in words."""
     note: str = ""
-    """Warnings: what-if, unavailable, vacuous, which theorem."""
+    """Warnings: what-if, unavailable, vacuous, forecasts without entropies."""
 
     @property
     def bounds_risk(self) -> bool:

@@ -168,7 +168,7 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     gap, mean = (high - low) * math.sqrt(kappa / (2 * documents)), sums.mean_loss_bits
     return printed_line(
         tuning,
-        Measured(mean, mean, 0.0, 0.0, False, {}),
+        Measured(mean, mean),
         claim,
         mean + gap,
         arithmetic_guard(mean + gap),

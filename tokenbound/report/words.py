@@ -111,7 +111,10 @@ def quoted_line(certificate: Certificate) -> dict[str, Any] | None:
 def _prior_sentence(certificate: Certificate) -> str:
     if certificate.prior == "holdout":
         declared = certificate.declarations.get("holdout_declaration")
-        return f"Holdout, declared: {declared!r}. If that is false, the bound is void."
+        return (
+            f"Holdout, declared: {declared!r}. If that is false, the bound is void. The risk is also given what the "
+            "model was chosen from."
+        )
     return (
         f"The model may depend on these tokens in any way: its whole code is paid for "
         f"({certificate.artifact_bytes:,} bytes, {certificate.code_length_bits:,.0f} bits with the protocol)."
