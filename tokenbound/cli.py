@@ -390,9 +390,10 @@ def sweep(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False,
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    probe_seconds: Annotated[float, typer.Option(help="Seconds of scoring to measure the speed; 0: none.", min=0)] = 20,
+    probe_seconds: Annotated[float, typer.Option(help="Seconds of scoring to measure the speed; 0: none.", min=0)] = 60,
     bits_per_weight: Annotated[float | None, typer.Option(help="Assume this code length of a checkpoint.")] = None,
     gpu_memory_gib: Annotated[float, typer.Option(help="Memory of a GPU, where there is none to ask.", min=1)] = 80,
+    gpu_tflops: Annotated[float, typer.Option(help="What a GPU sustains, where there is none.", min=1e-3)] = 156,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -406,6 +407,7 @@ def plan(
         probe_seconds=probe_seconds,
         bits_per_weight=bits_per_weight,
         gpu_bytes=int(gpu_memory_gib * 2**30),
+        gpu_tflops=gpu_tflops,
     )
     if as_json:
         _print_json(found.to_dict())

@@ -81,6 +81,10 @@ def test_a_shape_without_weights_is_planned(run_tree: Tree, tmp_path: Path) -> N
     assert plan.hypothesis.code_length_is == "assumed"
     assert plan.hypothesis.code_length_bits == pytest.approx(2 * 70.55e9, rel=1e-3)
     assert plan.replicas.gpus_each == 2
+    # Two GPUs of a replica work in turns; each of its windows is computed whole.
+    positions = plan.work.num_windows * config.what.windows.length
+    expected_h = 2 * 2 * 70.55e9 * positions / 156e12 / 3600
+    assert plan.replicas.assumed_gpu_hours == pytest.approx(expected_h, rel=1e-3)
     assert plan.replicas.count == 0
     assert plan.outlook.tokens_to_beat_guessing is None
     assert plan.outlook.perfect_tokens_to_beat_guessing is not None
@@ -155,6 +159,9 @@ def test_the_command_speaks_to_people_and_programs(
     shown = capsys.readouterr().out
     assert "tokens/s" in shown
     assert "nothing above is a bound" in shown
+    asked = ("to score", "code length", "a perfect model", "a replica needs", "on GPUs", "GPU hours", "speed here")
+    for item in (*asked, "time", "guessing", "loss", "predicted", "shards", "it beats guessing", "(exact)"):
+        assert item in shown, item
     monkeypatch.setattr("sys.argv", ["tokenbound", "plan", str(path), "--probe-seconds", "0", "--json"])
     with pytest.raises(SystemExit):
         cli.main()

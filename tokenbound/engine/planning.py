@@ -57,6 +57,9 @@ SAMPLED_TENSORS = 32
 SAMPLED_WEIGHTS = 1 << 18
 """Weights of each."""
 
+GPU_TFLOPS = 156.0
+"""Half of what an A100 multiplies at best in bfloat16: the assumed speed of a GPU that is not at hand."""
+
 HOST_COPIES = 3
 """Copies of the weights that a host holds while a CPU replica starts: the decoded tensors, the model, and slack."""
 
@@ -113,7 +116,11 @@ class Replicas:
     hours: float | None
     """For all replicas together, start-up not counted."""
     device_hours: float | None
-    """Hours times replicas: what is paid for."""
+    """Hours times replicas, and times the GPUs of each: what is paid for."""
+    assumed_gpu_hours: float | None
+    """The same on GPUs that multiply at an assumed rate; null for models without matrices."""
+    assumed_gpu_tflops: float
+    """That rate, sustained, in 10^12 operations per second of one GPU."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +170,10 @@ class _Model:
 def plan_run(
     config: RunConfig,
     *,
-    probe_seconds: float = 20.0,
+    probe_seconds: float = 60.0,
     bits_per_weight: float | None = None,
     gpu_bytes: int = 80 * 2**30,
+    gpu_tflops: float = GPU_TFLOPS,
 ) -> RunPlan:
     """Prepare the corpus, weigh the model, and measure the replicas' speed.
 
@@ -174,6 +182,7 @@ def plan_run(
         probe_seconds: how long the replicas score; 0 for no measurement.
         bits_per_weight: assume this code length; for checkpoints that are not worth encoding now.
         gpu_bytes: memory of a GPU where the cluster has none to ask.
+        gpu_tflops: 10^12 operations per second that a GPU sustains, for hours that cannot be measured here.
 
     Raises:
         InputError: config, corpus or model cannot be used, or the model is a delta.
@@ -186,7 +195,7 @@ def plan_run(
         work = _work(config, text)
         model = _model(config, text, bits_per_weight)
         check_model(dict(model.architecture), corpus, config)
-        placement, replicas, parameters = _replicas(config, model, work.num_shards, gpu_bytes)
+        placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
         probe = None
         if replicas.count and probe_seconds > 0:
             spec = _spec(config, placement)
@@ -278,13 +287,15 @@ def _encoded_bytes(settings: Any, item: tuple[str, Any]) -> int:
 # --- Replicas -----------------------------------------------------------------------------------------------------
 
 
-def _replicas(config: RunConfig, model: _Model, num_shards: int, gpu_bytes: int) -> tuple[Placement, Replicas, int]:
+def _replicas(
+    config: RunConfig, model: _Model, work: Work, gpu_bytes: int, gpu_tflops: float
+) -> tuple[Placement, Replicas, int]:
     """How many replicas there will be, the memory of one, and the number of weights."""
     what, device = config.what, replica_device(config.how)
     memory = _memory(model, what.model.dtype, what.windows, device)
     gpu = smallest_gpu_bytes() if device == "cuda" and cluster_resources().gpus else gpu_bytes
     gpus = _gpus(config, model, memory, gpu)
-    placement = place_replicas(config.how, num_shards, gpus if device == "cuda" else 1)
+    placement = place_replicas(config.how, work.num_shards, gpus if device == "cuda" else 1)
     host = HOST_COPIES * memory.weights_bytes + memory.activations_bytes + memory.logits_bytes
     if device == "cuda":
         fits = gpus <= cluster_resources().gpus_of_a_node
@@ -292,7 +303,18 @@ def _replicas(config: RunConfig, model: _Model, num_shards: int, gpu_bytes: int)
         fits = host * placement.replicas <= _host_bytes()
     sizes = (memory.weights_bytes, memory.activations_bytes, memory.logits_bytes, memory.total_bytes)
     count = placement.replicas if fits else 0
-    return placement, Replicas(device, count, *sizes, gpu, gpus, None, None, None), memory.parameters
+    operations = _operations(model, work, what.windows.length, memory.parameters)
+    gpu_hours = None if operations is None else gpus * operations / (gpu_tflops * 1e12) / 3600
+    found = Replicas(device, count, *sizes, gpu, gpus, None, None, None, gpu_hours, gpu_tflops)
+    return placement, found, memory.parameters
+
+
+def _operations(model: _Model, work: Work, length: int, parameters: int) -> float | None:
+    """Of all forward passes, padding included: two for each weight and position; attention over windows adds little."""
+    if model.architecture.get("model_type") == "markov":
+        return None
+    positions = work.num_windows * length * work.tokens_to_score / work.num_tokens
+    return 2.0 * parameters * positions
 
 
 def _gpus(config: RunConfig, model: _Model, memory: ReplicaMemory, gpu_bytes: int) -> int:
@@ -345,12 +367,12 @@ def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
 def _timed(replicas: Replicas, probe: Probe | None, tokens: int) -> Replicas:
     if probe is None:
         return replicas
-    device_hours = tokens / probe.tokens_per_second / 3600
+    replica_hours = tokens / probe.tokens_per_second / 3600
     return replace(
         replicas,
         tokens_per_second=probe.tokens_per_second,
-        hours=device_hours / replicas.count,
-        device_hours=device_hours,
+        hours=replica_hours / replicas.count,
+        device_hours=replica_hours * (replicas.gpus_each if replicas.device == "cuda" else 1),
     )
 
 

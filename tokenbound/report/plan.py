@@ -49,6 +49,9 @@ def _replicas(replicas: Replicas) -> Rows:
         ("a replica needs", f"{_size(replicas.total_bytes)}: {sizes}"),
         ("on GPUs", f"{replicas.gpus_each} of {_size(replicas.gpu_bytes)} for each replica"),
     ]
+    if replicas.assumed_gpu_hours is not None:
+        rate = f"if one sustains {replicas.assumed_gpu_tflops:,.0f} TFLOP/s (assumed)"
+        rows.append(("GPU hours", f"{replicas.assumed_gpu_hours:,.2g}, {rate}"))
     if replicas.hours is None or replicas.tokens_per_second is None:
         return rows
     return [
