@@ -38,7 +38,7 @@ def what() -> Any:
 
 def cluster(monkeypatch: pytest.MonkeyPatch, *, gpus: int, gpus_of_a_node: int) -> None:
     for module in (graph, devices):
-        monkeypatch.setattr(module, "cluster_resources", lambda: Resources(8, gpus, 8, gpus_of_a_node, grows=False))
+        monkeypatch.setattr(module, "cluster_resources", lambda: Resources(8, gpus, 8, gpus_of_a_node))
 
 
 @pytest.mark.parametrize(("asked", "replicas"), [("auto", 2), (1, 8), (3, 2), (4, 2)])

@@ -42,8 +42,11 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
-        except ConnectionError as error:
-            raise InputError(f"how.ray_address {chosen!r}: no Ray cluster answers there ({error})") from None
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"how.ray_address {chosen!r}: no Ray cluster answers there that accepts this token ({reason})"
+            ) from None
     try:
         yield
     finally:
@@ -87,8 +90,6 @@ class Resources:
     """Of the largest: what needs more at once never runs."""
     gpus_of_a_node: int
     """Of the node that has most."""
-    grows: bool
-    """Whether nodes may join; none joins a session that this machine has for itself."""
 
 
 def cluster_resources() -> Resources:
@@ -100,7 +101,6 @@ def cluster_resources() -> Resources:
         gpus=int(found.get("GPU", 0)),
         cpus_of_a_node=max(1, *(int(node["Resources"].get("CPU", 0)) for node in nodes)),
         gpus_of_a_node=max(0, *(int(node["Resources"].get("GPU", 0)) for node in nodes)),
-        grows=len(nodes) > 1 or nodes[0]["NodeManagerAddress"] != LOOPBACK,
     )
 
 

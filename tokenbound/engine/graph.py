@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from tokenbound.config import HowConfig
 from tokenbound.engine.cluster import cluster_resources, plain_errors
@@ -18,15 +18,9 @@ from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec, Score
 
 logger = logging.getLogger(__name__)
 
-TASK_CPUS = 0.05
-"""Reading and committing are short: they must always find room beside the replicas."""
-
-SPARE_SHARE, SPARE_CPUS = 0.1, 0.8
-"""What CPU replicas leave of a node for the tasks above: a tenth, and never room for another replica."""
-
-WAITING = 16
-"""Replicas that wait for room on nodes that join. Ray Data itself grows a pool only into a third of what is free, which
-on a small node is none; and an autoscaler learns from them that more nodes are wanted."""
+MIN_TASKS = 2
+"""Reading and committing are short and reserve no processor: Ray Data would otherwise keep a part of the cluster for
+them, and replicas could not grow into it. So many of each run at once at least."""
 
 NEVER = -1.0
 """No pool is used less than this: replicas stay until every shard is given out, because building one is dear."""
@@ -37,29 +31,26 @@ class Placement:
     """How replicas are spread over the cluster."""
 
     replicas: int
-    """How many find room at the start, or are the first to wait for a GPU."""
+    """How many to begin with."""
     device: str
     threads: int
     """CPU threads of each."""
-    cpus: float
-    """Processors that each reserves."""
     most: int
     """So many at most, as the cluster grows."""
+    tasks: int
+    """How many shards are read, and how many committed, at once."""
     gpus: int = 1
     """GPUs of each, where the device is one."""
 
     @property
     def actor_options(self) -> dict[str, Any]:
         """Ray resources of one replica."""
-        if self.device == "cuda":
-            return {"num_gpus": self.gpus, "num_cpus": self.cpus}
-        return {"num_cpus": self.cpus}
+        return {"num_gpus": self.gpus, "num_cpus": 0} if self.device == "cuda" else {"num_cpus": self.threads}
 
     @property
     def pool(self) -> ActorPoolStrategy:
-        """Replicas at work and waiting; a pool that insisted on its size would not survive the loss of a node."""
-        waiting = min(WAITING, self.most - self.replicas)
-        return ActorPoolStrategy(min_size=1, initial_size=self.replicas + waiting, max_size=self.most)
+        """A pool that insisted on its size would not survive the loss of a node."""
+        return ActorPoolStrategy(min_size=1, initial_size=self.replicas, max_size=self.most)
 
 
 def replica_device(how: HowConfig) -> str:
@@ -81,14 +72,10 @@ def place_replicas(how: HowConfig, num_shards: int, gpus: int = 1) -> Placement:
     """
     resources, device = cluster_resources(), replica_device(how)
     slots = resources.gpus // gpus if device == "cuda" else resources.cpus
-    wanted = min(num_shards, how.replicas if how.replicas != "auto" else num_shards if resources.grows else slots)
-    replicas = max(1, min(wanted, slots))
-    most = max(replicas, wanted) if resources.grows else replicas
-    if device == "cuda":
-        return Placement(replicas, device, 1, TASK_CPUS, most, gpus)
-    threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node))
-    share = 1 - min(SPARE_SHARE, SPARE_CPUS / resources.cpus_of_a_node)
-    return Placement(replicas, device, threads, round(threads * share, 4), most)
+    most = max(1, num_shards if how.replicas == "auto" else min(how.replicas, num_shards))
+    replicas = min(most, how.replicas if device == "cuda" and how.replicas != "auto" else max(1, slots))
+    threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node)) if device == "cpu" else 1
+    return Placement(replicas, device, threads, most, min(num_shards, max(MIN_TASKS, resources.cpus)), gpus)
 
 
 @dataclass(frozen=True)
@@ -118,16 +105,17 @@ def score_shards(
     """
     _configure()
     rows = [{"shard": shard.number, "windows": np.ascontiguousarray(shard.windows).tobytes()} for shard in shards]
+    tasks = TaskPoolStrategy(placement.tasks)
     graph = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(read, num_cpus=TASK_CPUS)
+        .map(read, compute=tasks, num_cpus=0)
         .map(
             ScoreShard,
             fn_constructor_args=(replica,),
             compute=placement.pool,
             **placement.actor_options,
         )
-        .map(commit, num_cpus=TASK_CPUS)
+        .map(commit, compute=tasks, num_cpus=0)
     )
     pending = {shard.number for shard in shards}
     with plain_errors():
