@@ -9,7 +9,7 @@
 gptq and awq are exact in float32: a code less its zero point has 9 bits and a half-precision scale 11, and a float32
 holds 24. The others round as their own dequantization does, operation by operation, so that each weight is defined to
 the last bit on every machine. Formats: AutoGPTQ and GPTQModel ("gptq", "gptq_v2"), AutoAWQ ("gemm"), bitsandbytes and
-hqq as transformers and their own packages save them.
+hqq as transformers and their own packages save them. QuIP# is in `quip`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.quantized import quip
 from tokenbound.models.quantized.methods import QUANTIZATION, Method
 
 Tensors = Mapping[str, torch.Tensor]
@@ -71,8 +72,12 @@ def dense_tensors(
                 continue
             layer = name.removesuffix(layout.mark)
             parts = {part: out.pop(layer + part) for part in layout.parts if layer + part in out}
-            weight = _restore(layout, method, layer, parts, architecture[QUANTIZATION]).to(dtype)
-            out[f"{layer}.weight"] = weight.T.contiguous() if transposed(layer) else weight
+            weight = _restore(layout, method, layer, parts, architecture[QUANTIZATION])
+            if method.name == "quip#":
+                pieces = quip.split(layer, weight, parts.get(".fuse_scales"), architecture)
+            else:
+                pieces = {f"{layer}.weight": weight.T.contiguous() if transposed(layer) else weight}
+            out |= {name: piece.to(dtype) for name, piece in pieces.items()}
     return out
 
 
@@ -274,5 +279,6 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         Layout(".SCB", (".weight", ".SCB", ".weight_format"), _bitsandbytes_8bit),
     ),
     "hqq": (Layout(".W_q", (".W_q", *(f".{part}" for part in _HQQ_META)), _hqq),),
+    "quip#": (Layout(".Qidxs", quip.PARTS, lambda parts, settings: quip.restore(parts)),),
 }
 """By the name of the method."""

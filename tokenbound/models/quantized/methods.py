@@ -48,6 +48,7 @@ METHODS = {
         Method("awq"),
         Method("bitsandbytes"),
         Method("hqq"),
+        Method("quip#"),
     )
 }
 
@@ -104,7 +105,7 @@ def arithmetic_of(architecture: Mapping[str, Any]) -> str | None:
     return None if method is None else method.arithmetic
 
 
-MARKS = {".W_q": "hqq"}
+MARKS = {".W_q": "hqq", ".Qidxs": "quip#"}
 """Endings of tensor names by which a checkpoint whose config does not say its method is known."""
 
 
