@@ -22,7 +22,7 @@ from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import build_model, read_checkpoint
 from tokenbound.models.delta import read_base
 from tokenbound.models.probe import probe_causality
-from tokenbound.models.quantized.layouts import unpack_stream
+from tokenbound.models.quantized.layouts import LAYOUTS, unpack_stream
 from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, arithmetic_of, require_package
 from tokenbound.models.replica import Replica
 
@@ -98,7 +98,12 @@ def assert_same_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ["int8", "int8 with int8 inputs", "float8", "int4"])
+def some(fast: list[str], slow: list[str]) -> list[Any]:
+    """Cases, of which some belong to the long suite."""
+    return [*fast, *(pytest.param(case, marks=pytest.mark.slow) for case in slow)]
+
+
+@pytest.mark.parametrize("name", some(["int8", "int4"], ["int8 with int8 inputs", "float8"]))
 def test_torchao_is_scored_as_it_was_saved(name: str, plain: Path, tmp_path: Path) -> None:
     save_torchao(plain, tmp_path, torchao_config(name))
     model = assert_same_model(tmp_path)
@@ -106,7 +111,7 @@ def test_torchao_is_scored_as_it_was_saved(name: str, plain: Path, tmp_path: Pat
     probe_causality(Replica(model, batch=3, length=16))
 
 
-@pytest.mark.parametrize("preset", ["W4A16", "W8A16", "W8A8", "FP8_DYNAMIC"])
+@pytest.mark.parametrize("preset", some(["W4A16", "W8A8"], ["W8A16", "FP8_DYNAMIC", "W4A8", "FP8"]))
 def test_compressed_tensors_is_scored_as_it_was_saved(preset: str, plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     save_compressed(plain, tmp_path, preset)
@@ -237,6 +242,37 @@ def test_an_artifact_keeps_every_tensor_of_a_layout(plain: Path, tmp_path: Path)
     model = through_an_artifact(tmp_path, torch.float32)
     for key, tensor in dense.items():
         assert torch.equal(model.get_parameter(key), tensor.float()), key
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+def test_hqq_restores_the_same_bits_itself(bits: int, axis: int) -> None:
+    package = pytest.importorskip("hqq.core.quantize")
+    torch.manual_seed(0)
+    config = package.BaseQuantizeConfig(nbits=bits, group_size=32, axis=axis)
+    made = package.HQQLinear(torch.nn.Linear(128, 64, bias=False), config, compute_dtype=torch.bfloat16, device="cpu")
+    parts = {f".{name}": part for name, part in made.state_dict().items() if part is not None}
+    (layout,) = LAYOUTS["hqq"]
+    assert set(parts) <= set(layout.parts)
+    assert torch.equal(layout.restore(parts, {}), made.dequantize().float())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_bitsandbytes_restores_the_same_bits_itself(kind: str, nested: bool) -> None:
+    package = pytest.importorskip("bitsandbytes.functional")
+    torch.manual_seed(0)
+    weights = torch.randn(64, 128) * 0.05
+    four, eight = LAYOUTS["bitsandbytes"]
+    if kind == "int8":
+        codes, scales, _ = package.int8_vectorwise_quant(weights.half())
+        ours = eight.restore({".weight": codes, ".SCB": scales}, {})
+        theirs = package.int8_vectorwise_dequant(codes, scales)
+    else:
+        codes, state = package.quantize_4bit(weights, quant_type=kind, compress_statistics=nested, blocksize=64)
+        parts = {f".weight.{name}": part for name, part in state.as_dict(packed=True).items()}
+        ours, theirs = four.restore({".weight": codes, **parts}, {}), package.dequantize_4bit(codes, state)
+    assert torch.equal(ours, theirs.float())
 
 
 def test_a_layer_that_is_kept_transposed(tmp_path: Path) -> None:
