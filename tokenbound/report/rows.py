@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.store.uri import base_name
+from tokenbound.store.uri import base_name, is_uri
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -70,12 +71,23 @@ def corpus_name(certificate: Certificate) -> str:
     'python-stdlib'
     """
     corpus = certificate.corpus
-    paths = [base_name(str(path)) for path in corpus.get("paths") or ()]
+    paths = [_path_name(str(path)) for path in corpus.get("paths") or ()]
     if corpus.get("name"):
         return str(corpus["name"])
     if not paths:
         return str(corpus.get("source", "corpus"))
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def _path_name(path: str) -> str:
+    """Name of a file or folder; of a glob that of the folder it begins in.
+
+    >>> _path_name("data/a.jsonl"), _path_name("data/corpus/*.jsonl"), _path_name("*.txt")
+    ('a.jsonl', 'corpus', '*.txt')
+    """
+    parts = path.split("/")
+    fixed = list(itertools.takewhile(lambda part: not set(part) & set("*?["), parts))
+    return base_name(path) if is_uri(path) or fixed in (parts, []) else fixed[-1] or path
 
 
 def _cells(certificate: Certificate, name: str | None) -> list[str]:

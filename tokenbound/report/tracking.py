@@ -47,6 +47,9 @@ LABELS = (
 )
 """Fields that say which certificate it is."""
 
+PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+"""What installs a tracker."""
+
 
 def metrics(certificate: Certificate) -> dict[str, float]:
     """What a tracker plots: the measured fields and the bound of every line, where there is one.
@@ -96,7 +99,7 @@ def _installed(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"--log {name} needs the package {name}: pip install 'tokenbound[{name}]'") from None
+        raise InputError(f"--log {name} needs a package that is not installed: pip install {PACKAGES[name]}") from None
 
 
 def _log_mlflow(certificate: Certificate, files: Mapping[str, bytes]) -> None:

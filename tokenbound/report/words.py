@@ -45,8 +45,8 @@ def verdict(certificate: Certificate) -> str:
     """Vacuous or not, in words."""
     if is_vacuous(certificate):
         return (
-            "VACUOUS: the bound is not below random guessing. It says nothing about this model; use more tokens or a "
-            "shorter artifact."
+            "VACUOUS: the bound is not below random guessing. It says nothing about this model; use a shorter artifact "
+            "or more tokens (`tokenbound plan` says how many)."
         )
     return "Not vacuous: below random guessing."
 
