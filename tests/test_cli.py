@@ -144,6 +144,7 @@ def test_missing_things_have_their_exit_codes(
 ) -> None:
     assert call(monkeypatch, "evaluate", str(tmp_path / "no.yaml")) == 2
     assert call(monkeypatch, "verify", str(tmp_path / "certificate.json")) == 3
+    assert call(monkeypatch, "verify", str(tmp_path)) == 3
     assert call(monkeypatch, "inspect", str(tmp_path / "no.tokenbound")) == 2
     assert call(monkeypatch, "status", str(tmp_path)) == 3
     assert call(monkeypatch, "compress", str(tmp_path), str(tmp_path / "x"), "--method", "magic") == 2

@@ -124,9 +124,16 @@ def _near(path: str) -> str:
     return str(place.relative_to(Path.cwd())) if place.is_relative_to(Path.cwd()) else path
 
 
+def _certificate_path(name: str) -> str:
+    """A certificate's file, given it or its run directory."""
+    from tokenbound.store.run import CERTIFICATE
+
+    return name if base_name(name).endswith(".json") else join(name, CERTIFICATE)
+
+
 @app.command()
 def verify(
-    certificate: Annotated[str, typer.Argument(help="certificate.json")],
+    certificate: Annotated[str, typer.Argument(help="certificate.json, or the run directory that holds it.")],
     losses: Annotated[str | None, typer.Option(help="Run directory; default beside the certificate.")] = None,
     artifact: Annotated[str | None, typer.Option(help="The artifact; default beside the certificate.")] = None,
     rescore: Annotated[int, typer.Option(help="Also score so many random windows again.", min=0)] = 0,
@@ -142,7 +149,7 @@ def verify(
     from tokenbound.bounds import format_bound
     from tokenbound.certificate import verify_beside
 
-    checked, run, data = verify_beside(certificate, losses=losses, artifact=artifact)
+    checked, run, data = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
     worst = None
     if rescore:
         from tokenbound.config import RunConfig, load_config
@@ -158,7 +165,7 @@ def verify(
     bound = (
         "no loss bound"
         if checked.bound_bits is None
-        else f"{format_bound(checked.bound_bits, 4)} bits/token ({checked.method})"
+        else f"{format_bound(checked.bound_bits, 4)} bits/token ({checked.method}{', vacuous' * checked.vacuous})"
     )
     text = f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give {bound}."
     if worst is not None:
