@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from tokenbound.engine.cluster import ray_session
+from tokenbound.errors import IncompleteError
+
 SESSION = """
 import json, os, time
 import psutil, ray
@@ -57,3 +60,15 @@ def test_nothing_listens_beyond_loopback(session: dict[str, Any]) -> None:
     for name, address in session["listening"]:
         found = ipaddress.ip_address(address)
         assert (getattr(found, "ipv4_mapped", None) or found).is_loopback, f"{name} listens on {address}"
+
+
+def test_a_session_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(IncompleteError, match="Run again"), ray_session():
+        pass

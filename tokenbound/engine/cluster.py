@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from tokenbound.errors import InputError, TokenboundError
+from tokenbound.errors import IncompleteError, InputError, TokenboundError
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             raise InputError(
                 f"how.ray_address {chosen!r}: no Ray cluster answers there that accepts this token ({reason})"
             ) from None
+        except Exception as error:  # Ray raises no narrower kind where its own processes are late
+            if "timed out during startup" not in str(error):
+                raise
+            raise IncompleteError("Ray did not start in time; is the machine overloaded? Run again") from None
     try:
         yield
     finally:
