@@ -23,6 +23,10 @@ from matplotlib.patches import Patch
 
 from tokenbound.report.page import Legend, page_source
 
+STANDALONE = 1.7
+"""Pixels of a unit where a figure is a file of its own."""
+LINE_INCHES = 0.22
+"""Height of a line of text in a figure."""
 WIDTH = 400
 """Units of a figure's width; a unit is about 0.9 pixels on a phone and 1.3 on a desk."""
 
@@ -122,21 +126,27 @@ def standalone_svg(figure: Figure, legend: Legend, name: str, title: str = "") -
         name: ids begin with it.
         title: a sentence above the plot.
     """
-    width, height = figure.get_size_inches()
-    if title:
-        lines = textwrap.wrap(title, 54)
-        figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11.5, weight="bold")
-        height += len(lines) / 4.5
-    figure.set_size_inches(width, height + math.ceil(len(legend) / 2) / 4.5)
-    if legend:
-        handles = [_handle(role, kind, words) for role, kind, words in legend]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
+    _label(figure, legend, title)
     text = str(inline_svg(figure, name))
     for role, value in _light_colours().items():
         text = text.replace(f"var(--{role})", value)
-    head, _, rest = text.partition(">")
-    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+    head, _, rest = text.replace(f' aria-labelledby="{name}-title"', "", 1).partition(">")
+    pixels = [round(72 * STANDALONE * inches) for inches in figure.get_size_inches()]
+    size = f'width="{pixels[0]}" height="{pixels[1]}"'
+    head = head.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" ', 1)
     return f'{head}><rect width="100%" height="100%" rx="8" fill="{_light_colours()["surface"]}"/>{rest}\n'
+
+
+def _label(figure: Figure, legend: Legend, title: str) -> None:
+    """Put title and legend into a figure, and make room for them."""
+    lines = textwrap.wrap(title, 54)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + (len(lines) + math.ceil(len(legend) / 2)) * LINE_INCHES)
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.02, ha="left", fontsize=11.5, weight="bold")
+    if legend:
+        handles = [_handle(role, kind, words) for role, kind, words in legend]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
 
 
 def _handle(role: str, kind: str, words: str) -> Patch | Line2D:
