@@ -13,9 +13,8 @@ from rich.table import Table
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.report import page
-from tokenbound.report.words import assumptions, headline, is_vacuous, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, source_name, verdict
 from tokenbound.store.history import HistoryEntry
-from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +59,7 @@ def _cells(entries: Sequence[HistoryEntry]) -> list[tuple[str, ...]]:
     return [
         (
             entry.created_at[:16].replace("T", " "),
-            base_name(entry.model),
+            source_name(entry.model),
             f"{entry.num_tokens:,}",
             f"{entry.num_scored_tokens / entry.num_tokens:.1%}",
             f"{entry.artifact_bytes:,}",
@@ -151,7 +150,7 @@ def _tiles(entries: Sequence[HistoryEntry]) -> list[page.Tile]:
         page.Tile("Bound", bound, f"per token, on {last.created_at[:10]}"),
         page.Tile("Measured", f"{last.mean_nll_bits:.3f} bits", "mean loss per token, unsmoothed"),
         page.Tile("Tokens", f"{last.num_tokens:,}", f"{first.num_tokens:,} on {first.created_at[:10]}"),
-        page.Tile("Artifact", f"{last.artifact_bytes:,} B", base_name(last.model)),
+        page.Tile("Artifact", f"{last.artifact_bytes:,} B", source_name(last.model)),
     ]
     if last.bound_bits is not None and first.bound_bits is not None and first is not last:
         change = f"{last.bound_bits - first.bound_bits:+.4f} bits"
@@ -192,7 +191,7 @@ def _series(entries: Sequence[HistoryEntry]) -> dict[str, list[HistoryEntry]]:
 
     by_model: dict[str, list[HistoryEntry]] = {}
     for entry in entries:
-        by_model.setdefault(base_name(entry.model), []).append(entry)
+        by_model.setdefault(source_name(entry.model), []).append(entry)
     apart = 1 < len(by_model) <= len(CURVE_ROLES) and min(map(len, by_model.values())) > 1
     return by_model if apart else {"bound": list(entries)}
 

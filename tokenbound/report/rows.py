@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenbound.bounds.rounding import format_bound
+from tokenbound.report.words import source_name
 from tokenbound.store.uri import base_name, is_uri
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def model_name(certificate: Certificate) -> str:
     'demo'
     """
     source = str(certificate.model.get("source") or certificate.model.get("architecture") or "model")
-    return base_name(source) or source
+    return source_name(source)
 
 
 def corpus_name(certificate: Certificate) -> str:

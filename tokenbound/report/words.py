@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.rounding import format_bound
+from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -172,6 +174,15 @@ def _tokenizer_sentence(certificate: Certificate) -> str:
 
 ALPHA_WORDS = {"column": ", head", "constant": ", fixed alpha", "entropy": ", alpha(H)"}
 """Behind the method of a line, where a certificate has several of it."""
+
+
+def source_name(source: str) -> str:
+    """Where a model came from, in a word; of a checkpoint that `reevaluate` encoded and kept, the checkpoint's name.
+
+    >>> source_name("models/step-1000"), source_name("runs/nightly/artifacts/step-1000-e648170cabdc0002.tokenbound")
+    ('step-1000', 'step-1000')
+    """
+    return re.sub(r"-[0-9a-f]{16}\.tokenbound$", "", base_name(source)) or source
 
 
 def line_name(line: dict[str, Any]) -> str:
