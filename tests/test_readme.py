@@ -94,7 +94,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.save_pretrained(tmp_path / "my-finetune")
     nll = np.random.default_rng(0).exponential(1.5, 50_000).astype(np.float32)
     pq.write_table(pa.table({"nll": nll}), tmp_path / "losses.parquet")
-    np.save(tmp_path / "tokens.npy", np.random.default_rng(2).integers(0, 257, 2_500))
     (tmp_path / "workflows").symlink_to(ROOT / "workflows")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -179,22 +178,23 @@ def llama_cpp_stand_in() -> ModuleType:
 STAND_INS = {"vllm": vllm_stand_in, "llama_cpp": llama_cpp_stand_in}
 
 
+def execute(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a config, run commands or Python; other languages are only shown."""
+    name = re.match(r"# (\S+\.yaml)\n", fence.text)
+    if fence.language == "yaml":
+        assert name, f"a YAML fence needs its file name in the first line:\n{fence.text}"
+        Path(name[1]).write_text(fence.text)
+    elif fence.language == "python":
+        exec(compile(fence.text, "README.md", "exec"), {})
+    elif fence.language == "sh":
+        for command in fence.commands:
+            run(command, monkeypatch)
+
+
 def walk(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     for fence in fences():
-        if fence.mark.startswith("not run: ") or (fence.mark == "slow" and not slow):
-            continue
-        name = re.match(r"# (\S+\.yaml)\n", fence.text)
-        if fence.language == "yaml":
-            assert name, f"a YAML fence needs its file name in the first line:\n{fence.text}"
-            Path(name[1]).write_text(fence.text)
-        elif fence.language == "python":
-            package = fence.mark.removeprefix("stand-in: ")
-            if package != fence.mark:
-                monkeypatch.setitem(sys.modules, package, STAND_INS[package]())
-            exec(compile(fence.text, "README.md", "exec"), {})
-        elif fence.language == "sh":
-            for command in fence.commands:
-                run(command, monkeypatch)
+        if fence.mark == "" or (fence.mark == "slow" and slow):
+            execute(fence, monkeypatch)
 
 
 def test_every_fence_says_what_it_is() -> None:
@@ -246,15 +246,26 @@ def test_its_commands_run(folder: Path, ray_session: None, monkeypatch: pytest.M
     walk(monkeypatch, slow=False)
     assert (folder / "runs/mine/report.html").exists()
     assert (folder / "runs/nightly/history.html").exists()
-    ids = np.load(folder / "tokens.npy").tolist()
-    expected = -OpenModel.log_p(ids[:-1])[np.arange(len(ids) - 1), ids[1:]]
-    written = {name: pq.read_table(folder / f"{name}.parquet") for name in ("vllm", "llama")}
-    for table in written.values():
-        np.testing.assert_allclose(table["nll"].combine_chunks().flatten().to_numpy(), expected, rtol=1e-6)
-    assert written["vllm"]["rank"] == written["llama"]["rank"]
-    assert min(written["vllm"]["rank"].combine_chunks().flatten().to_pylist()) == 0
-    for name in written:
-        run(["tokenbound", "bound", f"{name}.parquet", "--vocab-size", "257", "--code-length-bits", "9e3"], monkeypatch)
+
+
+@pytest.mark.parametrize(("package", "file", "columns"), [("vllm", "vllm", 2), ("llama_cpp", "llama", 3)])
+def test_losses_of_other_tools_become_what_bound_reads(
+    package: str, file: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.random.default_rng(2).integers(0, OpenModel.vocab_size, 2_500)
+    np.save(tmp_path / "tokens.npy", ids)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, STAND_INS[package]())
+    (fence,) = (fence for fence in fences() if fence.mark == f"stand-in: {package}")
+    execute(fence, monkeypatch)
+    table = pq.read_table(tmp_path / f"{file}.parquet")
+    assert table.num_columns == columns
+    log_p = OpenModel.log_p(ids[:-1].tolist())
+    target = np.arange(len(ids) - 1), ids[1:]
+    np.testing.assert_allclose(table["nll"].combine_chunks().flatten().to_numpy(), -log_p[target], rtol=1e-6)
+    ranks = (log_p >= log_p[target][:, None]).sum(axis=1) - 1
+    assert table["rank"].combine_chunks().flatten().to_pylist() == ranks.tolist()
+    run(["tokenbound", "bound", f"{file}.parquet", "--vocab-size", "257", "--code-length-bits", "9e3"], monkeypatch)
 
 
 @pytest.mark.slow

@@ -145,16 +145,17 @@ def history_html(entries: Sequence[HistoryEntry], latest: Certificate) -> str:
 
 def _tiles(entries: Sequence[HistoryEntry]) -> list[page.Tile]:
     first, last = entries[0], entries[-1]
+    began = first.created_at[:10]
     bound = "none" if last.bound_bits is None else f"{format_bound(last.bound_bits, 3)} bits"
     found = [
         page.Tile("Bound", bound, f"per token, on {last.created_at[:10]}"),
         page.Tile("Measured", f"{last.mean_nll_bits:.3f} bits", "mean loss per token, unsmoothed"),
-        page.Tile("Tokens", f"{last.num_tokens:,}", f"{first.num_tokens:,} on {first.created_at[:10]}"),
+        page.Tile("Tokens", f"{last.num_tokens:,}", "" if first is last else f"{first.num_tokens:,} on {began}"),
         page.Tile("Artifact", f"{last.artifact_bytes:,} B", source_name(last.model)),
     ]
     if last.bound_bits is not None and first.bound_bits is not None and first is not last:
         change = f"{last.bound_bits - first.bound_bits:+.4f} bits"
-        found.insert(1, page.Tile("Change", change, f"of the bound since {first.created_at[:10]}"))
+        found.insert(1, page.Tile("Change", change, f"of the bound since {began}"))
     return found
 
 
@@ -249,8 +250,12 @@ def _line(axes: Any, entries: Sequence[HistoryEntry], values: Sequence[float | N
 
 
 def _time_axis(axes: Any) -> None:
+    """Dates in few letters; of a single moment half a day around it."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
+    low, high = axes.dataLim.intervalx
+    if high - low < 0.5:
+        axes.set_xlim(low - 0.5, high + 0.5)
     places = AutoDateLocator(minticks=2, maxticks=6)
     axes.xaxis.set_major_locator(places)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(places))

@@ -48,7 +48,7 @@ def verdict(certificate: Certificate) -> str:
     if is_vacuous(certificate):
         return (
             "VACUOUS: the bound is not below random guessing. It says nothing about this model; use a shorter artifact "
-            "or more tokens (`tokenbound plan` says how many)."
+            "or more tokens (tokenbound plan says how many)."
         )
     return "Not vacuous: below random guessing."
 
