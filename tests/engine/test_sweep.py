@@ -185,7 +185,7 @@ def tiny_families(tmp_path: Path, corpus: Tree) -> Tree:
 def test_the_launch_behind_the_table_survives_a_kill(tree: Tree, tmp_path: Path) -> None:
     tiny = tiny_families(tmp_path, tree["corpus"])
     path, output = tmp_path / "tiny.yaml", tmp_path / "families"
-    path.write_text(yaml.safe_dump(tiny))
+    path.write_text(yaml.safe_dump(tiny, sort_keys=False))
     command = [sys.executable, "-m", "workflows.sweep", str(path)]
     root, environment = FAMILIES.parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
