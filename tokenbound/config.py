@@ -295,6 +295,9 @@ class FinishConfig(TrainingConfig):
     nats_per_bit: float | None = Field(default=None, ge=0)
     """Price of a bit of code in nats of mean loss; null asks the freedman bound. A higher price makes smaller
     artifacts."""
+    coarser: dict[str, int] = {}
+    """Half octaves by which the steps of tensors are widened before training, by a text in their names; of several the
+    longest counts. A short training moves steps little, so this decides the size."""
 
 
 class PretrainWhat(_Section):
@@ -308,6 +311,8 @@ class PretrainWhat(_Section):
     base: str | None = None
     """A checkpoint or artifact on which the family `lora` trains an adapter, itself unchanged. The artifact is then a
     delta that pays for the adapter alone; runs that score it declare `model.base` and how it was fixed."""
+    artifact: str | None = None
+    """Path of an artifact to start from instead: its grid is trained further by `finish`."""
     family: Family = DenseFamily()
     """What is trained of it: `kind` (dense, lora, sublora, kronecker, monarch; or markov) and its options."""
     corpus: CorpusConfig
@@ -327,9 +332,9 @@ class PretrainWhat(_Section):
     def _adapters_are_lora(self) -> Self:
         if self.base is None:
             return self
-        if self.family.kind != "lora" or self.model or self.start is not None:
+        if self.family.kind != "lora" or self.model or self.start is not None or self.artifact is not None:
             raise ValueError(
-                "`base` brings the model, and `family.kind: lora` trains on it; leave `model`, `start` out"
+                "`base` brings the model, and `family.kind: lora` trains on it; leave `model`, `start`, `artifact` out"
             )
         if getattr(self.compress, "method", "lossless") not in ("lossless", "rtn"):
             raise ValueError("on a `base`, `compress.method` is rtn or lossless: the others need whole weights")
@@ -342,13 +347,20 @@ class PretrainWhat(_Section):
         if self.family.kind == "markov":
             if self.start is not None or self.finish is not None or self.smoothing_head is not None:
                 raise ValueError("`start`, `finish` and `smoothing_head` need a network; the family `markov` has none")
-        elif self.training is None and (self.start is None or self.finish is None):
+        elif self.training is None and (self.start is self.artifact is None or self.finish is None):
             raise ValueError("`training` is missing: tokens, window, batch, learning rate")
+        if self.artifact is not None:
+            self._artifact_is_all()
+            return self
         if self.start is not None and (self.model or self.family != DenseFamily()):
             raise ValueError("`start` brings the model and its family; leave `model` and `family` out")
         if self.finish is not None and getattr(self.compress, "method", "lossless") not in ("rtn", "kfac", "auto"):
             raise ValueError("`finish` needs `compress.method` rtn, kfac or auto: the others have no grid to train")
         return self
+
+    def _artifact_is_all(self) -> None:
+        if self.model or self.family != DenseFamily() or any((self.start, self.training, self.compress)):
+            raise ValueError("`artifact` is trained by `finish` alone; leave out what comes before it")
 
     @property
     def last_training(self) -> TrainingConfig:

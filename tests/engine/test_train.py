@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tokenbound.compression.artifact import decode_artifact
-from tokenbound.compression.settings import AutoSettings, KfacSettings
+from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.regrid import artifact_grids
+from tokenbound.compression.settings import AutoSettings, KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.config import PretrainConfig, RunConfig, validate
 from tokenbound.engine.compress import compress_checkpoint
-from tokenbound.engine.train import pretrain
+from tokenbound.engine.train import Trained, pretrain
 from tokenbound.errors import InputError, MismatchError
+from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.models.generate import generate_ids
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -152,9 +154,39 @@ def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, 
     assert trained.artifact_bytes == len(after)
     (tmp_path / "out" / "trained.json").unlink()  # killed before the last step: nothing is trained twice
     assert pretrain(chosen) == trained
-    for changes in ({"start": None}, {"training": None, "finish": None}, {"compress": {"method": "lossless"}}):
+    for changes in (
+        {"start": None},
+        {"training": None, "finish": None},
+        {"compress": {"method": "lossless"}},
+        {"artifact": trained.artifact},
+    ):
         with pytest.raises(InputError):
             validate(PretrainConfig, {"what": {**what, **changes}, "how": plain.how.model_dump()}, origin="test")
+
+
+def test_a_finished_artifact_is_trained_further(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:
+    """On so short a text bits are dear, and it becomes smaller."""
+    plain, path = config(tmp_path, text_folder), tmp_path / "start.tokenbound"
+    checkpoint = read_checkpoint(str(tiny_checkpoint))
+    path.write_bytes(encode_artifact(checkpoint.architecture, checkpoint.tensors, RoundToNearestSettings(step=0.3)))
+    finish = {"tokens": 4096, "window": 32, "batch": 4, "lr": 0.05, "embedding_lr": 0.05}
+    nothing = {"model": {}, "training": None, "compress": None}
+
+    def finished(artifact: Path) -> Trained:
+        what = {**plain.what.model_dump(), **nothing, "artifact": str(artifact), "finish": finish}
+        how = {**plain.how.model_dump(), "output": str(tmp_path / artifact.stem)}
+        return pretrain(validate(PretrainConfig, {"what": what, "how": how}, origin="test"))
+
+    trained = finished(path)
+    start, end = path.read_bytes(), Path(trained.artifact).read_bytes()
+    assert len(end) < 0.8 * len(start)
+    assert artifact_grids(start).keys() == artifact_grids(end).keys()
+    assert len(list(generate_ids(end, [65], max_new_tokens=4))) == 4
+    exact = tmp_path / "exact.tokenbound"
+    exact.write_bytes(encode_artifact(checkpoint.architecture, checkpoint.tensors, LosslessSettings()))
+    for wrong in (exact, tmp_path / "absent.tokenbound"):
+        with pytest.raises(InputError, match=r"what\.artifact"):
+            finished(wrong)
 
 
 def test_a_family_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path) -> None:

@@ -12,7 +12,7 @@ from tokenbound.compression.artifact import assemble_artifact, decode_artifact, 
 from tokenbound.compression.delta import Delta
 from tokenbound.compression.integers import encode_matrix, encode_vector
 from tokenbound.compression.methods.uniform import Grid, grid_values
-from tokenbound.compression.regrid import artifact_grids, replace_grids
+from tokenbound.compression.regrid import artifact_grids, replace_grids, widened
 from tokenbound.compression.settings import RoundToNearestSettings
 from tokenbound.models.checkpoint import build_model, clean_architecture
 from tokenbound.models.delta import Weights, decode_weights, read_delta
@@ -204,3 +204,20 @@ def test_what_has_no_grid_is_frozen() -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     trained = GridModel(model, {name: grids[name]}, 0.0)
     assert [n for n, p in trained.model.named_parameters() if p.requires_grad] == [name]
+
+
+def test_a_training_may_begin_on_wider_steps() -> None:
+    """Of several texts in a name the longest counts; an octave wider, weights are rounded to twice the step."""
+    model, data = tiny_artifact()
+    grids = artifact_grids(data)
+    wide = widened(grids, {"weight": 1, "embed_tokens.weight": 2, "q_proj.weight": 0, "absent": 5})
+    shifts = {name: wide[name].base - grids[name].base for name in grids}
+    embedding = "model.embed_tokens.weight"
+    assert shifts[embedding] == 2
+    assert {shift for name, shift in shifts.items() if "q_proj" in name} == {0}
+    assert {shift for name, shift in shifts.items() if "q_proj" not in name and name != embedding} == {1}
+    found = GridModel(model, wide, 0.0).finish()[embedding]
+    step = 2 ** (grids[embedding].base / 2)
+    weights = model.get_parameter(embedding).detach().numpy()
+    assert np.array_equal(found.integers, np.rint(weights / (2 * step)))
+    assert widened(grids, {}) == grids

@@ -20,6 +20,24 @@ def artifact_grids(data: bytes) -> dict[str, Grid]:
     return {item.name: decode_grid(memoryview(item.payload), item.shape) for item in coded if item.codec == UNIFORM}
 
 
+def widened(grids: Mapping[str, Grid], coarser: Mapping[str, int]) -> dict[str, Grid]:
+    """Grids with wider steps; their integers are as they were.
+
+    Args:
+        grids: By name.
+        coarser: Half octaves by a text in names; of several that a name contains the longest counts.
+    """
+
+    def half_octaves(name: str) -> int:
+        return coarser[max((text for text in coarser if text in name), key=len)]
+
+    concerned = {name for name in grids if any(text in name for text in coarser)}
+    return {
+        name: replace(grid, base=grid.base + half_octaves(name)) if name in concerned else grid
+        for name, grid in grids.items()
+    }
+
+
 def replace_grids(data: bytes, grids: Mapping[str, Grid]) -> bytes:
     """The same artifact with other integers and steps in some of its tensors.
 

@@ -31,8 +31,8 @@ from tokenbound.config import CorpusConfig, RunConfig, WindowsConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import gather
-from tokenbound.engine.cluster import plain_errors, ray_session
-from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.parallel import ray_map, ray_pool
 from tokenbound.engine.parts import Parts
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
@@ -249,7 +249,7 @@ def _encode_one(tensors: Any, calibration: Any, settings: BaseModel, name: str) 
 
 
 def _calibration(path: str, text: Text, parts: Parts) -> Any:
-    """Second moments and Fisher factors over random windows, one task for `CALIBRATION_PART_TOKENS`."""
+    """Second moments and Fisher factors over random windows: parts of `CALIBRATION_PART_TOKENS` on a pool of actors."""
     from tokenbound.compression.calibration import merge_calibrations, read_calibration, write_calibration
 
     windows = text.windows(CALIBRATION_TOKENS)
@@ -258,32 +258,46 @@ def _calibration(path: str, text: Text, parts: Parts) -> Any:
     if missing:
         logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
     jobs = [(part, windows[part::count]) for part in missing]
+    resources = cluster_resources()
+    device, slots = ("cuda", resources.gpus) if resources.gpus else ("cpu", resources.cpus)
+    options = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
+    pool = ray_pool(partial(_Calibrator, path, text, device), jobs, actors=min(slots, len(jobs)), **options)
     with plain_errors():
-        for part, found in zip(missing, ray_map(partial(_calibrate_part, path, text), jobs), strict=True):
+        for part, found in zip(missing, pool, strict=True):
             parts.put(f"calibration {part}", write_calibration(found))
     kept = (parts.get(f"calibration {part}") for part in range(count))
     return merge_calibrations(read_calibration(data) for data in kept if data is not None)
 
 
-def _calibrate_part(path: str, text: Text, job: tuple[int, list[int]]) -> Any:
-    import torch
+class _Calibrator:
+    """A checkpoint's model on its device, and the windows that it is calibrated on."""
 
-    from tokenbound.compression.calibration import CALIBRATION_SEED, collect_calibration
-    from tokenbound.models.checkpoint import read_checkpoint
-    from tokenbound.models.structured.build import trained_form
+    def __init__(self, path: str, text: Text, device: str) -> None:
+        import torch
 
-    torch.set_num_threads(1)
-    part, windows = job
-    checkpoint = read_checkpoint(local_copy(path))
-    model = trained_form(checkpoint.architecture, checkpoint.tensors)
-    corpus, plan = open_plan(text.corpus_root, text.spec)
-    batch = gather(corpus, plan.windows(windows), text.spec.length)
-    rows = max(1, CALIBRATION_BATCH_TOKENS // text.spec.length)
-    batches = (
-        (torch.from_numpy(batch.inputs[i : i + rows]), torch.from_numpy(batch.mask[i : i + rows]))
-        for i in range(0, len(batch.inputs), rows)
-    )
-    return collect_calibration(model, batches, names=set(checkpoint.tensors), seed=CALIBRATION_SEED + part)
+        from tokenbound.models.checkpoint import read_checkpoint
+        from tokenbound.models.structured.build import trained_form
+
+        torch.set_num_threads(1)
+        checkpoint = read_checkpoint(local_copy(path))
+        self.names, self.text = set(checkpoint.tensors), text
+        self.model = trained_form(checkpoint.architecture, checkpoint.tensors).to(device)
+
+    def __call__(self, job: tuple[int, list[int]]) -> Any:
+        """Calibrate on the windows of one part."""
+        import torch
+
+        from tokenbound.compression.calibration import CALIBRATION_SEED, collect_calibration
+
+        part, windows = job
+        corpus, plan = open_plan(self.text.corpus_root, self.text.spec)
+        batch = gather(corpus, plan.windows(windows), self.text.spec.length)
+        rows = max(1, CALIBRATION_BATCH_TOKENS // self.text.spec.length)
+        batches = (
+            (torch.from_numpy(batch.inputs[i : i + rows]), torch.from_numpy(batch.mask[i : i + rows]))
+            for i in range(0, len(batch.inputs), rows)
+        )
+        return collect_calibration(self.model, batches, names=self.names, seed=CALIBRATION_SEED + part)
 
 
 def _best_rate(encode: Any, settings: AutoSettings, text: Text, content: _Content) -> bytes:

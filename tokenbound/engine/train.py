@@ -1,7 +1,7 @@
 """Pretraining: a model trained, quantized, trained on its grid where that is asked for, and encoded.
 
     float training  ->  model/            (`what.training`; or a checkpoint that is there already, `what.start`)
-    compression     ->  compressed.tokenbound
+    compression     ->  compressed.tokenbound      (or an artifact that is there already, `what.artifact`)
     finish          ->  model.tokenbound  (`what.finish`: quantization-aware, on the bound itself)
 
 Each stage is kept; a run that was stopped goes on in the stage that it had reached, from its last checkpoint.
@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenbound.config import PretrainConfig, TrainingConfig, WindowsConfig, dump_config
+from tokenbound.config import FinishConfig, PretrainConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import ray_session
 from tokenbound.engine.compress import counted_tokenizer, encode_checkpoint, price_of_bits, text_of
@@ -45,7 +45,8 @@ class FloatModel:
     """A trained model before compression."""
 
     path: str
-    """Hugging Face format; of a family only what is trained, of an adapter as `peft` saves it."""
+    """Hugging Face format; of a family only what is trained, of an adapter as `peft` saves it; or the artifact that is
+    trained further."""
     loss_bits: float | None
     """Smoothed training loss at the end, bits per token; None where nothing was trained."""
     trained_parameters: int
@@ -111,16 +112,17 @@ def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
     if not run.exists(FLOAT_MODEL):
         run.write_json(FLOAT_MODEL, asdict(_float_model(config, corpus, Path(run.root))))
     model = FloatModel(**run.read_json(FLOAT_MODEL))
+    given = config.what.artifact is not None
     if not run.exists(COMPRESSED):
         what, work = config.what, run.path("parts")
-        data = encode_checkpoint(model.path, what.compress, base=what.base, corpus=what.corpus, text=text, work=work)
-        run.write(COMPRESSED, data)
+        encode = partial(encode_checkpoint, base=what.base, corpus=what.corpus, text=text, work=work)
+        run.write(COMPRESSED, Path(model.path).read_bytes() if given else encode(model.path, what.compress))
         shutil.rmtree(work, ignore_errors=True)
     data, loss_bits = run.read(COMPRESSED), model.loss_bits
     if config.what.finish is not None:
         price = config.what.finish.nats_per_bit
         if price is None:
-            price = price_of_bits(encode_checkpoint(model.path, None), len(data), text)
+            price = price_of_bits(data if given else encode_checkpoint(model.path, None), len(data), text)
         data, loss_bits = _finish(config, config.what.finish, corpus, price, run.path(COMPRESSED))
     assert loss_bits is not None, "either stage trains"
     if config.what.smoothing_head is not None:
@@ -141,6 +143,8 @@ def _claim_output(config: PretrainConfig, output: Path) -> None:
 
 
 def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, Any]:
+    if config.what.artifact is not None:
+        return _trainable_artifact(config.what.artifact)
     if config.what.base is not None:
         from tokenbound.models.delta import read_base
 
@@ -157,6 +161,24 @@ def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, A
         "use_cache": False,
     }
     return {**defaults, **config.what.model}
+
+
+def _trainable_artifact(path: str) -> dict[str, Any]:
+    """Architecture of an artifact that can be trained further.
+
+    Raises:
+        InputError: it cannot be read, is a delta, or holds nothing on a grid.
+    """
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.compression.methods import UNIFORM
+
+    try:
+        parsed = parse_artifact(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"what.artifact {path!r} cannot be read: {error.strerror}") from None
+    if parsed.base is not None or all(item.codec != UNIFORM for item in parsed.coded):
+        raise InputError(f"what.artifact {path!r} must be a whole model quantized by rtn, kfac or auto")
+    return parsed.architecture
 
 
 def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus) -> int:
@@ -246,8 +268,9 @@ def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -
     parameters = _check(config, architecture, corpus)
     family, start, base = family_of(architecture) or config.what.family, config.what.start, config.what.base
     if config.what.training is None:
-        assert start is not None
-        return FloatModel(anchored(start), None, parameters)
+        given = start or config.what.artifact
+        assert given is not None
+        return FloatModel(anchored(given), None, parameters)
     build = _adapter_builder(config) or partial(
         _build_model, architecture, family, None if start is None else anchored(start)
     )
@@ -264,7 +287,7 @@ def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -
 
 
 def _finish(
-    config: PretrainConfig, training: TrainingConfig, corpus: PreparedCorpus, price: float, artifact: str
+    config: PretrainConfig, training: FinishConfig, corpus: PreparedCorpus, price: float, artifact: str
 ) -> tuple[bytes, float]:
     """Quantization-aware training of an artifact on the bound: its bytes afterwards, and its training loss."""
     from tokenbound.compression.regrid import replace_grids
@@ -272,7 +295,7 @@ def _finish(
 
     data = Path(artifact).read_bytes()
     logger.info("finish: %d bytes at the start; a bit of code is worth %.3g nats of loss", len(data), price)
-    build = partial(_grid_model, artifact, price, _adapter_builder(config))
+    build = partial(_grid_model, artifact, price, training.coarser, _adapter_builder(config))
     state, loss_bits = fit(build, training, corpus, config.how, folder="finish")
     model = build()
     load_trained(model, state)
@@ -281,16 +304,18 @@ def _finish(
     return finished, loss_bits
 
 
-def _grid_model(artifact: str, nats_per_bit: float, build_adapter: Callable[[], Any] | None) -> Any:
+def _grid_model(
+    artifact: str, nats_per_bit: float, coarser: Mapping[str, int], build_adapter: Callable[[], Any] | None
+) -> Any:
     """An artifact's model, to be trained on its grid; of a delta, its factors on the base."""
     from tokenbound.compression.artifact import decode_artifact
-    from tokenbound.compression.regrid import artifact_grids
+    from tokenbound.compression.regrid import artifact_grids, widened
     from tokenbound.models.structured.adapter import factor_names
     from tokenbound.models.structured.build import trained_form
     from tokenbound.training.qat import GridModel
 
     data = Path(artifact).read_bytes()
-    decoded, grids = decode_artifact(data), artifact_grids(data)
+    decoded, grids = decode_artifact(data), widened(artifact_grids(data), coarser)
     if build_adapter is None:
         return GridModel(trained_form(decoded.architecture, decoded.tensors), grids, nats_per_bit)
     model = build_adapter()
