@@ -37,6 +37,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    "RAY_raylet_start_wait_time_s": "120",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 """Of every node and driver; whoever has not this token is refused."""
