@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
-    "RAY_raylet_start_wait_time_s": "120",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
 """Of every node and driver; whoever has not this token is refused."""
@@ -115,12 +115,21 @@ class LocalCluster:
         """Start the head; returns when it is there. It has no processors and no dashboard unless options say so."""
         chosen = options or ("--num-cpus=0", "--include-dashboard=false")
         node = self._node(self.head_address, "--head", f"--port={self.port}", f"--temp-dir={self.folder}", *chosen)
-        wait_until(lambda: self._log(node).count("Ray runtime started"), "the head is there")
+        wait_until(lambda: self._has_started(node), "the head is there")
         return node
 
     def worker(self, address: str = "127.0.0.1") -> Node:
-        """Start a worker node of one processor; returns at once."""
-        return self._node(address, f"--address={self.address}", "--num-cpus=1")
+        """Start a worker node of one processor; returns when it is there. Ray gives a node half a minute to start."""
+        for _ in range(3):
+            node = self._node(address, f"--address={self.address}", "--num-cpus=1")
+            started = partial(self._has_started, node)
+            wait_until(lambda: started() or node.process.poll() is not None, "the worker node is there")  # noqa: B023
+            if started():
+                return node
+        raise AssertionError(f"a worker node does not start: {self._log(node)[-2000:]}")
+
+    def _has_started(self, node: Node) -> bool:
+        return "Ray runtime started" in self._log(node)
 
     def _node(self, address: str, *options: str) -> Node:
         command = ["-c", START, "start", "--block", f"--node-ip-address={address}"]
