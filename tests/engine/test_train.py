@@ -165,11 +165,11 @@ def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, 
 
 
 def test_a_finished_artifact_is_trained_further(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:
-    """On so short a text bits are dear, and it becomes smaller."""
+    """On steps an octave wider it becomes smaller."""
     plain, path = config(tmp_path, text_folder), tmp_path / "start.tokenbound"
     checkpoint = read_checkpoint(str(tiny_checkpoint))
     path.write_bytes(encode_artifact(checkpoint.architecture, checkpoint.tensors, RoundToNearestSettings(step=0.3)))
-    finish = {"tokens": 4096, "window": 32, "batch": 4, "lr": 0.05, "embedding_lr": 0.05}
+    finish = {"tokens": 2048, "window": 32, "batch": 4, "lr": 1e-3, "embedding_lr": 1e-3, "coarser": {"weight": 2}}
     nothing = {"model": {}, "training": None, "compress": None}
 
     def finished(artifact: Path) -> Trained:
