@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, Method
@@ -115,12 +116,16 @@ def _decompress(model: Any) -> None:
         model.hf_quantizer.compressor.decompress_model(model)
 
 
+_PLAIN = (torch.Tensor, nn.Parameter, FakeTensor)
+"""Weights that are what they seem; the last stand for a model whose memory is planned."""
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether a layer's product is not that of its weight as a plain tensor."""
     weight = getattr(module, "weight", None)
     if hasattr(module, "quantization_scheme"):
         return True
-    return isinstance(weight, torch.Tensor) and type(weight) not in (torch.Tensor, nn.Parameter)
+    return isinstance(weight, torch.Tensor) and type(weight) not in _PLAIN
 
 
 def _require_dtype(model: nn.Module, dtype: torch.dtype) -> None:
