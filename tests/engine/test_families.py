@@ -151,7 +151,7 @@ def test_an_adapter_on_a_pretrained_base_is_trained_finished_certified_and_speak
     ("changes", "words"),
     [
         ({"family": {"kind": "monarch"}}, "`family.kind: lora` trains on it"),
-        ({"model": {"model_type": "llama"}}, "leave `model`, `start` out"),
+        ({"model": {"model_type": "llama"}}, "leave `model`, `start`, `artifact` out"),
         ({"compress": {"method": "auto"}}, "rtn or lossless"),
         ({"smoothing_head": "azuma"}, "leave `smoothing_head` out"),
         ({"finish": {"tokens": 64}}, "`nats_per_bit`"),
