@@ -114,19 +114,21 @@ class LocalCluster:
     def head(self, *options: str) -> Node:
         """Start the head; returns when it is there. It has no processors and no dashboard unless options say so."""
         chosen = options or ("--num-cpus=0", "--include-dashboard=false")
-        node = self._node(self.head_address, "--head", f"--port={self.port}", f"--temp-dir={self.folder}", *chosen)
-        wait_until(lambda: self._has_started(node), "the head is there")
-        return node
+        return self._begin(self.head_address, "--head", f"--port={self.port}", f"--temp-dir={self.folder}", *chosen)
 
     def worker(self, address: str = "127.0.0.1") -> Node:
-        """Start a worker node of one processor; returns when it is there. Ray gives a node half a minute to start."""
+        """Start a worker node of one processor; returns when it is there."""
+        return self._begin(address, f"--address={self.address}", "--num-cpus=1")
+
+    def _begin(self, address: str, *options: str) -> Node:
+        """Start a node and wait for it; Ray gives it half a minute, which a busy machine may need twice."""
         for _ in range(3):
-            node = self._node(address, f"--address={self.address}", "--num-cpus=1")
+            node = self._node(address, *options)
             started = partial(self._has_started, node)
-            wait_until(lambda: started() or node.process.poll() is not None, "the worker node is there")  # noqa: B023
+            wait_until(lambda: started() or node.process.poll() is not None, "the node is there")  # noqa: B023
             if started():
                 return node
-        raise AssertionError(f"a worker node does not start: {self._log(node)[-2000:]}")
+        raise AssertionError(f"a node does not start: {self._log(node)[-2000:]}")
 
     def _has_started(self, node: Node) -> bool:
         return "Ray runtime started" in self._log(node)

@@ -27,7 +27,6 @@ pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-SHARDS = 12
 PARTITION_S = 4.0
 TIMEOUT_S = 30
 """Seconds of silence after which the nodes of the partitioned cluster count as dead."""
@@ -35,12 +34,12 @@ TIMEOUT_S = 30
 
 @pytest.fixture(scope="module")
 def what(tiny_checkpoint: Path, text_folder: Path) -> dict[str, Any]:
-    """A run of twelve shards, each of some thirty windows."""
+    """A run of some twelve shards, each of eight batches."""
     corpus = {"source": "text", "paths": [str(text_folder)], "tokenizer": "bytes", "tokenizer_is": "given"}
     return {
         "model": {"checkpoint": str(tiny_checkpoint)},
         "corpus": {**corpus, "add_bos": False, "add_eos": True},
-        "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 1120},
+        "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 1024},
     }
 
 
@@ -117,8 +116,8 @@ def test_a_node_joins_and_another_is_killed(tree: dict[str, Any], alone: dict[st
         assert {each.replica for each in status.lost} == {first.replica}
         assert status.retries >= 1
         shards = {each.replica: each.shards for each in status.replicas}
-        assert sum(shards.values()) == SHARDS
-        assert shards[second.replica] > SHARDS / 2
+        assert sum(shards.values()) == alone["num_shards"]
+        assert shards[second.replica] > alone["num_shards"] / 2
 
 
 def test_the_head_is_lost(tree: dict[str, Any], alone: dict[str, Any], tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_the_head_is_lost(tree: dict[str, Any], alone: dict[str, Any], tmp_path:
         head.kill()
         wait_until(lambda: run.process is not None and run.process.poll() is not None, "the driver has given up")
         before = {path.name: path.stat().st_mtime_ns for path in records.glob("*.json")}
-        assert 2 <= len(before) < SHARDS
+        assert 2 <= len(before) < alone["num_shards"]
         cluster.release()
         cluster.head()
         cluster.worker()
