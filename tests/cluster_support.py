@@ -76,14 +76,6 @@ class Node:
         pid = int(replica.rpartition("/")[2])
         return any(child.pid == pid for child in psutil.Process(self.process.pid).children(recursive=True))
 
-    def listening(self) -> Iterator[tuple[str, str]]:
-        """Names and addresses of its processes that listen."""
-        mine = psutil.Process(self.process.pid)
-        for each in (mine, *mine.children(recursive=True)):
-            for connection in each.net_connections("inet"):
-                if connection.status == psutil.CONN_LISTEN:
-                    yield each.name(), connection.laddr.ip
-
     def kill(self) -> None:
         """End every process of the node at once, as if its machine had gone."""
         kill_tree(self.process)

@@ -5,17 +5,15 @@ Replicas hold their shards until the test lets them go, so what is lost is lost 
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster_support import LONG_S, LocalCluster, can_make_namespaces, free_port, local_cluster, network, wait_until
+from cluster_support import LocalCluster, can_make_namespaces, local_cluster, network, wait_until
 
 from tokenbound.config import RunConfig, validate
 from tokenbound.engine.evaluate import evaluate
@@ -24,9 +22,6 @@ from tokenbound.store.run import RunDirectory
 
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[2]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 PARTITION_S = 4.0
 TIMEOUT_S = 30
 """Seconds of silence after which the nodes of the partitioned cluster count as dead."""
@@ -168,34 +163,3 @@ def test_a_partition_shorter_than_the_timeout(tree: dict[str, Any], alone: dict[
         status = run.status()
         assert status is not None
         assert status.lost == [], "the node counted as dead"
-
-
-def test_a_job_is_submitted(tree: dict[str, Any], alone: dict[str, Any], tmp_path: Path) -> None:
-    """The README's way to a cluster on this machine: `ray start --head`, a job, a token; all of it on loopback."""
-    pytest.importorskip("aiohttp_cors", reason="jobs need ray[default]: the extra `cluster`")
-    port = free_port()
-    with local_cluster(settings=LOOPBACK) as cluster:
-        head = cluster.head("--num-cpus=2", f"--dashboard-port={port}")
-        config = write(tree, tmp_path)
-        submit = [*RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", "."]
-        command = [*submit, "--", sys.executable, "-m", "workflows.evaluate", str(config)]
-        refused = call(command, {**cluster.settings, "RAY_AUTH_TOKEN": "0" * 64})
-        assert refused.returncode != 0
-        assert "token is invalid" in refused.stdout
-        done = call(command, cluster.settings)
-        assert done.returncode == 0, done.stdout[-4000:]
-        for name, address in head.listening():
-            found = ipaddress.ip_address(address)
-            assert (getattr(found, "ipv4_mapped", None) or found).is_loopback, f"{name} listens on {address}"
-        output = Path(tree["how"]["output"])
-        assert without_times(json.loads((output / "certificate.json").read_text())) == alone
-        secret = cluster.settings["RAY_AUTH_TOKEN"]
-        for path in (*output.rglob("*"), *(cluster.folder / "session_latest").resolve().glob("logs/**/*")):
-            assert not path.is_file() or secret.encode() not in path.read_bytes(), path
-        assert secret not in done.stdout
-
-
-def call(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LONG_S
-    )
