@@ -311,14 +311,13 @@ class FreedmanSearch:
 
     def refined_degree(self, smoothing: Smoothing, degree: int) -> Candidate:
         """The best grid point of one smoothing and degree."""
-        best = self.fitted(smoothing, degree, smoothing.low)
-        if best.t < _T_WORTH_A_FLOOR:
-            return best
 
         @cache
         def at(step: int) -> Candidate:
             return self.fitted(smoothing, degree, smoothing.low + step / _FLOORS_PER_BIT)
 
+        if at(0).t < _T_WORTH_A_FLOOR:
+            return at(0)
         return at(descend(lambda step: at(step).value, 0, int((smoothing.high - smoothing.low) * _FLOORS_PER_BIT)))
 
     def fitted(self, smoothing: Smoothing, degree: int, floor: float) -> Candidate:
@@ -436,8 +435,9 @@ def descend(value: Callable[[int], float], start: int, size: int) -> int:
 
 def best_t(value: Callable[[float], float], start: int) -> tuple[float, float]:
     """The smallest value along the grid of t, walking from an index, and its t."""
-    t = T_GRID[descend(lambda index: value(T_GRID[index]), start, len(T_GRID))]
-    return value(t), t
+    known = cache(value)
+    t = T_GRID[descend(lambda index: known(T_GRID[index]), start, len(T_GRID))]
+    return known(t), t
 
 
 def nearest_t(t: float) -> int:
