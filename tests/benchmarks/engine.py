@@ -97,14 +97,14 @@ def engine_rate(tree: dict[str, Any]) -> float:
     return commit_rate(Path(tree["how"]["output"]), tree["how"]["replicas"])
 
 
-def measure(folder: Path, shape: str, tokens: int, repeat: int) -> str:
+def measure(folder: Path, shape: str, tokens: int, repeat: int, *, compile: bool = False) -> str:
     """One row of the table: medians over the repetitions, ratios within each."""
     architecture, replicas = SHAPES[shape], os.cpu_count() or 1
     tokens -= tokens % (LENGTH * BATCH * replicas)
     ids = token_file(folder / f"{shape}-{tokens}.bin", tokens + 1, architecture["vocab_size"])
     artifact = write_artifact(architecture, folder / f"{shape}.tokenbound")
     tree = run_tree(ids, architecture["vocab_size"], artifact, folder / f"run-{shape}", batch=BATCH)
-    tree["how"]["replicas"] = replicas
+    tree["how"] |= {"replicas": replicas, "compile": compile}
     shards = 8 * replicas
     tree["what"]["windows"]["shard_tokens"] = max(LENGTH * BATCH, tokens // shards // (LENGTH * BATCH) * LENGTH * BATCH)
     bare, engine = [], []
@@ -113,8 +113,9 @@ def measure(folder: Path, shape: str, tokens: int, repeat: int) -> str:
         bare.append(tokens / seconds)
         engine.append(engine_rate(tree))
     ratios = [ours / theirs for ours, theirs in zip(engine, bare, strict=True)]
+    name = shape + ", compiled head" * compile
     return (
-        f"| {shape} | {tokens:,} | {statistics.median(bare):,.0f} | {statistics.median(engine):,.0f} "
+        f"| {name} | {tokens:,} | {statistics.median(bare):,.0f} | {statistics.median(engine):,.0f} "
         f"| {statistics.median(ratios):.2f} | {', '.join(f'{ratio:.2f}' for ratio in ratios)} |"
     )
 
@@ -126,13 +127,15 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--tokens", type=float, default=2e5)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="Set how.compile.")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     print(machine())
     print("| shape | tokens | bare, tokens/s | engine, tokens/s | engine / bare | each |\n|---|---|---|---|---|---|")
     with ray_session():
         for shape in chosen.shape:
-            print(measure(chosen.folder.resolve(), shape, int(chosen.tokens), chosen.repeat), flush=True)
+            row = measure(chosen.folder.resolve(), shape, int(chosen.tokens), chosen.repeat, compile=chosen.compile)
+            print(row, flush=True)
 
 
 if __name__ == "__main__":
