@@ -156,6 +156,7 @@ def tree_numbers(fitted: Fitted) -> NDArray[np.int32]:
 
 def prune(grams: list[Grams], vocab_size: int, rate: float) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     """Which n-grams are entries and which contexts are kept, for each length, closed as the code needs it."""
+    codable = _codable(grams, vocab_size)
     found: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
     wanted = np.zeros(len(grams[-1].keys), np.bool_)
     asked = np.zeros(len(grams[-1].context_keys), np.bool_)
@@ -166,7 +167,7 @@ def prune(grams: list[Grams], vocab_size: int, rate: float) -> list[tuple[NDArra
             needed = np.searchsorted(gram.keys, np.unique(np.concatenate(pairs)))
             wanted[needed] = True
             asked[gram.context[needed]] = True
-        entries, contexts = _worth(gram, above, wanted, asked, rate)
+        entries, contexts = _worth(gram, above, wanted, asked, codable[length], rate)
         found.append((entries, contexts))
         if length > 1:
             pairs.append(gram.context_keys[contexts] // vocab_size ** (length - 2))
@@ -179,8 +180,27 @@ def prune(grams: list[Grams], vocab_size: int, rate: float) -> list[tuple[NDArra
     return [root, *reversed(found)]
 
 
+def _codable(grams: list[Grams], vocab_size: int) -> list[NDArray[np.bool_]]:
+    """Contexts, for each length, that the code can name: what makes them longer has been counted as an n-gram itself.
+
+    The first symbols of a stream are contexts that nothing was counted for: one may stand nowhere else.
+    """
+    found = [np.ones(1, np.bool_)]
+    for length, gram in enumerate(grams[1:], 1):
+        known = np.isin(gram.context_keys // vocab_size ** (length - 1), grams[0].keys)
+        if length > 1:
+            known &= np.isin(gram.context_keys // vocab_size ** (length - 2), grams[1].keys)
+        found.append(known & found[-1][gram.parent_context])
+    return found
+
+
 def _worth(
-    gram: Grams, above: Grams, wanted: NDArray[np.bool_], asked: NDArray[np.bool_], rate: float
+    gram: Grams,
+    above: Grams,
+    wanted: NDArray[np.bool_],
+    asked: NDArray[np.bool_],
+    codable: NDArray[np.bool_],
+    rate: float,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Entries and contexts whose saving is worth their price, and those that longer contexts need."""
     own = gram.counts / gram.totals[gram.context]
@@ -192,7 +212,7 @@ def _worth(
     rest = gram.totals * left_own * np.log2(np.maximum(left_own, 1e-12) / left_parent)
     gain = gram.per_context(np.where(entries, saved, 0.0)) + rest
     price = rate * (CONTEXT_BITS + ENTRY_BITS * gram.per_context(entries.astype(np.float64)))
-    contexts = asked | (gain > price)
+    contexts = codable & (asked | (gain > price))
     return entries & contexts[gram.context], contexts
 
 
