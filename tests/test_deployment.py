@@ -1,4 +1,4 @@
-"""What is shipped for clusters and schedules: Ray's own schema for `cluster.yaml`, ours for the manifests."""
+"""What is shipped for clusters and schedules: Ray's schema, Kubernetes' for jobs and pods, ours for KubeRay."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import kubernetes_validate
 import pytest
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 ROOT = Path(__file__).parents[1]
 SCHEDULES = ROOT / "workflows" / "schedules"
+KUBERNETES = "1.37"
 Text = Annotated[str, Field(min_length=1)]
 Cron = Annotated[str, Field(pattern=r"^[\d*/,-]+( [\d*/,-]+){4}$")]
 
@@ -22,33 +24,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Resources(Strict):
-    requests: dict[str, str]
-    limits: dict[str, str]
-
-
-class Container(Strict):
-    name: Text
-    image: Text
-    command: list[str] = []
-    args: list[str] = []
-    env: list[dict[str, Any]] = []
-    envFrom: list[dict[str, dict[str, str]]] = []
-    resources: Resources | None = None
-
-
-class PodSpec(Strict):
-    containers: Annotated[list[Container], Field(min_length=1)]
-    restartPolicy: Literal["Never", "OnFailure"] | None = None
-
-
-class Pod(Strict):
-    spec: PodSpec
+def pod_template(template: dict[str, Any]) -> dict[str, Any]:
+    """A template of pods, checked against Kubernetes' own schema."""
+    named = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "checked"}, "template": template}
+    kubernetes_validate.validate(named, KUBERNETES, strict=True)
+    return template
 
 
 class HeadGroup(Strict):
     rayStartParams: dict[str, str]
-    template: Pod
+    template: Annotated[dict[str, Any], AfterValidator(pod_template)]
 
 
 class WorkerGroup(HeadGroup):
@@ -101,29 +86,7 @@ class RayCronJob(Strict):
     spec: RayCronSpec
 
 
-class JobSpec(Strict):
-    backoffLimit: int
-    template: Pod
-
-
-class Job(Strict):
-    spec: JobSpec
-
-
-class CronSpec(Strict):
-    schedule: Cron
-    concurrencyPolicy: Literal["Forbid"]
-    jobTemplate: Job
-
-
-class CronJob(Strict):
-    apiVersion: Literal["batch/v1"]
-    kind: Literal["CronJob"]
-    metadata: Metadata
-    spec: CronSpec
-
-
-MANIFEST: TypeAdapter[Any] = TypeAdapter(Annotated[RayJob | RayCronJob | CronJob, Field(discriminator="kind")])
+KUBERAY: TypeAdapter[Any] = TypeAdapter(Annotated[RayJob | RayCronJob, Field(discriminator="kind")])
 
 
 def test_ray_accepts_the_cluster_file() -> None:
@@ -141,11 +104,44 @@ def test_ray_accepts_the_cluster_file() -> None:
         assert "0.0.0.0" not in command
 
 
+def manifest(name: str) -> Any:
+    return yaml.safe_load((SCHEDULES / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml"])
+def test_kuberay_manifests_have_the_fields_of_their_kinds(name: str) -> None:
+    KUBERAY.validate_python(manifest(name))
+
+
+def test_kubernetes_accepts_the_cron_job() -> None:
+    tree = manifest("cronjob.yaml")
+    kubernetes_validate.validate(tree, KUBERNETES, strict=True)
+    assert tree["spec"]["concurrencyPolicy"] == "Forbid"
+    assert tree["spec"]["schedule"] == manifest("raycronjob.yaml")["spec"]["schedule"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("name",), 7),
+        (("comand",), ["ray"]),
+        (("resources", "requests", "cpu"), ["4"]),
+        (("envFrom",), [{"secretReference": {"name": "tokenbound-storage"}}]),
+    ],
+)
+def test_a_container_that_kubernetes_would_refuse_is_refused(path: tuple[str, ...], value: object) -> None:
+    tree = manifest("rayjob.yaml")
+    (place,) = tree["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(kubernetes_validate.ValidationError):
+        KUBERAY.validate_python(tree)
+
+
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml", "cronjob.yaml"])
-def test_manifests_have_the_fields_of_their_kinds(name: str) -> None:
-    tree = yaml.safe_load((SCHEDULES / name).read_text())
-    MANIFEST.validate_python(tree)
-    assert "token" in str(tree)
+def test_manifests_ask_for_a_token_and_hold_no_secret(name: str) -> None:
+    assert "token" in str(manifest(name))
     assert not re.search(r"(?i)(secret_access_key|password)['\"]?: ['\"]?\w", (SCHEDULES / name).read_text())
 
 
