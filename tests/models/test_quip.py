@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,19 @@ from transformers import MistralConfig, MistralForCausalLM
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import build_model, read_checkpoint
 from tokenbound.models.quantized.methods import QUANTIZATION
-from tokenbound.models.quantized.quip import codebook, codes_of, mix, paley
+from tokenbound.models.quantized.quip import (
+    ORDERS,
+    RVQ3,
+    RVQ4,
+    codebook,
+    codes_of,
+    mix,
+    order_of,
+    restore,
+    short_codebook,
+    short_codes_of,
+    small_hadamard,
+)
 
 
 def pack(codes: np.ndarray) -> torch.Tensor:
@@ -62,21 +75,96 @@ def test_codes_are_taken_out_of_their_words() -> None:
     assert np.array_equal(codes_of(pack(codes)).numpy(), codes)
 
 
-@pytest.mark.parametrize("size", [64, 96, 160, 224, 576])
+@pytest.mark.parametrize("size", [64, 96, 160, 224, 576, 208, 120, 216, 280, 312, 344])
 def test_the_transform_is_a_product_of_hadamard_matrices(size: int) -> None:
-    order = {64: 1, 96: 12, 160: 20, 224: 28, 576: 36}[size]
-    outer = paley(order).numpy() if order > 1 else np.eye(1)
-    whole = np.kron(outer, hadamard(size // order))
+    whole = explicit(size)
     assert np.array_equal(whole @ whole.T, size * np.eye(size))
     rows = np.random.default_rng(0).integers(-9, 9, (3, size)) / 4
     assert np.array_equal(mix(torch.from_numpy(rows)).numpy(), rows @ whole.T)
 
 
-def test_unknown_matrices_are_named() -> None:
-    with pytest.raises(InputError, match="order 172"):
-        mix(torch.zeros(1, 344, dtype=torch.float64))
+def explicit(size: int) -> np.ndarray:
+    """The matrix of a transform, not scaled."""
+    order = next((order for order in ORDERS if size % order == 0), 1)
+    outer = small_hadamard(order).numpy() if order > 1 else np.eye(1)
+    return np.kron(outer, hadamard(size // order))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_small_matrices_are_those_that_others_took_from_quip(order: int) -> None:
+    """torchao's rotations keep QuIP#'s matrices as they are."""
+    matrices = pytest.importorskip("torchao.prototype.spinquant._hadamard_matrices")
+    kept = getattr(matrices, f"get_had{order}")()
+    assert torch.equal(small_hadamard(order), kept.double())
+
+
+@pytest.mark.parametrize(
+    ("size", "order"), [(4096, 1), (11008, 172), (13824, 108), (5120, 20), (15360, 60), (14336, 28), (27648, 108)]
+)
+def test_the_layers_of_llama_2_have_their_orders(size: int, order: int) -> None:
+    assert order_of(size) == order
+
+
+def test_sizes_without_a_matrix_are_named() -> None:
     with pytest.raises(InputError, match="size 44 "):
         mix(torch.zeros(1, 44, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"size 516 .*order 172"):
+        mix(torch.zeros(1, 516, dtype=torch.float64))
+
+
+def test_the_short_codebook_is_the_start_of_the_lattice() -> None:
+    """The 241 shortest points of E8, in the order of their coordinates, and 15 of the next shell."""
+    points = short_codebook().numpy()
+    whole = np.array(list(product(range(-2, 3), repeat=8)))
+    inner = whole[(whole.sum(1) % 2 == 0) & ((whole**2).sum(1) <= 2)]
+    assert np.array_equal(points[: len(inner)], inner)
+    assert len({tuple(row) for row in points.tolist()}) == 256
+    assert np.array_equal(np.bincount((points**2).sum(1).astype(int)), [1, 0, 240, 0, 15])
+    assert (points.sum(1) % 2 == 0).all()
+    assert (np.abs(points % 1 - points[:, :1] % 1) == 0).all()
+    assert points[113:115].tolist() == [[-0.5] * 8, [-0.5] * 6 + [0.5] * 2]
+    assert points[240:243].tolist() == [[0.5] * 8, [2, *[0] * 7], [0, 2, *[0] * 6]]
+    assert points[255].tolist() == [*[0] * 6, -2, 0]
+
+
+def pack_short(codes: np.ndarray) -> torch.Tensor:
+    """Codes [outputs, inputs / 8] of a byte each, eight of them in a word, the first below."""
+    return torch.from_numpy(codes.astype(np.uint8).view("<i8"))
+
+
+def test_short_codes_are_taken_out_of_their_words() -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (16, 24))
+    assert np.array_equal(short_codes_of(pack_short(codes)).numpy(), codes)
+
+
+@pytest.mark.parametrize("number", [RVQ3, RVQ4])
+@pytest.mark.parametrize("given", [None, {"resid_scale_override": -1}, {"resid_scale_override": 3.6}])
+def test_residual_codebooks_add_a_scaled_point(number: int, given: dict[str, float] | None) -> None:
+    draw = np.random.default_rng(1)
+    codes = draw.integers(0, 1 << 16, (32, 24))
+    if number == RVQ3:
+        inner = draw.integers(0, 256, codes.shape)
+        words, points, scale = pack_short(inner), short_codebook()[inner].numpy(), 2.04
+    else:
+        inner = draw.integers(0, 1 << 16, codes.shape)
+        words, points, scale = pack(inner), codebook()[inner].numpy(), 3.45
+    scale = 3.6 if given and given["resid_scale_override"] > 0 else scale
+    sides = {".SU": torch.ones(192), ".SV": torch.full((32,), 0.5), ".Wscale": torch.tensor(0.25)}
+    parts = {".Qidxs": torch.cat([pack(codes), words], dim=1), ".codebook_id": torch.tensor(number), **sides}
+    joined = (codebook()[codes].numpy() + points / scale).reshape(32, 192)
+    dense = explicit(32) @ joined @ explicit(192).T / np.sqrt(32 * 192) / 8
+    found = restore(parts, given).double().numpy()
+    assert np.abs(found - dense).max() < 1e-6 * np.abs(dense).max()
+    for words in (parts[".Qidxs"][:, :-1], parts[".Qidxs"][0]):
+        with pytest.raises(InputError, match=r"does not divide|not int64 words"):
+            restore({**parts, ".Qidxs": words}, given)
+
+
+@pytest.mark.parametrize("given", ["3.6", float("nan"), [1]])
+def test_a_residual_scale_is_a_number(given: object) -> None:
+    parts = {".Qidxs": torch.zeros(32, 4, dtype=torch.int64), ".codebook_id": torch.tensor(RVQ4)}
+    with pytest.raises(InputError, match="resid_scale_override"):
+        restore(parts, {"resid_scale_override": given})
 
 
 def layer(outputs: int, inputs: int, seed: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
@@ -88,9 +176,7 @@ def layer(outputs: int, inputs: int, seed: int) -> tuple[dict[str, torch.Tensor]
     left, right = (draw.normal(1, 0.1, size).astype(np.float16) for size in (outputs, inputs))
 
     def transform(size: int) -> np.ndarray:
-        order = next((order for order in (36, 28, 20, 12) if size % order == 0), 1)
-        outer = paley(order).numpy() if order > 1 else np.eye(1)
-        return np.kron(outer, hadamard(size // order)) / np.sqrt(size)
+        return explicit(size) / np.sqrt(size)
 
     dense = left[:, None] * (transform(outputs) @ (scale * points) @ transform(inputs).T) * right
     parts = {"Qidxs": pack(codes), "SU": torch.from_numpy(right), "SV": torch.from_numpy(left)}
@@ -143,11 +229,24 @@ def test_a_checkpoint_is_restored(saved: tuple[Path, dict[str, np.ndarray]]) -> 
     assert torch.isfinite(model(torch.arange(20).view(1, 20)).logits).all()
 
 
+def test_the_config_gives_the_scale_of_residuals(saved: tuple[Path, dict[str, np.ndarray]]) -> None:
+    checkpoint, layer = read_checkpoint(saved[0]), "model.layers.0.self_attn.o_proj"
+    words = checkpoint.tensors[f"{layer}.Qidxs"]
+    twice = {f"{layer}.Qidxs": torch.cat([words, words], dim=1), f"{layer}.codebook_id": torch.tensor(RVQ4)}
+    architecture = {**checkpoint.architecture, "quip_params": {"resid_scale_override": 4.0}}
+    models = [
+        build_model(architecture, tensors, dtype=torch.float32, device="cpu")
+        for tensors in (checkpoint.tensors, {**checkpoint.tensors, **twice})
+    ]
+    plain, residual = (model.get_parameter(f"{layer}.weight").detach() for model in models)
+    torch.testing.assert_close(residual, plain * 1.25)
+
+
 def test_other_codebooks_and_parts_are_refused(saved: tuple[Path, dict[str, np.ndarray]]) -> None:
     checkpoint = read_checkpoint(saved[0])
     name = "model.layers.0.self_attn.o_proj"
     for part, value, message in (
-        ("codebook_id", torch.tensor(17), "codebook 17 is not known"),
+        ("codebook_id", torch.tensor(10), "codebook 10 is not known"),
         ("Qidxs", torch.zeros(64, 8, dtype=torch.int16), "not int64 words"),
         ("SU", torch.ones(3), "do not fit 64 x 64"),
         ("A", torch.ones(64, 2), rf"no place for the tensors {name}\.A"),

@@ -66,13 +66,14 @@ def dense_tensors(
         InputError: a layer does not lie as its method says; by name.
     """
     out = dict(tensors)
+    settings = {**architecture[QUANTIZATION], quip.SETTINGS: architecture.get(quip.SETTINGS)}
     for layout in LAYOUTS[method.name]:
         for name in sorted(tensors):
             if not name.endswith(layout.mark):
                 continue
             layer = name.removesuffix(layout.mark)
             parts = {part: out.pop(layer + part) for part in layout.parts if layer + part in out}
-            weight = _restore(layout, method, layer, parts, architecture[QUANTIZATION])
+            weight = _restore(layout, method, layer, parts, settings)
             if method.name == "quip#":
                 pieces = quip.split(layer, weight, parts.get(".fuse_scales"), architecture)
             else:
@@ -279,6 +280,6 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         Layout(".SCB", (".weight", ".SCB", ".weight_format"), _bitsandbytes_8bit),
     ),
     "hqq": (Layout(".W_q", (".W_q", *(f".{part}" for part in _HQQ_META)), _hqq),),
-    "quip#": (Layout(".Qidxs", quip.PARTS, lambda parts, settings: quip.restore(parts)),),
+    "quip#": (Layout(".Qidxs", quip.PARTS, lambda parts, settings: quip.restore(parts, settings[quip.SETTINGS])),),
 }
 """By the name of the method."""

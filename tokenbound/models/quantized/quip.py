@@ -1,14 +1,15 @@
-"""QuIP# checkpoints (Tseng et al. 2024, arXiv 2402.04396) in 2 bits, as their authors publish them, to dense weights.
+"""QuIP# checkpoints (Tseng et al. 2024, arXiv 2402.04396) in 2, 3 and 4 bits, as published, to dense weights.
 
     w = diag(SV) R (Wscale Q) L diag(SU)        L, R = (K x Sylvester) / sqrt(size), K a small Hadamard matrix or 1
+    Q = P           2 bits      P of the E8P codebook, eight inputs to a point: one of 256 vectors of magnitudes and a
+                                byte of signs, four points in an int64 word that stand for 2 outputs x 16 inputs
+    Q = P + P'/r    3 bits      P' of 256 short vectors of E8, eight points of one output in a word
+                    4 bits      P' of E8P again
 
-Q holds points of the E8P codebook, eight inputs each: one of 256 vectors of magnitudes and a byte of signs, four points
-in an int64 word that stand for 2 outputs x 16 inputs. All entries are multiples of 1/4, so the transforms are exact in
-float64 whatever the order of their sums; what follows are float64 products in a fixed order and one rounding to
-float32. Layers of attention and of the MLP are joined in the files and are split here.
-
-K is Paley's matrix of order 12, 20, 28 or 36. The orders 52, 60, 108, 140, 156 and 172 of some models (Llama-2 7B and
-13B among them) are not known here, nor are the codebooks of 3 and 4 bits.
+The words of P' stand right of those of P, and r is fixed unless the config says otherwise. All entries of P and P' are
+multiples of 1/4, so the transforms are exact in float64 whatever the order of their sums; what follows are float64
+operations in a fixed order and one rounding to float32. Layers of attention and of the MLP are joined in the files and
+are split here.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ from tokenbound.errors import InputError
 Tensors = Mapping[str, torch.Tensor]
 
 PARTS = (".Qidxs", ".SU", ".SV", ".Wscale", ".codebook_id", ".fuse_scales", ".scaleWH")
-E8P = 7
-"""Number of the codebook in the files."""
+E8P, RVQ4, RVQ3 = 7, 17, 18
+"""Numbers of the codebooks in the files: 2, 4 and 3 bits."""
+RESIDUAL_SCALES = {RVQ4: 3.45, RVQ3: 2.04}
+"""r of the codebooks with a residual, where the config gives none."""
+SETTINGS = "quip_params"
+"""Key of an architecture under which the files' own settings stand."""
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "upgate_proj": ("up_proj", "gate_proj")}
 """Layers that the files join, in the order of their outputs."""
 
@@ -60,6 +65,16 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Bit of the sign byte for each of a point's eight inputs."""
 
 
+@lru_cache(maxsize=1)
+def short_codebook() -> torch.Tensor:
+    """E8's points of squared norm 0 and 2, and all of norm 4 along an axis but one [256, 8], in the files' order."""
+    whole = [v for v in product((-1, 0, 1), repeat=8) if sum(v) % 2 == 0 and sum(map(abs, v)) <= 2]
+    half = [v for v in product((-0.5, 0.5), repeat=8) if sum(v) % 2 == 0]
+    inner = torch.tensor([*whole, *half], dtype=torch.float64)
+    axes = 2 * torch.eye(8, dtype=torch.float64)
+    return torch.cat([inner, axes, -axes[:7]])
+
+
 def codes_of(words: torch.Tensor) -> torch.Tensor:
     """Codes [outputs, inputs / 8] of the packed words, int64 [outputs, inputs / 32].
 
@@ -78,19 +93,35 @@ def codes_of(words: torch.Tensor) -> torch.Tensor:
     return codes.view(rows, columns)
 
 
-def restore(parts: Tensors) -> torch.Tensor:
+def short_codes_of(words: torch.Tensor) -> torch.Tensor:
+    """Codes [outputs, inputs / 8] of packed points of `short_codebook`, int64 words [outputs, inputs / 64]."""
+    return ((words[:, :, None] >> torch.arange(0, 64, 8)) & 255).flatten(1)
+
+
+def _residual_scale(number: int, given: Any) -> float:
+    """The files' own settings may give an r in place of the codebook's."""
+    found = given.get("resid_scale_override") if isinstance(given, Mapping) else None
+    if found is None:
+        return RESIDUAL_SCALES[number]
+    if not isinstance(found, int | float) or not math.isfinite(found):
+        raise InputError(f"{SETTINGS}: resid_scale_override is {str(found)[:40]!r}, not a number")
+    return float(found) if found > 0 else RESIDUAL_SCALES[number]
+
+
+def restore(parts: Tensors, settings: Any = None) -> torch.Tensor:
     """The weights [outputs, inputs], float32, of one layer of the files.
+
+    Args:
+        parts: Its tensors, by ending.
+        settings: What the config has under `SETTINGS`.
 
     Raises:
         InputError: another codebook or size than is known here.
         KeyError: a part is missing.
     """
-    if int(parts.get(".codebook_id", E8P)) != E8P:
-        raise InputError(f"codebook {int(parts['.codebook_id'])} is not known, only E8P ({E8P}), 2 bits")
-    codes = codes_of(parts[".Qidxs"])
-    weights = codebook()[codes].flatten(1)
-    outputs, inputs = weights.shape
-    mixed = mix(mix(weights).T).T
+    number = int(parts.get(".codebook_id", E8P))
+    mixed = _mixed(parts[".Qidxs"], number, settings)
+    outputs, inputs = mixed.shape
     scale = parts[".Wscale"].double() / math.sqrt(outputs * inputs)
     left, right = parts[".SV"].double(), parts[".SU"].double()
     if left.shape != (outputs,) or right.shape != (inputs,) or scale.ndim:
@@ -98,6 +129,30 @@ def restore(parts: Tensors) -> torch.Tensor:
     if ".scaleWH" in parts:
         right = right / parts[".scaleWH"].double()
     return (mixed * scale * left[:, None] * right).float()
+
+
+def _mixed(words: torch.Tensor, number: int, settings: Any) -> torch.Tensor:
+    """R Q L, not scaled [outputs, inputs]; of P and P' one by one, so that both are exact."""
+    if number == E8P:
+        return _transformed(codebook(), codes_of(words))
+    if number not in RESIDUAL_SCALES:
+        raise InputError(
+            f"codebook {number} is not known, only E8P12 ({E8P}), E8P12RVQ3B ({RVQ3}) and E8P12RVQ4B ({RVQ4})"
+        )
+    parts = 3 if number == RVQ3 else 2
+    if words.ndim != 2 or words.shape[1] % parts:
+        raise InputError(f"Qidxs {tuple(words.shape)} does not divide into words of points and of residuals")
+    points, residual = torch.split(words, [(parts - 1) * words.shape[1] // parts, words.shape[1] // parts], dim=1)
+    mixed = _transformed(codebook(), codes_of(points))
+    if number == RVQ3:
+        inner = _transformed(short_codebook(), short_codes_of(residual))
+    else:
+        inner = _transformed(codebook(), codes_of(residual))
+    return mixed + inner / _residual_scale(number, settings)
+
+
+def _transformed(points: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    return mix(mix(points[codes].flatten(1)).T).T
 
 
 def split(
@@ -136,44 +191,90 @@ def _sizes(last: str, outputs: int, architecture: Mapping[str, Any]) -> list[int
 def mix(rows: torch.Tensor) -> torch.Tensor:
     """Rows [n, size] times (K x Sylvester), not scaled."""
     size = rows.shape[1]
-    order = _order(size)
+    order = order_of(size)
     mixed = rows.reshape(len(rows), order, -1)
     step = 1
     while step < size // order:
         pairs = mixed.view(len(rows), order, -1, 2, step)
         mixed = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], dim=-2)
         mixed, step = mixed.view(len(rows), order, -1), 2 * step
-    return (paley(order) @ mixed if order > 1 else mixed).reshape(rows.shape)
+    return (small_hadamard(order) @ mixed if order > 1 else mixed).reshape(rows.shape)
 
 
-def _order(size: int) -> int:
-    """The order of K for this size: QuIP#'s rule, largest first."""
-    known = (172, 156, 140, 108, 60, 52, 36, 28, 20, 12)
-    order = next((order for order in known if size % order == 0), 1)
-    if size < 1 or (size // order) & (size // order - 1) or order > 36:
-        raise InputError(f"layers of size {size} are mixed by a Hadamard matrix (order {order}) that is not known here")
+PALEY = {12: 11, 20: 19, 60: 59, 108: 107, 140: 139}
+"""Orders of Paley's first kind, and their primes."""
+PALEY_DOUBLED = {28: 13, 36: 17}
+"""Orders of his second kind, and their primes."""
+WILLIAMSON = {
+    52: (0x14F2, 0x11F8, 0x1A65, 0x1090),
+    156: (0x7282619053, 0x7898528647, 0x73452128B3, 0x46A0EDC158),
+    172: (0x467AECDD798, 0x6FC29B650FD, 0x7595E85EA6B, 0x63D260192F1),
+}
+"""Orders of Williamson's form: the first rows of his four symmetric circulant matrices, a bit for each +1."""
+ORDERS = (172, 156, 140, 108, 60, 52, 36, 28, 20, 12)
+"""In the order in which QuIP# tries them."""
+
+
+def order_of(size: int) -> int:
+    """The order of K for this size.
+
+    Raises:
+        InputError: none fits, as in QuIP# itself.
+    """
+    order = next((order for order in ORDERS if size % order == 0), 1)
+    if size < 1 or (size // order) & (size // order - 1):
+        raise InputError(f"layers of size {size} are mixed by no Hadamard matrix that QuIP# has (order {order} tried)")
     return order
 
 
 @lru_cache(maxsize=4)
-def paley(order: int) -> torch.Tensor:
-    """Paley's Hadamard matrix of order 12 or 20 (first kind), 28 or 36 (second kind), as QuIP# signs it.
+def small_hadamard(order: int) -> torch.Tensor:
+    """The Hadamard matrix K of an order in `ORDERS`, signed as QuIP# has it; float64.
 
-    >>> matrix = paley(28)
+    Paley 1933 and Williamson 1944; the choice among equivalent ones is that of N. Sloane's library.
+
+    >>> matrix = small_hadamard(28)
     >>> torch.equal(matrix @ matrix.T, 28 * torch.eye(28, dtype=torch.float64))
     True
     """
-    prime = order - 1 if order % 8 == 4 and order < 28 else order // 2 - 1
+    if order in WILLIAMSON:
+        return _williamson(order // 4, WILLIAMSON[order])
+    return _paley(PALEY[order]) if order in PALEY else _paley_doubled(PALEY_DOUBLED[order])
+
+
+def _residues(prime: int) -> torch.Tensor:
+    """Quadratic characters of index differences [prime, prime]."""
     squares = {index * index % prime for index in range(1, prime)}
     signs = torch.tensor([0.0] + [1.0 if index in squares else -1.0 for index in range(1, prime)], dtype=torch.float64)
-    index = torch.arange(prime)
-    core = signs[(index - index[:, None]) % prime]
-    bordered = torch.ones(prime + 1, prime + 1, dtype=torch.float64)
-    one = torch.eye(prime + 1, dtype=torch.float64)
-    if prime == order - 1:
-        bordered[0, 1:] = -1
-        bordered[1:, 1:] = torch.eye(prime, dtype=torch.float64) - core
-        return bordered
-    bordered[0, 0], bordered[1:, 1:] = 0, core
-    upper = torch.cat([bordered + one, bordered - one], dim=1)
-    return torch.cat([upper, torch.cat([bordered - one, -bordered - one], dim=1)])
+    return signs[_differences(prime)]
+
+
+def _differences(size: int) -> torch.Tensor:
+    index = torch.arange(size)
+    return (index - index[:, None]) % size
+
+
+def _bordered(core: torch.Tensor, corner: float, row: float) -> torch.Tensor:
+    """A core with a first column of ones and a first row that is constant."""
+    whole = torch.ones(len(core) + 1, len(core) + 1, dtype=torch.float64)
+    whole[0, 0], whole[0, 1:], whole[1:, 1:] = corner, row, core
+    return whole
+
+
+def _paley(prime: int) -> torch.Tensor:
+    return _bordered(torch.eye(prime, dtype=torch.float64) - _residues(prime), 1, -1)
+
+
+def _paley_doubled(prime: int) -> torch.Tensor:
+    inner, one = _bordered(_residues(prime), 0, 1), torch.eye(prime + 1, dtype=torch.float64)
+    return torch.cat(
+        [torch.cat([inner + one, inner - one], dim=1), torch.cat([inner - one, -inner - one], dim=1)],
+    )
+
+
+def _williamson(size: int, rows: tuple[int, ...]) -> torch.Tensor:
+    places = torch.arange(size - 1, -1, -1)
+    bits = [(torch.tensor(row) >> places) & 1 for row in rows]
+    a, b, c, d = ((2 * row - 1).double()[_differences(size)] for row in bits)
+    blocks = [[a, b, c, d], [-b, a, -d, c], [-c, d, a, -b], [-d, -c, b, a]]
+    return torch.cat([torch.cat(line, dim=1) for line in blocks])
