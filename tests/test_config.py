@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from tokenbound.compression.settings import CALIBRATED
-from tokenbound.config import WhatConfig
+from tokenbound.config import RunConfig, WhatConfig, validate
+from tokenbound.errors import InputError
 
 CORPUS = {"source": "text", "paths": ["x"], "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False}
 HOLDOUT = {"prior": "holdout", "holdout_declaration": "training, and all choices"}
@@ -44,3 +45,20 @@ def test_a_holdout_may_be_encoded_without_looking_at_it() -> None:
         assert what(bound=HOLDOUT, model=encoded(method)).bound.prior == "holdout"
     for methods in (["freedman"], ["azuma", "kl"]):
         assert what(sample={"until_slack_bits": 0.1}, bound={"methods": methods}).sample.until_slack_bits == 0.1
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"windows": {"lenght": 64}}, r"what\.windows\.lenght: unknown key \(got 64\); did you mean `length`\?"),
+        ({"depth": 3}, r"what\.depth: unknown key \(got 3\); the keys here are model, corpus, windows, sample, bound"),
+        (
+            {"model": {"checkpoint": "x", "compress": {"method": "rtn", "stepp": 1.0}}},
+            r"compress\.rtn\.stepp: unknown key \(got 1\.0\); did you mean `step`\?",
+        ),
+    ],
+)
+def test_an_unknown_key_is_named_with_what_was_meant(sections: dict[str, Any], words: str) -> None:
+    tree = {"model": {"artifact": "demo"}, "corpus": {**CORPUS, "add_eos": True}, **sections}
+    with pytest.raises(InputError, match=words):
+        validate(RunConfig, {"what": tree, "how": {"output": "x"}}, origin="test")

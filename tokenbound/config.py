@@ -7,9 +7,10 @@ the tokenizer is given or counted, and the BOS/EOS rule, must be written down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -433,7 +434,8 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     except FileNotFoundError:
         raise InputError(f"config {path} does not exist; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"config {path} is not readable YAML: {error}".replace("\n", " ")) from None
+        reason = " ".join(str(error).rstrip(" ^").split())
+        raise InputError(f"config {path} is not readable YAML: {reason}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path} must be a mapping with the keys `what` and `how`")
     for override in overrides:
@@ -460,12 +462,51 @@ def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc']) or 'config'}: {item['msg'].removeprefix('Value error, ')}"
-            + (f" (got {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else "")
-            for item in error.errors()
-        )
+        problems = "; ".join(_problem(kind, item) for item in error.errors())
         raise InputError(f"config {origin}: {problems}") from None
+
+
+def _problem(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+    """One of pydantic's findings as field, reason and value; of an unknown key also what may have been meant."""
+    place = ".".join(str(part) for part in item["loc"]) or "config"
+    given = f" (got {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else ""
+    if item["type"] == "extra_forbidden":
+        *above, key = map(str, item["loc"])
+        return f"{place}: unknown key{given}; {_meant(key, _keys_at(kind, above))}"
+    return f"{place}: {item['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """The known key that is spelt most like one, else all of them.
+
+    >>> _meant("lenght", ["length", "context"])
+    'did you mean `length`?'
+    >>> _meant("depth", ["length", "context"])
+    'the keys here are length, context'
+    """
+    close = get_close_matches(key, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"the keys here are {', '.join(known)}"
+
+
+def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields at a place below a model; where one of several models may stand, those of all.
+
+    >>> _keys_at(RunConfig, ["what", "windows"])
+    ['length', 'context', 'stride', 'batch', 'shard_tokens']
+    """
+    kinds = [kind]
+    for part in path:
+        fields = [found.model_fields[part] for found in kinds if part in found.model_fields]
+        # Pydantic names the chosen kind of a union as a step of its own, which is no field.
+        kinds = [model for field in fields for model in _models_in(field.annotation)] or kinds
+    return list(dict.fromkeys(name for found in kinds for name in found.model_fields))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
