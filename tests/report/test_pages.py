@@ -12,7 +12,8 @@ import pytest
 from tokenbound import cli
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.report.history import history_html
-from tokenbound.report.sweep import ROWS, SweepRow, hold_together, read_rows, sweep_html
+from tokenbound.report.svg import settings
+from tokenbound.report.sweep import ROWS, SweepRow, _bytes_figure, hold_together, read_rows, sweep_html
 from tokenbound.report.words import assumptions, headline
 from tokenbound.store.history import append_history
 from tokenbound.store.run import RunDirectory
@@ -79,6 +80,27 @@ def test_certificates_of_different_claims_are_not_said_to_hold_at_once(trials, r
 def test_a_sweep_without_any_news_is_called_vacuous(trials, read_page):
     page = read_page(sweep_html([replace(row, vacuous=True) for row in trials]))
     assert "VACUOUS" in page.text
+
+
+def test_trials_of_another_claim_are_named(trials, read_page):
+    head = replace(trials[0], trial="with-head", lines={**trials[0].lines, "azuma, head": 3.0})
+    text = read_page(sweep_html([*trials, head])).text
+    assert f"{len(trials)} of them also hold at once, all but with-head" in text
+    assert "No two of them" in read_page(sweep_html([trials[0], head])).text
+
+
+def test_labels_of_trials_that_lie_close_do_not_cover_each_other(trials):
+    bounds = {"a": 3.25, "b": 3.26, "c": 3.24, "d": 3.3}
+    close = [
+        replace(trials[0], trial=f"trial-{name}", bound_bits=bound, artifact_bytes=100_000 + 2_000 * place)
+        for place, (name, bound) in enumerate(bounds.items())
+    ]
+    with settings():
+        figure, _ = _bytes_figure([*close, replace(trials[0], trial="far", artifact_bytes=400, bound_bits=4.8)])
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 5
+    assert not any(boxes[i].overlaps(boxes[j]) for i in range(5) for j in range(i))
 
 
 @pytest.mark.parametrize("kind", ["history", "sweep"])

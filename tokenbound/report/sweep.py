@@ -20,7 +20,9 @@ from tokenbound.report.rows import markdown_cell
 from tokenbound.report.words import line_name
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
     from tokenbound.certificate import Certificate
     from tokenbound.store.run import RunDirectory
@@ -242,7 +244,25 @@ def sweep_html(rows: Sequence[SweepRow]) -> str:
 
 def hold_together(rows: Sequence[SweepRow]) -> bool:
     """Whether all certificates make the same claim of their models, and so hold at once with the confidence of one."""
-    return len({(row.delta, row.prior, row.sampled, frozenset(row.lines)) for row in rows}) == 1
+    return len({_claim(row) for row in rows}) == 1
+
+
+def _claim(row: SweepRow) -> tuple[object, ...]:
+    return row.delta, row.prior, row.sampled, frozenset(row.lines)
+
+
+def _claims_sentence(rows: Sequence[SweepRow]) -> str:
+    """Which trials do hold at once: those of the commonest claim, and who makes another."""
+    claims = [_claim(row) for row in rows]
+    common = max(dict.fromkeys(claims), key=claims.count)
+    others = [row.trial for row, claim in zip(rows, claims, strict=True) if claim != common]
+    if len(rows) - len(others) < 2:
+        return "No two of them are known to hold at once."
+    named = ", ".join(others)
+    return (
+        f"{len(rows) - len(others):,} of them also hold at once, all but {named}: other lines, or another confidence, "
+        "prior or way of scoring."
+    )
 
 
 def _bound_or_infinity(row: SweepRow) -> float:
@@ -286,7 +306,10 @@ def _tiles(rows: Sequence[SweepRow], best: SweepRow) -> list[page.Tile]:
 def _assumptions(rows: Sequence[SweepRow]) -> list[str]:
     """How far the comparison may be trusted; what a single bound rests on stands in its own report."""
     if not hold_together(rows):
-        together = "The trials do not all make the same claim: each certificate holds by itself, with its confidence."
+        together = (
+            "The trials do not all make the same claim: each certificate holds by itself, with its confidence. "
+            + _claims_sentence(rows)
+        )
     elif any(row.sampled or row.prior == "holdout" for row in rows):
         together = (
             "All certificates hold at once: each artifact pays for its place among the trials that share the sample or "
@@ -335,20 +358,74 @@ def _bytes_figure(rows: Sequence[SweepRow]) -> tuple[Figure, page.Legend]:
 
     points = [(row.artifact_bytes, row.bound_bits, row.trial) for row in rows if row.bound_bits is not None]
     edge = [(row.artifact_bytes, row.bound_bits) for row in frontier(rows) if row.bound_bits is not None]
-    middle = math.sqrt(min(x for x, _, _ in points) * max(x for x, _, _ in points))
     figure = new_figure(320)
     axes = figure.add_subplot()
     axes.step([x for x, _ in edge], [y for _, y in edge], where="post", color=colour("muted"), zorder=1)
     axes.scatter([x for x, _, _ in points], [y for _, y, _ in points], color=colour("accent"), zorder=2)
-    for x, y, trial in points:
-        side, shift = ("left", 6) if x <= middle else ("right", -6)
-        axes.annotate(plain(trial), (x, y), (shift, 4), textcoords="offset points", ha=side, fontsize=9.5)
-    axes.margins(0.08, 0.12)
+    axes.margins(0.22, 0.15)
     log_x(axes, counted)
     axes.set_xlabel("artifact, bytes")
     axes.set_ylabel("bound, bits per token")
     axes.grid(True)
+    _label_points(axes, [(x, y, plain(trial)) for x, y, trial in sorted(points, key=lambda point: -point[1])])
     return figure, (("accent", "dot", "trials"), ("muted", "line", "frontier"))
+
+
+PLACES = tuple(
+    (side, right, up)
+    for up in (4, -10, 14, -20, 24, -30)
+    for side, right in (("left", 6), ("right", -6), ("center", 0))
+)
+"""Where a point's label may stand: alignment, and the shift from the point in typographic points."""
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write a label beside each point, where it covers least and no other point is nearer.
+
+    Args:
+        axes: with its limits set; they are kept.
+        points: x and y as data, and the label.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout decides where the axes lie
+    frame = axes.get_window_extent()
+    dots = [(float(x), float(y)) for x, y in axes.transData.transform([point[:2] for point in points])]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    for (x, y, label), dot in zip(points, dots, strict=True):
+        tried = []
+        for side, right, up in PLACES:
+            text = axes.annotate(label, (x, y), (right, up), textcoords="offset points", ha=side, fontsize=9.5)
+            area = text.get_window_extent()
+            covered = _area(area) - _shared(area, frame) + sum(_shared(area, box) for box in taken)
+            tried.append((covered + _area(area) * (_nearest(area, dots) != dot), text, area))
+        _, kept, area = min(tried, key=lambda one: one[0])
+        for _, text, _ in tried:
+            if text is not kept:
+                text.remove()
+        taken.append(area)
+
+
+def _nearest(box: Bbox, dots: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The point that lies nearest to a box."""
+
+    def distance(dot: tuple[float, float]) -> float:
+        across = max(box.x0 - dot[0], dot[0] - box.x1, 0.0)
+        return math.hypot(across, max(box.y0 - dot[1], dot[1] - box.y1, 0.0))
+
+    return min(dots, key=distance)
+
+
+def _area(box: Bbox) -> float:
+    return float(box.width * box.height)
+
+
+def _shared(first: Bbox, second: Bbox) -> float:
+    """Area that two boxes share."""
+    both = first.intersection(first, second)
+    return 0.0 if both is None else _area(both)
 
 
 def _parts_figure(rows: Sequence[SweepRow]) -> tuple[Figure, page.Legend]:

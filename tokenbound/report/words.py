@@ -80,8 +80,9 @@ def assumptions(certificate: Certificate) -> list[str]:
             "the corpus grows."
         )
     if certificate.earlier_fingerprints:
+        times = len(certificate.earlier_fingerprints)
         found.append(
-            f"The corpus grew {len(certificate.earlier_fingerprints)} times by files appended at its end; what was "
+            f"The corpus grew {'once' if times == 1 else f'{times:,} times'} by files appended at its end; what was "
             "scored before was kept, and the confidence is that of the whole sequence."
         )
     if certificate.num_worst_case_tokens:
