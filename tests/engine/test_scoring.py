@@ -96,6 +96,23 @@ def test_progress_counts_resumed_tokens_as_done_but_not_as_speed() -> None:
     assert "tokens/s" in describe_speed(1, 2, 3.0)
 
 
+def test_the_time_left_does_not_count_the_start_of_the_replicas(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tokenbound.engine.progress.time.monotonic", lambda: clock[0])
+    caplog.set_level("INFO", logger="tokenbound")
+    with TokenProgress(10_000, interval_s=30) as progress:
+        for now in (400.0, 430.0, 460.0):  # the first shard comes late, the others every 30 seconds
+            clock[0] = now
+            progress.advance(1000)
+    first, second, third = (record.message for record in caplog.records)
+    assert first == "scoring: 1.0k / 10.0k tokens", "no time left is promised while only the start is known"
+    assert second.endswith("4 min left")
+    assert progress.speed == pytest.approx(1000 / 30)
+    assert third.endswith("3 min left")
+
+
 def test_ids_outside_the_vocabulary_are_refused(tiny_checkpoint: Path) -> None:
     inputs = np.full((1, 32), 300)
     score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1))

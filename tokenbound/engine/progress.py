@@ -22,7 +22,16 @@ def describe_speed(done: int, total: int, speed: float) -> str:
     '500.0k / 2.00M tokens, 25.0k tokens/s, 1 min left'
     """
     left = _duration((total - done) / speed) if speed > 0 else "?"
-    return f"{_human(done)} / {_human(total)} tokens, {_human(speed)} tokens/s, {left} left"
+    return f"{describe_done(done, total)}, {_human(speed)} tokens/s, {left} left"
+
+
+def describe_done(done: int, total: int) -> str:
+    """Tokens done, in words.
+
+    >>> describe_done(500_000, 2_000_000)
+    '500.0k / 2.00M tokens'
+    """
+    return f"{_human(done)} / {_human(total)} tokens"
 
 
 def _human(number: float) -> str:
@@ -41,7 +50,9 @@ def _duration(seconds: float) -> str:
 class TokenProgress:
     """A bar in a terminal; elsewhere one log line every `interval_s` seconds; neither below the log level INFO.
 
-    Tokens that an earlier run had finished count as done but not towards the speed.
+    Tokens that an earlier run had finished count as done but not towards the speed, nor does the time that the
+    replicas take to start once it is known: the speed is taken from the first finished shard on, as soon as that is
+    `interval_s` ago.
     """
 
     def __init__(
@@ -57,6 +68,8 @@ class TokenProgress:
         self.total, self.done, self.resumed = total_tokens, done_tokens, done_tokens
         self.interval_s, self.what, self.on_event = interval_s, what, on_event
         self.started = self.last_line = time.monotonic()
+        self.first: tuple[float, int] | None = None
+        """When the first new tokens were done, and how many tokens were done then."""
         console = console or Console(file=sys.stderr)
         self.bar = (
             Progress(
@@ -74,8 +87,14 @@ class TokenProgress:
 
     @property
     def speed(self) -> float:
-        """Tokens per second since the start."""
-        return (self.done - self.resumed) / max(time.monotonic() - self.started, 1e-9)
+        """Tokens per second, without the start where that is over."""
+        now, (since, before) = time.monotonic(), (self.started, self.resumed)
+        if self._is_steady(now) and self.first is not None:
+            since, before = self.first
+        return (self.done - before) / max(now - since, 1e-9)
+
+    def _is_steady(self, now: float) -> bool:
+        return self.first is not None and now - self.first[0] >= self.interval_s
 
     def __enter__(self) -> Self:
         if self.bar is not None:
@@ -92,7 +111,10 @@ class TokenProgress:
     def advance(self, tokens: int) -> None:
         """Count newly finished tokens."""
         self.done += tokens
-        text = describe_speed(self.done, self.total, self.speed)
+        now = time.monotonic()
+        self.first = self.first or (now, self.done)
+        known = self.done >= self.total or self._is_steady(now)
+        text = describe_speed(self.done, self.total, self.speed) if known else describe_done(self.done, self.total)
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, text=text)
         if time.monotonic() - self.last_line >= self.interval_s or self.done >= self.total:
