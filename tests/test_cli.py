@@ -6,9 +6,11 @@ import inspect
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,67 @@ def test_the_commands_are_those_promised() -> None:
     assert {
         command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
     } == FROZEN
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"tokenbound {version('tokenbound')}\n"
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    tree = {
+        "what": {
+            "model": {"artifact": "demo"},
+            "corpus": {"source": "python-stdlib", "tokenizer": "bytes", "tokenizer_is": "given"}
+            | {"add_bos": False, "add_eos": True},
+        },
+        "how": {"output": str(tmp_path / "file" / "run")},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    assert call(monkeypatch, "evaluate", str(tmp_path / "run.yaml")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tokenbound: how.output {tmp_path}/file/run cannot be written (Not a directory)")
+    assert error.count("\n") == 1
+
+
+def test_other_packages_do_not_speak_through_this_ones_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch) == 0
+    assert call(monkeypatch) == 0
+    logging.getLogger("tokenbound.engine").info("scoring")
+    logging.getLogger("torchao").warning("could not load this")
+    shown = capsys.readouterr().err
+    assert len(re.findall(r"^\d\d:\d\d:\d\d scoring$", shown, re.MULTILINE)) == 1, (
+        "one handler, however often it is called"
+    )
+    assert "could not load" not in shown
+
+
+def test_an_artifact_that_cannot_be_placed_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert call(monkeypatch, "compress", str(tiny_checkpoint), str(tmp_path / "file" / "x.tokenbound")) == 2
+    assert f"out {tmp_path}/file cannot be written" in capsys.readouterr().err
+
+
+def test_a_rate_alone_means_kfac(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert call(monkeypatch, "compress", str(tiny_checkpoint), str(tmp_path / "x"), "--rate", "0.01") == 2
+    assert "'kfac' needs tokens to calibrate on" in capsys.readouterr().err
+
+
+def test_a_generation_that_fails_shows_the_error_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "x").write_bytes(b"none")
+    assert call(monkeypatch, "generate", str(tmp_path / "x"), "--prompt", "Once") == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_alone_it_shows_three_things(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shlex
@@ -44,6 +45,22 @@ ConfigFile = Annotated[
 ]
 
 
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers that warn at every import of what they were built without; nothing that a run depends on."""
+
+
+def _log_to_stderr() -> None:
+    """Show this package's own progress, one line with the time each; other packages keep to their own ways."""
+    ours = logging.getLogger("tokenbound")
+    for old in [handler for handler in ours.handlers if isinstance(handler, logging.StreamHandler)]:
+        ours.removeHandler(old)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    ours.addHandler(handler)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _silence(quiet: bool) -> bool:
     if quiet:
         logging.getLogger("tokenbound").setLevel(logging.WARNING)
@@ -54,12 +71,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_silence, help="O
 """Accepted before a command and after those that report progress."""
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        sys.stdout.write(f"tokenbound {metadata.version('tokenbound')}\n")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _log_to_stderr()
     logging.getLogger("tokenbound").setLevel(logging.WARNING if quiet else logging.INFO)
     if context.invoked_subcommand is None:
         Console().print(
@@ -190,7 +218,7 @@ def bound(
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
     from tokenbound.foreign import bound_losses
-    from tokenbound.report.terminal import lines_table, notes
+    from tokenbound.report.terminal import LinesTable, notes
     from tokenbound.report.words import TAKEN_ON_TRUST
 
     lines = bound_losses(
@@ -205,14 +233,16 @@ def bound(
     if as_json:
         _print_json({"bounds": lines})
     else:
-        Console().print(lines_table(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
+        Console().print(LinesTable(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
 
 
 @app.command()
 def compress(
     checkpoint: Annotated[str, typer.Argument(help="Directory or hub id with safetensors weights.")],
     out: Annotated[str, typer.Argument(help="The artifact to write: a path or an s3:// or gs:// URI.")],
-    method: Annotated[str, typer.Option(help="lossless, rtn, kfac, gptq, e8 or auto.")] = "rtn",
+    method: Annotated[
+        str | None, typer.Option(help="lossless, rtn, kfac, gptq, e8 or auto (default rtn; with --rate, kfac).")
+    ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="Option of the method, e.g. step=0.5.")] = None,
     rate: Annotated[str | None, typer.Option(help="Rate of kfac, or `auto` to minimise the bound.")] = None,
     config: Annotated[Path | None, typer.Option(help="Run config whose corpus calibrates kfac, gptq and e8.")] = None,
@@ -230,6 +260,7 @@ def compress(
 
     run = None if config is None else load_config(RunConfig, config)
     folder, name = split(out)
+    files.require_writable(folder, field="out")
     work = join(folder, f"{name}.parts")
     settings = _compress_settings(method, rate, options or [])
     data = compress_checkpoint(checkpoint, settings, run, base, work=work)
@@ -246,7 +277,7 @@ def compress(
         )
 
 
-def _compress_settings(method: str, rate: str | None, pairs: list[str]) -> BaseModel:
+def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -> BaseModel:
     """Settings of a method from the options of the command line.
 
     Raises:
@@ -256,7 +287,8 @@ def _compress_settings(method: str, rate: str | None, pairs: list[str]) -> BaseM
 
     from tokenbound.config import CompressChoice, validate
 
-    chosen: dict[str, object] = {"method": "auto" if rate == "auto" else method}
+    usual = "rtn" if rate is None else "kfac"
+    chosen: dict[str, object] = {"method": "auto" if rate == "auto" else method or usual}
     if rate not in (None, "auto"):
         chosen["rate"] = yaml.safe_load(str(rate))
     for pair in pairs:
@@ -443,7 +475,6 @@ def generate(
     coder = load_tokenizer(tokenizer)
     ids = [int(i) for i in coder.encode_batch([prompt])[0]] or [coder.bos_id or 0]
     show = (lambda _: None) if as_json else _show
-    show(prompt)
     shown, new = "", list[int]()
     for token in generate_ids(
         _read_artifact(artifact),
@@ -455,11 +486,15 @@ def generate(
         stop_id=coder.eos_id,
         base=None if base is None else read_base(local_copy(base)),
     ):
+        if not new:
+            show(prompt)
         new.append(token)
         text = coder.decode(new)
         if text.startswith(shown) and not text.endswith("\ufffd"):
             show(text[len(shown) :])
             shown = text
+    if not new:
+        show(prompt)
     if as_json:
         _print_json({"prompt": prompt, "text": coder.decode(new), "tokens": new, "seed": seed})
     else:
@@ -607,6 +642,12 @@ def run_command(name: str) -> None:
     main()
 
 
+DISK_ERRORS = dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR), "choose a place that you may write to"
+) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another disk, and run it again")
+"""What is wrong with a disk or a path rather than with the program, and its cure."""
+
+
 def main() -> None:
     """Entry point: a user's error is one line on stderr and its own exit code."""
     try:
@@ -614,3 +655,9 @@ def main() -> None:
     except TokenboundError as error:
         sys.stderr.write(f"tokenbound: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"tokenbound: {place}{error.strerror}; {DISK_ERRORS[error.errno]}\n")
+        sys.exit(InputError.exit_code)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tokenbound.report.history import history_table
-from tokenbound.report.terminal import certificate_text, certificate_view, facts
+from tokenbound.report.terminal import LinesTable, certificate_text, certificate_view, facts, notes
 from tokenbound.report.words import headline, slack_sentence
 
 
@@ -28,6 +28,25 @@ def test_fits_the_width_and_loses_no_digit(cases, kind, width):
     assert ("VACUOUS" in text) == (kind == "vacuous")
     for name, value in facts(certificate):
         assert f"{name} {value}" in words(text)
+
+
+@pytest.mark.parametrize("name", ["top-100 error", "freedman, fixed alpha"])
+def test_a_wide_table_is_set_closer_and_not_cut(cases, monkeypatch, name):
+    line = cases["sampled"].certificate.bounds[0]
+    wide = {**line, "value": 123.4567, "random_guess": 10.0}
+    monkeypatch.setattr("tokenbound.report.terminal.line_name", lambda _: name)
+    buffer = io.StringIO()
+    Console(file=buffer, width=80).print(LinesTable([wide], 0.05))
+    text = buffer.getvalue()
+    assert "…" not in text
+    assert all(word in text for word in (*name.split(), "123.4567", "guessing", "10.0000"))
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_same_note_of_several_lines_is_said_once(cases):
+    line = {**cases["full"].certificate.bounds[0], "value": None, "note": "not computed: no ranks"}
+    found = notes([{**line, "top_k": 1}, {**line, "top_k": 10}])
+    assert [text.plain for text in found] == ["top-1 error, top-10 error: not computed: no ranks"]
 
 
 def test_slack_is_shown_where_there_is_some(cases):

@@ -94,6 +94,7 @@ def prepare(config: RunConfig) -> Prepared:
         MismatchError: the run directory belongs to other inputs.
     """
     what, run = config.what, RunDirectory(config.how.output)
+    files.require_writable(config.how.output, field="how.output")
     corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
     text = text_of(corpus, what.windows)
     spec = text.spec

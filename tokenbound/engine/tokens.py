@@ -13,6 +13,7 @@ from tokenbound.corpus.prepare import cache_name, prepare_corpus
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.parallel import ray_map
+from tokenbound.store import filesystem as files
 from tokenbound.store.uri import is_uri, join, split
 
 
@@ -46,9 +47,10 @@ def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> Prep
         cache: where prepared corpora are kept; None means `prepared/` beside the run directory.
 
     Raises:
-        InputError: a source or the tokenizer cannot be used.
+        InputError: a source or the tokenizer cannot be used, or a folder cannot be written.
         MismatchError: a file changed under its name.
     """
+    files.require_writable(cache_place(output, cache), field="how.output" if cache is None else "how.cache")
     with plain_errors():
         return prepare_corpus(config, corpus_root(config, output, cache), run=ray_map)
 

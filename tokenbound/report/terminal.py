@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -57,7 +58,7 @@ def certificate_view(certificate: Certificate) -> RenderableType:
         Text(),
         _facts(certificate),
         Text(),
-        lines_table(certificate.bounds, certificate.delta),
+        LinesTable(certificate.bounds, certificate.delta),
         *notes(certificate.bounds),
         Text("What this rests on", style="bold"),
         _sentences(certificate),
@@ -135,24 +136,40 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
     return [*rows, ("random guessing", f"{certificate.random_guess_bits:.4f} bits/token")]
 
 
-def lines_table(lines: list[dict[str, Any]], delta: float) -> Table:
-    """The lines that could be computed, one row each."""
-    known = [line for line in lines if line["value"] is not None]
-    slack = any(line["terms"].get("sampling_slack") for line in known)
-    table = Table(
-        title=f"all hold together with probability {1 - delta:g}; bits per token, % of tokens",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    shown = [name for name in COLUMNS if name != "slack" or slack]
-    for name in shown:
-        table.add_column(name, justify="left" if name == "line" else "right", no_wrap=True)
-    for line in known:
-        cells = dict(zip(COLUMNS, _cells(line), strict=True))
-        table.add_row(*(cells[name] for name in shown))
-    return table
+class LinesTable:
+    """The lines that could be computed, one row each; set closer where the terminal is narrow, and never cut off.
+
+    Args:
+        lines: of a certificate.
+        delta: probability that any of them fails.
+    """
+
+    def __init__(self, lines: list[dict[str, Any]], delta: float) -> None:
+        self.lines, self.delta = [line for line in lines if line["value"] is not None], delta
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """One table."""
+        table, unlimited = self._table(), options.update(max_width=10_000)
+        fits = Measurement.get(console, unlimited, table).maximum <= options.max_width
+        yield table if fits else self._table(close=True)
+
+    def _table(self, *, close: bool = False) -> Table:
+        slack = any(line["terms"].get("sampling_slack") for line in self.lines)
+        table = Table(
+            title=f"all hold together with probability {1 - self.delta:g}; bits per token, % of tokens",
+            title_justify="left",
+            title_style="bold",
+            box=None if close else box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        shown = [name for name in COLUMNS if name != "slack" or slack]
+        for name in shown:
+            first = name == "line"
+            table.add_column(name, justify="left" if first else "right", no_wrap=not first)
+        for line in self.lines:
+            cells = dict(zip(COLUMNS, _cells(line), strict=True))
+            table.add_row(*(cells[name] for name in shown))
+        return table
 
 
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
@@ -177,8 +194,12 @@ def _shown(line: dict[str, Any], value: float, *, up: bool = False) -> str:
 def notes(lines: list[dict[str, Any]]) -> list[Text]:
     """What lines lack, why a line is missing, and which say nothing."""
     vacuous = [line_name(line) for line in lines if line["vacuous"] and line["value"] is not None]
-    parts = [(line_name(line), part) for line in lines for part in line["note"].split("; ")]
-    found = [Text(f"{name}: {part}") for name, part in parts if part and not part.startswith("vacuous")]
+    lines_with: dict[str, list[str]] = {}
+    for line in lines:
+        for part in line["note"].split("; "):
+            if part and not part.startswith("vacuous"):
+                lines_with.setdefault(part, []).append(line_name(line))
+    found = [Text(f"{', '.join(names)}: {part}") for part, names in lines_with.items()]
     return [*found, Text(f"vacuous, not below guessing: {', '.join(vacuous)}", style="red")] if vacuous else found
 
 

@@ -148,6 +148,29 @@ def delete(filesystem: FileSystem, path: str) -> None:
     delete_file(filesystem, path)
 
 
+def require_writable(uri: str, *, field: str) -> None:
+    """Make a local folder and see that files can be written there; object stores show it at the first write.
+
+    Args:
+        uri: path or URI.
+        field: of the config, for the message.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    filesystem, path = resolve(uri)
+    if not is_local(filesystem):
+        return
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{field} {uri} cannot be written ({error.strerror or error}); choose a folder that you may write to"
+        ) from None
+
+
 def delete_folder(filesystem: FileSystem, path: str) -> None:
     """Delete a folder and what it holds, if it is there."""
     with suppress(FileNotFoundError):  # also where the first attempt did it and its answer was lost
