@@ -10,7 +10,8 @@ import pytest
 from tokenbound.config import CorpusConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.engine.cluster import _user_error
-from tokenbound.engine.progress import TokenProgress, describe_speed
+from tokenbound.engine.evaluate import _warn_of_a_wrong_tokenizer
+from tokenbound.engine.progress import TokenProgress, describe_speed, told
 from tokenbound.engine.scoring import (
     CommitShard,
     ReadShard,
@@ -111,6 +112,21 @@ def test_the_time_left_does_not_count_the_start_of_the_replicas(
     assert second.endswith("4 min left")
     assert progress.speed == pytest.approx(1000 / 30)
     assert third.endswith("3 min left")
+
+
+def test_long_steps_say_how_far_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tokenbound")
+    assert list(told(iter("abc"), "calibrating", 3, interval_s=0)) == ["a", "b", "c"]
+    assert [record.message for record in caplog.records] == [f"calibrating: {done} of 3 parts" for done in (1, 2)]
+    caplog.clear()
+    assert list(told(iter("abc"), "calibrating", 3)) == ["a", "b", "c"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("loss", "warned"), [(7.9, 0), (12.2, 1)])
+def test_a_loss_above_guessing_is_remarked(loss: float, warned: int, caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_a_wrong_tokenizer(loss, 8.0)
+    assert ["is what.corpus.tokenizer the model's own?" in r.message for r in caplog.records] == [True] * warned
 
 
 def test_ids_outside_the_vocabulary_are_refused(tiny_checkpoint: Path) -> None:

@@ -108,7 +108,7 @@ def prepare_corpus(
     for chosen in names:
         new = [file for file in pending if file.name in chosen]
         if new:
-            logger.info("tokenising %d files, %d bytes", len(new), sum(file.bytes for file in new))
+            logger.info("tokenising %s files, %s bytes", f"{len(new):,}", f"{sum(file.bytes for file in new):,}")
             name = segment_name(len(manifest.segments), new)
             jobs = _jobs(new, root, name)
             manifest = append_segment(manifest, name, new, list(run(partial(_tokenise_job, config), jobs)))

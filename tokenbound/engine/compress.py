@@ -34,6 +34,7 @@ from tokenbound.corpus.windows import gather
 from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
 from tokenbound.engine.parallel import ray_map, ray_pool
 from tokenbound.engine.parts import Parts
+from tokenbound.engine.progress import told
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import open_corpus
 from tokenbound.errors import InputError
@@ -263,7 +264,7 @@ def _calibration(path: str, text: Text, parts: Parts) -> Any:
     options = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
     pool = ray_pool(partial(_Calibrator, path, text, device), jobs, actors=min(slots, len(jobs)), **options)
     with plain_errors():
-        for part, found in zip(missing, pool, strict=True):
+        for part, found in zip(missing, told(pool, "calibrating", len(missing)), strict=True):
             parts.put(f"calibration {part}", write_calibration(found))
     kept = (parts.get(f"calibration {part}") for part in range(count))
     return merge_calibrations(read_calibration(data) for data in kept if data is not None)
@@ -319,7 +320,12 @@ def _best_rate(encode: Any, settings: AutoSettings, text: Text, content: _Conten
     low, high = ADAPTER_STEPS if content.is_adapter else (settings.low, settings.high)
     search = choose_rate(bound_at, low, high, max_tries=settings.tries)
     if search.rate in (min(made), max(made)):
-        logger.info("the best lies at an end of what was tried, %.3g to %.3g", min(made), max(made))
+        cure = (
+            ""
+            if content.is_adapter
+            else f"; compress.{'low' if search.rate == min(made) else 'high'} widens the search"
+        )
+        logger.info("the best lies at an end of what was tried, %.3g to %.3g%s", min(made), max(made), cure)
     return made[search.rate]
 
 

@@ -303,6 +303,16 @@ def _reduce_task(ledger: RunLedger, claim: Claim, sampling: SamplingPlan | None)
     return reduce_ledger(ledger, claim, sampling, run=run)
 
 
+def _warn_of_a_wrong_tokenizer(loss_bits: float, guess_bits: float) -> None:
+    """A model that predicts worse than a uniform guess has most often met ids that mean something else to it."""
+    if loss_bits > guess_bits:
+        logger.warning(
+            "the model's own loss, %.2f bits, is above guessing, %.2f: is what.corpus.tokenizer the model's own?",
+            loss_bits,
+            guess_bits,
+        )
+
+
 def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Certificate:
     what, corpus, plan = prepared.config.what, prepared.corpus, prepared.plan
     started = time.monotonic()
@@ -312,6 +322,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     claim = _claim(prepared, shards, reduction.evidence.vocab_size)
     declared = declarations(what)
     claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
+    _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest
     bytes_per_token = manifest.text_bytes / plan.num_tokens if manifest.text_bytes else None
     return Certificate(

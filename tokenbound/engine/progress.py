@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 logger = logging.getLogger(__name__)
+
+B = TypeVar("B")
 
 
 def describe_speed(done: int, total: int, speed: float) -> str:
@@ -45,6 +47,27 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+INTERVAL_S = 30.0
+"""How often a long step before the scoring says how far it is."""
+
+
+def told(results: Iterable[B], what: str, total: int, *, interval_s: float = INTERVAL_S) -> Iterator[B]:
+    """Pass results on, and log now and then how many of them are there: a long step is not silent.
+
+    Args:
+        results: as they come.
+        what: the step, in a word or two.
+        total: results to expect.
+        interval_s: seconds between two lines.
+    """
+    last = time.monotonic()
+    for done, result in enumerate(results, 1):
+        if done < total and time.monotonic() - last >= interval_s:
+            last = time.monotonic()
+            logger.info("%s: %d of %d parts", what, done, total)
+        yield result
 
 
 class TokenProgress:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,12 @@ from tokenbound.corpus.prepare import cache_name, prepare_corpus
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.parallel import ray_map
+from tokenbound.engine.progress import told
 from tokenbound.store import filesystem as files
 from tokenbound.store.uri import is_uri, join, split
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class CorpusStream:
@@ -52,7 +57,13 @@ def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> Prep
     """
     files.require_writable(cache_place(output, cache), field="how.output" if cache is None else "how.cache")
     with plain_errors():
-        return prepare_corpus(config, corpus_root(config, output, cache), run=ray_map)
+        return prepare_corpus(config, corpus_root(config, output, cache), run=_told_map)
+
+
+def _told_map(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Like `ray_map`; says from time to time how far it is."""
+    listed = list(items)
+    return told(ray_map(function, listed), "reading the corpus", len(listed))
 
 
 def corpus_root(config: CorpusConfig, output: str, cache: str | None) -> str:
