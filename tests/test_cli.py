@@ -115,6 +115,15 @@ def test_a_generation_that_fails_shows_the_error_alone(
     assert capsys.readouterr().out == ""
 
 
+def test_a_logged_certificate_is_said_to_be_logged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tokenbound.report.tracking.log_certificate", lambda *_, **__: None)
+    golden = Path(__file__).parent / "golden" / "full" / "certificate.json"
+    assert call(monkeypatch, "report", str(golden), "--log", "mlflow", "--format", "latex") == 0
+    assert "logged to mlflow" in capsys.readouterr().err
+
+
 def test_alone_it_shows_three_things(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch) == 0
     shown = capsys.readouterr().out

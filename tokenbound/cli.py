@@ -19,6 +19,8 @@ from rich.measure import Measurement
 from tokenbound.errors import InputError, TokenboundError
 from tokenbound.store.uri import base_name, join, split
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -362,7 +364,7 @@ def reevaluate(
     from tokenbound.engine.reevaluate import expand_models
     from tokenbound.engine.reevaluate import reevaluate as run_reevaluation
     from tokenbound.errors import WorseError
-    from tokenbound.report.history import history_table
+    from tokenbound.report.history import PAGE, history_table
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -381,6 +383,7 @@ def reevaluate(
         Console().print("nothing new")
     else:
         _print_whole(history_table(entries[-10:]))
+        Console().print(f"history      {_near(home.place(PAGE))}", soft_wrap=True)
     if alert is not None:
         raise alert
 
@@ -560,6 +563,7 @@ def report(
         from tokenbound.report.tracking import log_certificate
 
         log_certificate(certificate, to=tracker, files={CERTIFICATE: certificate.model_dump_json(indent=2).encode()})
+        logger.info("logged to %s", tracker)
     if kind == "json":
         _print_json(certificate.model_dump(mode="json"))
     elif kind is not None:

@@ -48,6 +48,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ray_session", refuse)
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_nights(
     nightly: dict[str, Any],
     tmp_path: Path,
@@ -89,8 +90,13 @@ def test_nights(
         launch(nightly)
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_an_alert_comes_after_everything_is_written(
-    nightly: dict[str, Any], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    nightly: dict[str, Any],
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     launch(nightly)
     (tmp_path / "corpus/zz.txt").write_text("".join(chr(33 + (i * i) % 90) for i in range(4000)))
@@ -100,6 +106,7 @@ def test_an_alert_comes_after_everything_is_written(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == WorseError.exit_code == 5
+    assert f"history      {tmp_path}/nightly/history.html" in capsys.readouterr().out
     assert len(read_history(RunDirectory(str(tmp_path / "nightly")))) == 2
     assert launch(nightly, fail_if_worse=-100) == [], "the alert is of the night that brought it"
 
