@@ -14,8 +14,8 @@ Stored = tuple[Tensors, np.ndarray]
 """Tensors by the ending of their names, and the weights that they stand for, float32 [outputs, inputs]."""
 
 
-def random_weights(rows: int = 128, columns: int = 256) -> np.ndarray:
-    return np.random.default_rng(0).standard_t(6, (rows, columns)) * 0.03
+def random_weights(rows: int = 128, columns: int = 256, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_t(6, (rows, columns)) * 0.03
 
 
 def quantize(weights: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

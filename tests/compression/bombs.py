@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from math import isqrt
 
@@ -66,8 +67,12 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 Made = tuple[int, tuple[int, ...], torch.dtype, bytes]
 
 
+COPIES = 8
+"""Tensors that one code stands for."""
+
+
 def bombs() -> dict[str, Callable[[], Made]]:
-    """By name: codec, shape, dtype and payload."""
+    """By name: codec, shape, dtype and payload; in `COPIES` tensors where the name says so."""
     made: dict[str, Callable[[], Made]] = {}
 
     def add(name: str, codec: int, shape: tuple[int, ...], dtype: torch.dtype, payload: Callable[[], bytes]) -> None:
@@ -109,6 +114,12 @@ def bombs() -> dict[str, Callable[[], Made]]:
     add("wide packed", PACKED, (2, FREE // 2), torch.uint8, lambda: bytes([0, 8, 0]))
     count = FREE // 8
     add("differences", PACKED, (count,), torch.int64, lambda: b"\xff" + encode_vector(np.ones(count, np.int8)))
+    side = square(torch.float32) // 3
+    for name, payload in (
+        ("planes", lambda: encode_exact(torch.zeros(side, side))),
+        ("general", lambda: general(XZ, 4 * side * side)),
+    ):
+        add(f"repeated {name}", EXACT, (side, side), torch.float32, payload)
     for name, numbers in ngrams(FREE // 4).items():
         made[f"n-grams {name}"] = lambda numbers=numbers: ngram_bomb(*numbers)
     return made
@@ -168,9 +179,10 @@ def ngrams(count: int) -> dict[str, tuple[int, int, Callable[..., np.ndarray]]]:
     }
 
 
-def artifact(made: Made) -> bytes:
+def artifact(made: Made, copies: int = 1) -> bytes:
     codec, shape, dtype, payload = made
-    return join_artifact({}, [CodedTensor("w", shape, dtype_code(dtype, "w"), codec, payload)], {})
+    one = CodedTensor("w", shape, dtype_code(dtype, "w"), codec, payload)
+    return join_artifact({}, [replace(one, name=f"w{copy}") for copy in range(copies)], {})
 
 
 def decode(data: bytes) -> None:
@@ -181,7 +193,7 @@ def decode(data: bytes) -> None:
 def measure(names: list[str]) -> dict[str, dict[str, int]]:
     found, every = {}, bombs()
     for name in names or every:
-        data = artifact(every[name]())
+        data = artifact(every[name](), COPIES if name.startswith("repeated") else 1)
         declared = sum(item.decoded_bytes for item in parse_artifact(data).coded)
         found[name] = {
             "declared": declared,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.artifact import (
+    decode_artifact,
+    encode_artifact,
+    encode_tensor,
+    join_artifact,
+    parse_artifact,
+)
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
@@ -195,3 +202,34 @@ def test_lossless_is_never_longer_than_general_codecs(kind: str, dtype: torch.dt
     row = report.tensors[0]
     assert row.gzip_bytes is not None
     assert row.num_bytes <= 1 + min(row.gzip_bytes, row.zstd_bytes or 0, row.xz_bytes or 0, tensor.nbytes)
+
+
+def test_the_same_tensor_is_stored_once() -> None:
+    make = torch.Generator().manual_seed(0)
+    table, other = torch.randn(256, generator=make), torch.randn(256, generator=make)
+    tensors = {f"{layer}.{name}": t for layer in range(9) for name, t in (("a", table), ("b", other), ("c", table))}
+    single = encode_artifact({}, {"a": table, "b": other}, LosslessSettings())
+    data = encode_artifact({}, tensors, LosslessSettings())
+    assert len(data) < len(single) + 80
+    decoded = decode_artifact(data).tensors
+    assert all(same_bits(decoded[name], tensor) for name, tensor in tensors.items())
+    coded = parse_artifact(data).coded
+    assert [item.repeats for item in coded[:6]] == [None, None, "0.a", "0.a", "0.b", "0.a"]
+    report = inspect_artifact(data)
+    assert report.total.num_bytes == report.sections["tensors"] == sum(item.stored_bytes for item in coded)
+    assert join_artifact({}, coded, {"method": "lossless"}) == data
+
+
+def test_the_same_bytes_of_another_kind_are_no_repetition() -> None:
+    zeros = {"a": torch.zeros(4, 64), "b": torch.zeros(64, 4), "c": torch.zeros(4, 64, dtype=torch.int32)}
+    coded = parse_artifact(encode_artifact({}, zeros, LosslessSettings())).coded
+    assert [item.repeats for item in coded] == [None] * 3
+
+
+def test_a_payload_that_replaces_a_repetition_is_kept() -> None:
+    tensors = {"a": torch.arange(9.0), "b": torch.arange(9.0)}
+    first, second = parse_artifact(encode_artifact({}, tensors, LosslessSettings())).coded
+    assert second.repeats == "a"
+    changed = encode_tensor("b", torch.ones(9) / 3, LosslessSettings())
+    data = join_artifact({}, [first, replace(second, codec=changed.codec, payload=changed.payload)], {})
+    assert torch.equal(decode_artifact(data).tensors["b"], torch.ones(9) / 3)

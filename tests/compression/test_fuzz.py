@@ -76,7 +76,11 @@ def seeds() -> dict[str, bytes]:
         "difference": encode_difference({}, base, tuned, chosen),
         "adapter": encode_adapter({}, base, lora, {"r": 2, "lora_alpha": 4}, LosslessSettings()),
         "smoothing": encode_artifact(smoothed, head, chosen, tokenizer=b"tokens" * 9),
+        "repeats": encode_artifact({}, {f"{n}.{name}": base[name] for n in "abc" for name in base}, LosslessSettings()),
     }
+
+
+KINDS = ("codecs", "markov", "difference", "adapter", "smoothing", "repeats")
 
 
 def use(data: bytes) -> None:
@@ -173,7 +177,7 @@ def forge(draw: Callable[..., Any], data: bytes) -> bytes:
     return write_container(sections.items())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["codecs", "markov", "difference", "adapter", "smoothing"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_artifact_is_used_as_it_is(kind: str) -> None:
     use(seeds()[kind])
 
@@ -185,7 +189,7 @@ def test_forgeries_of_every_kind_are_refused_or_used(data: st.DataObject) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["codecs", "markov", "difference", "adapter", "smoothing"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_many_forgeries_are_refused_or_used(kind: str, data: st.DataObject) -> None:

@@ -13,7 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenbound.compression.artifact import decode_artifact, decode_tensor, encode_artifact, parse_artifact
+from tokenbound.compression.artifact import (
+    decode_artifact,
+    decode_tensor,
+    encode_artifact,
+    encode_tensor,
+    parse_artifact,
+)
 from tokenbound.compression.bytestreams import decode_text, encode_text
 from tokenbound.compression.container import (
     DIGEST_BYTES,
@@ -126,6 +132,55 @@ def one_tensor(shape: tuple[int, ...], payload: bytes, *, dtype: int = 0, codec:
     return forged(index, payload)
 
 
+def repeated(
+    back: int, *, payload: bytes = b"\0" * 13, second: tuple[int, int, int] = (0, 0, 3), more: bytes = b""
+) -> bytes:
+    """A float32 vector of three, and a second one (dtype, codec, size) that stands for the one so many places back."""
+    dtype, codec, size = second
+    columns = [block(b"v\nw"), varint(2), bytes([0, dtype, 0, codec, 1, 1]), varint(3), varint(size)]
+    return forged(b"".join(columns) + varint(len(payload)) + varint(0) + varint(back) + more, payload)
+
+
+def test_a_tensor_may_stand_for_an_earlier_one() -> None:
+    tensors = decode_artifact(repeated(1)).tensors
+    assert torch.equal(tensors["v"], torch.zeros(3))
+    assert torch.equal(tensors["v"], tensors["w"])
+    assert tensors["v"].data_ptr() != tensors["w"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (repeated(0), "'w' repeats one that does not stand before it"),
+        (repeated(2), "'w' repeats one that does not stand before it"),
+        (repeated(1 << 40), "'w' repeats one that does not stand before it"),
+        (one_tensor((3,), b""), "wants 1 bytes"),
+        (repeated(1, second=(2, 0, 3)), "'w' repeats 'v', which is of another kind or shape"),
+        (repeated(1, second=(0, 5, 3)), "of another kind or shape"),
+        (repeated(1, second=(0, 0, 4)), "of another kind or shape"),
+        (repeated(1, payload=b"\0" * 29), "code longer than the tensor"),
+        (repeated(1, more=b"\1"), "mean nothing"),
+    ],
+)
+def test_forged_repetitions_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        decode_artifact(data)
+
+
+def test_repetitions_count_as_what_they_decode_to() -> None:
+    """A thousand names of one code of zeros: refused before anything is decoded."""
+    count, side = 1000, 1 << 12
+    names = block("\n".join(f"{number:04}" for number in range(count)).encode())
+    payload = encode_tensor("w", torch.zeros(side, side), LosslessSettings()).payload
+    index = names + varint(count) + bytes(2 * count) + b"\2" * count + varint(side) * 2 * count
+    lengths = varint(len(payload)) + varint(0) * (count - 1) + varint(1) * (count - 1)
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match=f"declare tensors of {4 * count * side**2} bytes"):
+        decode_artifact(forged(index + lengths, bytes(payload)))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -142,7 +197,6 @@ def one_tensor(shape: tuple[int, ...], payload: bytes, *, dtype: int = 0, codec:
         (one_tensor((3,), b"\0\0\0", dtype=8, codec=1), "cannot have dtype"),
         (one_tensor((3, 3), b"\0" + varint(2000) + b"\0" * 9, codec=1), "at most"),
         (one_tensor((4,), b"\0" + b"\x02" * 4, dtype=9), "boolean"),
-        (one_tensor((3,), b""), "no bytes"),
         (one_tensor((1 << 20, 1), b"\0\0\x81\x05\0\0", codec=1), "long side"),
         (one_tensor((1, 1 << 20), b"\0\0\x01\x05\0\0", codec=1), "long side"),
         (forged(block(b"b\na") + varint(2)), "rising order"),

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
+from collections.abc import Callable
+
 import layouts_support as layouts
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.compression.bytestreams import zstd_level
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.inspection import TensorReport, inspect_artifact
 from tokenbound.compression.methods.packed import CODE_BITS, GROUPS, Fields, Layout
 from tokenbound.compression.settings import LosslessSettings
 
-WEIGHTS = layouts.random_weights()
-LAYOUTS = {
-    **{f"gptq{bits}": layouts.gptq(WEIGHTS, bits)[0] for bits in (2, 3, 4, 8)},
-    "gptq4 by activation": layouts.gptq(WEIGHTS, 4, act_order=True)[0],
-    "awq": layouts.awq(WEIGHTS)[0],
-    "bitsandbytes4": layouts.bitsandbytes_4bit(WEIGHTS)[0],
-    "bitsandbytes4 nested": layouts.bitsandbytes_4bit(WEIGHTS, nested=True)[0],
-    "bitsandbytes8": layouts.bitsandbytes_8bit(WEIGHTS)[0],
-    **{f"hqq{bits}": layouts.hqq(WEIGHTS, bits)[0] for bits in (2, 3, 4)},
-    "compressed-tensors": layouts.compressed_tensors(WEIGHTS),
-    "torchao": layouts.torchao(WEIGHTS),
+MAKERS: dict[str, Callable[[np.ndarray], layouts.Tensors]] = {
+    **{f"gptq{bits}": lambda weights, bits=bits: layouts.gptq(weights, bits)[0] for bits in (2, 3, 4, 8)},
+    "gptq4 by activation": lambda weights: layouts.gptq(weights, 4, act_order=True)[0],
+    "awq": lambda weights: layouts.awq(weights)[0],
+    "bitsandbytes4": lambda weights: layouts.bitsandbytes_4bit(weights)[0],
+    "bitsandbytes4 nested": lambda weights: layouts.bitsandbytes_4bit(weights, nested=True)[0],
+    "bitsandbytes8": lambda weights: layouts.bitsandbytes_8bit(weights)[0],
+    **{f"hqq{bits}": lambda weights, bits=bits: layouts.hqq(weights, bits)[0] for bits in (2, 3, 4)},
+    "compressed-tensors": layouts.compressed_tensors,
+    "torchao": layouts.torchao,
 }
+LAYOUTS = {name: make(layouts.random_weights()) for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,27 @@ def test_layouts_come_back_bit_for_bit_and_never_longer(
     for row in reports[name]:
         assert row.gzip_bytes is not None
         assert row.num_bytes <= min(row.gzip_bytes, row.zstd_bytes or 0, row.xz_bytes or 0), row.name
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_whole_checkpoints_are_below_general_codecs(name: str) -> None:
+    """Which see tables and settings that all layers share once, in a window over the whole file."""
+    tensors = {
+        f"model.layers.{layer}.mlp.up_proj{part}": tensor.contiguous()
+        for layer in range(6)
+        for part, tensor in MAKERS[name](layouts.random_weights(64, 128, seed=layer)).items()
+    }
+    file = save(tensors)
+    general = (
+        gzip.compress(file, 9, mtime=0),
+        zstd_level(19).compress(file, asbytes=True),
+        lzma.compress(file, preset=9),
+    )
+    data = encode_artifact({"quantization_config": {"quant_method": name}}, tensors, LosslessSettings())
+    assert len(data) < min(map(len, general))
+    decoded = decode_artifact(data).tensors
+    for key, tensor in tensors.items():
+        assert np.array_equal(tensor_bytes(decoded[key]), tensor_bytes(tensor)), key
 
 
 @pytest.mark.parametrize(("name", "saving"), [("gptq2", 0.08), ("gptq3", 0.08), ("gptq4", 0.01), ("awq", 0.01)])

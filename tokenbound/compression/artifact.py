@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,9 @@ MAX_EXPANSION = 4096
 limit is what keeps a few hostile bytes from asking for all memory."""
 FREE_BYTES = 1 << 24
 """Decoded bytes that any artifact may have, however short."""
+REPEAT_SLACK = 16
+"""Bytes by which a code that stands for several tensors may exceed one of them. Exact codes never do by more; without a
+limit, a short file could have one long code read again for every tensor that it names."""
 MAX_RANK = 8
 MAX_TENSORS = 1 << 20
 
@@ -56,6 +59,8 @@ class CodedTensor:
         dtype: Wire number of its dtype.
         codec: Wire number of its codec.
         payload: Its code.
+        repeats: Of a tensor that an artifact stores no code for: an earlier one, the same to the last bit, whose code
+            is this one's.
     """
 
     name: str
@@ -63,6 +68,7 @@ class CodedTensor:
     dtype: int
     codec: int
     payload: bytes | memoryview
+    repeats: str | None = None
 
     @property
     def elements(self) -> int:
@@ -76,6 +82,16 @@ class CodedTensor:
     def decoded_bytes(self) -> int:
         """Memory of the decoded tensor."""
         return self.elements * dtype_of(self.dtype).itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """Its share of the section of tensors."""
+        return 0 if self.repeats else len(self.payload)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether its code is short enough to stand for further tensors."""
+        return len(self.payload) <= self.decoded_bytes + REPEAT_SLACK
 
 
 @dataclass(frozen=True)
@@ -188,11 +204,12 @@ def join_artifact(
     if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
         raise InputError("tensor names must be unique, not empty, and without newlines or other control characters")
     decoded_bytes = sum(item.decoded_bytes for item in ordered)
+    distances = _repeats(ordered)
     sections: list[tuple[str, bytes | list[bytes]]] = [
         ("architecture", encode_text(_canonical_json(architecture))),
         ("settings", encode_text(_canonical_json(settings))),
-        ("index", encode_text(_write_index(ordered))),
-        ("tensors", [bytes(item.payload) for item in ordered]),
+        ("index", encode_text(_write_index(ordered, distances))),
+        ("tensors", [bytes(item.payload) for item, back in zip(ordered, distances, strict=True) if not back]),
     ]
     del ordered  # so that payloads can go as they are written
     if tokenizer is not None:
@@ -219,10 +236,23 @@ def _check_expansion(decoded: int, num_bytes: int, error: type[InputError]) -> N
         )
 
 
-# The index: names, dtypes, codecs, ranks, sizes, payload lengths, each as one column
+# The index: names, dtypes, codecs, ranks, sizes, payload lengths, each as one column. A length of zero says that the
+# tensor is the same as an earlier one; how many tensors back that one stands is a last column, there if it is needed.
 
 
-def _write_index(coded: list[CodedTensor]) -> bytes:
+def _repeats(coded: list[CodedTensor]) -> list[int]:
+    """Of each tensor: how many tensors back the same one stood last, or 0."""
+    last: dict[tuple[Any, ...], int] = {}
+    distances = []
+    for place, item in enumerate(coded):
+        key = (item.shape, item.dtype, item.codec, hashlib.sha256(item.payload).digest())
+        is_worth_it = len(item.payload) > 1 and item.may_repeat
+        distances.append(place - last[key] if is_worth_it and key in last else 0)
+        last[key] = place
+    return distances
+
+
+def _write_index(coded: list[CodedTensor], distances: list[int]) -> bytes:
     columns = [
         block("\n".join(item.name for item in coded).encode()),
         varint(len(coded)),
@@ -230,7 +260,8 @@ def _write_index(coded: list[CodedTensor]) -> bytes:
         bytes(item.codec for item in coded),
         bytes(len(item.shape) for item in coded),
         b"".join(varint(size) for item in coded for size in item.shape),
-        b"".join(varint(len(item.payload)) for item in coded),
+        b"".join(varint(0 if back else len(item.payload)) for item, back in zip(coded, distances, strict=True)),
+        b"".join(varint(back) for back in distances if back),
     ]
     return b"".join(columns)
 
@@ -246,15 +277,28 @@ def _read_index(text: bytes, payloads: memoryview) -> list[CodedTensor]:
         raise ArtifactError(f"artifact: a tensor has {max(ranks)} axes; at most {MAX_RANK} are allowed")
     shapes = [tuple(reader.varint(1 << 40) for _ in range(rank)) for rank in ranks]
     lengths = [reader.varint() for _ in range(count)]
-    reader.finish()
-    if min(lengths, default=1) < 1:
-        raise ArtifactError("artifact: a tensor has no bytes; every codec writes at least one")
     stream = Reader(payloads, "the tensors")
-    coded = [
-        CodedTensor(*row[:4], stream.take(row[4])) for row in zip(names, shapes, dtypes, codecs, lengths, strict=True)
-    ]
+    coded: list[CodedTensor] = []
+    for name, shape, dtype, codec, length in zip(names, shapes, dtypes, codecs, lengths, strict=True):
+        item = CodedTensor(name, shape, dtype, codec, stream.take(length))
+        coded.append(item if length else _repeated(item, coded, reader.varint()))
+    reader.finish()
     stream.finish()
     return coded
+
+
+def _repeated(item: CodedTensor, before: list[CodedTensor], back: int) -> CodedTensor:
+    """A tensor that has no code of its own, with that of the tensor so many places before it."""
+    if not 1 <= back <= len(before):
+        raise ArtifactError(f"artifact: tensor {item.name!r} repeats one that does not stand before it")
+    source = before[-back]
+    if (item.shape, item.dtype, item.codec) != (source.shape, source.dtype, source.codec):
+        raise ArtifactError(
+            f"artifact: tensor {item.name!r} repeats {source.name!r}, which is of another kind or shape"
+        )
+    if not source.may_repeat:
+        raise ArtifactError(f"artifact: tensor {item.name!r} repeats a code longer than the tensor that it stands for")
+    return replace(item, payload=source.payload, repeats=source.repeats or source.name)
 
 
 def _decode_names(text: bytes) -> list[str]:

@@ -164,7 +164,7 @@ def _shares(rows: Iterable[TensorReport], key: Callable[[TensorReport], str]) ->
 
 
 def _tensor_report(item: CodedTensor, *, compare: bool) -> TensorReport:
-    size = len(item.payload)
+    size = item.stored_bytes
     others = _general_sizes(item) if compare else (None, None, None)
     return TensorReport(
         item.name,
