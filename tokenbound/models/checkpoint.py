@@ -386,7 +386,7 @@ def _load(
 
 
 _LOADING_ERRORS = (RuntimeError, ValueError, KeyError)
-_DEPLOYED_ERRORS = (TypeError, AttributeError, AssertionError, IndexError, ImportError, NotImplementedError)
+_DEPLOYED_ERRORS = (TypeError, AttributeError, AssertionError, IndexError, ImportError, NotImplementedError, re.error)
 """What the packages of quantizers raise besides, over configs and tensors that they did not write."""
 
 
