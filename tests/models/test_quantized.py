@@ -138,6 +138,24 @@ def test_scales_that_look_across_the_batch_are_refused(plain: Path, tmp_path: Pa
         probe_causality(Replica(model, batch=3, length=16))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ignore": ["re:(.*m*)*!"]}, r"pattern '\(\.\*m\*\)\*!', which may take too long"),
+        ({"ignore": ["re:(lm_head"]}, "unterminated subpattern"),
+    ],
+)
+def test_patterns_that_might_hang_are_refused(
+    changes: dict[str, Any], message: str, plain: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    save_compressed(plain, tmp_path, "W4A16")
+    checkpoint = read_checkpoint(tmp_path)
+    architecture = {**checkpoint.architecture, QUANTIZATION: {**checkpoint.architecture[QUANTIZATION], **changes}}
+    with pytest.raises(InputError, match=message):
+        build_model(architecture, checkpoint.tensors, dtype=torch.bfloat16, device="cpu")
+
+
 def test_another_dtype_than_the_weights_is_refused(int8: Path) -> None:
     with pytest.raises(InputError, match=r"what\.model\.dtype float32: .*_proj computes in bfloat16; set"):
         through_an_artifact(int8, torch.float32)

@@ -3,7 +3,7 @@
 The tensors are written to a safetensors file in a temporary folder, with the header that they had, and read from there
 as the checkpoint itself would be. torchao's config names classes of its package by text, so every such name is first
 held against what the package defines as a record or an enumeration: nothing else is ever called. (The types of weights
-in its records are looked up in a table of its own.)
+in its records are looked up in a table of its own.) Patterns for the names of layers are first held to be quick.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, Method
+from tokenbound.models.quantized.patterns import require_quick_patterns
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -43,10 +44,11 @@ def load_deployed(
         The model and transformers' loading report.
 
     Raises:
-        InputError: a config that names what it must not, or weights for another dtype.
+        InputError: a config that names what it must not or has patterns that might hang, or weights for another dtype.
         Exception: of many kinds, where transformers or the package cannot make sense of config and tensors.
     """
     records = architecture.get(RECORDS) or {}
+    require_quick_patterns(architecture[QUANTIZATION])
     if method.name == "torchao":
         _require_plain_records(architecture[QUANTIZATION])
     settings = _settings(method, architecture[QUANTIZATION])
