@@ -56,7 +56,7 @@ def metrics(certificate: Certificate) -> dict[str, float]:
 
     >>> from tokenbound.demo import demo_certificate
     >>> metrics(demo_certificate())["artifact_bytes"]
-    186133.0
+    192545.0
     """
     found = {name: getattr(certificate, name) for name in METRICS}
     lines = {f"bound {line_name(line)}": line["value"] for line in certificate.bounds}
