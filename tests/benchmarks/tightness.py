@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
+from tokenbound.bounds import format_bound
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line, Tuning
@@ -97,10 +98,15 @@ def markdown(rows: list[Row]) -> str:
 
 def _cells(each: Row) -> str:
     label = f"{each.num_tokens:,}" + (" (what-if: the same losses, a larger m)" if each.what_if else "")
-    return (
-        f"| {label} | {each.kappa_per_token:.4f} | {each.freedman.empirical:.4f} | {each.freedman.value:.4f} "
-        f"| {each.azuma.value:.4f} | {each.gap_over_azuma:.3f} | {each.freedman.terms['gap_over_oracle']:.3f} |"
+    cells = (
+        f"{each.kappa_per_token:.4f}",
+        f"{each.freedman.empirical:.4f}",
+        format_bound(each.freedman.value, 4),
+        format_bound(each.azuma.value, 4),
+        f"{each.gap_over_azuma:.3f}",
+        f"{each.freedman.terms['gap_over_oracle']:.3f}",
     )
+    return f"| {label} | {' | '.join(cells)} |"
 
 
 def main() -> None:
