@@ -19,6 +19,8 @@ from tokenbound.errors import IncompleteError, InputError, TokenboundError
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+_LATE = ("timed out during startup", "Failed to connect to GCS")
+"""What Ray says of a local session whose processes it waited for in vain."""
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
                 f"how.ray_address {chosen!r}: no Ray cluster answers there that accepts this token ({reason})"
             ) from None
         except Exception as error:  # Ray raises no narrower kind where its own processes are late
-            if "timed out during startup" not in str(error):
+            if not any(reason in str(error) for reason in _LATE):
                 raise
             raise IncompleteError("Ray did not start in time; is the machine overloaded? Run again") from None
     try:
