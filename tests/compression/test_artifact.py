@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from tokenbound.compression.artifact import (
     parse_artifact,
 )
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
-from tokenbound.compression.inspection import inspect_artifact
+from tokenbound.compression.inspection import inspect_artifact, xz_bytes
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import InputError
 
@@ -233,3 +234,10 @@ def test_a_payload_that_replaces_a_repetition_is_kept() -> None:
     changed = encode_tensor("b", torch.ones(9) / 3, LosslessSettings())
     data = join_artifact({}, [first, replace(second, codec=changed.codec, payload=changed.payload)], {})
     assert torch.equal(decode_artifact(data).tensors["b"], torch.ones(9) / 3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 300_000])
+def test_the_comparison_with_xz_is_with_its_highest_level(size: int) -> None:
+    draw = np.random.default_rng(0)
+    plain = (draw.integers(0, 20, size) * draw.integers(0, 2, size)).astype(np.uint8).tobytes()
+    assert xz_bytes(plain) == len(lzma.compress(plain, preset=9 | lzma.PRESET_EXTREME))
