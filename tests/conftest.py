@@ -12,6 +12,7 @@ from s3_support import SECRET, request, s3_server
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers must not starve beside the test process
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait for others of theirs must not spin
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers of the shared Ray session inherit these; no test talks to a real store.
 os.environ |= {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
@@ -23,6 +24,33 @@ def ray_session() -> Iterator[None]:
     from tokenbound.engine import cluster
 
     with cluster.ray_session():
+        yield
+
+
+@pytest.fixture
+def scored_here() -> Iterator[None]:
+    """`evaluate` scores in this process: for tests of what comes out, not of Ray's actors."""
+    from here_support import scoring_here
+
+    with scoring_here():
+        yield
+
+
+@pytest.fixture
+def compressed_here() -> Iterator[None]:
+    """Compression calibrates and encodes in this process."""
+    from here_support import compressing_here
+
+    with compressing_here():
+        yield
+
+
+@pytest.fixture
+def trained_here() -> Iterator[None]:
+    """Training runs in this process, without Ray Train."""
+    from here_support import training_here
+
+    with training_here():
         yield
 
 

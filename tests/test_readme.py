@@ -242,6 +242,7 @@ def test_its_links_lead_somewhere() -> None:
             assert (ROOT / target).exists(), target
 
 
+@pytest.mark.usefixtures("scored_here", "compressed_here")
 def test_its_commands_run(folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     walk(monkeypatch, slow=False)
     assert (folder / "runs/mine/report.html").exists()

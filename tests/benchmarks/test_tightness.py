@@ -20,6 +20,7 @@ tightness = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tight
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_rows_are_the_certificate_and_its_what_ifs(run_tree: Callable[..., dict[str, Any]]) -> None:
     config = validate(RunConfig, run_tree(), origin="test")
     evaluate(config)
@@ -35,6 +36,7 @@ def test_rows_are_the_certificate_and_its_what_ifs(run_tree: Callable[..., dict[
     assert len(tightness.markdown([own, *larger]).splitlines()) == 5
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_sample_is_refused(run_tree: Callable[..., dict[str, Any]]) -> None:
     config = validate(RunConfig, run_tree(sample={"windows": 12, "pilot_windows": 4}), origin="test")
     evaluate(config)

@@ -174,6 +174,7 @@ def forge(directory: RunDirectory, shards: int, column: str) -> None:
         directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_sampled_adapter_from_the_command_line(
     run_tree: Tree, adapter: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_sampled_adapter_from_the_command_line(
 TRIED = re.compile(r"(rate|step) (\S+): (\d+) bytes, predicted bound (\S+) bits/token")
 
 
+@pytest.mark.usefixtures("compressed_here")
 @pytest.mark.parametrize(("kind", "option", "method"), [("fine_tune", "rate", "kfac"), ("adapter", "step", "rtn")])
 def test_auto_takes_the_best_of_the_deltas_that_it_tried(
     run_tree: Tree,

@@ -81,6 +81,7 @@ def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoi
     assert worst < 1e-4
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
     from dataclasses import replace
 
@@ -112,12 +113,15 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("method", ["gptq", "torchao"])
-def test_a_quantized_checkpoint_as_deployed(method: str, run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_as_deployed(
+    method: str, run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     folder = tmp_path / "quantized"
-    if method == "torchao":
+    if method == "torchao":  # its classes of tensors are shared by actors
         config = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
         save_torchao(tiny_checkpoint, folder, config)
     else:
+        request.getfixturevalue("scored_here")
         save_with_layout(tiny_checkpoint, folder, {"quant_method": "gptq", "bits": 4}, lambda w: gptq(w, 4, 16))
     model = {"checkpoint": str(folder), "dtype": "bfloat16" if method == "torchao" else "float32"}
     tree = run_tree(model=model)
@@ -138,6 +142,7 @@ def test_a_quantized_checkpoint_as_deployed(method: str, run_tree: Tree, tiny_ch
         run(run_tree("other", model={**model, "compress": {"method": "rtn"}}))
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:
     windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 640}
     sample = {"windows": 60, "pilot_windows": 20}
@@ -157,6 +162,7 @@ def test_a_sample_is_a_prefix_that_can_be_continued(run_tree: Tree) -> None:
     verify_beside(path)
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_scoring_stops_at_the_first_prefix_with_little_slack(run_tree: Tree) -> None:
     windows = {"length": 16, "context": "packed", "batch": 8, "shard_tokens": 320}
     stopped = []
@@ -177,6 +183,7 @@ def test_scoring_stops_at_the_first_prefix_with_little_slack(run_tree: Tree) -> 
     assert first[4] == second[4], "what was scored is not scored again"
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_another_model_or_window_is_refused_in_the_same_directory(run_tree: Tree, other_checkpoint: Path) -> None:
     _, path = run(run_tree())
     before = path.read_bytes()
@@ -187,6 +194,7 @@ def test_another_model_or_window_is_refused_in_the_same_directory(run_tree: Tree
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_new_claim_stands_beside_the_old_one_without_scoring(run_tree: Tree) -> None:
     certificate, path = run(run_tree())
     losses = {p.name: p.stat().st_mtime_ns for p in path.parent.glob("losses/*")}
@@ -206,9 +214,7 @@ def refused(tree: dict[str, Any], kind: type[TokenboundError], match: str) -> No
     assert not list(Path(tree["how"]["output"]).glob("certificate*"))
 
 
-def test_bad_input_is_refused_with_a_cure(
-    run_tree: Tree, tmp_path: Path, overflowing_checkpoint: Path, tiny_checkpoint: Path
-) -> None:
+def test_bad_input_is_refused_with_a_cure(run_tree: Tree, tmp_path: Path, tiny_checkpoint: Path) -> None:
     corpus = run_tree()["what"]["corpus"]
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -224,7 +230,6 @@ def test_bad_input_is_refused_with_a_cure(
     np.arange(300, dtype="<u2").tofile(tokens)
     stored = {"source": "tokens", "paths": [str(tokens)], "dtype": "uint16", "vocab_size": 300, "tokenizer_is": "given"}
     refused(run_tree(corpus={**stored, "add_bos": False, "add_eos": False}), InputError, "vocabulary has 257")
-    refused(run_tree(model={"checkpoint": str(overflowing_checkpoint)}), InputError, "canary")
     refused(
         run_tree(
             corpus={**corpus, "tokenizer_is": "counted"}, model=_artifact_without_tokenizer(tmp_path, tiny_checkpoint)
@@ -232,6 +237,12 @@ def test_bad_input_is_refused_with_a_cure(
         InputError,
         "counted",
     )
+
+
+def test_a_model_that_fails_in_an_actor_is_refused_with_a_cure(run_tree: Tree, overflowing_checkpoint: Path) -> None:
+    tree = run_tree(model={"checkpoint": str(overflowing_checkpoint)})
+    tree["how"]["replicas"] = 1
+    refused(tree, InputError, "canary")
 
 
 def _artifact_without_tokenizer(folder: Path, checkpoint: Path) -> dict[str, str]:
@@ -245,6 +256,7 @@ def _artifact_without_tokenizer(folder: Path, checkpoint: Path) -> dict[str, str
     return {"artifact": str(path)}
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_counted_tokenizer_is_inside_the_artifact(run_tree: Tree) -> None:
     corpus = run_tree()["what"]["corpus"]
     given, _ = run(run_tree("given"))
@@ -253,6 +265,7 @@ def test_a_counted_tokenizer_is_inside_the_artifact(run_tree: Tree) -> None:
     verify_beside(path)
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_changed_losses_stop_a_resumed_run(run_tree: Tree) -> None:
     tree = run_tree()
     _, path = run(tree)
@@ -262,6 +275,7 @@ def test_changed_losses_stop_a_resumed_run(run_tree: Tree) -> None:
         run(tree)
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_progress_is_recorded(run_tree: Tree) -> None:
     _, path = run(run_tree())
     events = [json.loads(line) for line in (path.parent / "progress.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Every family through the whole engine: scored on Ray, certified, verified, and asked for text."""
+"""Every family through the whole engine: scored, certified, verified, and asked for text."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def certified(tree: dict[str, Any]) -> tuple[Any, str]:
     ],
     ids=lambda family: family.kind,
 )
+@pytest.mark.usefixtures("scored_here")
 def test_a_family_is_certified_verified_and_speaks(
     family: Any, run_tree: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_family_is_certified_verified_and_speaks(
     assert len(list(generate_ids(artifact, [65], max_new_tokens=4))) == 4
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_markov_model_is_counted_certified_and_speaks(
     run_tree: Callable[..., dict[str, Any]], tmp_path: Path, text_folder: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from here_support import scoring_here
 
 from tokenbound.certificate import Certificate, verify_beside
 from tokenbound.config import RunConfig, WhatConfig
@@ -34,15 +35,18 @@ def grown(
     }
     how = {"output": str(place / "run"), "cache": str(place / "prepared")}
     config = RunConfig.model_validate({"what": what, "how": how})
-    evaluate(config)
+    with scoring_here():
+        evaluate(config)
     before = {path.name: path.stat().st_mtime_ns for path in (place / "run/losses").iterdir()}
     (place / "corpus/zz.txt").write_text(ADDED)
-    evaluate(config)
+    with scoring_here():
+        evaluate(config)
     after = {path.name: path.stat().st_mtime_ns for path in (place / "run/losses").iterdir()}
     assert before.items() < after.items(), "what was scored was scored again"
     return place, config
 
 
+@pytest.mark.usefixtures("scored_here")
 def test_a_grown_corpus_extends_the_certificate(grown: tuple[Path, RunConfig], tmp_path: Path) -> None:
     run, config = grown[0] / "run", grown[1]
     newest, _, artifact = verify_beside(run / "certificate.json")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from here_support import scoring_here
 
 from tokenbound.certificate import Certificate, verify_beside
 from tokenbound.config import RunConfig, validate
-from tokenbound.engine import evaluate as evaluation
 from tokenbound.engine import graph
 from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.scoring import ScoreShard
@@ -47,25 +48,20 @@ def losses_of(folder: Path, shards: int) -> list[Any]:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+def in_this_process() -> Iterator[Callable[[int, int], None]]:
     """Run the stages here, with a scorer that has no memory for large batches from some shard on."""
 
-    def starve(largest: int, first_shard: int = 0) -> None:
-        def score_shards(shards: Any, *, read: Any, replica: Any, commit: Any, placement: Any) -> Iterator[Any]:
-            score = starved(largest, first_shard)(replica)
-            for shard in shards:
-                yield commit(score(read({"shard": shard.number, "windows": shard.windows.tobytes()})))
-
-        monkeypatch.setattr(evaluation, "score_shards", score_shards)
-
-    return starve
+    with ExitStack() as stack:
+        yield lambda largest, first_shard=0: stack.enter_context(scoring_here(starved(largest, first_shard)))
 
 
 def test_out_of_memory_comes_out_of_the_actors_and_halves_the_batch(
     run_tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph, "ScoreShard", starved(2))
-    certificate, path = run(run_tree())
+    tree = run_tree()
+    tree["how"]["replicas"] = 1
+    certificate, path = run(tree)
     assert certificate.protocol["batch"] == 2
     assert certificate.scoring_identity["protocol"]["batch"] == 4
     verify_beside(path)

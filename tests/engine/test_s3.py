@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from here_support import scoring_here
 from s3_support import SECRET, Fault, faulty, place
 
 from tokenbound import cli
@@ -96,7 +97,8 @@ def test_a_run_on_a_failing_store(
     caplog.set_level(logging.DEBUG)
     tree = run_tree()
     tree["what"]["windows"]["shard_tokens"] = 1 << 14
-    local = evaluate(validate(RunConfig, tree, origin="test"))
+    with scoring_here():
+        local = evaluate(validate(RunConfig, tree, origin="test"))
     copy(text_folder, s3_address, "evaluate/corpus")
     store(s3_address, "evaluate", ARTIFACT, (tmp_path / "run" / ARTIFACT).read_bytes())
     paths: list[str] = []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from here_support import scoring_here
 from training_support import artifact_with_head
 
 from tokenbound.bounds.claim import Claim
@@ -49,7 +50,8 @@ def certified(
     }
     tree = {"what": what, "how": {"output": str(folder / "run")}}
     paths: list[str] = []
-    evaluate(validate(RunConfig, tree, origin="test"), on_certificate=lambda _, path: paths.append(path))
+    with scoring_here():
+        evaluate(validate(RunConfig, tree, origin="test"), on_certificate=lambda _, path: paths.append(path))
     return Certificate.load(paths[0]), Path(paths[0])
 
 

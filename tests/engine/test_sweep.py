@@ -53,7 +53,11 @@ def tree(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> Tree:
             "windows": {"length": 32, "context": "packed", "batch": 4, "shard_tokens": 4096},
         },
         "trials": {"fine": {"evaluate.model.compress.step": 0.1}, "coarse": {"evaluate.model.compress.step": 1.0}},
-        "how": {"output": str(tmp_path / "sweep"), "cache": str(tmp_path / "prepared")},
+        "how": {
+            "output": str(tmp_path / "sweep"),
+            "cache": str(tmp_path / "prepared"),
+            "evaluate": {"replicas": 1},
+        },
     }
 
 
@@ -191,6 +195,7 @@ def test_the_launch_behind_the_table_survives_a_kill(tree: Tree, tmp_path: Path)
     killed = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
     deadline = time.monotonic() + 600
     while len(done := sorted(output.glob("*/result.json"))) < 3 and time.monotonic() < deadline:
+        assert killed.poll() is None, "the launch ended by itself"
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

@@ -141,6 +141,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> No
     process.wait()
 
 
+@pytest.mark.usefixtures("trained_here")
 def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:
     plain = config(tmp_path, text_folder)
     finish = {"tokens": 2048, "window": 32, "batch": 4, "lr": 0.01}
@@ -164,6 +165,7 @@ def test_an_artifact_is_finished_on_its_grid(tmp_path: Path, text_folder: Path, 
             validate(PretrainConfig, {"what": {**what, **changes}, "how": plain.how.model_dump()}, origin="test")
 
 
+@pytest.mark.usefixtures("trained_here")
 def test_a_finished_artifact_is_trained_further(tmp_path: Path, text_folder: Path, tiny_checkpoint: Path) -> None:
     """On steps an octave wider it becomes smaller."""
     plain, path = config(tmp_path, text_folder), tmp_path / "start.tokenbound"
@@ -189,6 +191,7 @@ def test_a_finished_artifact_is_trained_further(tmp_path: Path, text_folder: Pat
             finished(wrong)
 
 
+@pytest.mark.usefixtures("trained_here", "compressed_here")
 def test_a_family_is_trained_encoded_and_speaks(tmp_path: Path, text_folder: Path) -> None:
     plain = config(tmp_path, text_folder, tokens=1024)
     family = {"kind": "sublora", "rank": 2, "dimension": 64}
@@ -217,6 +220,7 @@ def test_shapes_are_checked_before_the_first_step(tmp_path: Path, text_folder: P
         pretrain(config(tmp_path, text_folder, window=65))
 
 
+@pytest.mark.usefixtures("compressed_here")
 def test_calibrated_methods_and_the_rate_search(run_tree: Any, tiny_checkpoint: Path) -> None:
     run = validate(RunConfig, run_tree(), origin="test")
     coarse = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1.0), run)
