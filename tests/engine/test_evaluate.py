@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from layouts_support import gptq
 from quantized_support import save_torchao, save_with_layout
 
@@ -243,6 +245,10 @@ def test_a_model_that_fails_in_an_actor_is_refused_with_a_cure(run_tree: Tree, o
     tree = run_tree(model={"checkpoint": str(overflowing_checkpoint)})
     tree["how"]["replicas"] = 1
     refused(tree, InputError, "canary")
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the failed run's actor keeps its processors from the next run"
+        time.sleep(0.1)
 
 
 def _artifact_without_tokenizer(folder: Path, checkpoint: Path) -> dict[str, str]:

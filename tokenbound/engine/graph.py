@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from tokenbound.config import HowConfig
 from tokenbound.engine.cluster import cluster_resources, plain_errors
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec, ScoreShard
+from tokenbound.errors import TokenboundError
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +120,22 @@ def score_shards(
         .map(commit, compute=tasks, num_cpus=0)
     )
     pending = {shard.number for shard in shards}
-    with plain_errors():
-        for row in graph.iter_rows():
-            if row["shard"] not in pending:
-                raise RuntimeError(f"shard {row['shard']} came back twice or was never asked for")
-            pending.remove(row["shard"])
-            yield row
+    failure: TokenboundError | None = None
+    try:
+        with plain_errors():
+            for row in graph.iter_rows():
+                if row["shard"] not in pending:
+                    raise RuntimeError(f"shard {row['shard']} came back twice or was never asked for")
+                pending.remove(row["shard"])
+                yield row
+    except TokenboundError as error:
+        failure = error.with_traceback(None)
+        failure.__context__ = None
+    if failure is not None:
+        # The objects of a failed graph hold each other, and with them its actors and their processors, which whatever
+        # runs next would wait for: half the batch, or another model.
+        gc.collect()
+        raise failure
     if pending:
         raise RuntimeError(f"{len(pending)} shards went in and did not come out: {sorted(pending)[:5]}")
 
