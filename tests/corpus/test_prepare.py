@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from dataclasses import replace
@@ -479,3 +480,16 @@ def test_repeated_parts_are_identical(tmp_path):
         for _ in range(2)
     ]
     assert records[0] == records[1]
+
+
+def test_a_place_that_cannot_be_written_is_refused_only_where_something_is_to_be_prepared(tmp_path, monkeypatch):
+    text = config("jsonl", write_jsonl(tmp_path / "a.jsonl", TEXTS))
+    first = prepare_corpus(text, str(tmp_path / "prepared"))
+
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tokenbound.store.filesystem.tempfile.TemporaryFile", read_only)
+    assert prepare_corpus(text, str(tmp_path / "prepared")).manifest == first.manifest
+    with pytest.raises(InputError, match=r"how\.cache .*other cannot be written \(Read-only file system\)"):
+        prepare_corpus(text, str(tmp_path / "other"))

@@ -108,19 +108,20 @@ def _unzlib(payload: memoryview, size: int, what: str) -> bytes:
 # General codecs
 
 
-def _xz_filters(window: int) -> list[dict[str, Any]]:
+def xz_filters(window: int) -> list[dict[str, Any]]:
+    """LZMA2 at its highest level, with a window of so many bytes, within the limits of one."""
+    window = min(max(window, MIN_WINDOW), MAX_WINDOW)
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
 
 
 def _xz(data: Bytes | bytes) -> bytes:
     """LZMA2 with a window no wider than the data, nor than an eighth of large data: the search takes eleven windows."""
-    size = max(len(data), MIN_WINDOW)
-    window = min(size, max(FULL_WINDOW, size >> 3), MAX_WINDOW)
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_xz_filters(window))  # type: ignore[arg-type]
+    window = min(len(data), max(FULL_WINDOW, len(data) >> 3))
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=xz_filters(window))  # type: ignore[arg-type]
 
 
 def _unxz(payload: memoryview, size: int) -> Bytes:
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_xz_filters(min(max(size, MIN_WINDOW), MAX_WINDOW)))
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=xz_filters(size))
     out = np.empty(size, np.uint8)
     place, given = 0, payload
     while not unpacker.eof:

@@ -12,15 +12,12 @@ from typing import Any
 
 from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.compression.artifact import CodedTensor, parse_artifact
-from tokenbound.compression.bytestreams import MIN_WINDOW, zstd_level
+from tokenbound.compression.bytestreams import xz_filters, zstd_level
 from tokenbound.compression.dtypes import dtype_label, dtype_of
 from tokenbound.compression.methods import CODECS
 
 COMPARE_LIMIT_BYTES = 1 << 26
 """General codecs are run on tensors of up to this many plain bytes; beyond it they take too long to be looked at."""
-
-XZ_WINDOW = 1 << 26
-"""Of `xz -9`."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +189,4 @@ def _general_sizes(item: CodedTensor) -> tuple[int | None, int | None, int | Non
 
 def xz_bytes(plain: bytes) -> int:
     """Length under `xz -9e`; the window is no wider than the data, for full tables take longer than a small tensor."""
-    window = min(max(len(plain), MIN_WINDOW), XZ_WINDOW)
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
-    return len(lzma.compress(plain, filters=filters))
+    return len(lzma.compress(plain, filters=xz_filters(len(plain))))

@@ -42,7 +42,7 @@ from tokenbound.corpus.prepared import (
 from tokenbound.corpus.sources import BLOCK_BYTES, SourceFile, digest_file, find_files, open_source, read_documents
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
 from tokenbound.errors import InputError
-from tokenbound.store.filesystem import anchored, open_atomic, resolve, write_bytes
+from tokenbound.store.filesystem import anchored, open_atomic, require_writable, resolve, write_bytes
 from tokenbound.store.uri import is_uri, join
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def prepare_corpus(
             left out. Null: all that is new becomes one segment.
 
     Raises:
-        InputError: a source, its content or the tokenizer cannot be used, or the corpus holds no id.
+        InputError: a source, its content or the tokenizer cannot be used, the corpus holds no id, or there is something
+            to prepare and ``root`` cannot be written.
         MismatchError: a file changed under its name or disappeared, or ``root`` was made by another rule.
     """
     if config.tokenizer is not None:
@@ -104,6 +105,8 @@ def prepare_corpus(
     manifest = load_manifest(root) or Manifest(rule=corpus_rule(config))
     manifest.require_rule(corpus_rule(config))
     pending = pending_files(manifest, files)
+    if pending:  # a prepared corpus may be shared where this user only reads
+        require_writable(root, field="how.cache (by default beside how.output)")
     names = [set(names) for names in segments] if segments is not None else [{file.name for file in pending}]
     for chosen in names:
         new = [file for file in pending if file.name in chosen]

@@ -140,8 +140,8 @@ class TokenProgress:
         text = describe_speed(self.done, self.total, self.speed) if known else describe_done(self.done, self.total)
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, text=text)
-        if time.monotonic() - self.last_line >= self.interval_s or self.done >= self.total:
-            self.last_line = time.monotonic()
+        if now - self.last_line >= self.interval_s or self.done >= self.total:
+            self.last_line = now
             if self.bar is None:
                 logger.info("%s: %s", self.what, text)
             if self.on_event is not None:

@@ -15,7 +15,6 @@ from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.progress import told
-from tokenbound.store import filesystem as files
 from tokenbound.store.uri import is_uri, join, split
 
 A = TypeVar("A")
@@ -52,10 +51,9 @@ def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> Prep
         cache: where prepared corpora are kept; None means `prepared/` beside the run directory.
 
     Raises:
-        InputError: a source or the tokenizer cannot be used, or a folder cannot be written.
+        InputError: a source or the tokenizer cannot be used, or there is something to prepare and no place to write it.
         MismatchError: a file changed under its name.
     """
-    files.require_writable(cache_place(output, cache), field="how.output" if cache is None else "how.cache")
     with plain_errors():
         return prepare_corpus(config, corpus_root(config, output, cache), run=_told_map)
 
