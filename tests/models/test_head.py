@@ -148,24 +148,52 @@ def test_broken_logits_are_shown_not_hidden(compile):
     )
 
 
-def test_unscored_chunks_are_skipped_and_nothing_else_moves():
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_only_scored_tokens_are_computed_and_nothing_else_moves(compile):
     hidden, weight, bias, targets = problem(tokens=70)
-    scored = torch.zeros(70, dtype=torch.bool)
-    scored[[3, 41]] = True
-    every = token_statistics(hidden, weight, bias, targets, chunk_tokens=10)
-    some = token_statistics(hidden, weight, bias, targets, chunk_tokens=10, scored=scored)
-    computed = torch.zeros(70, dtype=torch.bool)
-    computed[0:10] = computed[40:50] = True
+    scored = torch.rand(70, generator=torch.Generator().manual_seed(1)) < 0.4
+    options = {"chunk_tokens": 10, "compile": compile}
+    every = token_statistics(hidden, weight, bias, targets, **options)
+    some = token_statistics(hidden, weight, bias, targets, scored=scored, **options)
     for name in ("nll", "entropy", "rank"):
-        assert torch.equal(getattr(every, name)[computed], getattr(some, name)[computed])
-    assert some.nll[~computed].isnan().all()
-    assert (some.rank[~computed] == -1).all()
+        assert torch.equal(getattr(every, name)[scored], getattr(some, name)[scored])
+    assert some.nll[~scored].isnan().all()
+    assert some.entropy[~scored].isnan().all()
+    assert (some.rank[~scored] == -1).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 11, 70])
+def test_every_product_has_the_height_of_a_chunk(count):
+    heights = []
+
+    def fill(rows, out):
+        heights.append(len(out))
+        return out.normal_()
+
+    scored = torch.arange(70) < count
+    found = chunked_statistics(fill, torch.zeros(70, dtype=torch.int64), 30, chunk_tokens=10, scored=scored)
+    assert heights == [10] * -(-count // 10)
+    assert torch.equal(found.nll.isfinite(), scored)
+
+
+def test_a_head_knows_whether_a_tokens_place_moves_its_bits(monkeypatch):
+    _, weight, bias, _ = problem(tokens=1)
+    head = Head(weight, bias)
+    assert not head.place_matters(16)
+    product = Head._product
+
+    def leaning(self, hidden, out):
+        product(self, hidden, out)
+        out[3].mul_(1 + 1e-6)
+
+    monkeypatch.setattr(Head, "_product", leaning)
+    assert head.place_matters(16)
 
 
 def test_never_more_logits_than_one_chunk():
     largest = 0
 
-    def fill(start, stop, out):
+    def fill(rows, out):
         nonlocal largest
         largest = max(largest, out.untyped_storage().nbytes())
         return out.zero_()

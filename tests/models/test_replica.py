@@ -16,6 +16,7 @@ from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models import chunks
 from tokenbound.models import replica as replica_module
 from tokenbound.models.fusion import fuse_activations
+from tokenbound.models.head import Head
 from tokenbound.models.replica import Replica, is_out_of_memory, unscorable
 
 SMALL = {"vocab_size": 83, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -130,6 +131,31 @@ def test_unscored_positions_are_marked_and_their_targets_ignored():
     assert np.isnan(statistics.nll[~mask]).all()
     assert np.isnan(statistics.entropy[~mask]).all()
     assert (statistics.rank[~mask] == -1).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_else_is_scored_moves_no_bit(name):
+    replica = make_replica(name, chunk_tokens=16)
+    inputs, targets, mask = windows()
+    everything = replica.score(inputs, targets, np.ones_like(mask))
+    some = replica.score(inputs, targets, mask)
+    assert replica.gather
+    for left, right in ((everything.nll, some.nll), (everything.entropy, some.entropy), (everything.rank, some.rank)):
+        assert left[mask].tobytes() == right[mask].tobytes()
+
+
+def test_a_head_whose_bits_depend_on_place_scores_the_padding_too(caplog, monkeypatch):
+    expected = make_replica().score(*windows())
+    monkeypatch.setattr(Head, "place_matters", lambda *_, **__: True)
+    replica = make_replica()
+    heights = []
+    logits = Head.logits
+    monkeypatch.setattr(
+        Head, "logits", lambda self, hidden, out: heights.append(len(hidden)) or logits(self, hidden, out)
+    )
+    assert same(replica.score(*windows()), expected)
+    assert sum(heights) == BATCH * LENGTH
+    assert sum("depend on a token's place" in record.message for record in caplog.records) == 1
 
 
 def test_scoring_twice_gives_the_same_bits():

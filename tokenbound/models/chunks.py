@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
 
 from tokenbound.errors import InputError
 
@@ -51,8 +50,11 @@ class TokenStatistics(Generic[ArrayT]):
     """Smoothing weight of the model's own head, float32; None without one."""
 
 
-Fill = Callable[[int, int, torch.Tensor], torch.Tensor]
-"""Writes the float32 logits of tokens start..stop into the given [C, V] buffer and returns them."""
+Rows = slice | torch.Tensor
+"""Which tokens a chunk holds: a run of C tokens, or int64 [C] indices."""
+
+Fill = Callable[[Rows, torch.Tensor], torch.Tensor]
+"""Writes the float32 logits of the C tokens of a chunk into the given [C, V] buffer and returns them."""
 
 
 def chunk_shape(vocab_size: int, device: torch.device) -> tuple[int, int]:
@@ -86,7 +88,6 @@ def logits_statistics(
     targets: torch.Tensor,
     *,
     chunk_tokens: int | None = None,
-    scored: torch.Tensor | None = None,
     compile: bool = False,
 ) -> TokenStatistics[torch.Tensor]:
     """Loss, entropy and rank from logits [N, V] of any dtype, widened to float32 chunk by chunk.
@@ -95,7 +96,6 @@ def logits_statistics(
         logits: [N, V], left as they are.
         targets: [N] int64 ids in [0, V).
         chunk_tokens: C; default from `chunk_shape`.
-        scored: [N] bool, see `token_statistics`.
         compile: fuse the passes over a chunk with `torch.compile`.
 
     Returns:
@@ -105,12 +105,10 @@ def logits_statistics(
         InputError: `compile` was asked for where there is no compiler.
     """
 
-    def fill(start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
-        return out.copy_(logits[start:stop])
+    def fill(rows: Rows, out: torch.Tensor) -> torch.Tensor:
+        return out.copy_(logits[rows])
 
-    return chunked_statistics(
-        fill, targets, logits.shape[-1], chunk_tokens=chunk_tokens, scored=scored, compile=compile
-    )
+    return chunked_statistics(fill, targets, logits.shape[-1], chunk_tokens=chunk_tokens, compile=compile)
 
 
 def chunked_statistics(
@@ -145,31 +143,42 @@ def _chunk_loop(
     floor: bool,
 ) -> TokenStatistics[torch.Tensor]:
     tokens, device = targets.shape[0], targets.device
-    chunk, rows = chunk_shape(vocab_size, device)
+    chunk, block = chunk_shape(vocab_size, device)
     chunk = min(chunk_tokens or chunk, max(tokens, 1))
-    rows = chunk if compile else min(rows, chunk)
-    result = _unscored(tokens, device)
+    block = chunk if compile else min(block, chunk)
+    result, part = _unscored(tokens, device), _unscored(chunk, device)
     buffer = torch.empty(chunk, vocab_size, dtype=torch.float32, device=device)
-    scratch = torch.empty(0 if compile else rows, vocab_size, dtype=torch.float32, device=device)
-    for start in _chunk_starts(tokens, chunk, scored):
-        stop = min(start + chunk, tokens)
-        logits = fill(start, stop, buffer[: stop - start])
-        for first in range(start, stop, rows):
-            last = min(first + rows, stop)
-            part = TokenStatistics(result.nll[first:last], result.entropy[first:last], result.rank[first:last])
-            block = logits[first - start : last - start]
-            if compile:
-                _store(part, *_fused()(block, targets[first:last]), vocab_size)
-            else:
-                _eager_block(part, block, targets[first:last], scratch[: last - first], floor=floor)
+    scratch = torch.empty(0 if compile else block, vocab_size, dtype=torch.float32, device=device)
+    for rows, count in _chunks(tokens, chunk, scored, device):
+        logits, wanted = fill(rows, buffer), targets[rows]
+        if compile:
+            _store(part, *_fused()(logits, wanted), vocab_size)
+        else:
+            for first in range(0, chunk, block):
+                some = slice(first, min(first + block, chunk))
+                _eager_block(_part(part, some), logits[some], wanted[some], scratch, floor=floor)
+        into = rows if isinstance(rows, slice) else rows[:count]
+        result.nll[into] = part.nll[:count]
+        result.entropy[into] = part.entropy[:count]
+        result.rank[into] = part.rank[:count]
     return result
 
 
-def _chunk_starts(tokens: int, chunk: int, scored: torch.Tensor | None) -> list[int]:
-    if scored is None:
-        return list(range(0, tokens, chunk))
-    padded = nn.functional.pad(scored, (0, -tokens % chunk))
-    return (padded.view(-1, chunk).any(1).nonzero().squeeze(1) * chunk).tolist()
+def _chunks(tokens: int, chunk: int, scored: torch.Tensor | None, device: torch.device) -> Iterator[tuple[Rows, int]]:
+    """The scored tokens in chunks of exactly C, and how many of each chunk count.
+
+    The last one is filled up with its last token: a product of another height could have other bits.
+    """
+    index = torch.arange(tokens) if scored is None else scored.nonzero().squeeze(1)
+    padded = torch.cat([index, index[-1:].expand(-len(index) % chunk)]).to(device, non_blocking=True)
+    for start in range(0, len(index), chunk):
+        whole = scored is None and start + chunk <= tokens
+        rows = slice(start, start + chunk) if whole else padded[start : start + chunk]
+        yield rows, min(chunk, len(index) - start)
+
+
+def _part(statistics: TokenStatistics[torch.Tensor], some: slice) -> TokenStatistics[torch.Tensor]:
+    return TokenStatistics(statistics.nll[some], statistics.entropy[some], statistics.rank[some])
 
 
 def _unscored(tokens: int, device: torch.device) -> TokenStatistics[torch.Tensor]:
@@ -189,6 +198,7 @@ def _eager_block(
     floor: bool,
 ) -> None:
     """Statistics of one block in place: `logits_RV` is consumed, `scratch_RV` is the only other [R, V] array."""
+    scratch_RV = scratch_RV[: len(logits_RV)]
     target_logits = logits_RV.gather(1, targets.unsqueeze(1))
     # A float comparison and a float sum are vectorised, a sum of booleans is not. The comparison is made on the
     # logits themselves: subtracting the maximum first could merge two different logits into a tie.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenbound.models.chunks import TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
+from tokenbound.models.chunks import Rows, TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
 from tokenbound.models.quantized.deployed import is_quantized
 
 __all__ = ["Head", "TokenStatistics", "chunk_shape", "find_head", "logits_statistics", "token_statistics"]
@@ -46,8 +46,9 @@ def token_statistics(
         softcap: bound of tanh soft-capping, None for none.
         scale: factor on the logits, before soft-capping.
         chunk_tokens: C; default from `chunk_shape`.
-        scored: [N] bool; a chunk without a scored token is skipped (its nll and entropy are NaN, its rank -1).
-            Chunks start at fixed multiples of C, so what is skipped never changes the value of another token.
+        scored: [N] bool; logits are made for these tokens alone (elsewhere nll and entropy are NaN and rank is -1).
+            They are gathered into chunks of exactly C; whether a token's place in its chunk moves its bits depends
+            on the device's matrix product, see `Head.place_matters`.
         compile: fuse the passes over a chunk with `torch.compile`.
 
     Returns:
@@ -122,11 +123,37 @@ class Head:
     ) -> TokenStatistics[torch.Tensor]:
         """As `token_statistics`, for hidden states [N, d] and targets [N]."""
 
-        def fill(start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
-            return self.logits(hidden[start:stop], out)
+        def fill(rows: Rows, out: torch.Tensor) -> torch.Tensor:
+            return self.logits(hidden[rows], out)
 
         return chunked_statistics(
             fill, targets, self.vocab_size, chunk_tokens=chunk_tokens, scored=scored, compile=compile
+        )
+
+    def place_matters(self, chunk: int, *, compile: bool = False) -> bool:
+        """Whether the bits of a token's statistics depend on its place in a chunk or on the tokens beside it.
+
+        Tokens may be gathered (`scored`) only where they do not, or else a loss would depend on where a document
+        ends. Two chunks of fixed hidden states are scored as they stand, in reverse, and with a third left out.
+
+        Args:
+            chunk: C, tokens of a chunk as they will be scored.
+            compile: as they will be scored.
+        """
+        device, width = self.weight.device, self.weight.shape[1]
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(2 * chunk, width, generator=generator).to(device)
+        targets = torch.randint(self.vocab_size, (2 * chunk,), generator=generator).to(device)
+        scored = torch.rand(2 * chunk, generator=generator) < 2 / 3
+
+        def bits(hidden: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | None = None) -> torch.Tensor:
+            found = self.statistics(hidden, targets, chunk_tokens=chunk, scored=scored, compile=compile)
+            return torch.stack([found.nll.view(torch.int32), found.entropy.view(torch.int32), found.rank])
+
+        plain, kept = bits(hidden, targets), scored.to(device)
+        return not (
+            torch.equal(plain, bits(hidden.flip(0), targets.flip(0)).flip(1))
+            and torch.equal(plain[:, kept], bits(hidden, targets, scored)[:, kept])
         )
 
 

@@ -29,7 +29,14 @@ from tokenbound.models.chunks import (
 )
 from tokenbound.models.delta import Weights, decode_weights
 from tokenbound.models.fusion import fuse_activations
-from tokenbound.models.head import body_and_projection, find_head, forward_options, last_hidden_state, max_positions
+from tokenbound.models.head import (
+    Head,
+    body_and_projection,
+    find_head,
+    forward_options,
+    last_hidden_state,
+    max_positions,
+)
 from tokenbound.models.spread import is_spread
 
 logger = logging.getLogger(__name__)
@@ -87,6 +94,7 @@ class Replica:
             )
         self.vocab_size = self.head.vocab_size if self.head else self._logits_width()
         self.compile = compile and self._compiles()
+        self.gather = self.head is not None and self._gathers(self.head)
         self.smoothing = getattr(self.model, "smoothing_head", None)
         if self.smoothing is not None and self.head is None:
             raise InputError("the model has a smoothing head, but its own output head is not of a known form")
@@ -150,8 +158,7 @@ class Replica:
 
     def _compiles(self) -> bool:
         """Compile for the shape of a whole chunk, once, before anything is scored."""
-        chunk = self.chunk_tokens or chunk_shape(self.vocab_size, self.device)[0]
-        tokens = min(chunk, self.batch * self.length)
+        tokens = self._rows_of_chunk()
         with _out_of_memory_named(f"a chunk of {tokens} x {self.vocab_size} logits on {self.device}"):
             logits = torch.zeros(tokens, self.vocab_size, device=self.device)
             targets = torch.zeros(tokens, dtype=torch.int64, device=self.device)
@@ -163,6 +170,18 @@ class Replica:
                 logger.warning("torch.compile failed (%s); scoring without it", str(error).strip().partition("\n")[0])
                 return False
         return True
+
+    def _rows_of_chunk(self) -> int:
+        chunk = self.chunk_tokens or chunk_shape(self.vocab_size, self.device)[0]
+        return min(chunk, self.batch * self.length)
+
+    def _gathers(self, head: Head) -> bool:
+        """Whether the head may skip the positions that are not scored; if not, say once what that costs."""
+        with _out_of_memory_named(f"two chunks of {self.vocab_size} logits on {self.device}"):
+            matters = head.place_matters(self._rows_of_chunk(), compile=self.compile)
+        if matters:
+            logger.warning("%s: the head's bits depend on a token's place; padding is scored and left out", self.device)
+        return not matters
 
     def _logits_width(self) -> int:
         return int(self._own_logits(torch.zeros(1, 1, dtype=torch.int64, device=self.device)).shape[-1])
@@ -280,24 +299,24 @@ class Replica:
     ) -> tuple[TokenStatistics[torch.Tensor], torch.Tensor | None]:
         options: dict[str, Any] = {"chunk_tokens": self.chunk_tokens, "compile": self.compile}
         if self.head is None:
-            return self._score_own_logits(inputs, targets, mask, options), None
+            return self._score_own_logits(inputs, targets, options), None
         hidden = self._hidden(inputs)
         # The head of a model that is spread over GPUs may lie on another one than the last layer.
         flat = hidden.flatten(0, 1).to(self.head.weight.device)
-        found = self.head.statistics(flat, targets.flatten().to(flat.device), scored=mask.flatten(), **options)
+        scored = mask.flatten() if self.gather and not bool(mask.all()) else None
+        found = self.head.statistics(flat, targets.flatten().to(flat.device), scored=scored, **options)
         if self.smoothing is None:
             return found, hidden
         return replace(found, alpha=self.smoothing(flat).to(flat.device)), hidden
 
     def _score_own_logits(
-        self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+        self, inputs: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]
     ) -> TokenStatistics[torch.Tensor]:
         rows = self._rows_of_own_logits()
         parts = [
             logits_statistics(
                 self._own_logits(inputs[first : first + rows]).flatten(0, 1),
                 targets[first : first + rows].flatten(),
-                scored=mask[first : first + rows].flatten(),
                 **options,
             )
             for first in range(0, self.batch, rows)
