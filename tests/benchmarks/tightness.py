@@ -22,7 +22,7 @@ from tokenbound.ledger import exact_sums, full_evidence
 from tokenbound.store.run import CERTIFICATE
 
 KAPPA_PER_TOKEN = (0.025, 0.003)
-"""What-if rows: the smallest m at which the freedman line's kappa/m is at most this."""
+"""What-if rows, unless the run's own m is larger: the smallest m at which freedman's kappa/m is at most this."""
 
 METHODS = ("freedman", "azuma")
 
@@ -66,7 +66,8 @@ def measure(run: str) -> list[Row]:
     claim, ledger = certificate.claim(), certificate.ledger(run)
     ledger = replace(ledger, columns=("nll", "entropy", "rank"))
     evidence = full_evidence(ledger, claim.top_k)
-    claims = [claim, *(claim.with_larger_corpus(needed_tokens(certificate, ratio)) for ratio in KAPPA_PER_TOKEN)]
+    larger = [m for ratio in KAPPA_PER_TOKEN if (m := needed_tokens(certificate, ratio)) > certificate.num_tokens]
+    claims = [claim, *map(claim.with_larger_corpus, larger)]
     tunings = [choose_tunings(evidence, each) for each in claims]
     sums = exact_sums(ledger, [tuning for chosen in tunings for tuning in chosen])
     width = len(tunings[0])
@@ -79,7 +80,7 @@ def measure(run: str) -> list[Row]:
 def needed_tokens(certificate: Certificate, kappa_per_token: float) -> int:
     """The smallest m with kappa/m at most this; kappa does not depend on m but for a few bits of tuning."""
     kappa = max(line["kappa_nats"] for line in certificate.bounds if line["method"] in METHODS)
-    return max(certificate.num_tokens, round(1.001 * kappa / kappa_per_token))
+    return round(1.001 * kappa / kappa_per_token)
 
 
 def row(claim: Claim, tunings: tuple[Tuning, ...], sums: LineSums) -> Row:
