@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style":
-            self.text += data.replace("\u00a0", " ")
+            self.text += data
 
     def figures(self) -> list[str]:
         """Names of the figures, in order."""

@@ -67,6 +67,16 @@ def test_a_sweep_has_a_row_and_a_dot_for_every_trial(trials, read_page):
     assert f"tokenbound verify {best.file}" in page.text
 
 
+def test_a_name_is_whole_and_is_copied_as_it_is(trials, read_page):
+    named = [replace(row, trial=f"markov-{place}") for place, row in enumerate(trials)]
+    text = sweep_html(named)
+    best = min(named, key=lambda row: row.bound_bits)
+    heading = text[text.index("<h1>") : text.index("</h1>")]
+    assert f'<span class="whole">{best.trial}</span> with ' in heading
+    assert f"of {best.trial} with {best.artifact_bytes:,} bytes." in read_page(text).text
+    assert not set(read_page(text).text) & set("\u00a0\u2011\u2060\ufeff\u00ad")
+
+
 def test_certificates_of_different_claims_are_not_said_to_hold_at_once(trials, read_page):
     assert hold_together(trials)
     assert "all bounds below hold" in read_page(sweep_html(trials)).text

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,6 +48,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     text: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    """Of each row, what stands in small print below its first cell; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,17 @@ def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_template))
-    environment.filters["keep_units"] = _keep_units
+    environment.filters["unbroken"] = _unbroken
     return environment
 
 
-def _keep_units(sentence: str) -> str:
-    r"""No line break between a number and its `%` or `bits`.
+def _unbroken(sentence: str) -> Markup:
+    """No line break, where there is room, between a number and its `%` or `bits`, or inside a name with hyphens.
 
-    >>> _keep_units("With 95 % confidence")
-    'With 95\xa0% confidence'
+    >>> _unbroken("With 95 % confidence")
+    Markup('With <span class="whole">95 %</span> confidence')
+    >>> _unbroken("<b> of markov-4")
+    Markup('&lt;b&gt; of <span class="whole">markov-4</span>')
     """
-    return re.sub(r"(?<=\d) (?=%|bits)", "\u00a0", sentence)
+    whole = r"\d[\d.,]* (?:%|bits\b)|[\w.+]+(?:-[\w.+]+)+"
+    return Markup(re.sub(whole, r'<span class="whole">\g<0></span>', str(escape(sentence))))

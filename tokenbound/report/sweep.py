@@ -8,6 +8,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -227,11 +228,12 @@ def sweep_html(rows: Sequence[SweepRow]) -> str:
     head, *body = _cells(rows)
     table = page.Table(
         "Every trial",
-        "Losses and bounds are in bits per token, errors as bound (measured); bounds are rounded up. Measured is the "
-        "mean loss of the unsmoothed model.",
-        (*head, "claim", "certificate"),
-        tuple((*cells, row.certificate[:8], row.file) for cells, row in zip(body, rows, strict=True)),
-        text=("trial", "family", "claim", "certificate"),
+        "Each trial with its certificate. Losses and bounds are in bits per token, errors as bound (measured); bounds "
+        "are rounded up. Measured is the mean loss of the unsmoothed model.",
+        tuple(head),
+        tuple(map(tuple, body)),
+        text=("trial", "family"),
+        small=tuple(row.file for row in rows),
     )
     return page.render(
         "comparison.html",
@@ -367,7 +369,8 @@ def _bytes_figure(rows: Sequence[SweepRow]) -> tuple[Figure, page.Legend]:
     axes.set_xlabel("artifact, bytes")
     axes.set_ylabel("bound, bits per token")
     axes.grid(True)
-    _label_points(axes, [(x, y, plain(trial)) for x, y, trial in sorted(points, key=lambda point: -point[1])])
+    labels = [(x, y, plain(trial)) for x, y, trial in sorted(points, key=lambda point: -point[1])]
+    _label_points(axes, labels, _steps(edge))
     return figure, (("accent", "dot", "trials"), ("muted", "line", "frontier"))
 
 
@@ -379,12 +382,22 @@ PLACES = tuple(
 """Where a point's label may stand: alignment, and the shift from the point in typographic points."""
 
 
-def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+def _steps(edge: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the line that joins a frontier, in order.
+
+    >>> _steps([(1.0, 5.0), (2.0, 4.0)])
+    [(1.0, 5.0), (2.0, 5.0), (2.0, 4.0)]
+    """
+    return [*edge[:1], *(corner for (_, y), (x, below) in pairwise(edge) for corner in ((x, y), (x, below)))]
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]], line: Sequence[tuple[float, float]]) -> None:
     """Write a label beside each point, where it covers least and no other point is nearer.
 
     Args:
         axes: with its limits set; they are kept.
         points: x and y as data, and the label.
+        line: corners, as data, of a line that labels should not cross.
     """
     from matplotlib.transforms import Bbox
 
@@ -394,6 +407,8 @@ def _label_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> Non
     frame = axes.get_window_extent()
     dots = [(float(x), float(y)) for x, y in axes.transData.transform([point[:2] for point in points])]
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    corners = axes.transData.transform(list(line)) if line else ()
+    taken += [Bbox([(x, min(y, to)), (along, max(y, to))]).padded(1) for (x, y), (along, to) in pairwise(corners)]
     for (x, y, label), dot in zip(points, dots, strict=True):
         tried = []
         for side, right, up in PLACES:
