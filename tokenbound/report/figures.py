@@ -487,8 +487,8 @@ def log_x(axes: Any, show: Callable[[float], str]) -> None:
     """A logarithmic x axis with few round ticks, each shown in few letters."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    few = high / low < 300
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=9))
+    steps = (1.0,) if high / low >= 300 else (1.0, 2.0, 5.0) if high / low >= 6 else (1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=9))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
