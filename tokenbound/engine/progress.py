@@ -12,6 +12,8 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from tokenbound.report.words import duration
+
 logger = logging.getLogger(__name__)
 
 B = TypeVar("B")
@@ -23,7 +25,7 @@ def describe_speed(done: int, total: int, speed: float) -> str:
     >>> describe_speed(500_000, 2_000_000, 25_000.0)
     '500.0k / 2.00M tokens, 25.0k tokens/s, 1 min left'
     """
-    left = _duration((total - done) / speed) if speed > 0 else "?"
+    left = duration((total - done) / speed) if speed > 0 else "?"
     return f"{describe_done(done, total)}, {_human(speed)} tokens/s, {left} left"
 
 
@@ -41,12 +43,6 @@ def _human(number: float) -> str:
         if number >= scale:
             return f"{number / scale:.2f}{suffix}" if scale > 1e3 else f"{number / scale:.1f}{suffix}"
     return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 INTERVAL_S = 30.0

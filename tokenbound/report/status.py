@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from tokenbound.report.words import duration
 from tokenbound.store.attempts import Attempt, Attempts, all_attempts
 from tokenbound.store.run import CERTIFICATE, CommitRecord, RunDirectory
 
@@ -151,7 +152,8 @@ def status_view(name: str, status: RunStatus) -> RenderableType:
 
 
 def _replica_table(replicas: Sequence[ReplicaStatus]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """One line for each replica; 80 columns hold an address of IPv4 and a billion tokens."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("replica", "shards", "tokens", "tokens/s", "at work on"):
         table.add_column(name, justify="left" if name in ("replica", "at work on") else "right", overflow="fold")
     for each in replicas:
@@ -160,14 +162,10 @@ def _replica_table(replicas: Sequence[ReplicaStatus]) -> Table:
             f"{each.shards:,}",
             f"{each.tokens:,}",
             "" if each.tokens_per_s is None else f"{each.tokens_per_s:,.0f}",
-            "" if each.shard is None else f"shard {each.shard} since {_clock(each.began)} ({_ago(each.began)})",
+            "" if each.shard is None else f"shard {each.shard} for {duration(max(0.0, time.time() - each.began))}",
         )
     return table
 
 
 def _clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S UTC")
-
-
-def _ago(seconds: float) -> str:
-    return f"{max(0, time.time() - seconds):.0f} s"

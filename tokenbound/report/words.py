@@ -196,3 +196,14 @@ def line_name(line: dict[str, Any]) -> str:
 def is_companion(line: dict[str, Any]) -> bool:
     """Whether a line says where its smoothing comes from, beside those that took the best of the package's grid."""
     return line["parameters"].get("alpha_from") in ALPHA_WORDS
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest sensible unit.
+
+    >>> duration(12.3), duration(754), duration(9000)
+    ('12 s', '13 min', '2.5 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
