@@ -111,5 +111,5 @@ def training_here() -> Iterator[None]:
     from tokenbound.engine import fit
 
     with _patched() as patch:
-        patch.setattr(fit, "TorchTrainer", TrainerHere)
+        patch.setattr(fit, "Trainer", TrainerHere)
         yield

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
 
 from tokenbound import cli
+from tokenbound.config import PretrainConfig, RunConfig, _keys_at
+from tokenbound.signals import first_signal
+from tokenbound.sweep import SweepConfig
 
 FROZEN = {
     "bound",
@@ -130,6 +135,89 @@ def test_alone_it_shows_three_things(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert all(word in shown for word in ("demo", "evaluate", "verify"))
     assert max(len(line) for line in shown.splitlines()) <= 80
     assert shown.count("\n  tokenbound ") == 3
+
+
+CONFIGS = {
+    "evaluate": RunConfig,
+    "plan": RunConfig,
+    "pretrain": PretrainConfig,
+    "reevaluate": RunConfig,
+    "sweep": SweepConfig,
+}
+
+
+def test_every_example_of_an_override_is_a_key_of_the_commands_own_config() -> None:
+    for name, command in typer.main.get_group(cli.app).commands.items():
+        (option,) = [each for each in command.params if "--set" in each.opts] or [None]
+        assert (option is None) == (name not in (*CONFIGS, "compress"))
+        if option is None:
+            continue
+        (example,) = re.findall(r"e\.g\. (\S+=\S+)\.$", option.help)
+        if name == "compress":
+            cli._compress_settings(None, None, [example])
+        else:
+            *parents, leaf = example.partition("=")[0].split(".")
+            assert leaf in _keys_at(CONFIGS[name], parents), (name, example)
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """As a terminal leaves them; shells have SIGINT ignored in the background."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    assert {number: signal.getsignal(number) for number in usual} == usual
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_what_a_signal_ends_is_one_line_and_its_own_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever Ray makes of KeyboardInterrupt on its way."""
+
+    def interrupted(number: int) -> Any:
+        def run(*_: Any, **__: Any) -> None:
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt from None
+
+        return run
+
+    for number, name in ((signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
+        monkeypatch.setattr(cli, "_evaluate_and_print", interrupted(number))
+        monkeypatch.setattr(cli, "_read_artifact", interrupted(number))
+        assert call(monkeypatch, "demo") == 128 + number
+        error = capsys.readouterr().err
+        assert error == f"tokenbound: stopped by {name}; what is done is kept: run the same command again to resume\n"
+        assert call(monkeypatch, "inspect", "demo") == 128 + number
+        assert capsys.readouterr().err == f"tokenbound: stopped by {name}\n"
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with first_signal() as received:
+        signal.raise_signal(signal.SIGINT)
+    assert received == []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_commands_that_report_progress_go_on_where_they_were() -> None:
+    commands = typer.main.get_group(cli.app).commands
+    assert {name for name in commands if any(each.name == "quiet" for each in commands[name].params)} == cli.RESUMABLE
+
+
+def test_no_bars_of_other_packages_in_a_log() -> None:
+    code = (
+        "import sys; from tokenbound import cli; sys.argv = ['tokenbound', '--version']\n"
+        "try: cli._root(type('C', (), {'invoked_subcommand': 'demo'}))\n"
+        "finally: from transformers.utils import logging; print(logging.is_progress_bar_enabled())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"
 
 
 def test_every_command_speaks_json() -> None:

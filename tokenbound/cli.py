@@ -5,18 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shlex
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.measure import Measurement
+from typer.core import TyperGroup
 
-from tokenbound.errors import InputError, TokenboundError
+from tokenbound.errors import InputError, StoppedError, TokenboundError
+from tokenbound.signals import first_signal
 from tokenbound.store.uri import base_name, join, split
 
 logger = logging.getLogger(__name__)
@@ -31,16 +35,44 @@ if TYPE_CHECKING:
     from tokenbound.store.history import HistoryEntry
     from tokenbound.store.run import RunDirectory
 
+RESUMABLE = {"compress", "demo", "evaluate", "plan", "pretrain", "reevaluate", "sweep"}
+"""Commands that keep what they have done: the same command goes on from there."""
+
+
+class _Commands(TyperGroup):
+    """The commands; SIGINT and SIGTERM end one in order."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for.
+
+        Raises:
+            StoppedError: a signal asked it to end.
+        """
+        with first_signal() as received:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                number = received[0] if received else signal.SIGINT
+                raise StoppedError(number, resumable=ctx.invoked_subcommand in RESUMABLE) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=True,
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     help="Provable generalization bounds for language models, from every training token.",
 )
 
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a config key, e.g. what.bound.delta=0.01.")
-]
+
+def _override(example: str) -> Any:
+    """The option that overrides keys of a config, with an example that its config has."""
+    return typer.Option("--set", help=f"Override a config key, e.g. {example}.")
+
+
+RunOverrides = Annotated[list[str] | None, _override("what.bound.delta=0.01")]
+PretrainOverrides = Annotated[list[str] | None, _override("what.training.tokens=1000000")]
+SweepOverrides = Annotated[list[str] | None, _override("how.parallel=2")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file; its keys are described in tokenbound/config.py.")
@@ -66,7 +98,14 @@ def _log_to_stderr() -> None:
 def _silence(quiet: bool) -> bool:
     if quiet:
         logging.getLogger("tokenbound").setLevel(logging.WARNING)
+        _hide_bars()
     return quiet
+
+
+def _hide_bars() -> None:
+    """Switch off the progress bars of Hugging Face's packages, which read this when they are imported."""
+    for package in ("HUB", "DATASETS"):  # transformers asks the hub's
+        os.environ.setdefault(f"HF_{package}_DISABLE_PROGRESS_BARS", "1")
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_silence, help="Only results and errors.")]
@@ -90,7 +129,10 @@ def _root(
     ] = False,
 ) -> None:
     _log_to_stderr()
-    logging.getLogger("tokenbound").setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.getLogger("tokenbound").setLevel(logging.INFO)
+    _silence(quiet)
+    if not sys.stderr.isatty():
+        _hide_bars()
     if context.invoked_subcommand is None:
         Console().print(
             "[bold]tokenbound[/bold]: an upper bound on a language model's expected loss, from every training "
@@ -105,7 +147,9 @@ def _root(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
-    windows: Annotated[int | None, typer.Option(help="Windows to sample; 0 scores every one.", min=0)] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Windows to sample, more than 256; 0 scores every one.", min=0)
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +161,7 @@ def demo(
 
 
 @app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def evaluate(config: ConfigFile, overrides: RunOverrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Score a corpus and write the certificate; run it again to resume."""
     from tokenbound.config import RunConfig, load_config
 
@@ -331,7 +375,9 @@ def _read_artifact(name: str) -> bytes:
 
 
 @app.command()
-def pretrain(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def pretrain(
+    config: ConfigFile, overrides: PretrainOverrides = None, quiet: Quiet = False, as_json: AsJson = False
+) -> None:
     """Train a model and encode it; run it again to resume."""
     from tokenbound.config import PretrainConfig, load_config
     from tokenbound.engine.train import pretrain as run_training
@@ -352,7 +398,7 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = Fal
 @app.command()
 def reevaluate(
     config: ConfigFile,
-    overrides: Overrides = None,
+    overrides: RunOverrides = None,
     fail_if_worse: Annotated[
         float | None, typer.Option(metavar="BITS", help="Exit with 5 if a bound rose by more than this.")
     ] = None,
@@ -414,7 +460,7 @@ def history(
 
 
 @app.command()
-def sweep(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def sweep(config: ConfigFile, overrides: SweepOverrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Train, encode and certify many configurations and compare them; run it again to resume."""
     from tokenbound.config import load_config
     from tokenbound.engine.sweep import sweep as run_sweep
@@ -431,7 +477,7 @@ def sweep(config: ConfigFile, overrides: Overrides = None, quiet: Quiet = False,
 @app.command()
 def plan(
     config: ConfigFile,
-    overrides: Overrides = None,
+    overrides: RunOverrides = None,
     probe_seconds: Annotated[float, typer.Option(help="Seconds of scoring to measure the speed; 0: none.", min=0)] = 60,
     bits_per_weight: Annotated[float | None, typer.Option(help="Assume this code length of a checkpoint.")] = None,
     gpu_memory_gib: Annotated[float, typer.Option(help="Memory of a GPU, where there is none to ask.", min=1)] = 80,

@@ -4,6 +4,8 @@ Every message names the field or file, the offending value and the cure. Program
 ``AssertionError`` or whatever Python raises; they are never caught and renamed.
 """
 
+import signal
+
 
 class TokenboundError(ValueError):
     """Base of all errors caused by input or environment; the command line prints its text and exits."""
@@ -35,3 +37,12 @@ class WorseError(TokenboundError):
     """The new bound is worse than the user allows (exit code 5)."""
 
     exit_code = 5
+
+
+class StoppedError(TokenboundError):
+    """A signal asked the program to end (exit code 128 and its number, as shells have it: 130, 143)."""
+
+    def __init__(self, number: int, *, resumable: bool) -> None:
+        kept = "; what is done is kept: run the same command again to resume" if resumable else ""
+        super().__init__(f"stopped by {signal.Signals(number).name}{kept}")
+        self.exit_code = 128 + number

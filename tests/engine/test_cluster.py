@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 
 from tokenbound.engine.cluster import ray_session
 from tokenbound.errors import IncompleteError
+from tokenbound.signals import first_signal
 
 SESSION = """
-import json, os, time
+import json, os, signal, threading, time
 import psutil, ray
 from tokenbound.engine.cluster import ray_session
+from tokenbound.signals import first_signal
 
 @ray.remote(num_cpus=1)
 class Scorer:
@@ -27,6 +30,10 @@ class Scorer:
 def pid():
     return os.getpid()
 
+@ray.remote(num_cpus=0)
+def work():
+    time.sleep(600)
+
 def listening():
     me = psutil.Process()
     for process in (me, *me.children(recursive=True)):
@@ -34,12 +41,17 @@ def listening():
             if socket.status == psutil.CONN_LISTEN:
                 yield process.name(), socket.laddr.ip
 
-with ray_session():
+with first_signal() as received, ray_session():
     scorers = [Scorer.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
     ray.get([scorer.ready.remote() for scorer in scorers])
     before, listeners = ray.get(pid.remote()), list(listening())
     time.sleep(4)
-    print(json.dumps({"kept": before == ray.get(pid.remote()), "listening": listeners}))
+    kept = before == ray.get(pid.remote())
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        ray.get(work.remote())
+    except KeyboardInterrupt:
+        print(json.dumps({"kept": kept, "listening": listeners, "received": received}))
 """
 
 
@@ -47,8 +59,20 @@ with ray_session():
 def session() -> dict[str, Any]:
     """What a session of its own saw."""
     done = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=240, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return {**json.loads(done.stdout), "stderr": done.stderr}
+
+
+def test_sigterm_means_what_the_program_says_and_shows_no_stacks(session: dict[str, Any]) -> None:
+    assert session["received"] == [signal.SIGTERM]
+    assert session["stderr"] == ""
+
+
+def test_sigterm_while_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: sys.exit(signal.SIGTERM))  # as Ray answers it meanwhile
+    with first_signal() as received, pytest.raises(KeyboardInterrupt), ray_session():
+        pass
+    assert received == [signal.SIGTERM]
 
 
 def test_idle_task_processes_are_kept_beside_scorers(session: dict[str, Any]) -> None:

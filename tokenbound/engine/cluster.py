@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,7 +42,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local = {} if chosen else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    with warnings.catch_warnings(), _quiet_stderr(), nullcontext() if chosen else _loopback_kept():
+    kept = nullcontext() if chosen else _loopback_kept()
+    with warnings.catch_warnings(), _quiet_stderr(), _sigterm_kept(), kept:
         warnings.simplefilter("ignore")
         try:
             ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -70,6 +73,22 @@ def _loopback_kept() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = kept
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the program's own answer to SIGTERM, where it has one: Ray's prints the stacks of its threads."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # what Ray makes of the signal while it starts
+        handler(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

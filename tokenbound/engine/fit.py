@@ -36,6 +36,13 @@ logger = logging.getLogger(__name__)
 STATE = "state.pt"
 
 
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, without its own answer to SIGINT, which ends the program as if it were done."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the program's answer in place."""
+
+
 def fit(
     build: Callable[[], Any],
     training: TrainingConfig,
@@ -57,20 +64,17 @@ def fit(
         The trained state dict on the CPU, and the smoothed training loss at the end in bits per token.
 
     Raises:
-        InputError: training diverged, the corpus is too short, or a tracker is not installed.
+        InputError: training diverged, or the corpus is too short.
         TokenboundError: the run ended without a checkpoint.
     """
     import torch
 
-    from tokenbound.training.trackers import require_trackers
-
-    require_trackers(how.log)
     output = Path(how.output).absolute()
     resources = cluster_resources()
     use_gpu = how.device == "cuda" or (how.device == "auto" and resources.gpus > 0)
     share = max(1, (resources.cpus - 1 if resources.cpus > 2 else resources.cpus) // how.workers)
     cpus = share if how.threads == "auto" else how.threads
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config={
             "build": build,
