@@ -15,6 +15,7 @@ from tokenbound.compression.artifact import encode_artifact
 from tokenbound.compression.delta import encode_adapter, encode_difference, tensors_sha256
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.demo import demo_artifact
 from tokenbound.report.artifact import artifact_view
 
 GOLDEN = Path(__file__).parents[1] / "compression" / "golden"
@@ -48,6 +49,12 @@ def test_every_codec_has_its_row(compare: bool) -> None:
     for name in ("exact", "uniform", "groups", "lattice", "float16", "packed"):
         assert len(re.findall(rf"^ ?{name} +[\d,]+ ", codecs, re.MULTILINE)) == 1, name
     assert ("zstd-19" in text) == compare
+
+
+def test_usual_names_of_layers_stay_whole_in_eighty_columns() -> None:
+    console = Console(file=StringIO(), record=True, width=80)
+    console.print(artifact_view(inspect_artifact(demo_artifact())))
+    assert " model.layers.0.post_attention_layernorm " in console.export_text()
 
 
 def test_comparisons_fit_a_terminal_of_eighty_columns() -> None:

@@ -43,7 +43,7 @@ def _base(report: ArtifactReport) -> list[Text]:
 
 
 def _table(*names: str, numbers: tuple[str, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(names):
         table.add_column(name, overflow="fold", no_wrap=place > 0, min_width=0 if place else NAME_WIDTH)
     for name in numbers:

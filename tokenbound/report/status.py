@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from tokenbound.errors import IncompleteError
 from tokenbound.report.words import duration
 from tokenbound.store.attempts import Attempt, Attempts, all_attempts
 from tokenbound.store.run import CERTIFICATE, CommitRecord, RunDirectory
@@ -71,6 +72,8 @@ def run_status(run: RunDirectory) -> RunStatus:
         IncompleteError: there is no plan: the run has not begun.
         MismatchError: a commit record is damaged.
     """
+    if not run.exists("plan.json"):
+        raise IncompleteError(f"{run.uri} has no plan.json: no run has begun there")
     plan, records, attempts = run.read_json("plan.json"), run.committed(), _of_last_start(all_attempts(run))
     events = run.progress()
     lost = [
