@@ -12,6 +12,7 @@ from tokenbound.config import RunConfig, WhatConfig, validate
 from tokenbound.errors import InputError
 
 CORPUS = {"source": "text", "paths": ["x"], "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False}
+TOKENS = {"source": "tokens", "paths": ["x"], "vocab_size": 9, "add_bos": False, "add_eos": False}
 HOLDOUT = {"prior": "holdout", "holdout_declaration": "training, and all choices"}
 
 
@@ -29,6 +30,8 @@ def what(**sections: Any) -> WhatConfig:
     ("sections", "words"),
     [
         ({"sample": {"until_slack_bits": 0.1}, "bound": {"methods": ["kl"]}}, "needs a loss line"),
+        ({"sample": {"windows": 256}}, "must exceed `pilot_windows` 256"),
+        ({"corpus": {**TOKENS, "tokenizer_is": "counted"}}, "no tokenizer to count"),
         ({"bound": {"prior": "holdout"}}, "say what these tokens were not used for"),
         ({"bound": {"methods": ["kl", "document"]}, "windows": {"context": "packed"}}, "context: document"),
         ({"bound": {"methods": ["azuma", "azuma"]}}, "each once"),

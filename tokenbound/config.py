@@ -119,6 +119,8 @@ class CorpusConfig(_Section):
                 raise ValueError("source `tokens` needs `vocab_size`, the number of ids its tokenizer can emit")
             if self.tokenizer is not None:
                 raise ValueError("source `tokens` holds ids already; remove `tokenizer`")
+            if self.tokenizer_is == "counted":
+                raise ValueError("source `tokens` has no tokenizer to count; declare `tokenizer_is: given`")
             if self.add_bos or self.add_eos:
                 raise ValueError("source `tokens` is scored as it is; set `add_bos: false` and `add_eos: false`")
         elif self.tokenizer is None:
@@ -164,6 +166,15 @@ class SampleConfig(_Section):
     evaluation: int | None = Field(default=None, ge=1)
     """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta.
     `reevaluate` counts by itself. Null: the corpus does not grow."""
+
+    @model_validator(mode="after")
+    def _more_than_a_pilot(self) -> Self:
+        if self.windows is not None and self.windows <= self.pilot_windows:
+            raise ValueError(
+                f"`windows` {self.windows} must exceed `pilot_windows` {self.pilot_windows}; draw more or shorten the "
+                "pilot"
+            )
+        return self
 
     @property
     def is_full(self) -> bool:
@@ -512,7 +523,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise InputError(f"override {override!r} must look like what.bound.delta=0.01")
+        raise InputError(f"override {override!r} must look like how.output=runs/other")
     refuse_credentials(text, where=key)
     *parents, leaf = key.split(".")
     node = tree
@@ -533,7 +544,7 @@ def dump_config(config: BaseModel) -> str:
     Args:
         config: validated.
 
-    >>> print(dump_config(SampleConfig(windows=100)).splitlines()[0])
-    windows: 100
+    >>> print(dump_config(SampleConfig(windows=1000)).splitlines()[0])
+    windows: 1000
     """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

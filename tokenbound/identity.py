@@ -97,6 +97,13 @@ def scoring_identity(
         "corpus_sha256": corpus_sha256,
         "tokens_sha256": tokens_sha256,
         "protocol": protocol,
+        **drawing(sample),
+    }
+
+
+def drawing(sample: SampleConfig) -> dict[str, Any]:
+    """What of a sample is part of the identity: not where it stops."""
+    return {
         "sampled": not sample.is_full,
         "seed": sample.seed,
         "pilot_windows": None if sample.is_full else sample.pilot_windows,

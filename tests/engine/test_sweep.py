@@ -135,8 +135,8 @@ def test_adapters_are_compared_on_a_declared_base(tree: Tree, tiny_checkpoint: P
 
 @pytest.mark.usefixtures("ray_session")
 def test_trials_are_certified_compared_and_resumed(tree: Tree, tmp_path: Path) -> None:
-    tree["trials"]["broken"] = {"evaluate.model.checkpoint": str(tmp_path / "nowhere")}
-    with pytest.raises(IncompleteError, match=r"1 of 3 trials failed \(broken: .*nowhere"):
+    tree["trials"]["broken"] = {"evaluate.sample": {"windows": 10**9, "pilot_windows": 10**8}}
+    with pytest.raises(IncompleteError, match=r"1 of 3 trials failed \(broken: .*nothing of \d+ windows to draw"):
         sweep(config(tree))
     output = tmp_path / "sweep"
     rows = json.loads((output / "sweep.json").read_text())

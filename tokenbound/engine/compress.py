@@ -36,9 +36,10 @@ from tokenbound.engine.parallel import ray_map, ray_pool
 from tokenbound.engine.parts import Parts
 from tokenbound.engine.progress import told
 from tokenbound.engine.scoring import WindowSpec, open_plan
-from tokenbound.engine.tokens import open_corpus
+from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import DEFAULT_PROTOCOL
+from tokenbound.models.quantized.methods import method_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 
@@ -115,6 +116,65 @@ def require_fit(architecture: Mapping[str, Any], max_id: int, length: int) -> No
         )
 
 
+def check_encoding(
+    path: str, settings: BaseModel | None, *, base: str | None = None, has_text: bool = True
+) -> dict[str, Any]:
+    """The architecture of what `encode_checkpoint` would encode; reads no tensor and needs no Ray.
+
+    Args:
+        path: as there.
+        settings: as there.
+        base: as there.
+        has_text: whether there will be tokens to calibrate on.
+
+    Raises:
+        InputError: the files are not there, or the method cannot encode them.
+    """
+    from tokenbound.models.checkpoint import check_checkpoint
+    from tokenbound.models.delta import check_base, is_adapter
+
+    method = _method(settings)
+    if not has_text:
+        _require_text(method)
+    path = local_copy(anchored(path))
+    if base is None:
+        architecture = check_checkpoint(path)
+        _require_exact(architecture, method, path)
+        return architecture
+    found = check_base(local_copy(anchored(base)))
+    if not is_adapter(path):
+        return check_checkpoint(path)
+    _require_factors(method)
+    return found
+
+
+def _method(settings: BaseModel | None) -> str:
+    return str(getattr(settings or LosslessSettings(), "method", "lossless"))
+
+
+def _require_text(method: str) -> None:
+    if method in CALIBRATED:
+        raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
+
+
+def _require_exact(architecture: Mapping[str, Any], method: str, path: str) -> None:
+    """What is quantized already is kept as it is."""
+    quantized = method_of(architecture)
+    if quantized is not None and method != "lossless":
+        raise InputError(
+            f"compress.method {method!r} would change what {quantized.name} made of {path}; use `lossless`, or "
+            "give the weights from before it was quantized"
+        )
+
+
+def _require_factors(method: str) -> None:
+    """An adapter's factors have no calibration."""
+    if method in CALIBRATED and method != "auto":
+        raise InputError(
+            f"method {method!r} calibrates whole weights, not an adapter's factors; use auto, rtn or lossless"
+        )
+
+
 def encode_checkpoint(
     path: str,
     settings: BaseModel | None,
@@ -140,16 +200,14 @@ def encode_checkpoint(
     from tokenbound.compression.artifact import assemble_artifact
     from tokenbound.compression.delta import tensors_sha256
 
-    chosen = settings or LosslessSettings()
-    method = str(getattr(chosen, "method", "lossless"))
-    path = anchored(path)
+    chosen, method, path = settings or LosslessSettings(), _method(settings), anchored(path)
     content = _content(path, None if base is None else anchored(base), method)
     tensors, reference = content.tensors, content.reference
     if text is not None:
         require_fit(content.architecture, PreparedCorpus(text.corpus_root).manifest.rule.max_id, text.spec.length)
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
-    if method in CALIBRATED and text is None:
-        raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
+    if text is None:
+        _require_text(method)
     seen = None if text is None else [text.corpus_root, asdict(text.spec), text.num_tokens, CALIBRATION_TOKENS, SEED]
     identity = [version("tokenbound"), tensors_sha256(tensors), content.architecture, reference, seen]
     parts = Parts(work, identity)
@@ -198,24 +256,16 @@ def _content(path: str, base: str | None, method: str) -> _Content:
     """
     from tokenbound.models.checkpoint import read_checkpoint
     from tokenbound.models.delta import read_base, read_delta
-    from tokenbound.models.quantized.methods import method_of
 
     if base is None:
         checkpoint = read_checkpoint(local_copy(path))
-        quantized = method_of(checkpoint.architecture)
-        if quantized is not None and method != "lossless":
-            raise InputError(
-                f"compress.method {method!r} would change what {quantized.name} made of {path}; use `lossless`, or "
-                "give the weights from before it was quantized"
-            )
+        _require_exact(checkpoint.architecture, method, path)
         return _Content(checkpoint.architecture, checkpoint.tensors)
     weights = read_base(local_copy(base))
     architecture, delta = read_delta(local_copy(path), weights)
     content = _Content(architecture, delta.tensors, delta.reference, weights)
-    if content.is_adapter and method in CALIBRATED and method != "auto":
-        raise InputError(
-            f"method {method!r} calibrates whole weights, not an adapter's factors; use auto, rtn or lossless"
-        )
+    if content.is_adapter:
+        _require_factors(method)
     return content
 
 
@@ -441,6 +491,9 @@ def compress_checkpoint(
     Raises:
         InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
     """
+    architecture = check_encoding(path, settings, base=base, has_text=run is not None)
+    if run is not None:
+        require_fit(architecture, check_corpus(run.what.corpus).max_id, run.what.windows.length)
     with ray_session(run.how.ray_address if run else None), plain_errors():
         if run is None:
             return encode_checkpoint(path, settings, base=base, work=work)

@@ -26,7 +26,7 @@ from tokenbound.engine.devices import replica_gpus
 from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
 from tokenbound.engine.metrics import count_halving, count_shard
 from tokenbound.engine.parallel import ray_map
-from tokenbound.engine.preparation import Prepared, prepare, sample_size
+from tokenbound.engine.preparation import Prepared, check_place, check_run, prepare, sample_size
 from tokenbound.engine.progress import TokenProgress
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory, TokenboundError
@@ -66,8 +66,10 @@ def evaluate(config: RunConfig, *, on_certificate: Callable[[Certificate, str], 
         IncompleteError: planned shards are missing afterwards.
         MismatchError: the run directory belongs to other inputs, or windows could not be scored.
     """
+    given = check_run(config)
+    check_place(config, given)
     with ray_session(config.how.ray_address):
-        prepared = prepare(config)
+        prepared = prepare(config, given)
         with _failure_noted(prepared.run):
             count = _score_all(prepared)
             certificate = _certify(prepared, prepared.shards(count), count)

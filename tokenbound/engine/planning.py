@@ -32,13 +32,14 @@ from tokenbound.engine.preparation import (
     check_model,
     drawn_windows,
     load_artifact,
+    read_artifact,
     require_tokens,
     sampled_shard_windows,
     shard_tokens_of,
 )
 from tokenbound.engine.scoring import ReplicaSpec, open_plan
 from tokenbound.engine.speed import Probe, measure_speed
-from tokenbound.engine.tokens import open_corpus
+from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError
 from tokenbound.identity import scoring_protocol
 from tokenbound.models.quantized.methods import method_of
@@ -189,12 +190,12 @@ def plan_run(
     """
     if config.what.model.base is not None:
         raise InputError("what.model.base: a run of a delta cannot be planned yet; plan the whole fine-tune")
+    check_model(_architecture(config), check_corpus(config.what.corpus).max_id, config.what.windows.length)
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
         model = _model(config, text, bits_per_weight)
-        check_model(dict(model.architecture), corpus, config)
         placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
         probe = None
         if replicas.count and probe_seconds > 0:
@@ -228,6 +229,19 @@ def _work(config: RunConfig, text: Text) -> Work:
 
 
 # --- The model and its price --------------------------------------------------------------------------------------
+
+
+def _architecture(config: RunConfig) -> dict[str, Any]:
+    """Of the artifact, or of a checkpoint whose weights need not be there."""
+    from tokenbound.models.checkpoint import blank_model, read_architecture
+
+    choice = config.what.model
+    if choice.artifact is not None:
+        return artifact_architecture(read_artifact(choice.artifact), config.what.corpus)
+    assert choice.checkpoint is not None
+    architecture = read_architecture(local_copy(choice.checkpoint))
+    blank_model(architecture)
+    return architecture
 
 
 def _model(config: RunConfig, text: Text, bits_per_weight: float | None) -> _Model:

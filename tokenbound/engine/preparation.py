@@ -16,15 +16,21 @@ import numpy as np
 from tokenbound.bounds.claim import DOCUMENT
 from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
-from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.demo import demo_artifact
-from tokenbound.engine.compress import Text, encode_checkpoint, require_fit, text_of
+from tokenbound.engine.compress import (
+    Text,
+    check_encoding,
+    counted_tokenizer,
+    encode_checkpoint,
+    require_fit,
+    text_of,
+)
 from tokenbound.engine.graph import Shard
 from tokenbound.engine.scoring import WindowSpec, open_plan
-from tokenbound.engine.tokens import open_corpus
+from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.identity import differences, fingerprint, scoring_identity, scoring_protocol
+from tokenbound.identity import differences, drawing, fingerprint, scoring_identity, scoring_protocol
 from tokenbound.models.quantized.methods import require_package
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
@@ -86,24 +92,84 @@ class Prepared:
         return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
 
 
-def prepare(config: RunConfig) -> Prepared:
+@dataclass(frozen=True)
+class Given:
+    """An artifact that a config names."""
+
+    data: bytes
+    base: dict[str, str] | None
+    """Digests of the base that it changes; None for a whole model."""
+
+
+def check_run(config: RunConfig) -> Given | None:
+    """Refuse what can be refused without Ray; reads neither the corpus nor the tensors of a checkpoint.
+
+    Returns:
+        The artifact; None where one is to be made from a checkpoint.
+
+    Raises:
+        InputError: corpus, tokenizer or model cannot be used.
+        MismatchError: another base than the artifact was made on.
+    """
+    what, given = config.what, None
+    rule = check_corpus(what.corpus)
+    if what.model.artifact is not None:
+        data = read_artifact(what.model.artifact)
+        given = Given(data, base_identity(data, what.model))
+        architecture = artifact_architecture(data, what.corpus)
+    else:
+        assert what.model.checkpoint is not None
+        architecture = check_encoding(what.model.checkpoint, what.model.compress, base=what.model.base)
+    check_model(architecture, rule.max_id, what.windows.length)
+    return given
+
+
+def check_place(config: RunConfig, given: Given | None) -> None:
+    """Refuse an output that cannot be written or holds another run, as far as it shows without the corpus.
+
+    Raises:
+        InputError: it cannot be written.
+        MismatchError: the run there has another artifact or protocol.
+    """
+    files.require_writable(config.how.output, field="how.output")
+    what, run = config.what, RunDirectory(config.how.output)
+    if not run.exists("plan.json"):
+        return
+    known = {"protocol": scoring_protocol(what.model, what.corpus, what.windows), **drawing(what.sample)}
+    if given is not None:
+        known["artifact_sha256"] = sha256_hex(given.data)
+    found = run.read_json("plan.json").get("scoring_identity", {})
+    _require_same_run(run, {name: found.get(name) for name in known}, known)
+
+
+def _require_same_run(run: RunDirectory, found: dict[str, Any], ours: dict[str, Any]) -> None:
+    if found != ours:
+        raise MismatchError(
+            f"{run.uri} holds another run: {differences(found, ours)} differs; choose another how.output"
+        )
+
+
+def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
     """Tokenise what is new, encode the model, plan, and open or create the run directory.
+
+    Args:
+        config: the run.
+        given: the artifact, as `check_run` read it; None where it is to be read or made.
 
     Raises:
         InputError: something cannot be used; found before anything is paid for.
         MismatchError: the run directory belongs to other inputs.
     """
     what, run = config.what, RunDirectory(config.how.output)
-    files.require_writable(config.how.output, field="how.output")
     corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
     text = text_of(corpus, what.windows)
     spec = text.spec
     plan = open_plan(corpus.root, spec)[1]
     require_tokens(plan)
-    artifact = load_artifact(what.model, what.corpus, text)
+    artifact = load_artifact(what.model, what.corpus, text) if given is None else given.data
     architecture = artifact_architecture(artifact, what.corpus)
-    check_model(architecture, corpus, config)
-    base = base_identity(artifact, what.model)
+    check_model(architecture, corpus.manifest.rule.max_id, what.windows.length)
+    base = base_identity(artifact, what.model) if given is None else given.base
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
     check_growth(what, len(corpus.manifest.segments) - 1)
@@ -262,20 +328,16 @@ def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, An
     from tokenbound.compression.artifact import parse_artifact
 
     parsed = parse_artifact(artifact)
-    if corpus.tokenizer_is == "counted":
-        if corpus.tokenizer is None:
-            raise InputError(
-                "corpus.tokenizer_is: counted needs a tokenizer; `tokens` sources can only declare it given"
-            )
-        if parsed.tokenizer != load_tokenizer(corpus.tokenizer).files():
-            raise InputError(
-                "corpus.tokenizer_is: counted, but the artifact does not hold this tokenizer; encode it again or "
-                "declare it given"
-            )
+    tokenizer = counted_tokenizer(corpus)
+    if tokenizer is not None and parsed.tokenizer != tokenizer:
+        raise InputError(
+            "corpus.tokenizer_is: counted, but the artifact does not hold this tokenizer; encode it again or "
+            "declare it given"
+        )
     return parsed.architecture
 
 
-def check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: RunConfig) -> None:
+def check_model(architecture: dict[str, Any], max_id: int, length: int) -> None:
     """What the architecture alone refuses, before an actor starts.
 
     Raises:
@@ -283,7 +345,7 @@ def check_model(architecture: dict[str, Any], corpus: PreparedCorpus, config: Ru
             package is not installed.
     """
     require_package(architecture)
-    require_fit(architecture, corpus.manifest.rule.max_id, config.what.windows.length)
+    require_fit(architecture, max_id, length)
 
 
 def _open_run(prepared: Prepared) -> Prepared:
@@ -296,8 +358,7 @@ def _open_run(prepared: Prepared) -> Prepared:
         if found.get("scoring_fingerprint") == prepared.fingerprint:
             return prepared
         if found.get("scoring_fingerprint") not in prepared.earlier:
-            changed = differences(found.get("scoring_identity", {}), prepared.identity)
-            raise MismatchError(f"{run.uri} holds another run: {changed} differs; choose another how.output")
+            _require_same_run(run, found.get("scoring_identity", {}), prepared.identity)
         logger.info("the corpus grew from %d to %d tokens", found["num_tokens"], plan.num_tokens)
     _require_space(prepared)
     run.write(ARTIFACT, prepared.artifact)
@@ -341,7 +402,7 @@ def drawn_windows(sample: SampleConfig, total: int) -> int | None:
     """Windows to draw of so many; None for all of them. A sample needs windows beyond its pilot.
 
     Raises:
-        InputError: the corpus or the sample is no larger than the pilot.
+        InputError: the corpus is no larger than the pilot.
     """
     if sample.is_full:
         return None
@@ -350,10 +411,4 @@ def drawn_windows(sample: SampleConfig, total: int) -> int | None:
             f"sample.pilot_windows {sample.pilot_windows} leaves nothing of {total} windows to draw; score "
             "everything (sample.windows: null)"
         )
-    asked = sample.windows if sample.windows is not None else total
-    if asked <= sample.pilot_windows:
-        raise InputError(
-            f"sample.windows {asked} must exceed sample.pilot_windows {sample.pilot_windows}; draw more or shorten "
-            "the pilot"
-        )
-    return min(asked, total)
+    return total if sample.windows is None else min(sample.windows, total)

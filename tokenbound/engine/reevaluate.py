@@ -154,8 +154,12 @@ def _certificates(night: Night) -> Iterator[tuple[Certificate, str]]:
 def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
     from tokenbound.engine.cluster import ray_session
     from tokenbound.engine.evaluate import evaluate
+    from tokenbound.engine.preparation import check_run
     from tokenbound.engine.tokens import open_corpus
 
+    for run in night.runs:
+        if run.what.model.artifact is not None or _artifact(night, run) is None:
+            check_run(run)
     with ray_session(night.runs[0].how.ray_address):
         corpus = open_corpus(night.runs[0].what.corpus, output=night.home.uri, cache=night.cache)
         for run in night.runs:

@@ -15,8 +15,9 @@ import ray
 from tokenbound.certificate import Certificate
 from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
 from tokenbound.engine.evaluate import evaluate
-from tokenbound.engine.tokens import open_corpus
-from tokenbound.engine.train import pretrain
+from tokenbound.engine.preparation import check_model, check_run
+from tokenbound.engine.tokens import check_corpus, open_corpus
+from tokenbound.engine.train import check_training, pretrain
 from tokenbound.errors import IncompleteError, InputError, TokenboundError
 from tokenbound.report.sweep import (
     ROWS,
@@ -55,6 +56,8 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
     directory = RunDirectory(str(Path(config.how.output).absolute()))
     known = directory.read_json(LEDGER) if directory.exists(LEDGER) else {}
     trials = expand_trials(config, known)
+    for trial in trials:
+        _check(trial)
     directory.write_json(LEDGER, remember(trials, known))
     with ray_session(config.how.ray_address):
         _prepare_once(config)
@@ -65,6 +68,28 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
         shown = "; ".join(f"{name}: {message}" for name, message in failures.items())
         raise IncompleteError(f"{len(failures)} of {len(trials)} trials failed ({shown}); run again to resume")
     return rows
+
+
+def _check(trial: Trial) -> None:
+    """Refuse a trial that cannot be trained or scored, as far as it shows without Ray.
+
+    Raises:
+        InputError, MismatchError: the message names the trial.
+    """
+    if _is_done(trial):
+        return
+    try:
+        if trial.training is None:
+            check_run(trial.run)
+        elif (architecture := check_training(trial.training)) is not None:
+            check_model(architecture, check_corpus(trial.run.what.corpus).max_id, trial.run.what.windows.length)
+    except TokenboundError as error:
+        raise type(error)(f"trial {trial.name!r}: {error}") from None
+
+
+def _is_done(trial: Trial) -> bool:
+    directory = RunDirectory(trial.folder)
+    return directory.exists(RESULT) and directory.read_json(RESULT)["identity"] == trial.identity
 
 
 def _prepare_once(config: SweepConfig) -> None:
@@ -102,8 +127,7 @@ def _run_trial(trial: Trial, threads: int, here: Path) -> str:
     """Train, encode, score and certify one trial; says the bound. Runs in a task of its own."""
     if here.is_dir():
         os.chdir(here)  # relative paths of the config mean what they mean where the sweep was started
-    directory = RunDirectory(trial.folder)
-    if directory.exists(RESULT) and directory.read_json(RESULT)["identity"] == trial.identity:
+    if _is_done(trial):
         return "already done"
     trained = None
     if trial.training is not None:
@@ -117,7 +141,9 @@ def _run_trial(trial: Trial, threads: int, here: Path) -> str:
     certificate = evaluate(
         trial.run.model_copy(update={"how": how_run}), on_certificate=lambda _, path: paths.append(path)
     )
-    directory.write_json(RESULT, {"identity": trial.identity, "certificate": paths[0], "trained": trained})
+    RunDirectory(trial.folder).write_json(
+        RESULT, {"identity": trial.identity, "certificate": paths[0], "trained": trained}
+    )
     return f"{certificate.artifact_bytes:,} bytes, bound {certificate.bound_bits} bits/token"
 
 

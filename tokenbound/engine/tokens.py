@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.config import CorpusConfig
-from tokenbound.corpus.prepare import cache_name, prepare_corpus
-from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.corpus.prepare import cache_name, corpus_rule, prepare_corpus
+from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
+from tokenbound.corpus.sources import find_files
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.parallel import ray_map
 from tokenbound.engine.progress import told
@@ -40,6 +41,16 @@ class CorpusStream:
             low, high = int(self.starts[segment]), int(self.starts[segment + 1])
             parts.append(self.corpus.read_ids(segment, max(start, low) - low, min(stop, high) - low))
         return np.concatenate(parts)
+
+
+def check_corpus(config: CorpusConfig) -> CorpusRule:
+    """What decides the ids of a corpus whose files are there; reads none of them and needs no Ray.
+
+    Raises:
+        InputError: a source or the tokenizer cannot be used.
+    """
+    find_files(config)
+    return corpus_rule(config)
 
 
 def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> PreparedCorpus:

@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenbound.config import FinishConfig, PretrainConfig, WindowsConfig, dump_config
-from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.config import FinishConfig, PretrainConfig, TrainingConfig, WindowsConfig, dump_config
+from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
 from tokenbound.engine.cluster import ray_session
 from tokenbound.engine.compress import counted_tokenizer, encode_checkpoint, price_of_bits, text_of
 from tokenbound.engine.fit import fit
 from tokenbound.engine.smoothing import add_smoothing_head
-from tokenbound.engine.tokens import open_corpus
+from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.structured.settings import LoraFamily, MarkovFamily
 from tokenbound.store.copies import local_copy
@@ -81,16 +81,39 @@ def pretrain(config: PretrainConfig) -> Trained:
             "and copy model.tokenbound to the store afterwards"
         )
     output = Path(config.how.output).absolute()
-    _claim_output(config, output)
+    _require_own(config, output)
     run = RunDirectory(str(output))
     if run.exists(FINISHED):
         return Trained(**run.read_json(FINISHED))
+    check_training(config)
+    _claim_output(config, output)
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         is_markov = isinstance(config.what.family, MarkovFamily)
         trained = (_count if is_markov else _train)(config, corpus, run)
     run.write_json(FINISHED, asdict(trained))
     return trained
+
+
+def check_training(config: PretrainConfig) -> dict[str, Any] | None:
+    """Refuse what can be refused without Ray; reads neither the corpus nor tensors.
+
+    Returns:
+        The architecture; None where n-grams are counted.
+
+    Raises:
+        InputError: corpus, tokenizer, model or family cannot be used, or a tracker is not installed.
+    """
+    from tokenbound.training.trackers import require_trackers
+
+    rule = check_corpus(config.what.corpus)
+    require_trackers(config.how.log)
+    if isinstance(config.what.family, MarkovFamily):
+        return None
+    architecture = _architecture(config, rule)
+    _check_shape(config, architecture, rule)
+    _check_family(config, architecture)
+    return architecture
 
 
 def _count(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) -> Trained:
@@ -131,29 +154,38 @@ def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
     return Trained(model.path, run.path(MODEL_ARTIFACT), len(data), loss_bits, model.trained_parameters)
 
 
-def _claim_output(config: PretrainConfig, output: Path) -> None:
+MARKER = "training.json"
+"""Names the config that an output directory belongs to."""
+
+
+def _identity(config: PretrainConfig) -> dict[str, str]:
+    return {"sha256": sha256_hex(canonical_json(config.what.model_dump(mode="json")))}
+
+
+def _require_own(config: PretrainConfig, output: Path) -> None:
     """An output directory belongs to one config: resuming another's checkpoint would be silent nonsense."""
-    identity = sha256_hex(canonical_json(config.what.model_dump(mode="json")))
-    marker = output / "training.json"
-    if marker.exists() and json.loads(marker.read_text())["sha256"] != identity:
+    marker = output / MARKER
+    if marker.exists() and json.loads(marker.read_text()) != _identity(config):
         raise MismatchError(f"how.output {output} holds a training run of another config; choose another directory")
+
+
+def _claim_output(config: PretrainConfig, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    marker.write_text(json.dumps({"sha256": identity}))
+    (output / MARKER).write_text(json.dumps(_identity(config)))
 
 
-def _architecture(config: PretrainConfig, corpus: PreparedCorpus) -> dict[str, Any]:
+def _architecture(config: PretrainConfig, rule: CorpusRule) -> dict[str, Any]:
     if config.what.artifact is not None:
         return _trainable_artifact(config.what.artifact)
     if config.what.base is not None:
-        from tokenbound.models.delta import read_base
+        from tokenbound.models.delta import check_base
 
-        return read_base(local_copy(config.what.base)).architecture
+        return check_base(local_copy(config.what.base))
     if config.what.start is not None:
-        from tokenbound.models.checkpoint import read_checkpoint
+        from tokenbound.models.checkpoint import check_checkpoint
 
-        return read_checkpoint(local_copy(config.what.start)).architecture
-    rule = corpus.manifest.rule
+        return check_checkpoint(local_copy(config.what.start))
     defaults = {
         "vocab_size": rule.max_id + 1,
         "bos_token_id": rule.bos_id,
@@ -181,31 +213,35 @@ def _trainable_artifact(path: str) -> dict[str, Any]:
     return parsed.architecture
 
 
-def _check(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus) -> int:
-    """Refuse before the first step what cannot be trained; how many parameters are trained."""
+def _trainings(config: PretrainConfig) -> list[tuple[str, TrainingConfig]]:
+    """The trainings that are asked for, by their keys."""
+    named = (("training", config.what.training), ("finish", config.what.finish))
+    return [(name, training) for name, training in named if training is not None]
+
+
+def _check_shape(config: PretrainConfig, architecture: dict[str, Any], rule: CorpusRule) -> None:
+    """Ids and windows that do not fit the model are refused."""
     if "model_type" not in architecture:
         raise InputError("what.model needs `model_type`, e.g. llama")
-    if corpus.manifest.rule.max_id >= architecture["vocab_size"]:
-        raise InputError(
-            f"what.model.vocab_size {architecture['vocab_size']} is too small for ids up to "
-            f"{corpus.manifest.rule.max_id}"
-        )
+    if rule.max_id >= architecture["vocab_size"]:
+        raise InputError(f"what.model.vocab_size {architecture['vocab_size']} is too small for ids up to {rule.max_id}")
     positions = architecture.get("max_position_embeddings") or architecture.get("n_positions")
-    for name, training in (("training", config.what.training), ("finish", config.what.finish)):
-        if training is None:
-            continue
+    for name, training in _trainings(config):
         if positions is not None and training.window > positions:
             raise InputError(f"what.{name}.window {training.window} exceeds the model's {positions} positions")
-        if corpus.manifest.tokens <= training.window:
+
+
+def _require_tokens(config: PretrainConfig, corpus: PreparedCorpus) -> None:
+    tokens = corpus.manifest.tokens
+    for name, training in _trainings(config):
+        if tokens <= training.window:
             raise InputError(
-                f"the corpus has {corpus.manifest.tokens} tokens, fewer than what.{name}.window + 1 = "
-                f"{training.window + 1}"
+                f"the corpus has {tokens} tokens, fewer than what.{name}.window + 1 = {training.window + 1}"
             )
-    return _check_family(config, architecture)
 
 
 def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
-    """A family that does not fit is refused before a worker starts."""
+    """A family that does not fit is refused; how many parameters it trains."""
     from tokenbound.models.delta import Weights
     from tokenbound.models.structured.adapter import count_adapter
     from tokenbound.models.structured.build import count_trained
@@ -213,12 +249,9 @@ def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
 
     family = family_of(architecture) or config.what.family
     if config.what.base is None:
-        trained = count_trained(architecture, family)
-    else:
-        assert isinstance(family, LoraFamily), "the config has checked it"
-        trained = count_adapter(Weights(architecture, {}), family)
-    logger.info("family %s: %d trained parameters", family.kind, trained)
-    return trained
+        return count_trained(architecture, family)
+    assert isinstance(family, LoraFamily), "the config has checked it"
+    return count_adapter(Weights(architecture, {}), family)
 
 
 def _build_model(architecture: dict[str, Any], family: Any, start: str | None) -> Any:
@@ -264,9 +297,11 @@ def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -
     from tokenbound.models.structured.registry import family_of
     from tokenbound.training.loop import load_trained
 
-    architecture = _architecture(config, corpus)
-    parameters = _check(config, architecture, corpus)
+    _require_tokens(config, corpus)
+    architecture = _architecture(config, corpus.manifest.rule)
+    parameters = _check_family(config, architecture)
     family, start, base = family_of(architecture) or config.what.family, config.what.start, config.what.base
+    logger.info("family %s: %d trained parameters", family.kind, parameters)
     if config.what.training is None:
         given = start or config.what.artifact
         assert given is not None

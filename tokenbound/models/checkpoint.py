@@ -99,13 +99,30 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
 
 
+def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
+    """The architecture of a checkpoint whose files are there and sound as far as their headers say; reads no tensor.
+
+    Of a hub id only `config.json` is fetched.
+
+    Raises:
+        InputError: as for `read_checkpoint`, but for what only the tensors show.
+    """
+    directory = _locate(path_or_id, _ARCHITECTURE_FILES)
+    architecture = _read_architecture(directory)
+    if Path(path_or_id).expanduser().is_dir():
+        for path in _weight_files(directory):
+            _check_header(path)
+    blank_model(architecture)
+    return architecture
+
+
 def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
     """The architecture of a checkpoint, whose weights need not be there; of a hub id only `config.json` is fetched.
 
     Raises:
         InputError: no such checkpoint, or no config of a causal language model that can be read.
     """
-    return _read_architecture(_locate(path_or_id, ["config.json", "adapter_config.json"]))
+    return _read_architecture(_locate(path_or_id, _ARCHITECTURE_FILES))
 
 
 def sample_weights(directory: str | Path, *, tensors: int, weights: int) -> dict[str, torch.Tensor]:
@@ -140,6 +157,8 @@ def _leading_rows(view: Any, weights: int) -> torch.Tensor:
 
 
 _WHOLE_CHECKPOINT = ("*.safetensors", "*.json")
+_INDEX = "model.safetensors.index.json"
+_ARCHITECTURE_FILES = ("config.json", "adapter_config.json")
 
 
 def _locate(path_or_id: str | Path, patterns: Sequence[str] = _WHOLE_CHECKPOINT) -> Path:
@@ -228,18 +247,16 @@ def _records(architecture: Mapping[str, Any], directory: Path) -> dict[str, Any]
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    names = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    return [directory / name for name in sorted(names)]
+    """One file, or the shards that the index names.
 
-
-def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    index = directory / "model.safetensors.index.json"
+    Raises:
+        InputError: there are no safetensors files, or the index is damaged.
+    """
+    index, single = directory / _INDEX, directory / "model.safetensors"
     if index.exists():
-        return _read_shards(directory, index)
-    single = directory / "model.safetensors"
+        return [directory / name for name in sorted(set(_places(index).values()))]
     if single.exists():
-        return read_safetensors(single)
+        return [single]
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:
         raise InputError(
@@ -255,20 +272,27 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     raise InputError(f"checkpoint {directory} has no model.safetensors; give a directory with safetensors weights")
 
 
-def _read_shards(directory: Path, index: Path) -> dict[str, torch.Tensor]:
+def _places(index: Path) -> dict[str, str]:
+    """The file of every tensor, as an index says."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index} has no `weight_map` of tensor names to files; fetch the checkpoint again")
-    tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise InputError(f"{index} names {name!r}, which is not a file beside it; fetch the checkpoint again")
-        shard = read_safetensors(directory / name)
+    return places
+
+
+def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in _weight_files(directory):
+        shard = read_safetensors(path)
         doubled = tensors.keys() & shard.keys()
         if doubled:
-            raise InputError(f"{directory / name} repeats tensor {min(doubled)!r} of another shard; fetch it again")
+            raise InputError(f"{path} repeats tensor {min(doubled)!r} of another shard; fetch it again")
         tensors.update(shard)
-    difference = places.keys() ^ tensors.keys()
+    index = directory / _INDEX
+    difference = _places(index).keys() ^ tensors.keys() if index.exists() else None
     if difference:
         raise InputError(f"{index} and its shards disagree about tensor {min(difference)!r}; fetch it again")
     return tensors
@@ -280,14 +304,28 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    with _sound(path):
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+
+
+def _check_header(path: Path) -> None:
+    from safetensors import safe_open
+
+    with _sound(path), safe_open(path, "pt"):
+        pass
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     if not path.exists():
         raise InputError(f"{path} is missing; fetch the checkpoint again")
     try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-        return tensors
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a sound safetensors file ({error}); fetch the checkpoint again") from None
 

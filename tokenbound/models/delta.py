@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from tokenbound.compression.artifact import decode_artifact
+from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.compression.delta import Delta, adapter_delta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import blank_model, read_checkpoint, read_json, read_safetensors
+from tokenbound.models.checkpoint import blank_model, check_checkpoint, read_checkpoint, read_json, read_safetensors
 from tokenbound.models.quantized.methods import method_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,6 +55,25 @@ def read_base(name: str) -> Weights:
     return _named_in_full(checkpoint.architecture, checkpoint.tensors)
 
 
+def check_base(name: str) -> dict[str, Any]:
+    """The architecture of a base; reads no tensor.
+
+    Raises:
+        InputError: nothing there, or it is a delta itself.
+    """
+    if not Path(name).is_file():
+        return check_checkpoint(name)
+    parsed = parse_artifact(Path(name).read_bytes())
+    if parsed.base is not None:
+        raise InputError(f"base {name} is a delta itself; give the whole model that it was made on")
+    return parsed.architecture
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a directory holds a LoRA adapter, as peft saves it."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
 def read_delta(path: str, base: Weights) -> tuple[dict[str, Any], Delta]:
     """What a fine-tune changed: a peft LoRA adapter as it was saved, or the difference of a whole checkpoint.
 
@@ -68,8 +87,8 @@ def read_delta(path: str, base: Weights) -> tuple[dict[str, Any], Delta]:
     Raises:
         InputError: neither an adapter nor a checkpoint, or it does not fit the base; by name.
     """
-    folder = Path(path)
-    if (folder / ADAPTER_CONFIG).is_file():
+    if is_adapter(path):
+        folder = Path(path)
         adapter = read_safetensors(folder / ADAPTER_WEIGHTS)
         return base.architecture, adapter_delta(base.tensors, adapter, read_json(folder / ADAPTER_CONFIG))
     checkpoint = read_checkpoint(path)
