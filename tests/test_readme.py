@@ -3,8 +3,9 @@
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
 tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, losses of another tool. A
 YAML fence that begins with `# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run:
-it needs a cloud -->`) or that it belongs to the long suite (`<!-- slow -->`), or names a package for which a stand-in
-is put (`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
+it needs a cloud -->`), that it belongs to the long suite (`<!-- slow -->`), where with options that make it shorter
+(`<!-- slow, with: --set a.b=c -->`), which other test here runs it (`<!-- elsewhere: test_x -->`), or names a package
+for which a stand-in is put (`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ README = ROOT / "README.md"
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+NOT_RUN = {"it needs the hub", "it needs a cloud", "it needs a GPU", "it starts servers"}
 LANGUAGES = {"sh", "yaml", "python", "text", "bibtex"}
 
 
@@ -47,9 +50,13 @@ class Fence:
     text: str
 
     @property
+    def is_slow(self) -> bool:
+        return self.mark == "slow" or self.mark.startswith("slow, with: ")
+
+    @property
     def commands(self) -> list[list[str]]:
-        joined = self.text.replace("\\\n", " ")
-        return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+        joined, more = self.text.replace("\\\n", " "), shlex.split(self.mark.partition("with: ")[2])
+        return [[*words, *more] for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def fences() -> list[Fence]:
@@ -193,7 +200,7 @@ def execute(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def walk(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     for fence in fences():
-        if fence.mark == "" or (fence.mark == "slow" and slow):
+        if fence.mark == "" or (fence.is_slow and slow):
             execute(fence, monkeypatch)
 
 
@@ -201,8 +208,9 @@ def test_every_fence_says_what_it_is() -> None:
     assert len(fences()) == README.read_text().count("\n```") // 2
     for fence in fences():
         assert fence.language in LANGUAGES, fence
-        known = fence.mark in ("", "slow", *(f"stand-in: {name}" for name in STAND_INS))
-        assert known or re.fullmatch(r"not run: \S.*", fence.mark), fence.mark
+        known = fence.mark == "" or fence.is_slow or fence.mark in (f"stand-in: {name}" for name in STAND_INS)
+        elsewhere = fence.mark.removeprefix("elsewhere: ") in globals()
+        assert known or elsewhere or fence.mark.removeprefix("not run: ") in NOT_RUN, fence.mark
 
 
 def test_configs_that_are_not_run_are_valid() -> None:
@@ -267,6 +275,18 @@ def test_losses_of_other_tools_become_what_bound_reads(
     ranks = (log_p >= log_p[target][:, None]).sum(axis=1) - 1
     assert table["rank"].combine_chunks().flatten().to_pylist() == ranks.tolist()
     run(["tokenbound", "bound", f"{file}.parquet", "--vocab-size", "257", "--code-length-bits", "9e3"], monkeypatch)
+
+
+@pytest.mark.slow
+def test_make_demo_runs(tmp_path: Path) -> None:
+    """From a clone, but for the installation, which asks the network: this Python and its packages stand in."""
+    (fence,) = (fence for fence in fences() if "test_make_demo_runs" in fence.mark)
+    stands_in = f"mkdir .venv && ln -s {Path(sys.executable).parent} .venv/bin && touch .venv/installed"
+    script = fence.text.replace("<this repository>", f"{ROOT} tokenbound")
+    script = script.replace("cd tokenbound", f"cd tokenbound && {stands_in}")
+    shown = subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "risk certificate" in shown
+    assert (tmp_path / "tokenbound/runs/demo/report.html").exists()
 
 
 @pytest.mark.slow
