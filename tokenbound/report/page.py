@@ -108,6 +108,9 @@ def _unbroken(sentence: str) -> Markup:
     Markup('With <span class="whole">95 %</span> confidence')
     >>> _unbroken("<b> of markov-4")
     Markup('&lt;b&gt; of <span class="whole">markov-4</span>')
+    >>> _unbroken("at most 10.5 bits (3.8 bits per byte)")
+    Markup('at most <span class="whole">10.5 bits</span> <span class="whole">(3.8 bits</span> per byte)')
     """
-    whole = r"\d[\d.,]* (?:%|bits\b)|[\w.+]+(?:-[\w.+]+)+"
+    # With the brackets and stops beside them: at the edge of a span that is a block of its own a line may break.
+    whole = r"\S*\d (?:%|bits\b)\S*|\S*\w-\w\S*"
     return Markup(re.sub(whole, r'<span class="whole">\g<0></span>', str(escape(sentence))))
