@@ -16,7 +16,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
@@ -28,6 +27,7 @@ import pytest
 import yaml
 from layouts_support import gptq
 from quantized_support import save_with_layout
+from readme_support import README, Fence, fences
 
 from tokenbound import Certificate, cli
 from tokenbound.bounds import format_bound
@@ -35,33 +35,8 @@ from tokenbound.config import RunConfig, validate
 from tokenbound.report.terminal import certificate_text
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-FENCE = re.compile(
-    r"^(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
-)
-NOT_RUN = {"it needs the hub", "it needs a cloud", "it needs a GPU", "it starts servers"}
+NOT_RUN = {"it needs the hub", "it needs a cloud", "it needs a GPU"}
 LANGUAGES = {"sh", "yaml", "python", "text", "bibtex"}
-
-
-@dataclass(frozen=True)
-class Fence:
-    mark: str
-    language: str
-    text: str
-
-    @property
-    def is_slow(self) -> bool:
-        return self.mark == "slow" or self.mark.startswith("slow, with: ")
-
-    @property
-    def commands(self) -> list[list[str]]:
-        joined, more = self.text.replace("\\\n", " "), shlex.split(self.mark.partition("with: ")[2])
-        return [[*words, *more] for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
-
-
-def fences() -> list[Fence]:
-    found = FENCE.finditer(README.read_text())
-    return [Fence(match["mark"] or "", match["language"], match["text"]) for match in found]
 
 
 @pytest.fixture
