@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
@@ -99,8 +103,12 @@ def test_ray_accepts_the_cluster_file() -> None:
     assert worker["resources"]["GPU"] == 1
     assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     assert worker["max_workers"] > worker["min_workers"] == 0
+    for node in (head, worker):
+        assert "ubuntu" in node["node_config"]["ImageId"], "Ray's own choice of image has no Python that would do"
+        assert "IamInstanceProfile" in node["node_config"], "Ray gives workers none, and so no storage"
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
         assert command.startswith("export RAY_AUTH_MODE=token && ")
+        assert " && . .venv/bin/activate && " in command, "jobs would run with the system's Python"
         assert "0.0.0.0" not in command
 
 
@@ -111,6 +119,12 @@ def manifest(name: str) -> Any:
 @pytest.mark.parametrize("name", ["rayjob.yaml", "raycronjob.yaml"])
 def test_kuberay_manifests_have_the_fields_of_their_kinds(name: str) -> None:
     KUBERAY.validate_python(manifest(name))
+
+
+def test_what_cluster_files_import_is_installed_with_the_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert yaml.safe_load((ROOT / "cluster.yaml").read_text())["provider"]["type"] == "aws"
+    assert any(name.startswith("boto3") for name in extras["cluster"]), "`ray up` speaks to AWS through it"
 
 
 def test_kubernetes_accepts_the_cron_job() -> None:
@@ -145,25 +159,29 @@ def test_manifests_ask_for_a_token_and_hold_no_secret(name: str) -> None:
     assert not re.search(r"(?i)(secret_access_key|password)['\"]?: ['\"]?\w", (SCHEDULES / name).read_text())
 
 
-def test_the_crontab_line_runs_under_cron(tmp_path: Path) -> None:
-    """cron's environment is nearly empty, and the shell is sh."""
+def crontab_command() -> str:
+    """What the shipped line has cron give to the shell."""
     (line,) = [text for text in (SCHEDULES / "crontab").read_text().splitlines() if not text.startswith("#")]
-    minute, hour, *_, command = line.split(maxsplit=5)
-    assert minute.isdigit()
-    assert hour.isdigit()
+    *moments, command = line.split(maxsplit=5)
+    assert " ".join(moments) == manifest("raycronjob.yaml")["spec"]["schedule"]
+    return command
+
+
+def under_cron(command: str, home: Path) -> subprocess.Popen[str]:
+    """Start a command as cron does: in sh, with a nearly empty environment."""
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "LOGNAME": "somebody"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        ["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment
+    )
+
+
+def test_the_crontab_line_runs_under_cron(tmp_path: Path) -> None:
     place = tmp_path / "tokenbound" / ".venv" / "bin"
     place.mkdir(parents=True)
     (place / "tokenbound").write_text('#!/bin/sh\necho "$PWD" "$@"\n')
     (place / "tokenbound").chmod(0o755)
-    environment = {
-        "HOME": str(tmp_path),
-        "PATH": "/usr/bin:/bin",
-        "SHELL": "/bin/sh",
-        "LOGNAME": os.environ.get("USER", ""),
-    }
-    shown = subprocess.run(
-        ["/bin/sh", "-c", command], capture_output=True, text=True, env=environment, check=True
-    ).stdout
+    shown, _ = under_cron(crontab_command(), tmp_path).communicate(timeout=60)
     assert shown.split() == [
         str(tmp_path / "tokenbound"),
         "reevaluate",
@@ -172,3 +190,35 @@ def test_the_crontab_line_runs_under_cron(tmp_path: Path) -> None:
         "--fail-if-worse",
         "0.05",
     ]
+
+
+def start_of(process: psutil.Process) -> set[str]:
+    """Names of the processes that one has started and that are there still."""
+    try:
+        return {child.name() for child in process.children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+@pytest.mark.slow
+def test_two_nights_under_cron(tmp_path: Path, run_tree: Callable[..., dict[str, Any]]) -> None:
+    """The shipped line: the first night certifies, the second finds nothing new and starts nothing."""
+    home = tmp_path / "tokenbound"
+    home.mkdir()
+    (home / ".venv").symlink_to(sys.prefix)
+    (home / "nightly.yaml").write_text(yaml.safe_dump(run_tree("nightly")))
+    found = []
+    for _ in range(2):
+        began, night, started = time.monotonic(), under_cron(crontab_command(), tmp_path), set[str]()
+        while night.poll() is None:
+            started |= start_of(psutil.Process(night.pid))
+            time.sleep(0.05)
+        shown, wrong = night.communicate()
+        assert night.returncode == 0, wrong
+        found.append((shown, started & {"raylet", "gcs_server"}, time.monotonic() - began))
+    (first, there, long_s), (second, nothing, short_s) = found
+    assert there == {"raylet", "gcs_server"}
+    assert "history.html" in first
+    assert second == "nothing new\n"
+    assert nothing == set()
+    assert short_s < long_s / 2
