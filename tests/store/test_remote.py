@@ -13,7 +13,7 @@ from s3_support import Fault, faulty, place
 
 from tokenbound.errors import IncompleteError
 from tokenbound.store import filesystem as files
-from tokenbound.store import retry
+from tokenbound.store import remote, retry
 from tokenbound.store.patterns import matching_places
 from tokenbound.store.remote import RemoteFile
 from tokenbound.store.run import RunDirectory
@@ -105,16 +105,39 @@ def test_what_will_not_pass_is_not_tried_again(s3_address: str, quick: list[str]
     assert quick == []
 
 
-def test_waits_grow_and_are_random() -> None:
-    from tenacity import RetryCallState, Retrying, wait_random_exponential
+def test_waits_grow_and_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first, fourth and last wait of many operations: each is drawn from nothing up to its limit."""
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
 
-    waits = wait_random_exponential(multiplier=retry.FIRST_WAIT_S, max=retry.LONGEST_WAIT_S)
-    state = RetryCallState(Retrying(), None, (), {})
-    for attempt, limit in ((1, retry.FIRST_WAIT_S), (4, 8 * retry.FIRST_WAIT_S), (30, retry.LONGEST_WAIT_S)):
-        state.attempt_number = attempt
-        drawn = [waits(state) for _ in range(200)]
-        assert 0 <= min(drawn) < limit / 4
-        assert limit * 3 / 4 < max(drawn) <= limit
+    def fail() -> None:
+        raise OSError("AWS Error SLOW_DOWN")
+
+    for _ in range(200):
+        with pytest.raises(IncompleteError, match="failed 10 times"):
+            retry.patiently(fail)
+    waits_of = [waits[number :: retry.ATTEMPTS - 1] for number in range(retry.ATTEMPTS - 1)]
+    for number, limit in ((0, retry.FIRST_WAIT_S), (3, 8 * retry.FIRST_WAIT_S), (8, retry.LONGEST_WAIT_S)):
+        assert len(waits_of[number]) == 200
+        assert 0 <= min(waits_of[number]) < limit / 4
+        assert limit * 3 / 4 < max(waits_of[number]) <= limit
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(
+    s3_address: str, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ANSWER_S", 3.0)
+    filesystem, path = files.resolve(place(s3_address, "bucket/late"))
+    files.write_bytes(filesystem, path, b"late")
+
+    def first_read(number: int, method: str, path: str) -> Fault:
+        return "slow" if method == "GET" and not faults.made else None
+
+    with faulty(s3_address, first_read, slow_s=20.0) as (address, faults):
+        slow, _ = files.resolve(place(address, "bucket/late"))
+        assert files.read_bytes(slow, path) == b"late"
+    assert faults.made["slow"] == 1
+    assert "read_at" in quick
 
 
 def test_remote_files_read_as_files_do(s3_address: str) -> None:
