@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from s3_support import place
 
 from tokenbound import cli
 from tokenbound.certificate import verify_beside
@@ -73,7 +75,7 @@ def test_nights(
     (third,) = launch(nightly)
     assert third.artifact_sha256 != second.artifact_sha256
     assert {first.trial, second.trial, third.trial} == {1}, "every model pays its own code"
-    assert read_history(RunDirectory(str(home))) == sorted((first, second, third), key=lambda entry: entry.name)
+    assert read_history(RunDirectory(str(home))) == [first, second, third]
     for entry in (second, third):
         assert verify_beside(home / entry.certificate)[0].claim_fingerprint == entry.claim_fingerprint
     monkeypatch.setattr("sys.argv", ["tokenbound", "history", str(home), "--svg", str(tmp_path / "bounds.svg")])
@@ -137,10 +139,42 @@ def test_only_one_launch_is_at_work(nightly: dict[str, Any], tmp_path: Path) -> 
     assert json.loads((home / LEASE).read_text())["holder"] == "another"
 
 
-def test_a_lease_that_ended_is_taken_over(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("scored_here")
+def test_two_launches_that_both_believe_to_hold_the_lease(
+    nightly: dict[str, Any], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second runs from beginning to end while the first has a shard committed and others in hand."""
+    from tokenbound.engine import evaluate as evaluation
+    from tokenbound.engine import reevaluate as nights
+
+    monkeypatch.setattr(nights, "lease", lambda home: nullcontext())
+    nightly["what"]["windows"]["shard_tokens"] = 1024
+    score, overtaken = evaluation.score_shards, list[Any]()
+
+    def overtaking(shards: Any, **stages: Any) -> Iterator[Any]:
+        for number, row in enumerate(score(shards, **stages)):
+            if number == 0 and len(shards) > 1 and not overtaken:
+                overtaken.append(None)
+                overtaken[:] = launch(nightly)
+            yield row
+
+    monkeypatch.setattr(evaluation, "score_shards", overtaking)
+    (entry,) = launch(nightly)
+    (other,) = overtaken
+    assert other.claim_fingerprint == entry.claim_fingerprint
+    assert other.bound_bits == entry.bound_bits
+    home = RunDirectory(str(tmp_path / "nightly"))
+    assert read_history(home) == [entry]
+    assert verify_beside(home.place(entry.certificate))[0].created_at == entry.created_at
+    assert launch(nightly) == []
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_a_lease_that_ended_is_taken_over(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     from tokenbound.store.lease import lease
 
-    home = RunDirectory(str(tmp_path))
+    there = tmp_path if kind == "local" else place(request.getfixturevalue("s3_address"), f"bucket/{tmp_path.name}")
+    home = RunDirectory(str(there))
     home.write_json(LEASE, {"holder": "dead", "expires": time.time() - 1})
     with lease(home, seconds=0.3):
         first = home.read_json(LEASE)

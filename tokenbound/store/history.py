@@ -61,9 +61,8 @@ class HistoryEntry:
 
     @property
     def name(self) -> str:
-        """File of the entry; entries sort by time."""
-        moment = "".join(letter for letter in self.created_at[:19] if letter.isdigit())
-        return f"{FOLDER}/{moment}-{self.claim_fingerprint[:16]}.json"
+        """File of the entry: of two launches that certified the same at once, the last one's entry stays."""
+        return f"{FOLDER}/{self.claim_fingerprint[:16]}.json"
 
 
 def append_history(home: RunDirectory, entry: HistoryEntry) -> None:
@@ -83,4 +82,4 @@ def read_history(home: RunDirectory) -> list[HistoryEntry]:
             found.append(HistoryEntry(**json.loads(files.read_bytes(home.filesystem, path))))
         except (ValueError, TypeError) as error:
             raise MismatchError(f"{path} is no entry of a history ({error}); remove it") from None
-    return sorted(found, key=lambda entry: entry.name)
+    return sorted(found, key=lambda entry: (entry.created_at, entry.name))
