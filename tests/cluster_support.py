@@ -1,4 +1,4 @@
-"""Ray clusters of several nodes on one machine, and network namespaces for nodes that have addresses of their own."""
+"""Ray clusters of several nodes on one machine; namespaces for nodes with addresses of their own, or for machines."""
 
 from __future__ import annotations
 
@@ -260,3 +260,60 @@ def can_make_namespaces() -> bool:
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
+
+
+# --- Machines apart -----------------------------------------------------------------------------------------------
+
+APART = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
+"""Words before a command that give it namespaces of its own; what it started ends with it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of its own but for the disk: no network beside loopback, no other processes, a home, names of hosts.
+
+    Commands run there as they are written for a fresh machine, with the ports and folders that they take by default.
+    """
+
+    home: Path
+    ray: Path
+    """What lies at `/tmp/ray` there."""
+    names: tuple[str, ...] = ()
+    """Host names of the machine beside `localhost`."""
+
+    def run(self, script: str, environment: dict[str, str] | None = None) -> str:
+        """Run a shell script in the folder of the repository; it must succeed. Returns what it printed."""
+        hosts, log = self.home / "hosts", self.home / "script.log"
+        hosts.write_text(" ".join(["127.0.0.1", "localhost", socket.gethostname(), *self.names]) + "\n")
+        Path("/tmp/ray").mkdir(exist_ok=True)
+        made = f"ip link set lo up\nmount --bind {self.ray} /tmp/ray\nmount --bind {hosts} /etc/hosts\n"
+        path = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+        with log.open("wb") as stream:
+            ended = subprocess.run(
+                [*APART, "/bin/sh", "-euc", made + script],
+                cwd=TESTS.parent,
+                env={"HOME": str(self.home), "PATH": path, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=3 * LONG_S,
+                check=False,
+            )
+        assert ended.returncode == 0, log.read_text()[-6000:]
+        return log.read_text()
+
+
+@contextmanager
+def machine(home: Path, *names: str) -> Iterator[Machine]:
+    """A machine with that home, and so named; its folder of Ray goes with the block."""
+    with tempfile.TemporaryDirectory(prefix="tb", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        home.mkdir(exist_ok=True)
+        yield Machine(home, Path(ray), names)
+
+
+def can_be_apart() -> bool:
+    """Whether this process may make such machines here."""
+    with tempfile.TemporaryDirectory() as home, machine(Path(home)) as found, suppress(OSError, AssertionError):
+        found.run("true")
+        return True
+    return False
