@@ -133,19 +133,18 @@ def check_encoding(
     from tokenbound.models.checkpoint import check_checkpoint
     from tokenbound.models.delta import check_base, is_adapter
 
-    method = _method(settings)
+    method, path = _method(settings), local_copy(anchored(path))
+    adapter = base is not None and is_adapter(path)
+    if adapter:
+        _require_factors(method)
     if not has_text:
         _require_text(method)
-    path = local_copy(anchored(path))
-    if base is None:
-        architecture = check_checkpoint(path)
-        _require_exact(architecture, method, path)
-        return architecture
-    found = check_base(local_copy(anchored(base)))
-    if not is_adapter(path):
-        return check_checkpoint(path)
-    _require_factors(method)
-    return found
+    if base is not None:
+        found = check_base(local_copy(anchored(base)))
+        return found if adapter else check_checkpoint(path)
+    architecture = check_checkpoint(path)
+    _require_exact(architecture, method, path)
+    return architecture
 
 
 def _method(settings: BaseModel | None) -> str:
