@@ -190,12 +190,19 @@ def plan_run(
     """
     if config.what.model.base is not None:
         raise InputError("what.model.base: a run of a delta cannot be planned yet; plan the whole fine-tune")
-    check_model(_architecture(config), check_corpus(config.what.corpus).max_id, config.what.windows.length)
+    artifact = config.what.model.artifact
+    data = None if artifact is None else read_artifact(artifact)
+    architecture = _of_checkpoint(config) if data is None else artifact_architecture(data, config.what.corpus)
+    check_model(architecture, check_corpus(config.what.corpus).max_id, config.what.windows.length)
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
-        model = _model(config, text, bits_per_weight)
+        model = (
+            _model(config, text, architecture, bits_per_weight)
+            if data is None
+            else _Model(architecture, data, len(data), "exact")
+        )
         placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
         probe = None
         if replicas.count and probe_seconds > 0:
@@ -231,29 +238,21 @@ def _work(config: RunConfig, text: Text) -> Work:
 # --- The model and its price --------------------------------------------------------------------------------------
 
 
-def _architecture(config: RunConfig) -> dict[str, Any]:
-    """Of the artifact, or of a checkpoint whose weights need not be there."""
+def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
+    """The architecture of a checkpoint, whose weights need not be there."""
     from tokenbound.models.checkpoint import blank_model, read_architecture
 
-    choice = config.what.model
-    if choice.artifact is not None:
-        return artifact_architecture(read_artifact(choice.artifact), config.what.corpus)
-    assert choice.checkpoint is not None
-    architecture = read_architecture(local_copy(choice.checkpoint))
+    assert config.what.model.checkpoint is not None
+    architecture = read_architecture(local_copy(config.what.model.checkpoint))
     blank_model(architecture)
     return architecture
 
 
-def _model(config: RunConfig, text: Text, bits_per_weight: float | None) -> _Model:
+def _model(config: RunConfig, text: Text, architecture: dict[str, Any], bits_per_weight: float | None) -> _Model:
+    """A checkpoint, and what it will weigh."""
     choice, corpus = config.what.model, config.what.corpus
-    if choice.artifact is not None:
-        data = load_artifact(choice, corpus, text)
-        return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
-    from tokenbound.models.checkpoint import read_architecture
-
     assert choice.checkpoint is not None
     checkpoint = local_copy(choice.checkpoint)
-    architecture = read_architecture(checkpoint)
     parameters = _num_weights(architecture)
     if bits_per_weight is not None:
         return _Model(architecture, None, math.ceil(bits_per_weight * parameters / 8), "assumed")

@@ -97,8 +97,13 @@ class Given:
     """An artifact that a config names."""
 
     data: bytes
+    architecture: dict[str, Any]
     base: dict[str, str] | None
     """Digests of the base that it changes; None for a whole model."""
+
+
+def _given(data: bytes, what: WhatConfig) -> Given:
+    return Given(data, artifact_architecture(data, what.corpus), base_identity(data, what.model))
 
 
 def check_run(config: RunConfig) -> Given | None:
@@ -114,9 +119,8 @@ def check_run(config: RunConfig) -> Given | None:
     what, given = config.what, None
     rule = check_corpus(what.corpus)
     if what.model.artifact is not None:
-        data = read_artifact(what.model.artifact)
-        given = Given(data, base_identity(data, what.model))
-        architecture = artifact_architecture(data, what.corpus)
+        given = _given(read_artifact(what.model.artifact), what)
+        architecture = given.architecture
     else:
         assert what.model.checkpoint is not None
         architecture = check_encoding(what.model.checkpoint, what.model.compress, base=what.model.base)
@@ -166,10 +170,9 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
     spec = text.spec
     plan = open_plan(corpus.root, spec)[1]
     require_tokens(plan)
-    artifact = load_artifact(what.model, what.corpus, text) if given is None else given.data
-    architecture = artifact_architecture(artifact, what.corpus)
+    given = given or _given(load_artifact(what.model, what.corpus, text), what)
+    artifact, architecture, base = given.data, given.architecture, given.base
     check_model(architecture, corpus.manifest.rule.max_id, what.windows.length)
-    base = base_identity(artifact, what.model) if given is None else given.base
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
     check_growth(what, len(corpus.manifest.segments) - 1)

@@ -85,12 +85,11 @@ def pretrain(config: PretrainConfig) -> Trained:
     run = RunDirectory(str(output))
     if run.exists(FINISHED):
         return Trained(**run.read_json(FINISHED))
-    check_training(config)
+    architecture = check_training(config)
     _claim_output(config, output)
     with ray_session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
-        is_markov = isinstance(config.what.family, MarkovFamily)
-        trained = (_count if is_markov else _train)(config, corpus, run)
+        trained = _count(config, corpus, run) if architecture is None else _train(config, architecture, corpus, run)
     run.write_json(FINISHED, asdict(trained))
     return trained
 
@@ -129,11 +128,11 @@ def _count(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
     return Trained(path, path, len(data), fitted.loss_bits, fitted.tree.num_levels)
 
 
-def _train(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) -> Trained:
+def _train(config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, run: RunDirectory) -> Trained:
     """The stages of a network, each skipped where its result is there."""
     text = text_of(corpus, WindowsConfig(length=config.what.last_training.window, context="packed"))
     if not run.exists(FLOAT_MODEL):
-        run.write_json(FLOAT_MODEL, asdict(_float_model(config, corpus, Path(run.root))))
+        run.write_json(FLOAT_MODEL, asdict(_float_model(config, architecture, corpus, Path(run.root))))
     model = FloatModel(**run.read_json(FLOAT_MODEL))
     given = config.what.artifact is not None
     if not run.exists(COMPRESSED):
@@ -290,7 +289,9 @@ def _build_adapter(base: str, family: LoraFamily) -> Any:
     return adapted_model(read_base(local_copy(base)), family)
 
 
-def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -> FloatModel:
+def _float_model(
+    config: PretrainConfig, architecture: dict[str, Any], corpus: PreparedCorpus, output: Path
+) -> FloatModel:
     """What is to be compressed: trained here, or the checkpoint that the config starts from."""
     from tokenbound.models.structured.adapter import save_adapter
     from tokenbound.models.structured.build import save_trained
@@ -298,7 +299,6 @@ def _float_model(config: PretrainConfig, corpus: PreparedCorpus, output: Path) -
     from tokenbound.training.loop import load_trained
 
     _require_tokens(config, corpus)
-    architecture = _architecture(config, corpus.manifest.rule)
     parameters = _check_family(config, architecture)
     family, start, base = family_of(architecture) or config.what.family, config.what.start, config.what.base
     logger.info("family %s: %d trained parameters", family.kind, parameters)
