@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +154,28 @@ def test_compiling_is_refused_early_without_a_compiler(tiny_checkpoint: Path, mo
     score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1, compile=True))
     with pytest.raises(InputError, match="no C"):
         score({"shard": 0, "inputs": inputs, "targets": inputs, "mask": inputs >= 0})
+
+
+FAULTS = """
+import resource, sys, torch
+from tokenbound.engine.scoring import settle_on_cpu
+torch.set_num_threads(1)
+if sys.argv[1] == "settled":
+    settle_on_cpu(1)
+def work():
+    for _ in range(20):
+        torch.ones(12_000_000)
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_a_scoring_process_keeps_the_memory_that_a_batch_frees() -> None:
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("settled", "as it comes")
+    }
+    assert faults["settled"] < faults["as it comes"] / 10, faults

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,10 @@ from tokenbound.store.run import ARTIFACT, RunDirectory
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of `mallopt`'s settings."""
+_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -177,13 +182,11 @@ def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, An
         InputError: a model fails either, or does not fit the windows; or base and delta differ in vocabulary.
         MismatchError: the delta was made on another base.
     """
-    import torch
-
     from tokenbound.models.delta import decode_weights, read_base
     from tokenbound.models.shared import shared_weights
 
     if spec.device == "cpu":
-        torch.set_num_threads(spec.threads)
+        settle_on_cpu(spec.threads)
     data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
     base = None if spec.base is None else read_base(local_copy(spec.base))
     weights = shared_weights(data) if spec.share and base is None else decode_weights(data, base)
@@ -197,6 +200,23 @@ def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, An
             "compared, so encode the fine-tune as a whole model"
         )
     return replica, beside
+
+
+def settle_on_cpu(threads: int) -> None:
+    """Give this process its threads, and let it keep the memory that one batch frees for the next.
+
+    By default the C library hands large blocks back to the system, which zeroes their pages anew for every layer: of a
+    small GPT-2 that takes 5 % of the time. Where the library has no such setting nothing is changed.
+    """
+    import ctypes
+
+    import torch
+
+    torch.set_num_threads(threads)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) -> Any:

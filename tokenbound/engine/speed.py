@@ -15,7 +15,7 @@ from tokenbound.corpus.windows import gather
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.compress import Text
 from tokenbound.engine.graph import Placement
-from tokenbound.engine.scoring import ReplicaSpec, build_replicas, open_plan
+from tokenbound.engine.scoring import ReplicaSpec, build_replicas, open_plan, settle_on_cpu
 
 MAX_PROBES = 8
 """Replicas that are measured at once; on a larger cluster the others are taken to be as fast."""
@@ -118,7 +118,7 @@ def _replica(job: _Job, inputs: NDArray[Any]) -> Any:
     from tokenbound.models.spread import spread_over_gpus
 
     if job.spec.device == "cpu":
-        torch.set_num_threads(job.spec.threads)
+        settle_on_cpu(job.spec.threads)
     spec, dtype = job.spec, getattr(torch, job.spec.dtype)
     shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
     with torch.device(spec.device if spec.gpus == 1 else "cpu"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
+from tokenbound.models.attention import LONGEST, AttentionInBlocks
 from tokenbound.models.checkpoint import build_model
 from tokenbound.models.chunks import (
     OWN_LOGITS_BYTES,
@@ -229,7 +230,10 @@ class Replica:
     def score_and_hidden(
         self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
     ) -> tuple[WindowStatistics, torch.Tensor | None]:
-        """As `score`, with the last hidden states [W, L, d] beside it, or None where the head is unknown."""
+        """As `score`, with the last hidden states [W, L, d] beside it, or None where the head is unknown.
+
+        States behind the last scored token of a window mean nothing.
+        """
         return self._score_batches(inputs, targets, mask, keep_hidden=True)
 
     def _score_batches(
@@ -299,8 +303,9 @@ class Replica:
     ) -> tuple[TokenStatistics[torch.Tensor], torch.Tensor | None]:
         options: dict[str, Any] = {"chunk_tokens": self.chunk_tokens, "compile": self.compile}
         if self.head is None:
-            return self._score_own_logits(inputs, targets, options), None
-        hidden = self._hidden(inputs)
+            return self._score_own_logits(inputs, targets, mask, options), None
+        with self._attention(mask):
+            hidden = self._hidden(inputs)
         # The head of a model that is spread over GPUs may lie on another one than the last layer.
         flat = hidden.flatten(0, 1).to(self.head.weight.device)
         scored = mask.flatten() if self.gather and not bool(mask.all()) else None
@@ -309,18 +314,20 @@ class Replica:
             return found, hidden
         return replace(found, alpha=self.smoothing(flat).to(flat.device)), hidden
 
+    def _attention(self, mask: torch.Tensor) -> AbstractContextManager[Any]:
+        """Within, the model attends in the way that is fastest for this device and length, never for this batch."""
+        return AttentionInBlocks(mask) if self.device.type == "cpu" and self.length <= LONGEST else nullcontext()
+
     def _score_own_logits(
-        self, inputs: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]
+        self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
     ) -> TokenStatistics[torch.Tensor]:
         rows = self._rows_of_own_logits()
-        parts = [
-            logits_statistics(
-                self._own_logits(inputs[first : first + rows]).flatten(0, 1),
-                targets[first : first + rows].flatten(),
-                **options,
-            )
-            for first in range(0, self.batch, rows)
-        ]
+        parts = []
+        for first in range(0, self.batch, rows):
+            some = slice(first, first + rows)
+            with self._attention(mask[some]):
+                logits = self._own_logits(inputs[some]).flatten(0, 1)
+            parts.append(logits_statistics(logits, targets[some].flatten(), **options))
         return _joined(parts)
 
     def _own_logits(self, ids: torch.Tensor) -> torch.Tensor:
