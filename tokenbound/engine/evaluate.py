@@ -109,7 +109,7 @@ def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
     Raises:
         ReplicaOutOfMemory: the batch cannot be halved any more.
     """
-    records = prepared.run.committed(shard.number for shard in shards)
+    records = _records(prepared, shards)
     batch = smallest_batch(_applied_protocol(prepared, records))
     while True:
         try:
@@ -188,7 +188,7 @@ def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], 
     Raises:
         MismatchError: a record belongs to another run.
     """
-    records = prepared.run.committed(shard.number for shard in shards)
+    records = _records(prepared, shards)
     ours = {prepared.fingerprint, *prepared.earlier}
     foreign = [number for number, record in records.items() if record.scoring_fingerprint not in ours]
     if foreign:
@@ -231,20 +231,25 @@ def _score_until(prepared: Prepared, target_bits: float) -> int:
     while True:
         shards = prepared.shards(size)
         _score_pending(prepared, shards)
-        reduction = _reduce(prepared, shards, size)
+        reduction = _reduce(prepared, shards, _records(prepared, shards), size)
         found = first_prefix(reduction.loss_paths, target_bits)
         if found is not None or size >= limit:
             return found or size
         size = min(limit, math.ceil(size * SLACK_GROWTH))
 
 
-def _claim(prepared: Prepared, shards: Sequence[Shard], vocab_size: int) -> Claim:
+def _records(prepared: Prepared, shards: Sequence[Shard]) -> dict[int, CommitRecord]:
+    """Commit records of those shards that have one."""
+    return prepared.run.committed(shard.number for shard in shards)
+
+
+def _claim(prepared: Prepared, records: Mapping[int, CommitRecord], vocab_size: int) -> Claim:
     from tokenbound.models.smoothing import alpha_min_of
 
     return claim_of(
         prepared.config.what.bound,
         artifact_bytes=len(prepared.artifact),
-        protocol=_applied_protocol(prepared, prepared.run.committed(shard.number for shard in shards)),
+        protocol=_applied_protocol(prepared, records),
         vocab_size=vocab_size,
         tokenizer_vocab_size=prepared.corpus.manifest.vocab_size,
         num_tokens=prepared.plan.num_tokens,
@@ -267,7 +272,9 @@ def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None
     )
 
 
-def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Reduction:
+def _reduce(
+    prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, CommitRecord], count: int | None
+) -> Reduction:
     """Run the reducer as a task; its maps over shards are tasks of their own.
 
     Raises:
@@ -275,7 +282,6 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
         MismatchError: unscored windows that the claim does not count at the worst case.
     """
     run, bound = prepared.run, prepared.config.what.bound
-    records = run.committed(shard.number for shard in shards)
     missing = list(missing_shards(len(shards), records))
     if missing:
         some = ", ".join(map(str, missing[:8]))
@@ -293,7 +299,7 @@ def _reduce(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> R
     ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size, earlier_fingerprints=prepared.earlier)
     if count is not None:
         ledger = ledger.first_windows(count)
-    claim, plan = _claim(prepared, shards, vocab_size), _sampling_plan(prepared, count)
+    claim, plan = _claim(prepared, records, vocab_size), _sampling_plan(prepared, count)
     ledger = replace(ledger, columns=reduced_columns(claim))
     with plain_errors():
         reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))
@@ -317,11 +323,10 @@ def _warn_of_a_wrong_tokenizer(loss_bits: float, guess_bits: float) -> None:
 
 def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Certificate:
     what, corpus, plan = prepared.config.what, prepared.corpus, prepared.plan
-    started = time.monotonic()
-    reduction = _reduce(prepared, shards, count)
-    records = prepared.run.committed(shard.number for shard in shards)
+    started, records = time.monotonic(), _records(prepared, shards)
+    reduction = _reduce(prepared, shards, records, count)
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
-    claim = _claim(prepared, shards, reduction.evidence.vocab_size)
+    claim = _claim(prepared, records, reduction.evidence.vocab_size)
     declared = declarations(what)
     claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,7 +215,9 @@ def run_details(run: RunDirectory, certificate: Certificate) -> ReportDetails:
     records = run.committed(shards)
     if len(records) < len(shards):
         raise IncompleteError(f"{run.uri}: {len(shards) - len(records)} of {len(shards)} shards are not committed")
-    evidence = merge_evidence([Evidence.from_json(json.dumps(records[shard].evidence)) for shard in shards])
+    # One at a time: histograms of thousands of shards together would be most of the driver's memory.
+    parts = (Evidence.from_json(json.dumps(records[shard].evidence)) for shard in shards)
+    evidence = reduce(lambda merged, part: merge_evidence([merged, part]), parts)
     step = max(1, math.ceil(len(shards) / POSITION_SHARDS))
     positions = PositionLosses.of(run.losses(records[shard], ("nll",)) for shard in shards[::step])
     artifact = inspect_artifact(run.read(ARTIFACT)) if run.exists(ARTIFACT) else None
