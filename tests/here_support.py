@@ -2,7 +2,8 @@
 
 Each process of Ray imports torch and transformers anew, which takes far longer than a tiny model does. What goes to one
 there is pickled here, and rows pass through blocks as Ray Data's do, so that what cannot travel is found. That the
-processes themselves work is promised by `test_evaluate`, `test_delta`, `test_halving`, `test_s3` and `test_train`.
+processes themselves work is promised by `test_evaluate`, `test_delta`, `test_halving`, `test_object_stores` and
+`test_train`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from losses_support import make_losses
 from rich.console import Console
-from s3_support import place
 
 from tokenbound.errors import IncompleteError
 from tokenbound.report.status import LostReplica, ReplicaStatus, RunStatus, run_status, status_view
@@ -27,13 +26,10 @@ def begin(run: RunDirectory, shard: int, *begun: tuple[str, float], session: str
     write_attempts(run, shard, Attempts(session, tuple(Attempt(replica, at) for replica, at in begun)))
 
 
-@pytest.fixture(params=["local", "s3"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
+@pytest.fixture
+def run(anywhere: str) -> RunDirectory:
     """A run in its second start: two replicas at work, one shard begun again after the first replica died."""
-    local = request.param == "local"
-    found = RunDirectory(
-        str(tmp_path) if local else place(request.getfixturevalue("s3_address"), f"bucket/{tmp_path.name}")
-    )
+    found = RunDirectory(anywhere)
     found.write_json("plan.json", {"num_tokens": 1000})
     for shard, tokens in ((0, 100), (1, 200), (2, 300)):
         commit(found, shard, tokens)

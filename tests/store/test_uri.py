@@ -21,6 +21,8 @@ REFUSED = [
     f"s3://{SECRET}@bucket/run",
     f"s3a://AKIA:{SECRET}@bucket",
     f"gs://user:{SECRET}@bucket/run",
+    f"gs://{SECRET}@bucket/run",
+    f"gs://bucket/run?access_token={SECRET}",
     f"abfss://:{SECRET}@account.dfs.core.windows.net/run",
     f"hdfs://user:{SECRET}@host:8020/run",
     f"s3://bucket/run?secret_key={SECRET}",
@@ -84,7 +86,7 @@ def _listing(folder: Path, uri: str) -> Path:
     [
         PLACE,
         "s3://bucket/mail@host:80/run?region=eu-west-1",
-        "gs://anonymous@bucket/run",
+        "gs://anonymous@bucket/run?endpoint_override=127.0.0.1:9&scheme=http&retry_limit_seconds=5",
         "hdfs://user@host:8020/run",
         "abfs://container@account.dfs.core.windows.net/run",
         "a:b@c.txt",

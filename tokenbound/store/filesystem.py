@@ -29,6 +29,7 @@ from tokenbound.store.remote import (
     delete_tree,
     file_infos,
     open_store,
+    read_object,
     upload,
 )
 from tokenbound.store.uri import is_uri, refuse_credentials
@@ -126,6 +127,8 @@ def read_bytes(filesystem: FileSystem, path: str) -> bytes:
     Raises:
         FileNotFoundError: there is no such file.
     """
+    if not is_local(filesystem):
+        return read_object(filesystem, path)
     with open_input(filesystem, path) as stream:
         return stream.read()
 
@@ -140,12 +143,9 @@ def write_bytes(filesystem: FileSystem, path: str, data: bytes) -> None:
 
 
 def delete(filesystem: FileSystem, path: str) -> None:
-    """Delete a file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    delete_file(filesystem, path)
+    """Delete a file, if it is there."""
+    with suppress(FileNotFoundError):  # also where the first attempt did it and its answer was lost
+        delete_file(filesystem, path)
 
 
 def require_writable(uri: str, *, field: str) -> None:
@@ -173,7 +173,7 @@ def require_writable(uri: str, *, field: str) -> None:
 
 def delete_folder(filesystem: FileSystem, path: str) -> None:
     """Delete a folder and what it holds, if it is there."""
-    with suppress(FileNotFoundError):  # also where the first attempt did it and its answer was lost
+    with suppress(FileNotFoundError):  # of Google's, pyarrow also deletes a marker, which only its own folders have
         delete_tree(filesystem, path)
 
 

@@ -44,9 +44,8 @@ def lease(home: RunDirectory, *, seconds: float = LEASE_S) -> Iterator[None]:
     finally:
         done.set()
         renewing.join()
-        with suppress(FileNotFoundError):
-            if _held(home).get("holder") == holder:
-                files.delete(home.filesystem, home.path(LEASE))
+        if _held(home).get("holder") == holder:
+            files.delete(home.filesystem, home.path(LEASE))
 
 
 def _renew(home: RunDirectory, holder: str, seconds: float, done: threading.Event) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote
 
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileInfo, FileSelector, FileSystem, FileType, S3FileSystem
 
 from tokenbound.store.retry import patient, patiently
 from tokenbound.store.uri import URI
@@ -18,10 +18,12 @@ COPY_BYTES = 1 << 23
 READ_BYTES = 1 << 20
 """Least that a sequential reader asks for: a request costs as much as some hundred kilobytes."""
 ANSWER_S = 60.0
-"""Seconds without a byte after which a request counts as failed."""
+"""Seconds without a byte after which a request to S3 counts as failed; Google's client has 120 of its own."""
 CONNECT_S = 10.0
 SCHEMES = ("s3", "gs", "gcs")
 """Schemes whose clients are kept and whose paths begin with a bucket."""
+GOOGLE_RETRY_S = 1
+"""For how long Google's client retries by itself, at least; a `retry_limit_seconds` in the URI replaces it."""
 _TRUTH = {"true": True, "false": False}
 
 
@@ -41,7 +43,7 @@ def open_store(uri: str) -> tuple[FileSystem, str]:
 @lru_cache(maxsize=64)
 def _client(uri: str) -> FileSystem:
     """The client of a bucket, made once in a process: it may ask for the bucket's region, and keeps connections."""
-    filesystem, _ = patiently(FileSystem.from_uri, uri)
+    filesystem, _ = patiently(FileSystem.from_uri, uri if uri.startswith("s3:") else impatient(uri))
     if not isinstance(filesystem, S3FileSystem):
         return filesystem
     options: dict[str, Any] = {
@@ -56,8 +58,24 @@ def _client(uri: str) -> FileSystem:
     )
 
 
+def impatient(uri: str) -> str:
+    """A URI of Google's store whose client leaves retries to ours: by itself it goes on for a quarter of an hour.
+
+    >>> impatient("gs://bucket"), impatient("gs://bucket?retry_limit_seconds=30")
+    ('gs://bucket?retry_limit_seconds=1', 'gs://bucket?retry_limit_seconds=30')
+    """
+    _, question, options = uri.partition("?")
+    if "retry_limit_seconds" in dict(parse_qsl(options)):
+        return uri
+    return f"{uri}{'&' if question else '?'}retry_limit_seconds={GOOGLE_RETRY_S}"
+
+
 class RemoteFile(io.RawIOBase):
-    """A stored object to read from anywhere; each range is one request, tried again by itself."""
+    """A stored object to read from anywhere; each range is asked for again by itself.
+
+    On S3 a range is one request. Google's client asks for all that follows a place, so there the request goes on where
+    ranges follow each other.
+    """
 
     def __init__(self, filesystem: FileSystem, path: str) -> None:
         """Open the object.
@@ -66,8 +84,10 @@ class RemoteFile(io.RawIOBase):
             FileNotFoundError: there is no such object.
         """
         super().__init__()
-        self._file = patiently(filesystem.open_input_file, path)
-        self._size, self._at = int(patiently(self._file.size)), 0
+        self._filesystem, self._path = filesystem, path
+        self._file: Any = None
+        self._next = self._at = 0
+        self._size = patiently(self.open_file)
 
     def readable(self) -> bool:
         """Always."""
@@ -97,19 +117,76 @@ class RemoteFile(io.RawIOBase):
         """What is left, in one request."""
         return self._read(self._size - self._at)
 
+    def open_file(self) -> int:
+        """Open the object anew, in one attempt.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            ConnectionError: its first bytes did not come; Google's client does not tell why.
+        """
+        file = self._filesystem.open_input_file(self._path)
+        if file.closed:  # asked that, Google's client begins to read, and says yes where it failed
+            raise ConnectionError(f"{self._path}: its first bytes did not come")
+        size = int(file.size())
+        self._file, self._next = file, 0
+        return size
+
+    def read_at(self, size: int, start: int) -> bytes:
+        """A range that lies within the object, in one attempt.
+
+        Raises:
+            ConnectionError: less of it came; nobody compares a range with a checksum.
+        """
+        if self._file is None:
+            self.open_file()
+        file, self._file = self._file, None  # what fails is opened anew: Google's client has closed it
+        if start != self._next:
+            file.seek(start)
+        data = bytes(file.read(size))
+        if len(data) != size:
+            raise ConnectionError(f"{self._path}: {len(data)} of {size} bytes came")
+        self._file, self._next = file, start + size
+        return data
+
     def close(self) -> None:
         """Let go of the object."""
-        if not self.closed:
+        if self._file is not None:
             self._file.close()
+            self._file = None
         super().close()
 
     def _read(self, size: int) -> bytes:
         size = min(size, self._size - self._at)
         if size <= 0:
             return b""
-        data: bytes = patiently(self._file.read_at, size, self._at)
+        data = patiently(self.read_at, size, self._at)
         self._at += len(data)
         return data
+
+
+def read_object(filesystem: FileSystem, path: str) -> bytes:
+    """All bytes of a stored object.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    if filesystem.type_name == "gcs":
+        return download(filesystem, path)
+    with RemoteFile(filesystem, path) as file:
+        return file.readall()
+
+
+@patient
+def download(filesystem: FileSystem, path: str) -> bytes:
+    """All bytes of an object of Google's in one request: of one version of it, and compared with its checksum.
+
+    A file that can be read from anywhere would take three and hold the interpreter during one of them.
+    """
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())
 
 
 @patient
@@ -126,7 +203,19 @@ def upload(filesystem: FileSystem, path: str, source: IO[bytes]) -> None:
 @patient
 def file_infos(filesystem: FileSystem, what: Any) -> Any:
     """Pyarrow's `get_file_info`."""
-    return filesystem.get_file_info(what)
+    return look(filesystem, what)
+
+
+def look(filesystem: FileSystem, what: Any) -> Any:
+    """The same in one attempt.
+
+    That Google's client failed to ask what lies below a path, it tells as if there were nothing: a selector does not.
+    """
+    found = filesystem.get_file_info(what)
+    if filesystem.type_name == "gcs" and isinstance(what, str) and found.type == FileType.NotFound:
+        below = filesystem.get_file_info(FileSelector(what, recursive=True, allow_not_found=True))
+        return FileInfo(what, FileType.Directory) if below else found
+    return found
 
 
 @patient
@@ -137,5 +226,6 @@ def delete_file(filesystem: FileSystem, path: str) -> None:
 
 @patient
 def delete_tree(filesystem: FileSystem, path: str) -> None:
-    """Pyarrow's `delete_dir`."""
-    filesystem.delete_dir(path)
+    """Pyarrow's `delete_dir`, of a folder that may be gone: an attempt may delete it and its answer be lost."""
+    if look(filesystem, path).type != FileType.NotFound:
+        filesystem.delete_dir(path)

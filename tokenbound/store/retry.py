@@ -1,7 +1,7 @@
 """Patience with object stores: what fails for the moment is tried again, ever later, at random times.
 
 The waits are exponential with full jitter, so that a thousand writers that were told to slow down do not come back
-together. The clients' own retries are off: they would multiply ours.
+together. The clients' own retries are off (Google's: as short as it allows): they would multiply ours.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ LONGEST_WAIT_S = 20.0
 
 TRANSIENT = re.compile(
     r"HTTP status (429|5\d\d)|INTERNAL_FAILURE|SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTL|REQUEST_TIMEOUT"
-    r"|NETWORK_CONNECTION|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED"
+    r"|NETWORK_CONNECTION|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|DATA_LOSS"
     r"|time[d -]*out|connection (was )?(reset|closed|aborted)|broken pipe",
     re.IGNORECASE,
 )
-"""How Arrow's clients of S3 and GCS name what may pass: overload, the server's own errors, the network."""
+"""How Arrow's clients of S3 and GCS name what may pass: overload, the server's own errors, the network, and (DATA_LOSS)
+bytes that came otherwise than their checksum says."""
 
 observers: list[Callable[[str], None]] = []
 """Told the name of the operation at each retry; the engine counts them as a metric."""

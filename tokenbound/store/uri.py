@@ -33,12 +33,16 @@ def reroot(uri: str, path: str) -> str:
 
     >>> reroot("s3://bucket/run?region=eu-west-1", "bucket/a b")
     's3://bucket/a%20b?region=eu-west-1'
+    >>> reroot("gs://anonymous@bucket/run", "bucket/b")
+    'gs://anonymous@bucket/b'
     """
     if not is_uri(uri):
         return path
-    scheme, _, rest = uri.partition("://")
-    _, question, options = rest.partition("?")
-    return f"{scheme}://{quote(path)}{question}{options}"
+    match = URI.fullmatch(uri)
+    assert match is not None
+    scheme, authority, _, options = match.groups()
+    user, at, _ = authority.rpartition("@")
+    return f"{scheme}://{user + at if scheme in _BUCKETS else ''}{quote(path)}{options}"
 
 
 def join(place: str, *names: str) -> str:
