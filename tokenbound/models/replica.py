@@ -29,7 +29,7 @@ from tokenbound.models.chunks import (
     require_compiler,
 )
 from tokenbound.models.delta import Weights, decode_weights
-from tokenbound.models.fusion import fuse_activations
+from tokenbound.models.fusion import fuse_activations, fuse_norms
 from tokenbound.models.head import (
     Head,
     body_and_projection,
@@ -88,6 +88,7 @@ class Replica:
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = (model if is_spread(model) else model.to(self.device)).eval()
             fuse_activations(self.model)
+            fuse_norms(self.model)
             self.head = find_head(self.model)
         if self.head is None and self.model.get_output_embeddings() is not None:
             logger.warning(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.fusion import fuse_norms
 from tokenbound.models.memory import replica_memory
 
 GPU_SHARE = 0.9
@@ -119,6 +120,7 @@ def spread_model(model: Any, devices: Mapping[str, Any]) -> Any:
     """
     from accelerate import dispatch_model
 
+    fuse_norms(model)  # before hooks hold them: what is exchanged must not depend on the number of GPUs
     first = next(iter(devices.values()))
     return dispatch_model(model, dict(devices), main_device=first, force_hooks=True)
 
