@@ -25,11 +25,11 @@ NO_GPU_YET = Resources(cpus=8, gpus=0, cpus_of_a_node=8, gpus_of_a_node=0)
         (LAPTOP, {"replicas": 1}, 64, Placement(1, "cpu", 2, most=1, tasks=2)),
         (LAPTOP, {"replicas": 8}, 64, Placement(2, "cpu", 1, most=8, tasks=2)),
         (TWO_NODES, {"replicas": 1}, 64, Placement(1, "cpu", 1, most=1, tasks=2)),  # no node has two processors
-        (GPUS, {}, 64, Placement(4, "cuda", 1, most=64, tasks=32)),
+        (GPUS, {}, 64, Placement(4, "cuda", 1, most=64, tasks=8)),
         (GPUS, {}, 3, Placement(3, "cuda", 1, most=3, tasks=3)),
-        (GPUS, {"device": "cpu"}, 64, Placement(32, "cpu", 1, most=64, tasks=32)),
-        (NO_GPU_YET, {"device": "cuda"}, 64, Placement(1, "cuda", 1, most=64, tasks=8)),
-        (NO_GPU_YET, {"device": "cuda", "replicas": 8}, 64, Placement(8, "cuda", 1, most=8, tasks=8)),
+        (GPUS, {"device": "cpu"}, 64, Placement(32, "cpu", 1, most=64, tasks=8)),
+        (NO_GPU_YET, {"device": "cuda"}, 64, Placement(1, "cuda", 1, most=64, tasks=2)),
+        (NO_GPU_YET, {"device": "cuda", "replicas": 8}, 64, Placement(8, "cuda", 1, most=8, tasks=2)),
     ],
 )
 def test_replicas_fit_the_cluster_and_may_grow_with_it(

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 MIN_TASKS = 2
 """Reading and committing are short and reserve no processor: Ray Data would otherwise keep a part of the cluster for
 them, and replicas could not grow into it. So many of each run at once at least."""
+CPUS_PER_TASK = 4
+"""One more of each at once for so many processors: a token takes below a fiftieth of what scoring it takes, and every
+process holds 200 MB."""
 
 NEVER = -1.0
 """No pool is used less than this: replicas stay until every shard is given out, because building one is dear."""
@@ -77,7 +80,8 @@ def place_replicas(how: HowConfig, num_shards: int, gpus: int = 1) -> Placement:
     most = max(1, num_shards if how.replicas == "auto" else min(how.replicas, num_shards))
     replicas = min(most, how.replicas if device == "cuda" and how.replicas != "auto" else max(1, slots))
     threads = max(1, min(resources.cpus // replicas, resources.cpus_of_a_node)) if device == "cpu" else 1
-    return Placement(replicas, device, threads, most, min(num_shards, max(MIN_TASKS, resources.cpus)), gpus)
+    tasks = min(num_shards, max(MIN_TASKS, resources.cpus // CPUS_PER_TASK))
+    return Placement(replicas, device, threads, most, tasks, gpus)
 
 
 @dataclass(frozen=True)
