@@ -113,9 +113,9 @@ def _score_pending(prepared: Prepared, shards: Sequence[Shard]) -> None:
     batch = smallest_batch(_applied_protocol(prepared, records))
     while True:
         try:
-            return _score(prepared, shards, batch)
+            return _score(prepared, shards, records, batch)
         except ReplicaOutOfMemory as error:
-            batch = _halved(prepared, batch, error)
+            batch, records = _halved(prepared, batch, error), _records(prepared, shards)
 
 
 def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
@@ -147,10 +147,10 @@ def _applied_protocol(prepared: Prepared, records: Mapping[int, CommitRecord]) -
     return applied_protocol(prepared.protocol, shapes)
 
 
-def _score(prepared: Prepared, shards: Sequence[Shard], batch: int) -> None:
+def _score(prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, CommitRecord], batch: int) -> None:
     """Score the shards that have no commit record of this run, so many windows at once."""
     what, how = prepared.config.what, prepared.config.how
-    pending, done_tokens = _pending(prepared, shards)
+    pending, done_tokens = _pending(prepared, shards, records)
     if not pending:
         return
     placement = place_replicas(how, len(pending), replica_gpus(how, what, prepared.architecture, batch))
@@ -180,7 +180,9 @@ def _score(prepared: Prepared, shards: Sequence[Shard], batch: int) -> None:
             count_shard(prepared.run.uri, row["tokens"], progress.speed)
 
 
-def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], int]:
+def _pending(
+    prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, CommitRecord]
+) -> tuple[list[Shard], int]:
     """Shards to score, and the tokens of those that are committed.
 
     A last shard that was committed for a shorter prefix of the draw is scored again; one for a longer prefix serves.
@@ -188,7 +190,6 @@ def _pending(prepared: Prepared, shards: Sequence[Shard]) -> tuple[list[Shard], 
     Raises:
         MismatchError: a record belongs to another run.
     """
-    records = _records(prepared, shards)
     ours = {prepared.fingerprint, *prepared.earlier}
     foreign = [number for number, record in records.items() if record.scoring_fingerprint not in ours]
     if foreign:
