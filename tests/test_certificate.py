@@ -23,14 +23,14 @@ from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import BoundConfig, SampleConfig
 from tokenbound.corpus.windows import hashed_order
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.identity import DEFAULT_PROTOCOL, claim_identity, fingerprint, scoring_identity
+from tokenbound.identity import DEFAULT_PROTOCOL, SOFTWARE_DECLARATION, claim_identity, fingerprint, scoring_identity
 from tokenbound.ledger import RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
 V = 257
 FULL = SampleConfig()
-ARTIFACT_BYTES = encode_artifact({"vocab_size": V}, {"w": torch.arange(64.0)}, LosslessSettings())
+ARTIFACT_BYTES = encode_artifact({"vocab_size": V, "model_type": "llama"}, {"w": torch.arange(64.0)}, LosslessSettings())
 
 
 def build(
@@ -60,7 +60,8 @@ def build(
         evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
         records.append(run.commit(shard, losses, evidence, name))
     bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
-    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior}
+    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, SOFTWARE_DECLARATION: True}
+    declared |= {"holdout_declaration": "a test"} if prior == "holdout" else {}
     claimed = claim_identity(name, bound, declared, sample.evaluation)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)
     scored = sum(record.tokens for record in records)

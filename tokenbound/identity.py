@@ -6,13 +6,16 @@ them. Stopping rules (`sample.windows`, `sample.until_slack_bits`) and everythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from tokenbound.bounds.codes import protocol_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
-from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, SampleConfig, WhatConfig, WindowsConfig
+from tokenbound.config import CorpusConfig, ModelConfig, WhatConfig, WindowsConfig
 from tokenbound.store.run import canonical_json, sha256_hex
+
+SOFTWARE_DECLARATION = "package_torch_and_device_chosen_without_regard_to_the_tokens"
+"""The declaration that every certificate makes."""
 
 DEFAULT_PROTOCOL: dict[str, Any] = {
     "add_bos": False,
@@ -84,12 +87,12 @@ def scoring_identity(
     corpus_sha256: str,
     tokens_sha256: str,
     protocol: dict[str, Any],
-    sample: SampleConfig,
+    sample: Drawn,
     base: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the losses of a run and the order in which windows are drawn.
 
-    `base` is the identity of the base that a delta changes, absent for a whole model.
+    `sample` is the section of the run's config, or what a certificate says of it where it is verified. `base` is the identity of the base that a delta changes, absent for a whole model.
     """
     return {
         **({} if base is None else {"base": base}),
@@ -101,7 +104,23 @@ def scoring_identity(
     }
 
 
-def drawing(sample: SampleConfig) -> dict[str, Any]:
+class Drawn(Protocol):
+    """How windows are drawn, as far as it is part of the identity."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every window is scored."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order."""
+
+    @property
+    def pilot_windows(self) -> int:
+        """First windows of the order."""
+
+
+def drawing(sample: Drawn) -> dict[str, Any]:
     """What of a sample is part of the identity: not where it stops."""
     return {
         "sampled": not sample.is_full,
@@ -115,7 +134,7 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
         "prior": what.bound.prior,
-        "package_torch_and_device_chosen_without_regard_to_the_tokens": True,
+        SOFTWARE_DECLARATION: True,
     }
     if what.bound.prior == "holdout":
         found["holdout_declaration"] = what.bound.holdout_declaration
@@ -127,10 +146,37 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     return found
 
 
+class Claimed(Protocol):
+    """What a config claims, and what a certificate says that it claimed."""
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """Bounds that are printed."""
+
+    @property
+    def top_k(self) -> Sequence[int]:
+        """Errors that are bounded."""
+
+    @property
+    def delta(self) -> float:
+        """Probability that any line fails."""
+
+    @property
+    def trial(self) -> int:
+        """Ordinal of the configuration."""
+
+    @property
+    def unscorable(self) -> str:
+        """What a window without a finite loss does."""
+
+
 def claim_identity(
-    scoring_fingerprint: str, bound: BoundConfig, declared: dict[str, Any], evaluation: int | None = None
+    scoring_fingerprint: str, bound: Claimed, declared: dict[str, Any], evaluation: int | None = None
 ) -> dict[str, Any]:
-    """Everything that is claimed about the losses of a run."""
+    """Everything that is claimed about the losses of a run.
+
+    `bound` is the section of the run's config, or the certificate itself where it is verified.
+    """
     return {
         "scoring_fingerprint": scoring_fingerprint,
         "methods": list(bound.methods),

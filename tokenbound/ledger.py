@@ -102,6 +102,8 @@ class RunLedger:
     """Where a sample stops inside its last shard: how many windows of that shard count. None: all of them."""
     earlier_fingerprints: tuple[str, ...] = ()
     """What the run was called while its corpus was shorter; shards committed under these names stand."""
+    records: tuple[CommitRecord, ...] | None = None
+    """The commit records, where they were read already: what they vouch for cannot change any more."""
 
     def first_windows(self, count: int) -> RunLedger:
         """The same ledger, cut after this many windows, which lie in its last shard.
@@ -122,7 +124,7 @@ class RunLedger:
             IncompleteError: the shard is not committed.
             MismatchError: it was committed by another run.
         """
-        record = RunDirectory(self.uri).record(shard)
+        record = RunDirectory(self.uri).record(shard) if self.records is None else self.records[shard]
         if record.scoring_fingerprint not in (self.scoring_fingerprint, *self.earlier_fingerprints):
             raise MismatchError(
                 f"{self.uri}: shard {shard} was scored for another model, corpus or protocol; use another run directory"
