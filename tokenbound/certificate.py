@@ -363,6 +363,9 @@ class Certificate(BaseModel):
 
     def _verify_identities(self) -> None:
         """Both identities are made again from the certificate's own fields, and nothing else may be in them."""
+        missing = {"protocol", "seed"} - self.scoring_identity.keys()
+        if missing:
+            raise MismatchError(f"scoring_identity.{min(missing)} is missing")
         self._verify_declarations()
         self._verify_sampling()
         identity = scoring_identity(

@@ -54,12 +54,12 @@ class BaseSection(TypedDict):
     architecture_sha256: NotRequired[Digest]
 
 
-class ScoringIdentitySection(TypedDict):
-    """Everything that decides the losses and the order of the draw."""
+class ScoringIdentitySection(TypedDict, total=False):
+    """Everything that decides the losses and the order of the draw; `verify` makes it again from the other fields."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
-    base: NotRequired[BaseSection]
+    base: BaseSection
     artifact_sha256: Digest
     corpus_sha256: Digest
     tokens_sha256: Digest
@@ -83,8 +83,8 @@ class DeclarationsSection(TypedDict):
     num_bases: NotRequired[Positive]
 
 
-class ClaimIdentitySection(TypedDict):
-    """Everything that is claimed about the losses."""
+class ClaimIdentitySection(TypedDict, total=False):
+    """Everything that is claimed about the losses; `verify` makes it again from the other fields."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
@@ -96,7 +96,7 @@ class ClaimIdentitySection(TypedDict):
     trial: Positive
     unscorable: Literal["refuse", "worst_case"]
     declarations: DeclarationsSection
-    evaluation: NotRequired[Positive]
+    evaluation: Positive
 
 
 class CodeSplitSection(TypedDict):
