@@ -81,7 +81,7 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
     for root in (path, *([split(path)[0]] if base_name(path) == "losses" else [])):
         run = RunDirectory(root)
         if run.exists("shards"):
-            if run.exists("plan.json") and run.read_json("plan.json").get("scoring_identity", {}).get("sampled"):
+            if run.exists("plan.json") and run.plan().get("scoring_identity", {}).get("sampled"):
                 raise InputError(
                     f"{root} holds a sample of its corpus, which `bound` would take for the whole; use its certificate"
                 )
@@ -105,7 +105,7 @@ def _refuse_missing(run: RunDirectory, windows: int) -> None:
     Raises:
         InputError: fewer windows are committed than planned.
     """
-    planned = run.read_json("plan.json").get("num_windows", windows) if run.exists("plan.json") else windows
+    planned = run.plan().get("num_windows", windows) if run.exists("plan.json") else windows
     if windows < planned:
         raise InputError(
             f"{run.uri}: shards are missing ({windows} of {planned} windows are there); finish the run first"

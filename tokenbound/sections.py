@@ -7,7 +7,6 @@ for a 1 is refused as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, WithJsonSchema
@@ -140,7 +139,8 @@ class ModelSection(TypedDict):
 
 
 EnvironmentSection = dict[
-    Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,60}$")], Annotated[str, StringConstraints(max_length=200)]
+    Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,60}$")],
+    Annotated[str, StringConstraints(max_length=200)],
 ]
 """Versions and machine by name; which packages there are depends on how the model is quantized."""
 
@@ -165,22 +165,20 @@ class LineSection(TypedDict):
 
 def _of(section: Any) -> Any:
     """A dictionary that is checked against a section and stays as it is."""
-    adapter: TypeAdapter[Any] = TypeAdapter(section) if hasattr(section, "__pydantic_config__") else TypeAdapter(
-        section, config=ConfigDict(strict=True)
+    adapter: TypeAdapter[Any] = (
+        TypeAdapter(section)
+        if hasattr(section, "__pydantic_config__")
+        else TypeAdapter(section, config=ConfigDict(strict=True))
     )
 
     def check(value: dict[str, Any]) -> dict[str, Any]:
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            raise ValueError(_first_problem(error)) from None
+            raise ValueError(first_problem(error, within=True)) from None
         return value
 
     return AfterValidator(check)
-
-
-def _first_problem(error: ValidationError) -> str:
-    return first_problem(error, within=True)
 
 
 def first_problem(error: ValidationError, *, within: bool = False) -> str:
@@ -244,12 +242,3 @@ class PlanRecord(TypedDict, total=False):
     shard_tokens: Positive
     shard_batch: Positive
     segments: list[list[str]]
-
-
-def check_mapping(section: Any, value: Mapping[str, Any]) -> None:
-    """Refuse a value that does not fit a section.
-
-    Raises:
-        ValidationError: pydantic's report; `first_problem` makes a line of it.
-    """
-    TypeAdapter(section).validate_python(value)

@@ -18,7 +18,7 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
+from tokenbound.certificate import Certificate, SamplingRecord, bytes_per_token, claim_of, derived_fields
 from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors, ray_session
@@ -332,9 +332,9 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest
-    bytes_per_token = manifest.text_bytes / plan.num_tokens if manifest.text_bytes else None
+    per_token = bytes_per_token(manifest.text_bytes, plan.num_tokens)
     return Certificate(
-        **derived_fields(reduction, claim, bytes_per_token),
+        **derived_fields(reduction, claim, per_token),
         random_guess_bits=math.log2(claim.tokenizer_vocab_size),
         delta=claim.delta,
         num_tokens=plan.num_tokens,
@@ -357,7 +357,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         sampling=_sampling_record(prepared, count),
         declarations=declared,
         corpus={
-            **_corpus_summary(what.corpus, corpus, bytes_per_token),
+            **corpus_summary(what.corpus, corpus, per_token),
             **({} if claim.num_documents is None else {"scored_documents": claim.num_documents}),
         },
         model={
@@ -370,7 +370,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         scoring_identity=prepared.identity,
         claim_identity=claimed,
         scoring_fingerprint=prepared.fingerprint,
-        earlier_fingerprints=list(prepared.earlier),
+        earlier_fingerprints=_borne(prepared.earlier, records),
         claim_fingerprint=fingerprint(claimed),
         artifact_sha256=prepared.identity["artifact_sha256"],
         corpus_sha256=manifest.corpus_sha256,
@@ -380,6 +380,12 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         tokenbound_version=metadata.version("tokenbound"),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _borne(earlier: Sequence[str], records: Mapping[int, CommitRecord]) -> list[str]:
+    """The earlier names of a run under which shards were scored; a run that began on the grown corpus has none."""
+    names = {record.scoring_fingerprint for record in records.values()}
+    return [name for name in earlier if name in names]
 
 
 def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | None:
@@ -397,7 +403,8 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
     )
 
 
-def _corpus_summary(config: CorpusConfig, corpus: PreparedCorpus, bytes_per_token: float | None) -> dict[str, Any]:
+def corpus_summary(config: CorpusConfig, corpus: PreparedCorpus, bytes_per_token: float | None) -> dict[str, Any]:
+    """What a certificate says of its corpus; verification makes it again from the corpus."""
     manifest = corpus.manifest
     summary: dict[str, Any] = {
         "source": config.source,

@@ -142,7 +142,7 @@ def check_place(config: RunConfig, given: Given | None) -> None:
     known = {"protocol": scoring_protocol(what.model, what.corpus, what.windows), **drawing(what.sample)}
     if given is not None:
         known["artifact_sha256"] = sha256_hex(given.data)
-    found = run.read_json("plan.json").get("scoring_identity", {})
+    found = run.plan().get("scoring_identity", {})
     _require_same_run(run, {name: found.get(name) for name in known}, known)
 
 
@@ -355,7 +355,7 @@ def _open_run(prepared: Prepared) -> Prepared:
     """Create the run directory, or check that it is this run's, on this corpus or an earlier part of it."""
     run, plan = prepared.run, prepared.plan
     if run.exists("plan.json"):
-        found = run.read_json("plan.json")
+        found = run.plan()
         # Shards stay as they were first cut: runs whose plan names no batch did not look at it.
         prepared = replace(prepared, shard_tokens=found["shard_tokens"], shard_batch=found.get("shard_batch", 1))
         if found.get("scoring_fingerprint") == prepared.fingerprint:

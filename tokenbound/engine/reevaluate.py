@@ -212,7 +212,7 @@ def _numbered(night: Night, run: RunConfig, artifact_sha256: str, manifest: Mani
 def _place(home: RunDirectory, artifact_sha256: str) -> str:
     """Where a model is scored: the place itself if `evaluate` has begun there with this model, else a folder of it."""
     if home.exists("plan.json"):
-        identity = home.read_json("plan.json").get("scoring_identity", {})
+        identity = home.plan().get("scoring_identity", {})
         if identity.get("artifact_sha256") == artifact_sha256:
             return home.uri
     return home.place(f"models/{artifact_sha256[:16]}")

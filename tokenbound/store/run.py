@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
 from tokenbound.store.strict_json import INTEGER_BITS, MAX_BYTES, SUM_BITS, StrictJsonError, parse_json
@@ -29,6 +30,7 @@ from tokenbound.store.uri import is_uri, join
 
 ARTIFACT = "artifact.tokenbound"
 CERTIFICATE = "certificate.json"
+PLAN = "plan.json"
 PROGRESS = "progress.jsonl"
 
 
@@ -46,15 +48,11 @@ def canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
-
-
 @dataclass(frozen=True)
 class CommitRecord:
     """One committed shard, as `shards/NNNNN.json` holds it (`shards/HH/NNNNN.json` on object stores)."""
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    __pydantic_config__: ClassVar = STRICT
 
     shard: Count
     """Number in the plan."""
@@ -74,7 +72,7 @@ class CommitRecord:
     """Mergeable sufficient statistics of the shard."""
     scoring_fingerprint: str
     """The run this shard belongs to."""
-    batch: Annotated[int, Field(ge=1)] | None = None
+    batch: Positive | None = None
     """Windows of its forward passes, where memory had run out and halved them; null: as the protocol says."""
 
 
@@ -148,6 +146,20 @@ class RunDirectory:
         except StrictJsonError as error:
             raise MismatchError(f"{self.place(name)} is damaged ({error}); restore it or delete the run") from None
 
+    def plan(self) -> dict[str, Any]:
+        """The plan of the run, `plan.json`.
+
+        Raises:
+            IncompleteError: there is none.
+            MismatchError: it is damaged, or holds what no plan does.
+        """
+        tree = self.read_json(PLAN)
+        try:
+            _plan_reader().validate_python(tree)
+        except ValidationError as error:
+            raise MismatchError(f"{self.place(PLAN)} is not a plan: {first_problem(error)}") from None
+        return dict(tree)
+
     def _refuse_large(self, name: str) -> None:
         """A local file is not even read where it is larger than any record."""
         place = Path(self.path(name))
@@ -211,10 +223,8 @@ class RunDirectory:
         except StrictJsonError as error:
             raise MismatchError(f"{place} is damaged ({error}); delete it to score again") from None
         except ValidationError as error:
-            item = error.errors()[0]
-            field = ".".join(map(str, item["loc"])) or "it"
             raise MismatchError(
-                f"{place} is not a commit record: field {field!r}: {item['msg']}; delete it to score again"
+                f"{place} is not a commit record: {first_problem(error)}; delete it to score again"
             ) from None
         if record.shard != shard:
             raise MismatchError(f"{place} speaks of shard {record.shard}; delete it to score again")
@@ -323,6 +333,11 @@ class RunDirectory:
         names += [f"progress/{posixpath.basename(path)}" for path in listed]
         lines = [line for name in names for line in self.read(name).decode(errors="replace").splitlines()]
         return [event for event in map(_parsed, lines) if event is not None]
+
+
+@cache
+def _plan_reader() -> TypeAdapter[Any]:
+    return TypeAdapter(PlanRecord)
 
 
 @cache
