@@ -433,10 +433,9 @@ class Certificate(BaseModel):
 
     def _verify_contexts(self, ids: int) -> None:
         """Every id of the corpus is predicted but the first of each context: of a document, or of a packed segment."""
-        packed, segments = self.protocol["context"] == "packed", self.corpus.get("segments")
+        packed, segments = self.protocol["context"] == "packed", self.corpus.get("segments", ids)
         most = segments if packed else self.corpus["documents"]
-        least = most if packed and segments == 1 else 1
-        if not ids - (ids if most is None else most) <= self.num_tokens <= ids - least:
+        if not ids - most <= self.num_tokens <= ids - 1:
             raise MismatchError(
                 f"num_tokens: {self.num_tokens:,} cannot be predicted of the {ids:,} of corpus.tokens in "
                 f"{self.corpus['documents']:,} documents"

@@ -92,7 +92,8 @@ def scoring_identity(
 ) -> dict[str, Any]:
     """Everything that decides the losses of a run and the order in which windows are drawn.
 
-    `sample` is the section of the run's config, or what a certificate says of it where it is verified. `base` is the identity of the base that a delta changes, absent for a whole model.
+    `sample` is the section of the run's config, or what a certificate says of it where it is verified. `base` is the
+    identity of the base that a delta changes, absent for a whole model.
     """
     return {
         **({} if base is None else {"base": base}),

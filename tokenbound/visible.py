@@ -77,12 +77,12 @@ def console(**options: Any) -> Console:
     >>> console().print("[red]name[/red]")
     [red]name[/red]
     """
-    return _VisibleConsole(**{"markup": False, "emoji": False, "highlight": False, **options})
+    return _VisibleConsole(**{"markup": False, "emoji": False, **options})
 
 
 class VisibleFormatter(logging.Formatter):
     """A log line of visible characters; only a traceback has several lines."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+    def formatMessage(self, record: logging.LogRecord) -> str:
         """One line."""
         return visible(super().formatMessage(record), lines=False)

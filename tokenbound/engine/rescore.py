@@ -305,7 +305,7 @@ def _draw(ledger: RunLedger, count: int, seed: int | None = None) -> tuple[list[
     sizes = np.cumsum([0, *(ledger.record(shard).windows for shard in range(ledger.num_shards))])
     sizes[-1] = sizes[-1] if ledger.last_windows is None else sizes[-2] + ledger.last_windows
     total = int(sizes[-1])
-    generator = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311 - a seed is for repeating
+    generator = random.SystemRandom() if seed is None else random.Random(seed)
     drawn = np.sort(np.array(generator.sample(range(total), min(count, total)), np.int64))
     shards = np.searchsorted(sizes, drawn, side="right") - 1
     found = [(ledger.losses(int(shard)), drawn[shards == shard] - sizes[shard]) for shard in np.unique(shards)]
@@ -416,8 +416,8 @@ class _Comparison:
             top = next((k for k in self.certificate.top_k if (recorded[at] >= k) != (scored["rank"][at] >= k)), None)
             where = "" if top is None else f" at top-{top}"
             raise MismatchError(
-                f"window {window}: {outside} of {len(recorded)} recorded ranks are not the model's{where}: the first is "
-                f"{int(recorded[at])}, and logits closer than {TIE_LOGITS[self.dtype]} leave {int(low[at])} to "
+                f"window {window}: {outside} of {len(recorded)} recorded ranks are not the model's{where}: the first "
+                f"is {int(recorded[at])}, and logits closer than {TIE_LOGITS[self.dtype]} leave {int(low[at])} to "
                 f"{int(high[at])}"
             )
         for k, counts in self.flipped.items():

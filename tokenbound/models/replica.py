@@ -281,7 +281,7 @@ class Replica:
         with self._attention(torch.from_numpy(mask)):
             states = self._own_logits(ids) if self.head is None else self._hidden(ids)
         flat = states.flatten(0, 1)
-        for some in scored.split(chunk):
+        for some in torch.split(scored, chunk):
             if self.head is None:
                 yield some, flat[some.to(flat.device)].float()
             else:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
+from tokenbound.visible import console
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -37,7 +38,7 @@ def certificate_text(certificate: Certificate, width: int = 100) -> str:
     80
     """
     buffer = io.StringIO()
-    Console(file=buffer, width=width, force_terminal=False).print(certificate_view(certificate))
+    console(file=buffer, width=width, force_terminal=False).print(certificate_view(certificate))
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 

@@ -10,6 +10,7 @@ from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
+    from tokenbound.engine.rescore import Rescored
 
 
 TAKEN_ON_TRUST = (
@@ -17,6 +18,109 @@ TAKEN_ON_TRUST = (
     "alone, and the model has a prefix-free code of the length given."
 )
 """What losses alone cannot show."""
+
+
+def verified_sentence(certificate: Certificate, rescored: Rescored | None) -> str:
+    """What a verification found."""
+    bound = (
+        "no loss bound"
+        if certificate.bound_bits is None
+        else f"{format_bound(certificate.bound_bits, 4)} bits/token "
+        f"({certificate.method}{', vacuous' * certificate.vacuous})"
+    )
+    text = (
+        f"verified: {certificate.num_scored_tokens:,} losses and {certificate.artifact_bytes:,} artifact bytes give "
+        f"{bound}."
+    )
+    if rescored is None:
+        return f"{text} Whether this corpus has these losses was not checked: add --rescore 20."
+    every = rescored.windows == rescored.of_windows
+    of = "all" if every else f"{rescored.windows:,} distinct windows, drawn at random from"
+    text += (
+        f" Scored again: {of} {rescored.of_windows:,} recorded windows ({rescored.tokens:,} tokens); they agree to "
+        f"{rescored.largest_difference_nats:.2g} nats per token."
+    )
+    if every:
+        return text
+    return (
+        f"{text} If {100 * rescored.detectable_share:.2g} % of the recorded windows or more had been forged, this "
+        "would have found one with 95 % probability."
+    )
+
+
+def unchecked(certificate: Certificate, rescored: Rescored | None) -> list[str]:
+    """What a verification leaves to trust, each by name; the certificate is only as good as these.
+
+    Args:
+        certificate: one that was verified.
+        rescored: what was scored again; None where only losses and artifact were read.
+    """
+    return [*_unread(certificate, rescored), *_unknowable(certificate)]
+
+
+def _unread(certificate: Certificate, rescored: Rescored | None) -> list[str]:
+    """What the corpus would have shown, were it read."""
+    if rescored is not None:
+        left = rescored.of_windows - rescored.windows
+        found = [f"losses: {left:,} recorded windows were not scored again (use a larger --rescore)"] if left else []
+        if certificate.num_worst_case_tokens:
+            found.append(
+                f"num_worst_case_tokens: that {certificate.num_worst_case_tokens:,} tokens could not be scored; they "
+                "count at the worst case"
+            )
+        return [
+            *found,
+            *(f"{name}: it differs from the config's, with the same digests" for name in rescored.unmatched_names),
+        ]
+    found = [
+        "losses: that the model gives these tokens these losses, entropies and ranks (use --rescore)",
+        "corpus_sha256, tokens_sha256: that there is such a corpus, and which one it is (use --rescore)",
+        "corpus: its source, paths, tokenizer, files, documents and bytes, as the certificate has them (use --rescore)",
+        "vocab_size, tokenizer_vocab_size: how many ids the model predicts and the tokenizer can emit (use --rescore)",
+        "model.source: where the model came from (use --rescore)",
+    ]
+    if certificate.sampling is not None:
+        low, high = certificate.possible_tokens()
+        found.append(
+            f"num_tokens, num_windows, max_window_tokens: the size of the corpus; its windows could hold {low:,} to "
+            f"{high:,} tokens (use --rescore)"
+        )
+    if "base" in certificate.scoring_identity:
+        found.append("model.base, base architecture_sha256: the base itself was not read (use --rescore)")
+    if certificate.earlier_fingerprints:
+        found.append(
+            f"earlier_fingerprints: that the {len(certificate.earlier_fingerprints):,} are this corpus at an earlier "
+            "size (use --rescore)"
+        )
+    return found
+
+
+def _unknowable(certificate: Certificate) -> list[str]:
+    """What no computation can show: it is declared."""
+    declared = certificate.declarations
+    found = [
+        f"trial {certificate.trial}: that no more configurations were tried on these tokens (declared)",
+        "methods, top_k, delta: that they were named before the losses were known (declared)",
+        "software: that package version, torch and device were chosen without regard to the tokens (declared)",
+    ]
+    if declared.get("tokenizer_is") == "given":
+        found.append("tokenizer_is: that the tokenizer was chosen independently of this corpus (declared)")
+    if certificate.prior == "holdout":
+        found.append("holdout_declaration: what these tokens were not used for (declared)")
+    if certificate.declared_tokens is not None:
+        found.append("declared_tokens: that this number was fixed before the corpus was seen (declared)")
+    if "base_is_independent" in declared:
+        found.append(
+            f"base_is_independent, num_bases {declared.get('num_bases', 1)}: that the base does not depend on these "
+            "tokens, and how many bases were tried (declared)"
+        )
+    if certificate.sampling is not None:
+        draw = "" if certificate.sampling.evaluation is None else f", evaluation {certificate.sampling.evaluation}"
+        found.append(
+            f"seed {certificate.sampling.seed}, pilot_windows {certificate.sampling.pilot_windows}{draw}: that no "
+            "other draw was looked at (declared)"
+        )
+    return [*found, "environment, created_at, tokenbound_version: what scored, and when (declared)"]
 
 
 def headline(certificate: Certificate) -> str:

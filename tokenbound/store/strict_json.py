@@ -86,8 +86,7 @@ def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS) -> None:
     Traceback (most recent call last):
     tokenbound.store.strict_json.StrictJsonError: field 'seed': 18446744073709551616 does not fit into 64 bits
     """
-    left = [((), tree)]
-    path: tuple[Any, ...]
+    left: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
     seen = 0
     while left:
         path, node = left.pop()
