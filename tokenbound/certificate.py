@@ -413,8 +413,8 @@ class Certificate(BaseModel):
                 _require_equal(f"corpus.{name}", corpus[name], self.protocol[name])
         if self.tokenizer_vocab_size > self.vocab_size:
             raise MismatchError(
-                f"tokenizer_vocab_size {self.tokenizer_vocab_size} exceeds vocab_size {self.vocab_size}: the model could "
-                "not predict every id"
+                f"tokenizer_vocab_size {self.tokenizer_vocab_size} exceeds vocab_size {self.vocab_size}: the model "
+                "could not predict every id"
             )
         if "tokens" in corpus:
             self._verify_contexts(corpus["tokens"])

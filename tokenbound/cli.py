@@ -342,19 +342,23 @@ def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -
     Raises:
         InputError: an unknown method or option, or a value out of range.
     """
-    import yaml
-
     from tokenbound.config import CompressChoice, validate
+    from tokenbound.store.strict_yaml import StrictYamlError, parse_yaml
+
+    def value_of(pair: str) -> object:
+        try:
+            return parse_yaml(pair.partition("=")[2])
+        except StrictYamlError as error:
+            raise InputError(f"option {pair!r}: the value is not valid YAML: {error}") from None
 
     usual = "rtn" if rate is None else "kfac"
     chosen: dict[str, object] = {"method": "auto" if rate == "auto" else method or usual}
     if rate not in (None, "auto"):
-        chosen["rate"] = yaml.safe_load(str(rate))
+        chosen["rate"] = value_of(f"rate={rate}")
     for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator:
+        if "=" not in pair:
             raise InputError(f"option {pair!r} must look like step=0.5")
-        chosen[key] = yaml.safe_load(text)
+        chosen[pair.partition("=")[0]] = value_of(pair)
     return validate(CompressChoice, {"compress": chosen}, origin="of compress").compress
 
 

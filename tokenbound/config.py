@@ -18,13 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tokenbound.compression.settings import CALIBRATED, CompressSettings
 from tokenbound.errors import InputError
 from tokenbound.models.structured.settings import DenseFamily, Family
+from tokenbound.store.strict_json import StrictJsonError, check_tree
+from tokenbound.store.strict_yaml import StrictYamlError, as_json, parse_yaml
 from tokenbound.store.uri import refuse_credentials, refuse_credentials_in
 
 T = TypeVar("T", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(_Section):
@@ -441,12 +443,11 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         InputError: the file is missing or is not YAML.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"config {path} does not exist; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        reason = " ".join(str(error).rstrip(" ^").split())
-        raise InputError(f"config {path} is not readable YAML: {reason}") from None
+    except (StrictYamlError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"config {path} is not readable YAML: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path} must be a mapping with the keys `what` and `how`")
     for override in overrides:
@@ -456,6 +457,8 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     """Validate plain data, turning pydantic's report into one line per problem.
+
+    Types are strict: a number as text, or `true` for a 1, is a mistake and not a spelling.
 
     Args:
         kind: model that it must fit.
@@ -471,7 +474,10 @@ def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     """
     refuse_credentials_in(tree)
     try:
-        return kind.model_validate(tree)
+        check_tree(tree)
+        return kind.model_validate_json(as_json(tree), strict=True)
+    except (StrictJsonError, StrictYamlError) as error:
+        raise InputError(f"config {origin}: {error}") from None
     except ValidationError as error:
         problems = "; ".join(_problem(kind, item) for item in error.errors())
         raise InputError(f"config {origin}: {problems}") from None
@@ -533,9 +539,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise InputError(f"override {override!r}: {parent!r} is not a section of the config")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not valid YAML") from None
+        node[leaf] = parse_yaml(text)
+    except StrictYamlError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
 
 def dump_config(config: BaseModel) -> str:

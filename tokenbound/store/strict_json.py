@@ -72,12 +72,13 @@ def parse_json(data: bytes, *, integer_bits: int = INTEGER_BITS) -> Any:
     return tree
 
 
-def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS) -> None:
+def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS, max_values: int = MAX_NODES) -> None:
     """Refuse plain data that no record may hold.
 
     Args:
         tree: dictionaries, lists and scalars.
         integer_bits: size of the largest integer.
+        max_values: how many values there may be.
 
     Raises:
         StrictJsonError: an integer or number is too large, text is not Unicode, or the nesting is too deep.
@@ -91,8 +92,8 @@ def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS) -> None:
     while left:
         path, node = left.pop()
         seen += 1
-        if seen > MAX_NODES:
-            raise StrictJsonError(f"more than {MAX_NODES:,} values")
+        if seen > max_values:
+            raise StrictJsonError(f"more than {max_values:,} values")
         if len(path) > MAX_DEPTH:
             raise StrictJsonError(f"{_field(path[:3])}nested more than {MAX_DEPTH} levels deep")
         reason = _reason(node, integer_bits)
