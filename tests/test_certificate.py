@@ -30,7 +30,9 @@ from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_h
 
 V = 257
 FULL = SampleConfig()
-ARTIFACT_BYTES = encode_artifact({"vocab_size": V, "model_type": "llama"}, {"w": torch.arange(64.0)}, LosslessSettings())
+ARTIFACT_BYTES = encode_artifact(
+    {"vocab_size": V, "model_type": "llama"}, {"w": torch.arange(64.0)}, LosslessSettings()
+)
 
 
 def build(

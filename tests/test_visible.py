@@ -19,7 +19,9 @@ from tokenbound.report.html import html_report
 from tokenbound.report.rows import EXPORTS
 from tokenbound.visible import VisibleFormatter, console, visible, visible_json
 
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[31mverified\x9b0m\u202egnp\u2066\r\x08 [red]x[/red] :smile: <script>alert(1)</script>"
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J\x1b[31mverified\x9b0m\u202egnp\u2066\r\x08 [red]x[/red] :smile: <script>alert(1)</script>"
+)
 FORBIDDEN = "\x1b\x07\x9b\u202e\u2066\r\x08"
 
 

@@ -25,7 +25,7 @@ from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.models.delta import read_base
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, losses_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -120,17 +120,17 @@ def test_a_fine_tune_pays_for_its_delta_alone(
     verify_beside(path)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     arguments = {"losses": str(path.parent), "artifact": artifact, "windows": 4}
-    assert rescore(certificate, config_of(tree), **arguments) < 1e-4
+    assert rescore(certificate, config_of(tree), **arguments).largest_difference_nats < 1e-4
     with pytest.raises(IncompleteError, match="--base"):
         rescore(certificate, config_of(run_tree()), **arguments)
     with pytest.raises(MismatchError, match="not the certificate's"):
         rescore(certificate, config_of(tree), base=str(fine_tune), **arguments)
     for column in ("base_entropy", "base_nll"):  # both are forged in the second round, which names the first found
-        forge(directory, certificate.num_shards, column)
+        digest = forge(directory, certificate.num_shards, column)
         with pytest.raises(MismatchError):
             verify_beside(path)
         with pytest.raises(MismatchError, match=column):
-            rescore(certificate, config_of(tree), **arguments)
+            rescore(certificate.model_copy(update={"losses_sha256": digest}), config_of(tree), **arguments)
 
 
 def check_document_line(certificate: Certificate, directory: RunDirectory) -> None:
@@ -165,13 +165,15 @@ def first_losses(checkpoint: Path, text_folder: Path, length: int) -> np.ndarray
     return -logits.gather(-1, window[:, 1:, None]).flatten().numpy()
 
 
-def forge(directory: RunDirectory, shards: int, column: str) -> None:
-    """Make a column a tenth smaller and commit it as a scorer would."""
+def forge(directory: RunDirectory, shards: int, column: str) -> str:
+    """Make a column a tenth smaller and commit it as a scorer would; returns the digest of all losses."""
+    records = []
     for shard in range(shards):
         record = directory.record(shard)
         losses = directory.losses(record)
         forged = replace(losses, **{column: getattr(losses, column) * np.float32(0.9)})
-        directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
+        records.append(directory.commit(shard, forged, record.evidence, record.scoring_fingerprint))
+    return losses_sha256(records)
 
 
 @pytest.mark.usefixtures("scored_here")

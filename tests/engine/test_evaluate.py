@@ -20,7 +20,7 @@ from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import InputError, MismatchError, TokenboundError
 from tokenbound.models.quantized.methods import arithmetic_of
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, losses_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -73,14 +73,15 @@ def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoi
     assert without_times(again) == without_times(certificate)
     assert (directory / "shards/00000.json").stat().st_mtime_ns == kept
 
-    worst = rescore(
+    found = rescore(
         certificate,
         validate(RunConfig, tree, origin="test"),
         losses=str(directory),
         artifact=(directory / "artifact.tokenbound").read_bytes(),
         windows=5,
     )
-    assert worst < 1e-4
+    assert found.largest_difference_nats < 1e-4
+    assert found.windows == 5
 
 
 @pytest.mark.usefixtures("scored_here")
@@ -100,11 +101,16 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
         ("tokens are not the corpus's", lambda losses: {"token": losses.token[::-1]}),
         ("column document is not the corpus's", lambda losses: {"document": losses.document + 1}),
     ):
-        for shard, losses in enumerate(honest):
-            record = directory.record(shard)
-            directory.commit(shard, replace(losses, **forge(losses)), record.evidence, record.scoring_fingerprint)
-        with pytest.raises(MismatchError, match=found):
+        records = [directory.record(shard) for shard in range(certificate.num_shards)]
+        records = [
+            directory.commit(old.shard, replace(losses, **forge(losses)), old.evidence, old.scoring_fingerprint)
+            for old, losses in zip(records, honest, strict=True)
+        ]
+        forged = certificate.model_copy(update={"losses_sha256": losses_sha256(records)})
+        with pytest.raises(MismatchError, match="losses_sha256"):
             rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=10)
+        with pytest.raises(MismatchError, match=found):
+            rescore(forged, config, losses=directory.uri, artifact=artifact, windows=10)
     for shard, losses in enumerate(honest):
         record = directory.record(shard)
         directory.commit(shard, losses, record.evidence, record.scoring_fingerprint)
@@ -135,7 +141,8 @@ def test_a_quantized_checkpoint_as_deployed(
     verify_beside(path)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     config = validate(RunConfig, tree, origin="test")
-    assert rescore(certificate, config, losses=str(path.parent), artifact=artifact, windows=3) < 1e-4
+    found = rescore(certificate, config, losses=str(path.parent), artifact=artifact, windows=3)
+    assert found.largest_difference_nats < 1e-4
 
     forged = certificate.model_copy(update={"model": {**certificate.model, "arithmetic": "kernels"}})
     with pytest.raises(MismatchError, match=r"model\.arithmetic"):

@@ -41,7 +41,7 @@ def test_what_can_be_read_in_two_ways_is_refused(text: str, reason: str) -> None
 
 @pytest.mark.parametrize("data", [b"\xff{}", '{"a": 1}'.encode("utf-16"), b'\xef\xbb\xbf{"a": 1}'])
 def test_records_are_utf8_without_a_mark(data: bytes) -> None:
-    with pytest.raises(StrictJsonError, match="UTF-8|BOM|not JSON"):
+    with pytest.raises(StrictJsonError, match=r"UTF-8|BOM|not JSON"):
         parse_json(data)
 
 

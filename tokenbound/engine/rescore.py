@@ -136,13 +136,16 @@ def rescore(
         How much was scored again, and how well it agreed.
 
     Raises:
-        IncompleteError: the model is a delta and nothing says where its base is.
+        IncompleteError: the model is a delta and nothing says where its base is, or there is no plan of the run.
         MismatchError: artifact, losses, corpus or protocol are not the certificate's, or a recorded loss is not what
             the model gives.
     """
     if sha256_hex(artifact) != certificate.artifact_sha256:
         raise MismatchError("artifact_sha256: this artifact is not the certificate's")
     ledger = certificate.verified_ledger(losses)
+    base = base or config.what.model.base
+    if base is None and "base" in certificate.scoring_identity:
+        raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")
     _require_protocol(certificate, config)
     with tempfile.TemporaryDirectory() as cache:
         corpus = prepare_corpus(config.what.corpus, cache, segments=_segments(certificate, losses))
@@ -151,7 +154,7 @@ def rescore(
         plan = open_plan(cache, spec)[1]
         _require_corpus(certificate, config, corpus, plan)
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
-        found = _base_of(certificate, base or config.what.model.base)
+        found = _base_of(certificate, base)
         score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
         drawn, total = _draw(ledger, windows, seed)
         check = _Comparison(certificate)
@@ -277,10 +280,8 @@ def _base_of(certificate: Certificate, base: str | None) -> str | None:
     from tokenbound.models.delta import read_base
 
     recorded = certificate.scoring_identity.get("base")
-    if recorded is None:
+    if recorded is None or base is None:
         return None
-    if base is None:
-        raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")
     found = read_base(local_copy(anchored(base))).identity
     if found != recorded:
         raise MismatchError(f"base {base} is not the certificate's: digests {found}, not {recorded}")
