@@ -357,3 +357,67 @@ def test_certificates_meet_the_published_schema(tmp_path: Path) -> None:
     del tree["bounds"][0]["kappa_nats"]
     with pytest.raises(jsonschema.ValidationError, match="kappa_nats"):
         jsonschema.validate(tree, schema)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("delta", "0.05", "'delta': Input should be a valid number"),
+        ("num_tokens", True, "'num_tokens': Input should be a valid integer"),
+        ("num_tokens", 384.0, "'num_tokens': Input should be a valid integer"),
+        ("vacuous", 1, "'vacuous': Input should be a valid boolean"),
+        ("schema_version", True, "no field 'schema_version' with a number"),
+        ("schema_version", 3, "'schema_version'"),
+        ("scoring_fingerprint", "A" * 64, "'scoring_fingerprint'"),
+        ("created_at", "yesterday", "'created_at'"),
+        ("tokenbound_version", "\x1b[2J", "'tokenbound_version'"),
+        ("note", 7, "'note': unknown key"),
+        ("trial", 2**63, "'trial'"),
+        ("methods", "freedman", "'methods'"),
+        ("environment", {"torch": 2}, "'environment.torch'"),
+        ("model", {"architecture": "llama", "source": ["x"]}, "'model.source'"),
+        ("corpus", {"source": "text", "documents": "3"}, "'corpus.documents'"),
+        ("corpus", {"source": "text"}, "'corpus.documents': missing"),
+    ],
+)
+def test_a_field_of_another_type_is_named(finished: Path, field: str, value: Any, reason: str) -> None:
+    finished.write_text(json.dumps({**json.loads(finished.read_text()), field: value}))
+    with pytest.raises(MismatchError, match=reason) as caught:
+        Certificate.load(finished)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"delta": 0.05', '"delta": 0.05, "delta": 0.5', "the key 'delta' is given twice"),
+        ('"delta": 0.05', '"delta": NaN', "delta': NaN is not a number"),
+        ('"num_shards": 3', '"num_shards": 36893488147419103232', "does not fit into 64 bits"),
+        ('"num_shards": 3', '"num_shards": ' + "[" * 50 + "]" * 50, "levels deep"),
+    ],
+)
+def test_a_certificate_is_read_in_one_way(finished: Path, old: str, new: str, reason: str) -> None:
+    text = finished.read_text()
+    assert old in text
+    finished.write_text(text.replace(old, new))
+    with pytest.raises(MismatchError, match=reason):
+        Certificate.load(finished)
+
+
+def test_a_line_with_an_unknown_key_is_named(finished: Path) -> None:
+    tree = json.loads(finished.read_text())
+    tree["bounds"][0]["note2"] = ""
+    finished.write_text(json.dumps(tree))
+    with pytest.raises(MismatchError, match=r"bounds\.0\.note2"):
+        Certificate.load(finished)
+
+
+def test_a_packed_stream_leaves_little_room_for_its_size() -> None:
+    """Every window of one stream is full but the last, so the number of tokens is known but for one window."""
+    from tokenbound.demo import demo_certificate
+
+    certificate = demo_certificate()
+    low, high = certificate.possible_tokens()
+    assert low <= certificate.num_tokens <= high
+    assert high - low < 512
+    assert low > (certificate.num_windows - 2) * 512
