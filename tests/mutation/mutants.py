@@ -106,12 +106,11 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
 
 
 def _change(tree: ast.Module, site: _Site, variant: Callable[[], ast.AST]) -> str | None:
-    """Text before and after; of a constant or a name's negation that of the expression around it, which tells more."""
+    """Text before and after; of a constant that of the expression around it, which tells more."""
     shown = site.path
-    while isinstance(_descend(tree, shown), ast.Constant | ast.Slice) or (
-        isinstance(_descend(tree, shown[:-1]), ast.UnaryOp) and len(shown) > len(site.path) - 2
-    ):
-        if not isinstance(_descend(tree, shown[:-1]), ast.expr | ast.keyword):
+    while isinstance(_descend(tree, shown), ast.Constant | ast.Slice | ast.UnaryOp):
+        around = _descend(tree, shown[:-1])
+        if not isinstance(around, ast.expr | ast.keyword | ast.Assign | ast.AnnAssign | ast.Return):
             break
         shown = shown[:-1]
     before = _text(_descend(tree, shown))
