@@ -1,4 +1,4 @@
-"""Printed numbers lie on the safe side of exact ones, and every line pays what it says, by a path of its own in mpmath."""
+"""Printed numbers are on the safe side of exact ones, and every line pays what it says: in mpmath, independently."""
 
 from __future__ import annotations
 

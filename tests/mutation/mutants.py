@@ -53,10 +53,10 @@ _CALLS = {
     "log1p": "log",
     "expm1": "exp",
 }
-_UNWRAPPED = {
-    "abs", "ceil", "clip", "exp", "expm1", "float16", "floor", "log", "log1p", "log2", "max", "maximum", "min", "minimum",
-    "round_up", "sqrt", "as_float16", "cumsum", "where", "sorted",
-}  # fmt: skip
+_UNWRAPPED = frozenset(
+    "abs as_float16 ceil clip cumsum exp expm1 float16 floor log log1p log2 max maximum min minimum round_up sorted sqrt "
+    "where".split()
+)
 MODULE_LEVEL = "<module>"
 
 
@@ -138,9 +138,7 @@ def _sites(tree: ast.Module) -> Iterator[_Site]:
     yield from _walk(tree, (), (), None)
 
 
-def _walk(
-    node: ast.AST, path: _Path, scope: tuple[str, ...], outer: str | None
-) -> Iterator[_Site]:
+def _walk(node: ast.AST, path: _Path, scope: tuple[str, ...], outer: str | None) -> Iterator[_Site]:
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         scope = (*scope, node.name)
         if isinstance(node, ast.FunctionDef) and outer is None:

@@ -12,7 +12,7 @@ makes no difference to what is claimed. The exit code is 1 if any other survives
 
 Public mutation testers start a process for each mutant, or copy the package. Here the tests are collected once; each
 mutant is a fork of that process in which the code of one function is exchanged, and the tests that killed a mutant of
-the same function before run first. A killed mutant costs about 0.2 seconds, a surviving one all the tests of its module.
+the same function before run first. A killed mutant costs half a second, a surviving one all the tests of its module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -113,16 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.skip_listed:
         mutants = [mutant for mutant in mutants if mutant.name not in equivalents()]
     known = {} if options.fresh else load_progress(options.progress)
-    survivors = []
-    for module, group in _by_module(mutants).items():
-        todo = [m for m in group if not _is_done(known.get(m.name), module)]
-        print(f"{module}: {len(group)} mutants, {len(todo)} to run", flush=True)
-        for outcome in run_module(module, todo, known, options.jobs):
-            append_progress(options.progress, outcome)
-            known[outcome.name] = outcome
-            if outcome.outcome == "survived":
-                print(f"  survived: {outcome.name} (line {outcome.line})", flush=True)
-        survivors += [known[m.name] for m in group if m.name in known and known[m.name].outcome == "survived"]
+    todo = [mutant for mutant in mutants if not _is_done(known.get(mutant.name), mutant.module)]
+    print(f"{len(mutants)} mutants, {len(todo)} to run", flush=True)
+    for outcome in run_mutants(todo, known, options.jobs):
+        append_progress(options.progress, outcome)
+        known[outcome.name] = outcome
+        if outcome.outcome == "survived":
+            print(f"  survived: {outcome.module}: {outcome.name} (line {outcome.line})", flush=True)
+    survivors = [known[m.name] for m in mutants if known[m.name].outcome == "survived"]
     listed = equivalents()
     unlisted = [s for s in survivors if s.name not in listed and s.module not in TIGHTNESS_ONLY]
     print(f"{len(mutants)} mutants, {len(survivors)} survived, {len(unlisted)} of them not in {EQUIVALENT.name}")
@@ -150,11 +148,17 @@ def select_mutants(modules: Sequence[str], sample: int | None = None, seed: int 
     """The mutants of these modules, or a sample of them that only the seed decides; names are unique."""
     found: list[Mutant] = []
     for module in modules:
-        found += [m for m in mutants_of(module, source_of(module).read_text(encoding="utf-8")) if match in m.name]
+        found += [m for m in mutants_of(module, text_of(module)) if match in m.name]
     if sample is not None and sample < len(found):
         chosen = set(random.Random(seed).sample(range(len(found)), sample))
         found = [mutant for index, mutant in enumerate(found) if index in chosen]
     return found
+
+
+@cache
+def text_of(module: str) -> str:
+    """The source of a module as it was when this process began to look at it."""
+    return source_of(module).read_text(encoding="utf-8")
 
 
 def source_of(module: str) -> Path:
@@ -202,37 +206,30 @@ def _digest(paths: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def _by_module(mutants: Sequence[Mutant]) -> dict[str, list[Mutant]]:
-    groups: dict[str, list[Mutant]] = defaultdict(list)
-    for mutant in mutants:
-        groups[mutant.module].append(mutant)
-    return groups
-
-
 # -------------------------------------------------------------------------------------------------------- running
 
 
-def run_module(module: str, mutants: Sequence[Mutant], known: dict[str, Outcome], jobs: int) -> Iterator[Outcome]:
-    """Outcomes of the mutants of one module as they come; this process never imports the package."""
-    if not mutants:
-        return
-    stamp = {"source": _digest([source_of(module)]), "tests": _digest(tests_of(module))}
-    functions = [m for m in mutants if not _needs_import(m)]
-    killers = [known[m.name].killer for m in mutants_of(module, source_of(module).read_text()) if m.name in known]
-    constants = [(m, _import_changed(m)) for m in mutants if _needs_import(m)]
+def run_mutants(mutants: Sequence[Mutant], known: dict[str, Outcome], jobs: int) -> Iterator[Outcome]:
+    """Outcomes of the mutants as they come; this process never imports the package."""
+    stamps = {m: {"source": _digest([source_of(m)]), "tests": _digest(tests_of(m))} for m in TESTS}
+
+    def outcome_of(mutant: Mutant, outcome: str, killer: str, seconds: float) -> Outcome:
+        stamp = stamps[mutant.module]
+        return Outcome(mutant.module, mutant.name, mutant.line, outcome, killer, round(seconds, 2), **stamp)
+
+    functions = {m.name: m for m in mutants if not _needs_import(m)}
     if functions:
-        by_name = {m.name: m for m in functions}
-        with _session(module, functions, killers, jobs) as lines:
+        killers = [outcome.killer for outcome in known.values()]
+        with _session(list(functions.values()), killers, jobs) as lines:
             for line in lines:
                 name, *rest = json.loads(line)
                 if not rest:
                     raise RuntimeError(f"{name} fails without any mutation")
-                outcome, killer, seconds = rest
-                yield Outcome(module, name, by_name.pop(name).line, outcome, killer, round(seconds, 2), **stamp)
-        if by_name:
-            raise RuntimeError(f"the tests of {module} stopped with {len(by_name)} mutants left")
-    for mutant, outcome, killer, seconds in _pool(constants, jobs):
-        yield Outcome(module, mutant.name, mutant.line, outcome, killer, round(seconds, 2), **stamp)
+                yield outcome_of(functions.pop(name), *rest)
+        if functions:
+            raise RuntimeError(f"the tests stopped with {len(functions)} mutants left")
+    for mutant, *rest in _pool(((m, _import_changed(m)) for m in mutants if _needs_import(m)), jobs):
+        yield outcome_of(mutant, *rest)
 
 
 def _needs_import(mutant: Mutant) -> bool:
@@ -244,11 +241,11 @@ def _import_changed(mutant: Mutant) -> Callable[[], str]:
     """Run the tests in a fresh import of the package with one module changed."""
 
     def work() -> str:
-        code = compile(mutant.tree(source_of(mutant.module).read_text(encoding="utf-8")), mutant.module, "exec")
+        code = compile(mutant.tree(text_of(mutant.module)), mutant.module, "exec")
         sys.meta_path.insert(0, _Finder(f"{PACKAGE}.{mutant.module}", code))
         importlib.import_module(f"{PACKAGE}.{mutant.module}")  # as above
         first = _First()
-        status = pytest.main([*_pytest_arguments(mutant.module), "-x"], plugins=[first])
+        status = pytest.main([*_pytest_arguments([mutant.module]), "-x"], plugins=[first])
         return first.failed or ("" if status == 0 else f"exit code {status}")
 
     return work
@@ -277,24 +274,30 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self.code, module.__dict__)
 
 
-def _pytest_arguments(module: str) -> list[str]:
-    paths = [str(source_of(module)), *(str(path) for path in tests_of(module))]
+def files_of(module: str) -> list[Path]:
+    """What is run for a module: its own doctests, then its tests."""
+    return [source_of(module), *tests_of(module)]
+
+
+def _pytest_arguments(modules: Sequence[str]) -> list[str]:
+    paths = list(dict.fromkeys(str(path) for module in modules for path in files_of(module)))
     plain = ["--doctest-modules", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--hypothesis-profile=mutation"]
     return [*paths, *plain, "-m", "not slow and not gpu and not cluster", "-o", "addopts=--import-mode=importlib"]
 
 
 @contextlib.contextmanager
-def _session(module: str, mutants: Sequence[Mutant], killers: Sequence[str], jobs: int) -> Iterator[Any]:
+def _session(mutants: Sequence[Mutant], killers: Sequence[str], jobs: int) -> Iterator[Any]:
     """Lines that a forked pytest session writes, one for each mutant."""
+    modules = list(dict.fromkeys(mutant.module for mutant in mutants))
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         with contextlib.suppress(BaseException):
             _be_quiet()
-            importlib.import_module(f"{PACKAGE}.{module}")  # before pytest finds the file itself
-            loop = _Loop(module, mutants, killers, jobs, writer)
-            pytest.main(_pytest_arguments(module), plugins=[loop])
+            for module in modules:
+                importlib.import_module(f"{PACKAGE}.{module}")  # before pytest finds the file itself
+            pytest.main(_pytest_arguments(modules), plugins=[_Loop(mutants, killers, jobs, writer)])
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, encoding="utf-8") as lines:
@@ -305,10 +308,8 @@ def _session(module: str, mutants: Sequence[Mutant], killers: Sequence[str], job
 class _Loop:
     """A pytest plugin whose test loop runs once for every mutant, each in a fork."""
 
-    def __init__(
-        self, module: str, mutants: Sequence[Mutant], killers: Sequence[str], jobs: int, writer: int
-    ) -> None:
-        self.module, self.mutants, self.jobs, self.writer = module, mutants, jobs, writer
+    def __init__(self, mutants: Sequence[Mutant], killers: Sequence[str], jobs: int, writer: int) -> None:
+        self.mutants, self.jobs, self.writer = mutants, jobs, writer
         self.kills: Counter[str] = Counter(killers)
         self.recent: dict[str, list[str]] = defaultdict(list)
         self.seconds: dict[str, float] = {}
@@ -322,24 +323,25 @@ class _Loop:
             os.write(self.writer, (json.dumps([measured]) + "\n").encode())
             return True
         self.seconds = measured
-        source = source_of(self.module).read_text(encoding="utf-8")
 
         def work(mutant: Mutant) -> Callable[[], str]:
             def run() -> str:
-                exchange_code(f"{PACKAGE}.{self.module}", mutant, source)
-                return _run_until_failure(sorted(items, key=lambda item: self.rank(item.nodeid, mutant.function)))
+                exchange_code(mutant)
+                files = files_of(mutant.module)
+                mine = [item for item in items if item.path in files]
+                return _run_until_failure(sorted(mine, key=lambda item: self.rank(item.nodeid, mutant)))
 
             return run
 
         for mutant, outcome, killer, seconds in _pool(((m, work(m)) for m in self.mutants), self.jobs):
             self.kills[killer] += 1
-            self.recent[mutant.function].insert(0, killer)
+            self.recent[mutant.module + mutant.function].insert(0, killer)
             os.write(self.writer, (json.dumps([mutant.name, outcome, killer, seconds]) + "\n").encode())
         return True
 
-    def rank(self, test: str, function: str) -> tuple[int, float]:
+    def rank(self, test: str, mutant: Mutant) -> tuple[int, float]:
         """Tests that killed a mutant of the same function, the last first; then by kills per second."""
-        recent = self.recent[function]
+        recent = self.recent[mutant.module + mutant.function]
         if test in recent:
             return recent.index(test), 0.0
         return len(recent), (self.seconds[test] + 0.01) / (1 + self.kills[test])
@@ -370,10 +372,11 @@ def _read_all(reader: int) -> bytes:
         return file.read()
 
 
-def exchange_code(module: str, mutant: Mutant, source: str) -> None:
+def exchange_code(mutant: Mutant) -> None:
     """Give a function of an imported module the code that it has in the mutant."""
-    function = _live_function(sys.modules[module], mutant.function)
-    function.__code__ = _code_of(compile(mutant.tree(source), function.__code__.co_filename, "exec"), mutant.function)
+    function = _live_function(sys.modules[f"{PACKAGE}.{mutant.module}"], mutant.function)
+    tree = mutant.tree(text_of(mutant.module))
+    function.__code__ = _code_of(compile(tree, function.__code__.co_filename, "exec"), mutant.function)
 
 
 def _live_function(module: Any, qualified: str) -> FunctionType:
@@ -458,7 +461,7 @@ def report() -> str:
     rows, open_names, harmless = [], [], []
     totals: Counter[str] = Counter()
     for module in TESTS:
-        mutants = mutants_of(module, source_of(module).read_text(encoding="utf-8"))
+        mutants = mutants_of(module, text_of(module))
         digest = _digest([source_of(module)])
         outcomes = [known[m.name] for m in mutants if m.name in known and known[m.name].source == digest]
         survived = [o for o in outcomes if o.outcome == "survived"]

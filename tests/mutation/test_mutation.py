@@ -72,13 +72,16 @@ def test_each_mutant_is_one_change_that_compiles() -> None:
 def test_names_survive_a_move_to_another_file() -> None:
     """No line numbers, no file names: what stands above a function makes no difference."""
     names = [mutant.name for mutant in mutants_of("m", SOURCE) if mutant.function != MODULE_LEVEL]
-    moved = mutants_of("another", '"""Another module."""\nimport math\n\n\ndef first(x):\n    return x + 1\n\n' + SOURCE)
+    moved = mutants_of(
+        "another", '"""Another module."""\nimport math\n\n\ndef first(x):\n    return x + 1\n\n' + SOURCE
+    )
     assert [m.name for m in moved if m.function not in (MODULE_LEVEL, "first")] == names
 
 
 def test_every_listed_mutant_exists_and_has_a_reason() -> None:
     """A function that changed takes its entries off the list: whether they still hold is asked again."""
-    command = "import run; print(*(set(run.equivalents()) - {m.name for m in run.select_mutants(list(run.TESTS))}), sep='\\n')"
+    existing = "{mutant.name for mutant in run.select_mutants(list(run.TESTS))}"
+    command = f"import run; print(*(set(run.equivalents()) - {existing}), sep=chr(10))"
     environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
     found = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True)
     assert not found.stdout.strip(), "not in the source any more; look at them again:\n" + found.stdout
@@ -86,7 +89,7 @@ def test_every_listed_mutant_exists_and_has_a_reason() -> None:
 
 @pytest.mark.slow
 def test_a_sample_of_the_mutants_is_killed(tmp_path: Path) -> None:
-    """Sixty at random; MUTATION_SEED draws others. A survivor is a missing test, or belongs on the list with a reason."""
+    """Sixty at random; MUTATION_SEED draws others. A survivor is a missing test, or belongs on the list, with reason."""
     seed = os.environ.get("MUTATION_SEED", "0")
     command = [sys.executable, str(FOLDER / "run.py"), "--sample", "60", "--seed", seed]
     command += ["--progress", str(tmp_path / "progress.jsonl"), "--skip-listed", "--skip-tightness"]
