@@ -98,3 +98,10 @@ def test_intervals_of_an_array_agree_with_the_scalar_ones():
     lows, highs = loss_intervals_bits(alpha=alphas, vocab_size=50257)
     for alpha, low, high in zip(ALPHA_GRID, lows, highs, strict=True):
         assert (low, high) == pytest.approx(loss_interval_bits(alpha=alpha, vocab_size=50257), rel=1e-14)
+
+
+def test_the_smallest_loss_that_counts_as_zero_is_minus_1e_5():
+    at_zero = smoothed_loss_bits([0.0], alpha=0.1, vocab_size=256)
+    assert smoothed_loss_bits([-1e-5], alpha=0.1, vocab_size=256) == at_zero
+    with pytest.raises(InputError, match="below zero"):
+        smoothed_loss_bits([math.nextafter(-1e-5, -1.0)], alpha=0.1, vocab_size=256)

@@ -22,6 +22,7 @@ from tokenbound.bounds.theorems import (
     freedman_bound,
     kl_error_bound,
     kl_grid_bound,
+    oracle_gap_bits,
     paper_error_bound,
     paper_subsample_bound,
     relative_bound,
@@ -199,3 +200,32 @@ def test_documents_weigh_the_same_whatever_their_length():
     assert two - half / math.sqrt(2) == pytest.approx(many - half / math.sqrt(100))
     with pytest.raises(InputError, match="one id per token"):
         document_losses_bits(nll, document[:2])
+
+
+def test_the_range_counts_from_alpha_min_even_of_one_constant_alpha():
+    """alpha_min is the constant of the hypothesis: B, and with it the largest lambda, is what it makes it."""
+    paid = {"vocab_size": 256, "code_length_bits": 0.0, "tune_bits": 0.0, "delta": 0.05}
+    highs = {alpha: loss_interval_bits(alpha=alpha, vocab_size=256)[1] for alpha in (0.1, 0.01)}
+    lam = 0.5 * (1 / (highs[0.1] - 1.0) + 1 / (highs[0.01] - 1.0))
+    freedman_bound(NLL, 2.0, alpha=0.1, floor_bits=1.0, lam=lam, **paid)
+    with pytest.raises(InputError, match="below 1"):
+        freedman_bound(NLL, 2.0, alpha=0.1, alpha_min=0.01, floor_bits=1.0, lam=lam, **paid)
+    with pytest.raises(InputError, match="below 1"):
+        freedman_bound(NLL, 2.0, alpha=0.01, alpha_min=0.1, floor_bits=1.0, lam=lam, **paid)
+
+
+def test_the_papers_bound_refuses_a_negative_range():
+    paid = {"code_length_bits": 10.0, "num_tokens": 100, "num_sampled": 10, "delta": 0.05}
+    assert paper_subsample_bound(0.5, loss_range_bits=0.0, **paid) == 0.5
+    for bad in (-1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match="loss_range_bits"):
+            paper_subsample_bound(0.5, loss_range_bits=bad, **paid)
+        with pytest.raises(InputError, match="loss_range_bits"):
+            paper_subsample_bound(math.nan, loss_range_bits=1.0, **paid)
+
+
+@given(square=st.floats(0, 1e3), kappa=st.floats(1e-3, 1e9), m=st.integers(1, 10**12))
+def test_the_oracle_gap_is_the_root_of_twice_variance_times_kappa(square, kappa, m):
+    with mpmath.workdps(40):
+        exact = mpmath.sqrt(2 * mpmath.mpf(square) * mpmath.mpf(kappa) / m)
+    assert oracle_gap_bits(square, kappa=kappa, num_tokens=m) == pytest.approx(float(exact), rel=1e-12)

@@ -54,8 +54,8 @@ _CALLS = {
     "expm1": "exp",
 }
 _UNWRAPPED = frozenset(
-    "abs as_float16 ceil clip cumsum exp expm1 float16 floor log log1p log2 max maximum min minimum round_up sorted sqrt "
-    "where".split()
+    {"abs", "as_float16", "ceil", "clip", "cumsum", "exp", "expm1", "float16", "floor", "log", "log1p", "log2", "max"}
+    | {"maximum", "min", "minimum", "round_up", "sorted", "sqrt", "where"}
 )
 MODULE_LEVEL = "<module>"
 

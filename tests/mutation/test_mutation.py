@@ -89,7 +89,7 @@ def test_every_listed_mutant_exists_and_has_a_reason() -> None:
 
 @pytest.mark.slow
 def test_a_sample_of_the_mutants_is_killed(tmp_path: Path) -> None:
-    """Sixty at random; MUTATION_SEED draws others. A survivor is a missing test, or belongs on the list, with reason."""
+    """Sixty at random; MUTATION_SEED draws others. A survivor is a missing test, or belongs on the list."""
     seed = os.environ.get("MUTATION_SEED", "0")
     command = [sys.executable, str(FOLDER / "run.py"), "--sample", "60", "--seed", seed]
     command += ["--progress", str(tmp_path / "progress.jsonl"), "--skip-listed", "--skip-tightness"]
