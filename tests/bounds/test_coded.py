@@ -155,3 +155,13 @@ def test_a_document_line_is_checked(forged: dict[str, Any]) -> None:
     forgery = replace(tuning, **forged)
     with pytest.raises(MismatchError):
         certify_document(forgery, document_sums(forgery, NLL, DOCUMENT), CLAIM)
+
+
+def test_a_floor_below_the_smallest_loss_does_not_widen_the_range() -> None:
+    """y0' = max(A, y0): where y0 lies below A, lambda is t / (B - A), and nothing else is its code word."""
+    low, high = loss_interval_bits(alpha=0.5, vocab_size=V)
+    tuning = replace(TUNINGS[0], alpha=0.5, alpha_slope=0, t=0.5, y0=-4.0)
+    assert low > 0.5
+    require_coded(replace(tuning, lam=0.5 / (high - low)), CLAIM)
+    with pytest.raises(MismatchError, match="lambda"):
+        require_coded(replace(tuning, lam=0.5 / (high + 4.0)), CLAIM)
