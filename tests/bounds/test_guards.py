@@ -20,7 +20,9 @@ from tokenbound.bounds import (
     Evidence,
     Line,
     RelativeEvidence,
+    SamplingPlan,
     Tuning,
+    azuma_anytime_bound,
     certify,
     certify_document,
     choose_document,
@@ -172,6 +174,48 @@ def test_azuma_pays_for_the_index_of_m0(trial: int) -> None:
         m0, kappa = mp(2) ** (mp(j) / 4), mp(lines[SIZE].kappa_nats) + price * mpmath.log(2)
         gap = (high - low) * mpmath.sqrt(kappa / (2 * SIZE)) * (mpmath.sqrt(SIZE / m0) + mpmath.sqrt(m0 / SIZE)) / 2
         assert lines[None].value - lines[None].empirical >= gap
+
+
+def test_the_index_of_m0_is_the_best_that_its_price_allows() -> None:
+    claim = claimed(methods=("azuma",), has_entropy=False)
+    tunings = choose_tunings(Evidence.from_losses(NLL, vocab_size=V), claim)
+    (line,) = certify(tunings, line_sums(tunings, NLL), claim)
+    tune = line.tune_bits - elias_delta(line.parameters["m0_index"])
+    shared = {"vocab_size": V, "alpha": tunings[0].alpha, "code_length_bits": 40.0, "delta": 0.05}
+    values = [azuma_anytime_bound(NLL, m0_index=j, tune_bits=tune + elias_delta(j), **shared) for j in range(1, 80)]
+    assert min(values) <= line.value <= min(values) + 2e-9
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_lines_of_a_smoothing_head_are_their_theorems(sampled: bool) -> None:
+    """Each token has its own alpha: its own range in azuma's, its own interval in freedman's; no alpha is tuned."""
+    least, m = 2.0**-6, SIZE * 2 if sampled else SIZE
+    alphas = np.random.default_rng(3).uniform(least, 0.4, SIZE).astype(np.float32).astype(np.float64)
+    claim = Claim(V, V, 40.0, 0.05, m, methods=("freedman", "azuma"), has_alpha=True, alpha_min=least, trial=2)
+    tunings = choose_tunings(Evidence.from_losses(NLL, ENTROPY, alpha=alphas, vocab_size=V), claim)
+    plan = SamplingPlan(m // 10, 10, 20, trial=2) if sampled else None
+    sums = line_sums(tunings, NLL, ENTROPY, None, alphas, window_lengths=[10] * (SIZE // 10))
+    freedman, azuma = certify(tunings, sums, claim, plan)
+    with mpmath.workdps(50):
+        values: dict[str, list[Any]] = {"freedman": [], "azuma": []}
+        lam, tuning = mp(tunings[1].lam), tunings[0]
+        for nll, entropy, alpha in zip(NLL.tolist(), ENTROPY.tolist(), alphas.tolist(), strict=True):
+            low, high = exact_interval(alpha)
+            loss, bits = exact_loss(nll, alpha), mp(entropy) / mpmath.log(2)
+            values["azuma"].append(loss + lam * (high - low) ** 2 / 8)
+            guess = mpmath.fsum(mp(c) * bits**power for power, c in enumerate(tuning.coefficients))
+            forecast = min(max(guess, low, mp(tuning.y0)), high)
+            values["freedman"].append(forecast - mpmath.log(1 + mp(tuning.lam) * (forecast - loss)) / mp(tuning.lam))
+        shared = 1 + elias_delta(2)  # log2 of two lines
+        tune = {"azuma": mpmath.log(96, 2), "freedman": 10 + 16 * (len(tuning.coefficients) + 1)}
+        for line, chosen in ((freedman, tuning), (azuma, tunings[1])):
+            kappa = mpmath.log(2) * (40 + tune[line.method] + shared) - mpmath.log(mp(0.05) / (2 if sampled else 1))
+            slack = mp(line.terms["sampling_slack"])
+            exact = mpmath.fsum(values[line.method]) / SIZE + slack + kappa / (mp(chosen.lam) * m)
+            assert exact <= line.value + mp("1e-13")
+            assert line.value <= exact + mp("2e-9")
+            assert abs(line.kappa_nats - kappa) < mp("1e-9")
+            assert (slack > 0) == sampled
 
 
 # ------------------------------------------------------------------------------------------ guards of rounding

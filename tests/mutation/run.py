@@ -79,7 +79,7 @@ TESTS: dict[str, str] = {
 TIGHTNESS_ONLY = ("choice", "evidence", "relative_evidence")
 """Modules that only choose a grid point: whatever they choose is paid for, so a mutant can make a bound worse but never
 wrong. Their survivors are counted apart and fail nothing."""
-TIME_LIMIT = 60
+TIME_LIMIT = 30
 """Seconds of processor time for one mutant; longer is an endless loop, which a test run would notice."""
 MEMORY_LIMIT = 8 << 30
 NOTICED = ("killed", "timeout")
