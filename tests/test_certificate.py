@@ -237,7 +237,14 @@ def reforged(path: Path, **fields: Any) -> Certificate:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("pilot_windows", 12), ("pilot_windows", 20), ("evaluation", 1), ("evaluation", None), ("max_window_tokens", 15)],
+    [
+        ("pilot_windows", 12),
+        ("pilot_windows", 20),
+        ("evaluation", 1),
+        ("evaluation", None),
+        ("max_window_tokens", 15),
+        ("seed", 1),
+    ],
 )
 def test_a_draw_is_decided_before_it(tmp_path: Path, field: str, value: int | None) -> None:
     """A pilot chosen afterwards, or a cheaper ordinal, does not verify although all numbers follow from it."""
@@ -248,6 +255,53 @@ def test_a_draw_is_decided_before_it(tmp_path: Path, field: str, value: int | No
     record = sound.sampling.model_copy(update={field: value})
     with pytest.raises((MismatchError, InputError), match=field.replace("max_window_tokens", "at most 15")):
         reforged(path, sampling=record).verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+
+
+def test_a_draw_with_another_seed_than_the_runs_does_not_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows are those that the printed seed draws, and every number follows; but the run was named for seed 0."""
+    monkeypatch.setitem(globals(), "drawn", lambda identity, name, draw=drawn: draw({**identity, "seed": 7}, name))
+    path = build(tmp_path, sample=SampleConfig(windows=24, pilot_windows=8))
+    drawn_by_seven = Certificate.load(path).sampling
+    assert drawn_by_seven is not None
+    forged = reforged(path, sampling=drawn_by_seven.model_copy(update={"seed": 7}))
+    with pytest.raises(MismatchError, match=r"^seed: the certificate says 7"):
+        forged.verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+    identity = {**forged.scoring_identity, "seed": 7}  # renamed as well: the shards were then committed by another run
+    renamed = forged.model_copy(update={"scoring_identity": identity, "scoring_fingerprint": fingerprint(identity)})
+    with pytest.raises(MismatchError):
+        renamed.verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+
+
+def with_declared_tokens(path: Path, declared: int, earlier: list[str]) -> Certificate:
+    """The certificate with m declared beforehand; identities and every number say so throughout."""
+    certificate = Certificate.load(path)
+    declarations = {**certificate.declarations, "declared_tokens": declared}
+    claimed = {**certificate.claim_identity, "declarations": declarations}
+    return reforged(
+        path,
+        declared_tokens=declared,
+        declarations=declarations,
+        claim_identity=claimed,
+        claim_fingerprint=fingerprint(claimed),
+        earlier_fingerprints=earlier,
+    )
+
+
+def test_a_declared_m_of_a_grown_corpus_does_not_verify(finished: Path) -> None:
+    """Azuma at m fixed is tighter; a corpus that grew was looked at before, so its m was not fixed."""
+    m = Certificate.load(finished).num_tokens
+    sound = with_declared_tokens(finished, m, [])
+    sound.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
+    azuma = next(line for line in sound.bounds if line["method"] == "azuma")
+    assert azuma["parameters"]["form"] == "fixed m"
+    grown = with_declared_tokens(finished, m, ["0" * 64])
+    with pytest.raises(MismatchError, match="declared beforehand, of a corpus that has grown"):
+        grown.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
+    silent = sound.model_copy(update={"declarations": Certificate.load(finished).declarations})
+    with pytest.raises(MismatchError, match="declar"):
+        silent.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
 
 
 def test_a_sample_cannot_be_shortened_to_its_luckiest_windows(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def _kl_line(tuning: Tuning, measured: Measured, claim: Claim) -> Line:
     }
     kappa = _kappa(tuning.tune_bits, claim, measured.sampled)
     parameters = {"lambda": lam, "uncapped": round_up(raw)}
-    guard = 0.0 if value >= 1 else arithmetic_guard(value, lam)
+    guard = min(arithmetic_guard(value, lam), 1.0 - value)  # an error rate is at most 1, whatever float64 did
     return printed_line(tuning, measured, claim, value, guard, kappa, tuning.tune_bits, terms, parameters)
 
 
