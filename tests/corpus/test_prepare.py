@@ -18,7 +18,7 @@ from pyarrow.fs import LocalFileSystem
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tokenbound.config import CorpusConfig
-from tokenbound.corpus import prepare, prepared
+from tokenbound.corpus import prepare, prepared, stored
 from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus, tokenise_part
 from tokenbound.corpus.prepared import (
     Manifest,
@@ -166,7 +166,7 @@ def test_missing_bos_names_the_cure(tmp_path):
     ],
 )
 def test_token_documents_end_with_their_eos(tmp_path, monkeypatch, block, ids, eos, expected):
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", block)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", block)
     np.array(ids, dtype=np.uint16).tofile(tmp_path / "a.bin")
     np.array([9], dtype=np.uint16).tofile(tmp_path / "b.bin")
     paths = (tmp_path / "a.bin", tmp_path / "b.bin")
