@@ -99,7 +99,8 @@ class Certificate(BaseModel):
     perplexity: float
     """exp of the unsmoothed mean."""
     bound_bits_per_byte: float | None
-    """bound_bits per byte of the source text, where the source was text."""
+    """bound_bits per UTF-8 byte of the source text, where the source was text. Divided by the bytes of scored tokens
+    alone: a first token without a context is not predicted, and its bytes are not counted."""
     mean_nll_bits_per_byte: float | None
     head_alpha_min: float | None = None
     """Of a model with a smoothing head: the lower limit of its alphas, a constant in the artifact."""
