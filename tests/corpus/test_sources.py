@@ -370,3 +370,79 @@ def test_cause_of_a_failed_load_is_told(tmp_path, datasets):
     (tmp_path / "a.jsonl").write_bytes(b"{broken\n")
     with pytest.raises(InputError, match="JSON"):
         find_files(config("hf", tmp_path / "a.jsonl", name="json"))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:1]", ["a"]),
+        ("train[1:]", ["b", "c", "d"]),
+        ("train[:50%]", ["a", "b"]),
+        ("train[-1:]+train[:1]", ["d", "a"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["dataset", "splits", "directory", "builder"])
+def test_slices_apply_to_every_kind_of_dataset(tmp_path, datasets, split, expected, kind):
+    place, rows = tmp_path / "data", datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"]})
+    if kind == "dataset":
+        rows.save_to_disk(place)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(place)
+    else:
+        place.mkdir()
+        (place / "train.jsonl").write_bytes(jsonl(["a", "b", "c", "d"]))
+    if kind == "builder":
+        assert documents(config("hf", place / "train.jsonl", name="json", split=split)) == expected
+    else:
+        assert documents(config("hf", name=str(place), split=split)) == expected
+
+
+def test_a_dataset_saved_alone_is_taken_for_no_other_split(tmp_path, datasets):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    for split in ("test", "test[:1]", "train+test", "nonsense[["):
+        with pytest.raises(InputError, match=r"split .* cannot be loaded"):
+            find_files(config("hf", name=str(tmp_path / "saved"), split=split))
+
+
+def test_the_slice_that_was_saved_is_its_own_split(tmp_path, datasets):
+    (tmp_path / "train.jsonl").write_bytes(jsonl(["a", "b"]))
+    datasets.load_dataset(str(tmp_path), split="train[:1]").save_to_disk(tmp_path / "saved")
+    assert documents(config("hf", name=str(tmp_path / "saved"), split="train[:1]")) == ["a"]
+    with pytest.raises(InputError, match="cannot be loaded"):
+        find_files(config("hf", name=str(tmp_path / "saved"), split="train"))
+
+
+@pytest.mark.parametrize("key", ["subset", "revision", "paths"])
+@pytest.mark.parametrize("kind", ["dataset", "splits", "directory", "builder"])
+def test_keys_of_a_dataset_apply_or_are_refused(tmp_path, datasets, key, kind):
+    place, rows = tmp_path / "data", datasets.Dataset.from_dict({"text": ["a"]})
+    if kind == "dataset":
+        rows.save_to_disk(place)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": rows}).save_to_disk(place)
+    else:
+        place.mkdir()
+        (place / "train.jsonl").write_bytes(jsonl(["a"]))
+        (place / "other.jsonl").write_bytes(jsonl(["b"]))
+    name = "json" if kind == "builder" else str(place)
+    fields = {"paths": (str(place / "other.jsonl"),)} if key == "paths" or kind == "builder" else {}
+    if key == "paths" and kind in ("directory", "builder"):
+        assert documents(CorpusConfig(**CONFIG, name=name, **fields)) == ["b"]
+        return
+    fields |= {} if key == "paths" else {key: "v1"}
+    applies = kind == "directory" and key == "subset"  # the library looks for it, and finds none
+    with pytest.raises(
+        InputError, match="'v1' not found" if applies else rf"corpus\.{key}: .* does not apply to .*remove"
+    ):
+        find_files(CorpusConfig(**CONFIG, name=name, **fields))
+
+
+CONFIG = {"source": "hf", "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False, "add_eos": False}
+
+
+def test_files_that_the_library_does_not_take_are_counted(tmp_path, datasets):
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_bytes(jsonl(["a"]))
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    assert sources.find_corpus(config("hf", name=str(tmp_path))).skipped == {"not read by datasets": 2}

@@ -115,17 +115,23 @@ class _Widths:
 def _fitting_layout(ids: npt.NDArray[np.integer[Any]], max_id: int) -> str | None:
     """A width or byte order in which a block of ids fits the vocabulary; None where none of the usual ones does."""
     data, own = ids.tobytes(), ids.dtype
-    little = {"uint16": "`dtype: uint16`; set it", "uint32": "`dtype: uint32`; set it"}
-    big = {"uint16": "big-endian 16-bit ids; store them little-endian", "uint32": "big-endian 32-bit ids; store them "}
-    big["uint32"] += "little-endian"
-    for order, words in (("<", little), (">", big)):
-        for name, text in words.items():
-            dtype = np.dtype(name).newbyteorder(order)
-            if dtype == own or len(data) % dtype.itemsize:
-                continue
-            if int(np.frombuffer(data, dtype).max(initial=0)) <= max_id:
-                return text
+    # The wider first: halves of wide ids are small, and fit too.
+    for layout, words in LAYOUTS.items():
+        dtype = np.dtype(layout)
+        if dtype == own or len(data) % dtype.itemsize:
+            continue
+        if int(np.frombuffer(data, dtype).max(initial=0)) <= max_id:
+            return words
     return None
+
+
+LAYOUTS = {
+    "<u4": "`dtype: uint32`; set it",
+    ">u4": "big-endian 32-bit ids; store them little-endian",
+    "<u2": "`dtype: uint16`; set it",
+    ">u2": "big-endian 16-bit ids; store them little-endian",
+}
+"""Ways in which flat ids are stored, and the cure where they are stored so."""
 
 
 def _refuse_other_kinds(file: SourceFile, head: bytes) -> None:
