@@ -10,7 +10,6 @@ import lzma
 import tarfile
 import zipfile
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +146,7 @@ def test_binaries_are_refused_with_the_cure(tmp_path, kind, source):
 def test_whatever_holds_a_zero_byte_is_no_text(tmp_path, data):
     (tmp_path / "a.txt").write_bytes(data)
     for errors in ("strict", "replace"):
-        with pytest.raises(InputError, match="binary|not UTF-8"):
+        with pytest.raises(InputError, match=r"binary|not UTF-8"):
             documents(config("text", tmp_path, errors=errors))
 
 
@@ -188,7 +187,7 @@ def test_other_encodings_are_named_and_read_when_they_are_set(tmp_path, tokenize
 
 def test_utf16_needs_its_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes(TEXT.encode("utf-16-be"))
-    with pytest.raises(InputError, match="no byte order mark; set `corpus.encoding: utf-16-le` or `utf-16-be`"):
+    with pytest.raises(InputError, match=r"no byte order mark; set `corpus.encoding: utf-16-le` or `utf-16-be`"):
         documents(config("text", tmp_path, encoding="utf-16"))
 
 
@@ -202,7 +201,7 @@ def test_a_byte_order_mark_is_text_unless_the_encoding_says_otherwise(tmp_path):
 def test_replacement_is_chosen_counted_and_part_of_the_rule(tmp_path, source):
     for name, data in (("a", content(source)), ("b", content(source).replace("é".encode(), b"\xff"))):
         (tmp_path / f"{name}.{source}").write_bytes(data)
-    with pytest.raises(InputError, match="corpus.errors: replace"):
+    with pytest.raises(InputError, match=r"corpus\.errors: replace"):
         documents(config(source, tmp_path))
     setting = config(source, tmp_path, errors="replace")
     manifest = prepare_corpus(setting, str(tmp_path / "out")).manifest

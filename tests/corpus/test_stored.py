@@ -1,4 +1,4 @@
-"""Flat ids in another width, byte order or kind of file than the config says are refused, and what they are is named."""
+"""Flat ids in another width, byte order or kind of file than the config says are refused by what they are."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_size_of_the_other_width_is_named(tmp_path):
 @pytest.mark.parametrize(("vocab_size", "eos_id"), [(65_537, None), (128_256, None), (100, 100)])
 def test_a_vocabulary_that_does_not_fit_is_refused_before_anything_is_read(vocab_size, eos_id):
     fields = {"tokenizer_is": "given", "add_bos": False, "add_eos": False, "eos_id": eos_id}
-    with pytest.raises(ValueError, match="does not fit `dtype: uint16`|is outside `vocab_size`"):
+    with pytest.raises(ValueError, match=r"does not fit `dtype: uint16`|is outside `vocab_size`"):
         CorpusConfig(source="tokens", paths=("nowhere.bin",), dtype="uint16", vocab_size=vocab_size, **fields)
 
 
@@ -84,7 +84,7 @@ def test_an_array_is_one_under_the_name_of_a_flat_file(tmp_path):
 
 
 def test_arrays_that_contradict_the_config_are_refused(tmp_path):
-    with pytest.raises(InputError, match="array of int64, but `corpus.dtype` is uint16; remove `dtype`"):
+    with pytest.raises(InputError, match=r"array of int64, but `corpus\.dtype` is uint16; remove `dtype`"):
         prepare(tmp_path, array("i8"), name="a.npy")
     with pytest.raises(InputError, match=r"array of uint16, whose ids end at 65535, below `corpus\.vocab_size` 128256"):
         prepare(tmp_path, array("u2"), name="a.npy", dtype=None, vocab_size=128_256)
