@@ -8,8 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tokenbound.config import CorpusConfig
+from tokenbound.corpus.listing import Skipped, files_below, files_matching
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.sources import find_corpus, list_files, read_documents
 from tokenbound.errors import InputError
@@ -143,3 +145,27 @@ def test_skipped_files_travel_with_the_prepared_corpus(tmp_path):
     corpus = prepare_corpus(config("jsonl", tmp_path / "text"), str(tmp_path / "out"))
     assert corpus.skipped == {"other suffix": 1}
     assert pickle.loads(pickle.dumps(corpus)).skipped == corpus.skipped
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "counts"),
+    [
+        (None, ["a.jsonl", "sub/b.jsonl"], {"hidden": 2, "other suffix": 1}),
+        ("*", ["README.md", "a.jsonl"], {"hidden": 1, "folder matched by a glob": 1}),
+        ("*.jsonl", ["a.jsonl"], {}),
+        ("**/*.jsonl", ["a.jsonl", "sub/b.jsonl"], {"hidden": 2}),
+        ("s*/b.jsonl", ["sub/b.jsonl"], {}),
+    ],
+)
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_rules_are_the_same_on_a_store(tmp_path, pattern, names, counts, remote):
+    make(tmp_path / "text", "a.jsonl", "README.md", "sub/b.jsonl", ".git/c.jsonl", "sub/.d.jsonl")
+    store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())  # which is not this disk, to the package
+    filesystem, base = (store, "text") if remote else (LocalFileSystem(), str(tmp_path / "text"))
+    skipped = Skipped()
+    if pattern is None:
+        ends = lambda name: name.endswith(".jsonl")  # noqa: E731
+        files = files_below(filesystem, base, skipped, belongs=ends, declared="x")
+    else:
+        files = files_matching(filesystem, f"{base}/{pattern}", skipped, declared="x")
+    assert ([file.name for file in files], dict(skipped.counts)) == (names, counts)

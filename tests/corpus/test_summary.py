@@ -199,7 +199,7 @@ def test_it_says_how_the_corpus_was_read(tmp_path, bpe):
     assert expected.items() <= section.items()
     assert (section["text_field"], section["documents_with_replacements"]) == ("text", 0)
     sentences = " ".join(corpus_sentences(section))
-    for part in ("1 with another suffix", "replaced by U+FFFD", "read as that token"):
+    for part in ("files with another suffix (1)", "replaced by U+FFFD", "read as that token"):
         assert part in sentences
 
 

@@ -177,7 +177,7 @@ def _walk(
             if folders is not None:
                 folders.append(item.name)
         elif kind == "hidden folder":
-            if below(item.name):
+            if below(item.name) or matches(item.name):
                 skipped.add(HIDDEN, f"{item.name}/")
         elif not matches(item.name):
             continue

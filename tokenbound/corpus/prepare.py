@@ -434,8 +434,8 @@ def _write_ids(batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes
         if not tokens and len(batch.ids):
             # The part's first token is that of its first document with one.
             starts = np.concatenate([np.zeros(1, np.int64), batch.ends[:-1]])
-            full = np.flatnonzero(batch.ends > starts)[:1] if len(batch.first_bytes) else []
-            first_token = sum(batch.first_bytes[index] for index in full)
+            first = int(np.argmax(batch.ends > starts)) if len(batch.ends) else 0
+            first_token = batch.first_bytes[first] if batch.first_bytes else 0
         tokens += len(batch.ids)
         text_bytes += batch.text_bytes
         first_tokens += sum(batch.first_bytes)

@@ -397,12 +397,13 @@ BYTE_LINES = ("utf-8", "utf-8-sig")
 
 
 def _read_jsonl(config: CorpusConfig, file: SourceFile) -> Iterator[str]:
+    first, lines = 0, cast(Iterator[bytes | str], iter(()))
     if config.encoding not in BYTE_LINES:
-        first, lines = 0, _decoded_lines(config, file)
+        lines = _decoded_lines(config, file)
     elif file.span:
         first, lines = _span_lines(file)
     else:
-        first, lines = 0, _lines(_plain_blocks(file, config.source))
+        lines = _lines(_plain_blocks(file, config.source))
     for number, line in enumerate(lines):
         if line.strip():
             try:

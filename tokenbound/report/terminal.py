@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import assumptions, corpus_name, headline, is_vacuous, line_name, verdict
+from tokenbound.report.words import assumptions, source_of_corpus, headline, is_vacuous, line_name, verdict
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -117,7 +117,7 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
     corpus, scored, tokens = certificate.corpus, certificate.num_scored_tokens, certificate.num_tokens
     share = "every token" if scored == tokens else f"{scored:,} tokens, {100 * scored / tokens:.2g} %"
     rows = [
-        ("corpus", f"{corpus_name(corpus)}: {corpus['documents']:,} documents, {tokens:,} tokens"),
+        ("corpus", f"{source_of_corpus(corpus)}: {corpus['documents']:,} documents, {tokens:,} tokens"),
         ("scored", share),
         ("model", f"{certificate.artifact_bytes:,} bytes as an artifact ({certificate.model.get('architecture')})"),
         (

@@ -168,11 +168,11 @@ def _document_sentences(certificate: Certificate) -> list[str]:
 
 
 RULE_WORDS = {
-    "hidden": "hidden (a leading dot)",
-    "other suffix": "with another suffix",
+    "hidden": "hidden files or folders",
+    "other suffix": "files with another suffix",
     "link to a listed file": "links to files that are listed anyway",
-    "folder matched by a glob": "folders that a glob matched without a file inside",
-    "not read by datasets": "not taken by the `datasets` library",
+    "folder matched by a glob": "folders that the glob matched, but no file inside",
+    "not read by datasets": "files that the `datasets` library does not read",
     "broken link": "broken links",
 }
 """Rules by which files are left out of a corpus, in words."""
@@ -182,11 +182,11 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     """What the corpus section says of how the corpus was read, where that is not plain UTF-8 of every file.
 
     >>> corpus_sentences({"skipped": {"hidden": 2}, "encoding": "latin-1"})
-    ['Left out of the corpus: 2 hidden (a leading dot).', 'Text was decoded as latin-1.']
+    ['Left out of the corpus: hidden files or folders (2).', 'Text was decoded as latin-1.']
     """
     found = []
     if skipped := corpus.get("skipped"):
-        parts = [f"{count:,} {RULE_WORDS.get(rule, rule)}" for rule, count in skipped.items()]
+        parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
         found.append(f"Left out of the corpus: {', '.join(parts)}.")
     if empty := corpus.get("empty_files"):
         found.append(f"Empty files among those read: {empty:,}.")
@@ -204,12 +204,12 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def corpus_name(corpus: Mapping[str, Any]) -> str:
+def source_of_corpus(corpus: Mapping[str, Any]) -> str:
     """Source of a corpus; of a dataset also its name, subset, split and revision.
 
-    >>> corpus_name({"source": "jsonl"})
+    >>> source_of_corpus({"source": "jsonl"})
     'jsonl'
-    >>> corpus_name({"source": "hf", "name": "you/data", "subset": None, "split": "train[:1]", "revision": "v1"})
+    >>> source_of_corpus({"source": "hf", "name": "you/data", "subset": None, "split": "train[:1]", "revision": "v1"})
     'hf you/data (split train[:1], revision v1)'
     """
     if not corpus.get("name"):
