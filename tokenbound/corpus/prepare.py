@@ -27,6 +27,7 @@ import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
 from tokenbound.config import CorpusConfig
+from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
 from tokenbound.corpus.prepared import (
     SCHEMA_VERSION,
     CorpusRule,
@@ -156,10 +157,15 @@ def prepare_corpus(
     return PreparedCorpus(root, listing.skipped)
 
 
+EXPECTED = (HIDDEN, LINKED, BROKEN)
+"""Rules by which nothing is missed."""
+
+
 def _log_skipped(listing: Listing) -> None:
     for rule, count in listing.skipped.items():
         names = ", ".join(map(repr, listing.examples.get(rule, [])))
-        logger.warning("left out of the corpus by the rule `%s`: %s, such as %s", rule, f"{count:,}", names)
+        level = logging.INFO if rule in EXPECTED else logging.WARNING
+        logger.log(level, "left out of the corpus by the rule `%s`: %s, such as %s", rule, f"{count:,}", names)
 
 
 def _require_same_ids(earlier: Sequence[Segment], manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import assumptions, source_of_corpus, headline, is_vacuous, line_name, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, source_of_corpus, verdict
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
