@@ -65,3 +65,8 @@ def test_an_unknown_key_is_named_with_what_was_meant(sections: dict[str, Any], w
     tree = {"model": {"artifact": "demo"}, "corpus": {**CORPUS, "add_eos": True}, **sections}
     with pytest.raises(InputError, match=words):
         validate(RunConfig, {"what": tree, "how": {"output": "x"}}, origin="test")
+
+
+def test_texts_that_cannot_be_stored_are_refused_with_their_place() -> None:
+    with pytest.raises(InputError, match=r"how\.output: 'run-\\udcff' is not UTF-8 and cannot be stored"):
+        validate(RunConfig, {"how": {"output": "run-\udcff"}}, origin="x")

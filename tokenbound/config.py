@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tokenbound.compression.settings import CALIBRATED, CompressSettings
 from tokenbound.errors import InputError
 from tokenbound.models.structured.settings import DenseFamily, Family
-from tokenbound.store.uri import refuse_credentials, refuse_credentials_in
+from tokenbound.store.uri import refuse_credentials, refuse_credentials_in, texts_in
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -558,6 +558,12 @@ def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     tokenbound.errors.InputError: config example: delta: Input should be less than 1 (got 2)
     """
     refuse_credentials_in(tree)
+    for place, text in texts_in(tree):
+        if not _is_utf8(text):
+            raise InputError(
+                f"config {origin}: {place}: {text!r} is not UTF-8 and cannot be stored; give another name, or of a "
+                "corpus file its directory or a glob"
+            )
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

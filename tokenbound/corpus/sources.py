@@ -397,14 +397,15 @@ BYTE_LINES = ("utf-8", "utf-8-sig")
 
 
 def _read_jsonl(config: CorpusConfig, file: SourceFile) -> Iterator[str]:
-    first, lines = 0, cast(Iterator[bytes | str], iter(()))
+    lines: Iterator[bytes] | Iterator[str]
+    first = 0
     if config.encoding not in BYTE_LINES:
         lines = _decoded_lines(config, file)
     elif file.span:
         first, lines = _span_lines(file)
     else:
         lines = _lines(_plain_blocks(file, config.source))
-    for number, line in enumerate(lines):
+    for number, line in enumerate(cast(Iterator[bytes | str], lines)):
         if line.strip():
             try:
                 yield _line_text(line, config)

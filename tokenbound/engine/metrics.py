@@ -71,7 +71,7 @@ def _tag(run: str) -> str:
     r"""A run directory as a tag: Ray encodes tags as ASCII.
 
     >>> _tag("runs/demo"), _tag("runs/démo")
-    ('runs/demo', 'runs/d\xe9mo')
+    ('runs/demo', 'runs/d\\xe9mo')
     """
     return run.encode("ascii", "backslashreplace").decode("ascii")
 
