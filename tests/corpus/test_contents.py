@@ -142,6 +142,14 @@ def test_binaries_are_refused_with_the_cure(tmp_path, kind, source):
         documents(config(source, tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.xz"])
+def test_an_archive_of_lines_in_a_folder_is_refused_not_left_out(tmp_path, kind):
+    (tmp_path / "a.jsonl").write_bytes(content("jsonl"))
+    (tmp_path / f"b.jsonl.{kind}").write_bytes(BINARIES[kind][0])
+    with pytest.raises(InputError, match="archive.*extract it"):
+        documents(config("jsonl", tmp_path))
+
+
 @pytest.mark.parametrize("data", [b"text\0text and more of it", bytes(200), b"\x05\0\x07" * 40])
 def test_whatever_holds_a_zero_byte_is_no_text(tmp_path, data):
     (tmp_path / "a.txt").write_bytes(data)

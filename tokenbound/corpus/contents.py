@@ -38,6 +38,9 @@ UNREAD_COMPRESSORS = (".lz4", ".br", ".lzma", ".lz", ".z", ".sz", ".snappy", ".l
 
 COMPRESSED_SUFFIXES = (*(suffix for _, names in COMPRESSORS.values() for suffix in names), *UNREAD_COMPRESSORS)
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
+"""Names of archives, which are refused where they take the place of a file."""
+
 MAGIC = {
     "a zip archive": rb"PK(?:\x03\x04|\x05\x06|\x07\x08)",
     "a tar archive": rb".{257}ustar(?:\0|  \0)",
@@ -114,13 +117,15 @@ def compressor_of(head: bytes) -> str | None:
 
 
 def without_compression(name: str) -> str:
-    """A file's name in lower case without the suffix of a compressor.
+    """A file's name in lower case without the suffixes of compressors and archives.
 
-    >>> without_compression("A.JSONL.GZ"), without_compression("a.jsonl")
-    ('a.jsonl', 'a.jsonl')
+    >>> without_compression("A.JSONL.GZ"), without_compression("a.jsonl"), without_compression("a.jsonl.tar.xz")
+    ('a.jsonl', 'a.jsonl', 'a.jsonl')
     """
-    lower = name.lower()
-    return next((lower.removesuffix(suffix) for suffix in COMPRESSED_SUFFIXES if lower.endswith(suffix)), lower)
+    stem = name.lower()
+    while suffix := next((end for end in (*COMPRESSED_SUFFIXES, *ARCHIVE_SUFFIXES) if stem.endswith(end)), None):
+        stem = stem.removesuffix(suffix)
+    return stem
 
 
 def binary_kind(head: bytes) -> str | None:
