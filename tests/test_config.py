@@ -121,3 +121,8 @@ def test_an_exponent_needs_no_point(tmp_path: Path) -> None:
     path.write_text(dump_config(demo_config("runs/demo")).replace("delta: 0.05", "delta: 5e-2"))
     assert load_config(RunConfig, path).what.bound.delta == 0.05
     assert load_config(RunConfig, path, ["what.bound.delta=1E-3"]).what.bound.delta == 0.001
+
+
+def test_texts_that_cannot_be_stored_are_refused_with_their_place() -> None:
+    with pytest.raises(InputError, match=r"how\.output: 'run-\\udcff' is not UTF-8 and cannot be stored"):
+        validate(RunConfig, {"how": {"output": "run-\udcff"}}, origin="x")

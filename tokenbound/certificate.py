@@ -127,7 +127,8 @@ class Certificate(BaseModel):
     perplexity: float
     """exp of the unsmoothed mean."""
     bound_bits_per_byte: float | None
-    """bound_bits per byte of the source text, where the source was text."""
+    """bound_bits per UTF-8 byte of the source text, where the source was text. Divided by the bytes of scored tokens
+    alone: a first token without a context is not predicted, and its bytes are not counted."""
     mean_nll_bits_per_byte: float | None
     head_alpha_min: float | None = None
     """Of a model with a smoothing head: the lower limit of its alphas, a constant in the artifact."""
@@ -422,14 +423,13 @@ class Certificate(BaseModel):
             raise MismatchError(
                 f"corpus.scored_documents {corpus['scored_documents']} exceeds corpus.documents {corpus['documents']}"
             )
-        if bool(corpus.get("text_bytes")) != bool(corpus.get("bytes_per_token")):
-            raise MismatchError("corpus.bytes_per_token and corpus.text_bytes: one is given without the other")
-        if corpus.get("text_bytes"):
-            _require_equal(
-                "corpus.bytes_per_token",
-                corpus["bytes_per_token"],
-                bytes_per_token(corpus["text_bytes"], self.num_tokens),
+        scored_bytes = corpus.get("scored_text_bytes", corpus.get("text_bytes"))
+        if (scored_bytes or 0) > (corpus.get("text_bytes") or 0):
+            raise MismatchError(
+                f"corpus.scored_text_bytes {scored_bytes} exceeds corpus.text_bytes {corpus.get('text_bytes')}"
             )
+        per_token = scored_bytes / self.num_tokens if scored_bytes else None
+        _require_equal("corpus.bytes_per_token", corpus.get("bytes_per_token"), per_token)
 
     def _verify_contexts(self, ids: int) -> None:
         """Every id of the corpus is predicted but the first of each context: of a document, or of a packed segment."""
@@ -681,15 +681,6 @@ def best_loss_line(lines: tuple[Line, ...]) -> Line | None:
 def plain(tree: Any) -> Any:
     """As it will look after a round trip through JSON."""
     return json.loads(json.dumps(tree, allow_nan=False))
-
-
-def bytes_per_token(text_bytes: int, num_tokens: int) -> float | None:
-    """Bytes of text for each token that the bound speaks of; None where the source held no text.
-
-    >>> bytes_per_token(300, 100), bytes_per_token(0, 100)
-    (3.0, None)
-    """
-    return text_bytes / num_tokens if text_bytes else None
 
 
 @dataclass(frozen=True)

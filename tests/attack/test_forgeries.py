@@ -236,6 +236,11 @@ def other_names(forged: Forger) -> None:
     forged.tree["model"]["source"] = "other/model"
 
 
+def four_bytes_per_token(forged: Forger) -> None:
+    size = 4 * forged.tree["num_tokens"]
+    fields(corpus__text_bytes=size, corpus__scored_text_bytes=size, corpus__bytes_per_token=4.0)(forged)
+
+
 REFUSED_BY_RESCORING: dict[str, tuple[str, Callable[[Forger], None], str]] = {
     "ranks-1-and-1-percent": ("full", better_ranks(0.01), "ranks are not the model's at top-"),
     "ranks-of-one-token": ("full", one_better_rank, "1 of 32 recorded ranks are not the model's at top-1"),
@@ -246,8 +251,12 @@ REFUSED_BY_RESCORING: dict[str, tuple[str, Callable[[Forger], None], str]] = {
     "losses-of-the-base-lower": ("delta", lower_base_losses, "recorded base_nll differs from the model by"),
     "bytes-per-token": (
         "full",
-        lambda forged: fields(corpus__text_bytes=4 * forged.tree["num_tokens"], corpus__bytes_per_token=4.0)(forged),
-        "corpus.bytes_per_token: the certificate says 4.0",
+        lambda forged: fields(
+            corpus__text_bytes=4 * forged.tree["num_tokens"],
+            corpus__scored_text_bytes=4 * forged.tree["num_tokens"],
+            corpus__bytes_per_token=4.0,
+        )(forged),
+        "corpus.(bytes_per_token|scored_text_bytes|text_bytes): the certificate says",
     ),
     "protocol-flipped": (
         "full",
@@ -285,8 +294,8 @@ def test_rescoring_refuses_what_verify_cannot(name: str, forger: Runs) -> None:
     forged = forger(run)
     edit(forged)
     forged.seal()
-    if forged.tree["corpus"].get("text_bytes"):
-        ratio = forged.tree["corpus"]["text_bytes"] / forged.tree["num_tokens"]
+    if forged.tree["corpus"].get("scored_text_bytes"):
+        ratio = forged.tree["corpus"]["scored_text_bytes"] / forged.tree["num_tokens"]
         forged.tree["corpus"]["bytes_per_token"] = ratio
         forged._seal_numbers()
         forged.write()

@@ -294,3 +294,34 @@ def test_progress_is_recorded(run_tree: Tree) -> None:
     events = [json.loads(line) for line in (path.parent / "progress.jsonl").read_text().splitlines()]
     assert events[0]["event"] == "start"
     assert events[-1]["done_tokens"] == events[-1]["total_tokens"]
+
+
+def test_a_certificate_says_what_of_the_corpus_was_read_and_how(run_tree: Tree, tmp_path: Path) -> None:
+    """In a run directory whose name is not ASCII, over several shards."""
+    folder = tmp_path / "d\u00e9j\u00e0"
+    folder.mkdir()
+    for number in range(4):
+        text = " ".join(f"caf\u00e9 {number * index}" for index in range(200))
+        (folder / f"{number}.txt").write_bytes(text.encode("latin-1"))
+    (folder / ".hidden.txt").write_text("x")
+    (folder / "same.txt").symlink_to("0.txt")
+    corpus = run_tree()["what"]["corpus"] | {"paths": [str(folder)], "encoding": "latin-1"}
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 2048}
+    tree = run_tree("run-\u00e9", corpus=corpus, windows=windows)
+    certificate, path = run(tree, replicas=2)
+    assert certificate.num_shards > 1
+    section = certificate.corpus
+    assert section["skipped"] == {"hidden": 1, "link to a listed file": 1}
+    assert section["encoding"] == "iso8859-1"
+    # Four first bytes are never predicted; the ends of the documents are, and spell nothing.
+    assert section["scored_text_bytes"] == section["text_bytes"] - 4
+    assert section["bytes_per_token"] == section["scored_text_bytes"] / certificate.num_tokens
+    assert certificate.bound_bits_per_byte == pytest.approx(
+        certificate.bound_bits * certificate.num_tokens / section["scored_text_bytes"], rel=1e-12
+    )
+    for text in (certificate.table(), path.with_name("report.html").read_text()):
+        flat = " ".join(text.split())
+        assert "hidden files or folders (1), links to files that are listed anyway (1)" in flat
+        assert "Text was decoded as" in flat
+        assert "iso8859-1" in flat
+    verify_beside(path)

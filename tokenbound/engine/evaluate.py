@@ -18,9 +18,9 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate import Certificate, SamplingRecord, bytes_per_token, claim_of, derived_fields
-from tokenbound.config import CorpusConfig, RunConfig
-from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
+from tokenbound.config import RunConfig
+from tokenbound.corpus.summary import corpus_section
 from tokenbound.engine.cluster import plain_errors, ray_session
 from tokenbound.engine.devices import replica_gpus
 from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
@@ -332,9 +332,16 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest
-    per_token = bytes_per_token(manifest.text_bytes, plan.num_tokens)
+    corpus_summary = corpus_section(
+        what.corpus,
+        manifest,
+        plan,
+        context=what.windows.context,
+        skipped=corpus.skipped,
+        num_documents=claim.num_documents,
+    )
     return Certificate(
-        **derived_fields(reduction, claim, per_token),
+        **derived_fields(reduction, claim, corpus_summary["bytes_per_token"]),
         random_guess_bits=math.log2(claim.tokenizer_vocab_size),
         delta=claim.delta,
         num_tokens=plan.num_tokens,
@@ -356,10 +363,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         protocol=_applied_protocol(prepared, records),
         sampling=_sampling_record(prepared, count),
         declarations=declared,
-        corpus={
-            **corpus_summary(what.corpus, corpus, per_token),
-            **({} if claim.num_documents is None else {"scored_documents": claim.num_documents}),
-        },
+        corpus=corpus_summary,
         model={
             "architecture": prepared.architecture.get("model_type"),
             **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
@@ -401,29 +405,6 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
         until_slack_bits=sample.until_slack_bits,
         evaluation=sample.evaluation,
     )
-
-
-def corpus_summary(config: CorpusConfig, corpus: PreparedCorpus, bytes_per_token: float | None) -> dict[str, Any]:
-    """What a certificate says of its corpus; verification makes it again from the corpus."""
-    manifest = corpus.manifest
-    summary: dict[str, Any] = {
-        "source": config.source,
-        "paths": list(config.paths),
-        "tokenizer": config.tokenizer,
-        "files": sum(len(segment.files) for segment in manifest.segments),
-        "segments": len(manifest.segments),
-        "documents": manifest.documents,
-        "tokens": manifest.tokens,
-        "text_bytes": manifest.text_bytes or None,
-        "bytes_per_token": bytes_per_token,
-        "add_bos": config.add_bos,
-        "add_eos": config.add_eos,
-    }
-    if config.source == "python-stdlib":
-        summary["python"] = (
-            f"{platform.python_implementation()} {platform.python_version()} ({' '.join(platform.python_build())})"
-        )
-    return summary
 
 
 def _environment(architecture: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.bounds.claim import DOCUMENT
-from tokenbound.certificate import Certificate, bytes_per_token
+from tokenbound.certificate import Certificate
 from tokenbound.config import RunConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
+from tokenbound.corpus.summary import corpus_section
 from tokenbound.corpus.windows import CorpusPlan, gather
-from tokenbound.engine.evaluate import corpus_summary
 from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import differences, fingerprint, scoring_protocol, smallest_batch
@@ -50,9 +50,9 @@ STANDARD_ERRORS = 4.0
 CONFIDENCE = 0.95
 """With which forged windows would have been found, where `Rescored` says how many."""
 
-UNCOMPARED_CORPUS_KEYS = frozenset({"paths", "python"})
-"""What may differ on another machine although the corpus is the same: where its files are, and the build of the Python
-whose library it is. Digests decide about the contents."""
+UNCOMPARED_CORPUS_KEYS = frozenset({"paths", "python", "skipped"})
+"""What may differ on another machine although the corpus is the same: where its files are, the build of the Python
+whose library it is, and files in the same folders that are no part of it. Digests decide about the contents."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def rescore(
         tokens=check.tokens,
         largest_difference_nats=check.largest,
         detectable_share=detectable_share(total, count),
-        unmatched_names=_unmatched_names(certificate, config, corpus),
+        unmatched_names=_unmatched_names(certificate, config, corpus, plan),
     )
 
 
@@ -219,9 +219,7 @@ def _require_corpus(certificate: Certificate, config: RunConfig, corpus: Prepare
     for name, value in planned.items():
         if claimed[name] != value:
             raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
-    summary = corpus_summary(config.what.corpus, corpus, bytes_per_token(manifest.text_bytes, plan.num_tokens))
-    if DOCUMENT in certificate.methods:
-        summary["scored_documents"] = plan.num_sequences
+    summary = _corpus_section(certificate, config, corpus, plan)
     for name in sorted({*summary, *certificate.corpus} - UNCOMPARED_CORPUS_KEYS):
         if not _same(certificate.corpus.get(name), summary.get(name)):
             raise MismatchError(
@@ -269,8 +267,24 @@ def _require_growth(certificate: Certificate, manifest: Manifest) -> None:
             )
 
 
-def _unmatched_names(certificate: Certificate, config: RunConfig, corpus: PreparedCorpus) -> tuple[str, ...]:
-    summary = corpus_summary(config.what.corpus, corpus, None)
+def _corpus_section(
+    certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+) -> dict[str, Any]:
+    """What the certificate would say of this corpus."""
+    return corpus_section(
+        config.what.corpus,
+        corpus.manifest,
+        plan,
+        context=config.what.windows.context,
+        skipped=corpus.skipped,
+        num_documents=plan.num_sequences if DOCUMENT in certificate.methods else None,
+    )
+
+
+def _unmatched_names(
+    certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+) -> tuple[str, ...]:
+    summary = _corpus_section(certificate, config, corpus, plan)
     keys = sorted(UNCOMPARED_CORPUS_KEYS & certificate.corpus.keys())
     return tuple(f"corpus.{key}" for key in keys if certificate.corpus[key] != summary.get(key))
 

@@ -65,7 +65,7 @@ def model_name(certificate: Certificate) -> str:
 
 
 def corpus_name(certificate: Certificate) -> str:
-    """The corpus in a few words: its name or first path, else its kind.
+    """The corpus in a few words: its first path or its name, with what was taken of a dataset, else its kind.
 
     >>> from tokenbound.demo import demo_certificate
     >>> corpus_name(demo_certificate())
@@ -73,11 +73,12 @@ def corpus_name(certificate: Certificate) -> str:
     """
     corpus = certificate.corpus
     paths = [_path_name(str(path)) for path in corpus.get("paths") or ()]
-    if corpus.get("name"):
-        return str(corpus["name"])
     if not paths:
-        return str(corpus.get("source", "corpus"))
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        name = str(corpus.get("name") or corpus.get("source", "corpus"))
+    else:
+        name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    details = [str(corpus[key]) for key in ("subset", "split") if corpus.get(key) not in (None, "train")]
+    return f"{name} ({', '.join(details)})" if details else name
 
 
 def _path_name(path: str) -> str:
@@ -202,7 +203,12 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
     corpus = corpus_name(certificate)
     result = {
         "task": {"type": "text-generation"},
-        "dataset": {"name": corpus, "type": str(certificate.corpus.get("name") or certificate.corpus.get("source"))},
+        "dataset": {"name": corpus, "type": str(certificate.corpus.get("name") or certificate.corpus.get("source"))}
+        | {
+            key: certificate.corpus[field]
+            for key, field in (("config", "subset"), ("split", "split"), ("revision", "revision"))
+            if certificate.corpus.get(field)
+        },
         "metrics": _metrics(certificate),
     }
     return [{"name": name or model_name(certificate), "results": [result]}]

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, source_of_corpus, verdict
 from tokenbound.visible import console
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
     corpus, scored, tokens = certificate.corpus, certificate.num_scored_tokens, certificate.num_tokens
     share = "every token" if scored == tokens else f"{scored:,} tokens, {100 * scored / tokens:.2g} %"
     rows = [
-        ("corpus", f"{corpus['source']}: {corpus['documents']:,} documents, {tokens:,} tokens"),
+        ("corpus", f"{source_of_corpus(corpus)}: {corpus['documents']:,} documents, {tokens:,} tokens"),
         ("scored", share),
         ("model", f"{certificate.artifact_bytes:,} bytes as an artifact ({certificate.model.get('architecture')})"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.rounding import format_bound
@@ -168,6 +169,7 @@ def assumptions(certificate: Certificate) -> list[str]:
         *_base_sentences(certificate),
         *_arithmetic_sentences(certificate),
         *_document_sentences(certificate),
+        *corpus_sentences(certificate.corpus),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "This package's version, torch and the device are declared chosen without regard to the tokens.",
     ]
@@ -267,6 +269,57 @@ def _document_sentences(certificate: Certificate) -> list[str]:
         f"{documents:,} documents for independent draws whose number was fixed beforehand, each weighing the same. It "
         "is a baseline, never the bound quoted; with few documents it says nothing."
     ]
+
+
+RULE_WORDS = {
+    "hidden": "hidden files or folders",
+    "other suffix": "files with another suffix",
+    "link to a listed file": "links to files that are listed anyway",
+    "folder matched by a glob": "folders that the glob matched, but no file inside",
+    "not read by datasets": "files that the `datasets` library does not read",
+    "broken link": "broken links",
+}
+"""Rules by which files are left out of a corpus, in words."""
+
+
+def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
+    """What the corpus section says of how the corpus was read, where that is not plain UTF-8 of every file.
+
+    >>> corpus_sentences({"skipped": {"hidden": 2}, "encoding": "latin-1"})
+    ['Left out of the corpus: hidden files or folders (2).', 'Text was decoded as latin-1.']
+    """
+    found = []
+    if skipped := corpus.get("skipped"):
+        parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
+        found.append(f"Left out of the corpus: {', '.join(parts)}.")
+    if empty := corpus.get("empty_files"):
+        found.append(f"Empty files among those read: {empty:,}.")
+    if corpus.get("encoding", "utf-8") != "utf-8":
+        found.append(f"Text was decoded as {corpus['encoding']}.")
+    if corpus.get("errors") == "replace":
+        found.append(
+            "Bytes that could not be decoded were replaced by U+FFFD, which "
+            f"{corpus.get('documents_with_replacements', 0):,} documents contain."
+        )
+    if corpus.get("special_tokens") == "parse":
+        found.append("Text that spells a special token of the tokenizer was read as that token.")
+    if corpus.get("special_tokens") == "refuse":
+        found.append("No document contains text that spells a special token of the tokenizer.")
+    return found
+
+
+def source_of_corpus(corpus: Mapping[str, Any]) -> str:
+    """Source of a corpus; of a dataset also its name, subset, split and revision.
+
+    >>> source_of_corpus({"source": "jsonl"})
+    'jsonl'
+    >>> source_of_corpus({"source": "hf", "name": "you/data", "subset": None, "split": "train[:1]", "revision": "v1"})
+    'hf you/data (split train[:1], revision v1)'
+    """
+    if not corpus.get("name"):
+        return str(corpus["source"])
+    details = [f"{key} {corpus[key]}" for key in ("subset", "split", "revision") if corpus.get(key)]
+    return f"{corpus['source']} {corpus['name']}" + (f" ({', '.join(details)})" if details else "")
 
 
 def _tokenizer_sentence(certificate: Certificate) -> str:

@@ -45,7 +45,8 @@ def canonical_json(tree: Any) -> bytes:
     >>> canonical_json({"b": 1, "a": [True, None]})
     b'{"a":[true,null],"b":1}'
     """
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace")  # names of files need not be UTF-8: JSON spells a lone surrogate so
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ class RunDirectory:
 
     def write_json(self, name: str, tree: Any) -> None:
         """Write readable JSON atomically."""
-        self.write(name, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write(name, text.encode(errors="backslashreplace") + b"\n")  # as in `canonical_json`
 
     def commit(
         self,
