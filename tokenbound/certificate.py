@@ -120,7 +120,8 @@ class Certificate(BaseModel):
     corpus: dict[str, Any]
     """Source, files, documents, tokens, bytes of text."""
     model: dict[str, Any]
-    """Architecture, source, and of a quantized model the arithmetic that was scored."""
+    """Architecture and source; of a quantized model the arithmetic that was scored; `adapter_base` where an adapter
+    says that it was trained on another base; `other_weights` of the checkpoint that were not scored."""
     environment: dict[str, Any]
     """Versions and device that scored."""
     scoring_identity: dict[str, Any]
@@ -356,8 +357,10 @@ class Certificate(BaseModel):
     def _verify_base(self, data: bytes) -> None:
         """A delta's base is the one that the artifact names, and is declared; a whole model has none."""
         from tokenbound.compression.artifact import parse_artifact
+        from tokenbound.compression.delta import NAMED_BASE
 
         named = parse_artifact(data).base
+        _require_equal(f"model.{NAMED_BASE}", self.model.get(NAMED_BASE), (named or {}).get(NAMED_BASE))
         recorded = self.scoring_identity.get("base") or {}
         _require_equal("base sha256", recorded.get("sha256"), None if named is None else named.get("sha256"))
         _require_equal("num_bases >= 1", self.declarations.get("num_bases", 0) >= 1, named is not None)

@@ -19,6 +19,7 @@ import ray
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
 from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
+from tokenbound.compression.delta import NAMED_BASE, named_base
 from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors, ray_session
@@ -365,6 +366,8 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
             **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
             "source": what.model.artifact or what.model.checkpoint,
             **({} if what.model.base is None else {"base": what.model.base}),
+            **({} if (named := named_base(prepared.artifact)) is None else {NAMED_BASE: named}),
+            **({"other_weights": list(prepared.other_weights)} if prepared.other_weights else {}),
         },
         environment=_environment(prepared.architecture),
         scoring_identity=prepared.identity,
