@@ -108,7 +108,9 @@ def difference(base: Tensors, tuned: Tensors, *, untied: Mapping[str, str] | Non
 def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The base's tensors, and those that a fine-tune untied from them."""
     untied = reference.get("untied") or {}
-    if not isinstance(untied, Mapping) or any(name in base or base.get(source) is None for name, source in untied.items()):
+    if not isinstance(untied, Mapping) or any(
+        name in base or not isinstance(source, str) or source not in base for name, source in untied.items()
+    ):
         raise ArtifactError("artifact: the untied tensors of the delta do not fit its base")
     return {**base, **{name: base[source] for name, source in untied.items()}}
 

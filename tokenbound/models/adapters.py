@@ -137,9 +137,10 @@ def resolve_adapter(
     """
     model = blank_model(architecture, len(base))
     ties = {name: source for name, source in tied_names(model).items() if name not in base}
+    _require_no_forced_tie(config, ties)
     changes = _sort_tensors(config, model, adapter)
     _require_complete(config, model, changes)
-    untied = _untied(config, model, ties, changes)
+    untied = _untied(ties, changes)
     if untied:
         architecture = _without_tie(architecture, untied)
     full = {**base, **{name: base[source] for name, source in untied.items()}}
@@ -283,19 +284,21 @@ def _require_complete(config: AdapterConfig, model: Any, changes: _Changes) -> N
 # --- Tied embeddings ----------------------------------------------------------------------------------------------
 
 
-def _untied(config: AdapterConfig, model: Any, ties: Mapping[str, str], changes: _Changes) -> dict[str, str]:
+def _untied(ties: Mapping[str, str], changes: _Changes) -> dict[str, str]:
     """Tied tensors of which the adapter changes one side alone; trained rows of the input embedding change both."""
     changed = _weights(changes) | changes.saved.keys() | changes.rows.keys()
     apart = {name: source for name, source in ties.items() if name in changed or source in changed}
-    if apart and config.ensure_weight_tying and changed & (_weights(changes) | changes.saved.keys()) & _ends(apart):
-        raise InputError(
-            f"adapter_config.json: ensure_weight_tying = True is not supported for {min(apart)}, which is tied; {MERGE}"
-        )
     return {name: source for name, source in apart.items() if not _shares_rows(name, source, changed, changes)}
 
 
-def _ends(ties: Mapping[str, str]) -> set[str]:
-    return {*ties, *ties.values()}
+def _require_no_forced_tie(config: AdapterConfig, ties: Mapping[str, str]) -> None:
+    """peft then trains both sides as one, under names of its own; trained rows are shared anyway."""
+    for name in sorted({*ties, *ties.values()}):
+        module = name.rpartition(".")[0]
+        if config.ensure_weight_tying and (config.saves(module) or config.targets(module)):
+            raise InputError(
+                f"adapter_config.json: ensure_weight_tying = True is not supported for {module}, which is tied; {MERGE}"
+            )
 
 
 def _shares_rows(name: str, source: str, changed: set[str], changes: _Changes) -> bool:
