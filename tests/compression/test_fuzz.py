@@ -231,7 +231,7 @@ def test_an_adapter_with_a_scaling_that_is_no_number_is_refused(scaling: object)
 def test_factors_of_a_vector_are_refused() -> None:
     factors = {"b.lora_A.weight": torch.ones(2), "b.lora_B.weight": torch.ones(6)}
     with pytest.raises(TokenboundError, match="does not fit"):
-        encode_adapter({}, base_model(), lora, {"r": 2, "lora_alpha": 4}, LosslessSettings())
+        adapter_delta(base_model(), factors, scaling=2.0)
 
 
 def test_names_are_neither_markup_nor_escapes() -> None:

@@ -19,7 +19,6 @@ import ray
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
 from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
-from tokenbound.compression.delta import NAMED_BASE, named_base
 from tokenbound.config import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors, ray_session
@@ -140,6 +139,14 @@ def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
     prepared.run.log_progress(event="out_of_memory", batch=batch // 2)
     count_halving(prepared.run.uri)
     return batch // 2
+
+
+def _named_base(artifact: bytes) -> dict[str, str]:
+    """The base that an adapter says it was trained on, where that is another one."""
+    from tokenbound.compression.delta import NAMED_BASE, named_base
+
+    named = named_base(artifact)
+    return {} if named is None else {NAMED_BASE: named}
 
 
 def _applied_protocol(prepared: Prepared, records: Mapping[int, CommitRecord]) -> dict[str, Any]:
@@ -366,7 +373,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
             **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
             "source": what.model.artifact or what.model.checkpoint,
             **({} if what.model.base is None else {"base": what.model.base}),
-            **({} if (named := named_base(prepared.artifact)) is None else {NAMED_BASE: named}),
+            **_named_base(prepared.artifact),
             **({"other_weights": list(prepared.other_weights)} if prepared.other_weights else {}),
         },
         environment=_environment(prepared.architecture),
