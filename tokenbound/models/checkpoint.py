@@ -572,21 +572,59 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
         try:
             with torch.device("meta"):
                 return causal_class(config)
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-            raise InputError(f"the architecture does not define a model: {_one_line(error)}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
+            raise InputError(_no_model(config, error)) from error
+
+
+def _no_model(config: Any, error: Exception) -> str:
+    text = config.get_text_config()
+    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    cause = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
+    if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
+        cause += f"; pad_token_id = {pad} is outside the vocabulary of {size}, so set it to null"
+    return f"the {config.model_type} architecture does not define a model: {cause}; correct config.json"
 
 
 _OURS = (FAMILY, SMOOTHING, QUANTIZATION, RECORDS)
 """Keys of an architecture that change a plain model; they are handled here, not by transformers' config."""
 
 
+_OUTPUTS = frozenset(
+    {
+        "return_dict",
+        "use_return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "output_router_logits",
+        "torchscript",
+    }
+)
+"""Keys of a config that choose what a forward pass returns beside the logits, and how. They define no model, and what
+is scored here is the logits."""
+_CHANGED = {"pruned_heads": "prune the weights themselves (`model.prune_heads` and `save_pretrained`)"}
+"""Keys that changed a model in some version of transformers and are ignored in others, each with the cure."""
+
+
+def _without_outputs(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_outputs(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        for key, value in config.items()
+        if key not in _OUTPUTS
+    }
+
+
 def _make_config(architecture: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = architecture.get("model_type")
+    for key in _CHANGED.keys() & architecture.keys():
+        if architecture[key]:
+            raise InputError(f"config.json: {key} = {str(architecture[key])[:80]} is not supported; {_CHANGED[key]}")
     try:
         config_class = CONFIG_MAPPING[model_type]
-    except KeyError:
+    except (KeyError, TypeError):
         raise InputError(
             f"model_type {model_type!r} is not known to the installed transformers; upgrade transformers, or use a "
             "model of a known type (code that comes with a checkpoint is never run)"
@@ -594,9 +632,9 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
     with _quiet_transformers():
         try:
             plain = {key: value for key, value in architecture.items() if key not in _OURS}
-            return config_class.from_dict(copy.deepcopy(plain))
+            return config_class.from_dict(_without_outputs(plain))
         except Exception as error:  # transformers validates configs with error types of its own
-            raise InputError(f"the {model_type} config is not valid: {_one_line(error)}") from error
+            raise InputError(f"the {model_type} config is not valid: {_one_line(error)}; correct config.json") from error
 
 
 def _causal_class(config: Any) -> Any:
