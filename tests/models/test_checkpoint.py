@@ -23,12 +23,14 @@ from transformers import (
 
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import (
+    blank_model,
     build_model,
     check_checkpoint,
     clean_architecture,
     other_weights,
     read_checkpoint,
 )
+from tokenbound.models.replica import Replica
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -404,6 +406,98 @@ def test_unknown_quantizations_are_refused_early(saved):
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"quantized with 'aqlm'.*dequantize"):
         read_checkpoint(directory)
+
+
+SAME = {
+    "return_dict": False,
+    "use_return_dict": False,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "output_router_logits": True,
+    "torchscript": True,
+    "is_decoder": True,
+    "tie_encoder_decoder": True,
+    "problem_type": "regression",
+    "chunk_size_feed_forward": 4,
+    "pad_token_id": -1,
+    "eos_token_id": [1, 400],
+    "architectures": ["BertModel"],
+    "use_cache": "anything",
+    "gradient_checkpointing": True,
+    "temperature": 2.0,
+}
+"""Keys that change no logits."""
+
+REFUSED = {
+    "pruned_heads": ({"0": [1]}, r"pruned_heads = .*'0': \[1\].* is not supported; prune the weights"),
+    "pad_token_id": (61, r"llama architecture .* pad_token_id = 61 is outside the vocabulary of 61, so set it to null"),
+    "is_encoder_decoder": (True, "encoder-decoder"),
+    "tie_word_embeddings": ("yes", "llama config is not valid"),
+    "model_type": (["llama"], "not known to the installed transformers"),
+    "hidden_act": ("nope", "llama architecture does not define a model: KeyError: 'nope'; correct config.json"),
+    "num_attention_heads": (0, "llama .*; correct config.json"),
+    "rope_parameters": ({"rope_type": "nope"}, "llama .*; correct config.json"),
+    "sub_configs": ({}, "llama config is not valid"),
+    "to_dict": (1, "llama config is not valid"),
+}
+"""Keys with values of which no model can be made: one line that names the architecture and the cause."""
+
+
+@pytest.fixture(scope="module")
+def small_llama(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("llama"), make_model("llama")
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        return folder, json.loads((folder / "config.json").read_text()), model(torch.arange(20).view(1, 20)).logits
+
+
+@pytest.mark.parametrize("key", SAME)
+def test_keys_that_choose_outputs_change_no_losses(key, small_llama, tmp_path):
+    folder, config, expected = small_llama
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: SAME[key]}))
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    model = build(read_checkpoint(tmp_path))
+    with torch.inference_mode():
+        assert torch.equal(model(torch.arange(20).view(1, 20)).logits, expected)
+    replica = Replica(model, batch=2, length=16)
+    assert replica.head is not None  # the body's hidden states are found too
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_configs_that_define_no_model_are_refused_in_one_line(key, small_llama, tmp_path):
+    folder, config, _ = small_llama
+    value, message = REFUSED[key]
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    for look in (read_checkpoint, check_checkpoint):
+        with pytest.raises(InputError, match=message) as caught:
+            look(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_outputs_of_a_nested_config_are_left_out_too():
+    config = {**LlamaConfig(**SMALL, **HEADS).to_dict(), "inner": {"return_dict": False, "width": 2}}
+    assert blank_model(config).config.inner == {"width": 2}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("stored", ["one", "same", "other"])
+def test_a_tie_that_contradicts_the_tensors_is_what_transformers_loads_or_refused(tied, stored, tmp_path):
+    make_model("tied llama").save_pretrained(tmp_path)
+    tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    embeddings = tensors["model.embed_tokens.weight"]
+    if stored != "one":
+        tensors["lm_head.weight"] = embeddings + (stored == "other")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    if not tied and stored == "one":
+        with pytest.raises(InputError, match=r"no tensor for lm_head\.weight; they would be random"):
+            build(read_checkpoint(tmp_path))
+        return
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.arange(20).view(1, 20)
+    with torch.inference_mode():
+        assert torch.equal(build(read_checkpoint(tmp_path))(ids).logits, theirs(ids).logits)
 
 
 def test_nothing_in_a_config_names_code_to_run(saved):

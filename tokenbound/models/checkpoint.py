@@ -564,23 +564,22 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
         InputError: the architecture defines no causal language model, or more layers than there are tensors.
     """
     config = _make_config(architecture)
-    causal_class = _causal_class(config)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
-        raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
     with _quiet_transformers():
         try:
+            causal_class = _causal_class(config)
+            layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+            if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
+                raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
             with torch.device("meta"):
                 return causal_class(config)
-        except torch.OutOfMemoryError:
+        except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
             raise InputError(_no_model(config, error)) from error
 
 
 def _no_model(config: Any, error: Exception) -> str:
-    text = config.get_text_config()
-    pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     cause = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
     if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
         cause += f"; pad_token_id = {pad} is outside the vocabulary of {size}, so set it to null"
