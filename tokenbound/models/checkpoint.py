@@ -374,6 +374,8 @@ def other_weights(path_or_id: str | Path) -> list[str]:
     """
     directory = locate(path_or_id)
     variants = {path.name for path in directory.glob("*.safetensors") if not _LOADED.fullmatch(path.name)}
+    if (directory / _ADAPTER).exists():
+        variants.discard("adapter_model.safetensors")  # then it is what was read
     copies = {path.name for pattern in _OTHER_WEIGHTS for path in directory.glob(pattern)}
     return sorted(variants | {name for name in copies - _NO_WEIGHTS if not name.startswith("rng_state")})
 
