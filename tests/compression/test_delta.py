@@ -7,7 +7,14 @@ import torch
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.container import ArtifactError
-from tokenbound.compression.delta import adapter_delta, apply_delta, difference, encode_delta, encode_difference, tensors_sha256
+from tokenbound.compression.delta import (
+    adapter_delta,
+    apply_delta,
+    difference,
+    encode_delta,
+    encode_difference,
+    tensors_sha256,
+)
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import InputError, MismatchError

@@ -235,7 +235,7 @@ def test_an_adapter_that_becomes_a_difference_is_still_searched_by_step(
 
     config = LoraConfig(r=1, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), config).save_pretrained(tmp_path)
-    settings = AutoSettings(low=1e-4, high=1e-2, tries=1)
+    settings = AutoSettings(low=1e-4, high=1e-2, tries=2)
     data = compress_checkpoint(str(tmp_path), settings, config_of(run_tree()), str(tiny_checkpoint))
     assert parse_artifact(data).base["kind"] == "difference"
     assert parse_artifact(data).settings["method"] == "rtn"

@@ -286,7 +286,9 @@ def test_a_square_layer_has_the_orientation_of_its_class(
 ) -> None:
     config = lora(target_modules=targets, fan_in_fan_out=not wrong)
     folder = make_adapter(tmp_path / "adapter", bases[base], config, edit={"fan_in_fan_out": wrong})
-    torch.testing.assert_close(our_logits(folder, bases[base])[0], peft_logits(folder, bases[base]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        our_logits(folder, bases[base])[0], peft_logits(folder, bases[base]), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("edit", [{"r": True}, {"r": 0}, {"lora_alpha": "8"}, {"rank_pattern": {"q": 0}}, {"r": None}])

@@ -152,7 +152,9 @@ def test_shard_index_is_checked(saved):
     content = json.loads(index.read_text())
     places = content["weight_map"]
     index.write_text(json.dumps({"weight_map": places | {"extra.weight": next(iter(places.values()))}}))
-    with pytest.raises(InputError, match=r"the index .* is stale: it and its shards disagree about tensor 'extra\.weight'"):
+    with pytest.raises(
+        InputError, match=r"the index .* is stale: it and its shards disagree about tensor 'extra\.weight'"
+    ):
         read_checkpoint(directory)
     index.write_text(json.dumps({"weight_map": places | {"extra.weight": "../outside.safetensors"}}))
     with pytest.raises(InputError, match="not a file beside it"):
@@ -189,7 +191,9 @@ def test_two_sets_of_weights_are_refused_by_both_names(sharded):
     shutil.copy(single, directory)
     assert same(load_file(single), loaded_by_transformers(directory))
     for look in (read_checkpoint, check_checkpoint):
-        with pytest.raises(InputError, match=r"two sets of weights, model\.safetensors and model\.safetensors\.index\.json"):
+        with pytest.raises(
+            InputError, match=r"two sets of weights, model\.safetensors and model\.safetensors\.index\.json"
+        ):
             look(directory)
     (directory / "model.safetensors.index.json").unlink()
     with pytest.raises(InputError, match=r"two sets of weights, model\.safetensors and model-00001-of-"):
@@ -197,7 +201,7 @@ def test_two_sets_of_weights_are_refused_by_both_names(sharded):
 
 
 def test_an_index_of_the_one_file_is_one_set(saved):
-    directory, model = saved
+    directory, _ = saved
     places = dict.fromkeys(load_file(directory / "model.safetensors"), "model.safetensors")
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert read_checkpoint(directory).tensors.keys() == places.keys()
@@ -206,7 +210,9 @@ def test_an_index_of_the_one_file_is_one_set(saved):
 def test_shards_that_the_index_does_not_name(sharded):
     directory, single = sharded
     shutil.copy(single, directory / "model-00001-of-00002.safetensors")
-    with pytest.raises(InputError, match=r"stale, or .* two sets of weights: model-00001-of-00002\.safetensors is not in"):
+    with pytest.raises(
+        InputError, match=r"stale, or .* two sets of weights: model-00001-of-00002\.safetensors is not in"
+    ):
         read_checkpoint(directory)
 
 
@@ -223,7 +229,7 @@ def test_shards_that_the_index_does_not_name(sharded):
     ],
 )
 def test_other_weights_are_named_and_not_read(name, saved, sharded, caplog):
-    directory, model = saved
+    directory, _ = saved
     shutil.copy(sharded[1], directory / name)
     for harmless in ("training_args.bin", "optimizer.pt", "rng_state_0.pth", "tokenizer.json"):
         (directory / harmless).write_bytes(b"{}")

@@ -31,9 +31,16 @@ from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import build_model, read_checkpoint
 from tokenbound.models.delta import read_base
 from tokenbound.models.probe import probe_causality
-from tokenbound.models.quantized.layouts import LAYOUTS, unpack_stream
 from tokenbound.models.quantized.keys import KNOWN
-from tokenbound.models.quantized.methods import METHODS, QUANTIZATION, RECORDS, arithmetic_of, method_of, require_package
+from tokenbound.models.quantized.layouts import LAYOUTS, unpack_stream
+from tokenbound.models.quantized.methods import (
+    METHODS,
+    QUANTIZATION,
+    RECORDS,
+    arithmetic_of,
+    method_of,
+    require_package,
+)
 from tokenbound.models.replica import Replica
 
 IDS = torch.arange(40).view(2, 20)

@@ -183,7 +183,9 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
     try:
         found = _typed(given)
     except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
-        raise InputError(f"adapter_config.json is not a valid LoRA config ({error!r}); save it again with peft") from None
+        raise InputError(
+            f"adapter_config.json is not a valid LoRA config ({error!r}); save it again with peft"
+        ) from None
     _require_patterns(found)
     return found
 

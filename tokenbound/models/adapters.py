@@ -1,7 +1,7 @@
 """peft's LoRA adapters as changes of a base: which tensor of the base each of an adapter's tensors changes, and how.
 
     factors     W = W0 + s B A                         also of embeddings, and with ranks and alphas by layer
-    DoRA        W = m (W0 + s B A) / |W0 + s B A|      m and the norm for each output (Liu et al. 2024, arXiv 2402.09353)
+    DoRA        W = m (W0 + s B A) / |W0 + s B A|      m and norm by output (Liu et al. 2024, arXiv 2402.09353)
     whole       trained biases and `modules_to_save`   replaced
     tokens      rows of an embedding                   replaced
 
@@ -166,9 +166,13 @@ def _sort_tensors(config: AdapterConfig, model: Any, adapter: Tensors) -> _Chang
     for full, tensor in adapter.items():
         name = full.removeprefix(_PREFIX)
         if name == full:
-            raise InputError(f"adapter tensor {full!r} does not begin with {_PREFIX!r}, so peft would ignore it; {MERGE}")
+            raise InputError(
+                f"adapter tensor {full!r} does not begin with {_PREFIX!r}, so peft would ignore it; {MERGE}"
+            )
         if not tensor.is_floating_point():
-            raise InputError(f"adapter tensor {full!r} holds {tensor.dtype}, not floating point; save it again with peft")
+            raise InputError(
+                f"adapter tensor {full!r} holds {tensor.dtype}, not floating point; save it again with peft"
+            )
         _place(name, tensor, changes, tokens, config, known)
     return changes
 
@@ -194,7 +198,9 @@ def _place(
         module = name.removesuffix(_TOKENS)
         changes.rows[f"{module}.weight"] = (tokens[module], tensor)
     else:
-        module, _, leaf = name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".").rpartition(".")
+        module, _, leaf = (
+            name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".").rpartition(".")
+        )
         target, is_base_layer = f"{module.removesuffix('.base_layer')}.{leaf}", module.endswith(".base_layer")
         is_lora = module.removesuffix(".base_layer") in changes.layers
         if target not in known or is_lora != is_base_layer or module in tokens:
@@ -292,7 +298,7 @@ def _untied(ties: Mapping[str, str], changes: _Changes) -> dict[str, str]:
 
 
 def _require_no_forced_tie(config: AdapterConfig, ties: Mapping[str, str]) -> None:
-    """peft then trains both sides as one, under names of its own; trained rows are shared anyway."""
+    """Peft then trains both sides as one, under names of its own; trained rows are shared anyway."""
     for name in sorted({*ties, *ties.values()}):
         module = name.rpartition(".")[0]
         if config.ensure_weight_tying and (config.saves(module) or config.targets(module)):
@@ -364,9 +370,7 @@ def _require_fit(config: AdapterConfig, full: Tensors, ties: Mapping[str, str], 
 def _base_of(full: Tensors, ties: Mapping[str, str], name: str) -> torch.Tensor:
     name = name if name in full else ties.get(name, name)
     if name not in full:
-        raise InputError(
-            f"the adapter changes {name!r}, which the base does not store under this name; {MERGE}"
-        )
+        raise InputError(f"the adapter changes {name!r}, which the base does not store under this name; {MERGE}")
     return full[name]
 
 
@@ -418,7 +422,9 @@ def _scaled(factor: torch.Tensor, wanted: float, common: float) -> torch.Tensor:
     if wanted == common:
         return factor
     if common == 0:
-        raise InputError("adapter_config.json: lora_alpha = 0 beside an alpha_pattern is not supported; merge it with peft")
+        raise InputError(
+            "adapter_config.json: lora_alpha = 0 beside an alpha_pattern is not supported; merge it with peft"
+        )
     ratio = wanted / common
     if ratio and math.frexp(ratio)[0] == 0.5:
         scaled = factor * ratio

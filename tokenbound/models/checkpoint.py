@@ -94,7 +94,7 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     architecture = _read_architecture(directory)
     tensors = _read_tensors(directory)
     if unread := other_weights(directory):
-        logger.warning("%s also holds %s, which are not read; the weights are those of %s", directory, ", ".join(unread), SINGLE)
+        logger.warning("checkpoint %s also holds %s, which are not read", directory, ", ".join(unread))
     architecture = {**implied_settings(tensors), **architecture, **_records(architecture, directory)}
     blank = blank_model(architecture, len(tensors))
     tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -635,7 +635,9 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
             plain = {key: value for key, value in architecture.items() if key not in _OURS}
             return config_class.from_dict(_without_outputs(plain))
         except Exception as error:  # transformers validates configs with error types of its own
-            raise InputError(f"the {model_type} config is not valid: {_one_line(error)}; correct config.json") from error
+            raise InputError(
+                f"the {model_type} config is not valid: {_one_line(error)}; correct config.json"
+            ) from error
 
 
 def _causal_class(config: Any) -> Any:

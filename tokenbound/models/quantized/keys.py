@@ -26,7 +26,9 @@ _CALIBRATION = frozenset(
 )
 """How codes were found, and by what; the codes are there."""
 
-_KERNELS = frozenset({"backend", "use_exllama", "exllama_config", "disable_exllama", "use_cuda_fp16", "max_input_length"})
+_KERNELS = frozenset(
+    {"backend", "use_exllama", "exllama_config", "disable_exllama", "use_cuda_fp16", "max_input_length"}
+)
 """Which kernel multiplies; the weights are the same."""
 
 KNOWN: dict[str, frozenset[str]] = {

@@ -157,7 +157,7 @@ def _gptq(parts: Tensors, settings: Settings) -> torch.Tensor:
     if len(by_input) != len(codes):
         raise InputError(f"{len(codes)} codes for {len(by_input)} inputs")
     weights = _affine(codes, zeros, scales, by_input)
-    if (used := len(by_input.unique())) != len(scales):
+    if (used := len(set(by_input.tolist()))) != len(scales):
         raise InputError(f"g_idx uses {used} of {len(scales)} groups, so kernels disagree about the scales")
     return weights
 
@@ -184,7 +184,7 @@ def _gptq_zeros(stored: torch.Tensor, bits: int, layout: str, settings: Settings
     if symmetric is not False and ((older == middle).all() or (stored == middle).all()):
         return torch.full_like(stored, middle)
     if symmetric:
-        found = sorted(set(stored.unique().tolist()))
+        found = sorted(set(stored.flatten().tolist()))
         raise InputError(
             f"sym is true, but the stored zero points ({', '.join(map(str, found[:5]))}) are the middle {middle} of "
             f"{bits}-bit codes neither as they are nor plus one; save it again with GPTQModel"
