@@ -149,7 +149,8 @@ class Certificate(BaseModel):
     corpus: CorpusDict
     """Source, files, documents, tokens, bytes of text."""
     model: ModelDict
-    """Architecture, source, and of a quantized model the arithmetic that was scored."""
+    """Architecture and source; of a quantized model the arithmetic that was scored; `adapter_base` where an adapter
+    says that it was trained on another base; `other_weights` of the checkpoint that were not scored."""
     environment: EnvironmentDict
     """Versions and device that scored."""
     scoring_identity: ScoringIdentityDict
@@ -512,6 +513,9 @@ class Certificate(BaseModel):
 
     def _verify_base(self, named: dict[str, Any] | None) -> None:
         """A delta's base is the one that the artifact names, and is declared; a whole model has none."""
+        from tokenbound.compression.delta import NAMED_BASE
+
+        _require_equal(f"model.{NAMED_BASE}", self.model.get(NAMED_BASE), (named or {}).get(NAMED_BASE))
         recorded = self.scoring_identity.get("base") or {}
         _require_equal("base sha256", recorded.get("sha256"), None if named is None else named.get("sha256"))
         _require_equal("model.base", "base" in self.model, named is not None)

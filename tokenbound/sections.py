@@ -150,6 +150,8 @@ class ModelSection(TypedDict):
     source: NotRequired[str | None]
     arithmetic: NotRequired[str]
     base: NotRequired[str]
+    adapter_base: NotRequired[str]
+    other_weights: NotRequired[list[str]]
 
 
 EnvironmentSection = dict[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -197,6 +199,48 @@ def test_a_sampled_adapter_from_the_command_line(
     hidden = certificate.model_copy(update={"declarations": {**certificate.declarations, "num_bases": 1}})
     with pytest.raises(MismatchError, match="declarations"):
         hidden.verify(losses=path.parent, artifact=out)
+
+
+@pytest.mark.usefixtures("scored_here", "compressed_here")
+def test_another_base_and_other_weights_stand_on_the_certificate(
+    run_tree: Tree, adapter: Path, fine_tune: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "adapter"
+    shutil.copytree(adapter, renamed)
+    config = json.loads((renamed / "adapter_config.json").read_text())
+    (renamed / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    (renamed / "pytorch_model.bin").write_bytes(b"another model")
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 2048}
+    model = delta_model(renamed, tiny_checkpoint, compress={"method": "lossless"})
+    certificate, path = run(run_tree(model=model, windows=windows))
+    assert certificate.model["adapter_base"] == "org/other"
+    assert certificate.model["other_weights"] == ["pytorch_model.bin"]
+    words = [" ".join(certificate.table().split()), (path.parent / "report.html").read_text()]
+    for text in words:
+        assert "The adapter says that it was trained on org/other; it was scored on the base" in text
+        assert "The checkpoint also holds pytorch_model.bin, which were not read" in text
+    verify_beside(path)
+    hidden = {key: value for key, value in certificate.model.items() if key != "adapter_base"}
+    with pytest.raises(MismatchError, match="adapter_base"):
+        certificate.model_copy(update={"model": hidden}).verify(
+            losses=path.parent, artifact=path.parent / "artifact.tokenbound"
+        )
+
+
+@pytest.mark.usefixtures("compressed_here")
+def test_an_adapter_that_becomes_a_difference_is_still_searched_by_step(
+    run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """DoRA's factors are merged; there is no calibration of what they change."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=1, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), config).save_pretrained(tmp_path)
+    settings = AutoSettings(low=1e-4, high=1e-2, tries=2)
+    data = compress_checkpoint(str(tmp_path), settings, config_of(run_tree()), str(tiny_checkpoint))
+    assert parse_artifact(data).base["kind"] == "difference"
+    assert parse_artifact(data).settings["method"] == "rtn"
 
 
 TRIED = re.compile(r"(rate|step) (\S+): (\d+) bytes, predicted bound (\S+) bits/token")

@@ -141,6 +141,14 @@ def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
     return batch // 2
 
 
+def _named_base(artifact: bytes) -> dict[str, str]:
+    """The base that an adapter says it was trained on, where that is another one."""
+    from tokenbound.compression.delta import NAMED_BASE, named_base
+
+    named = named_base(artifact)
+    return {} if named is None else {NAMED_BASE: named}
+
+
 def _applied_protocol(prepared: Prepared, records: Mapping[int, CommitRecord]) -> dict[str, Any]:
     """The protocol of the shards that are committed."""
     shapes = [(record.batch, record.windows) for _, record in sorted(records.items())]
@@ -369,6 +377,8 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
             **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
             "source": what.model.artifact or what.model.checkpoint,
             **({} if what.model.base is None else {"base": what.model.base}),
+            **_named_base(prepared.artifact),
+            **({"other_weights": list(prepared.other_weights)} if prepared.other_weights else {}),
         },
         environment=_environment(prepared.architecture),
         scoring_identity=prepared.identity,

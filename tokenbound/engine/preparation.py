@@ -64,6 +64,8 @@ class Prepared:
     """Windows of which a shard takes whole multiples where it can."""
     earlier: tuple[str, ...] = ()
     """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
+    other_weights: tuple[str, ...] = ()
+    """Weight files beside those of the checkpoint, which were not read."""
 
     @property
     def fingerprint(self) -> str:
@@ -189,6 +191,7 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         shard_tokens_of(config, plan),
         what.windows.batch,
         tuple(map(fingerprint, earlier)),
+        _other_weights(what.model),
     )
     return _open_run(prepared)
 
@@ -291,6 +294,14 @@ def read_artifact(name: str) -> bytes:
         return files.read_bytes(filesystem, path)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"what.model.artifact: {name} does not exist; make it with `tokenbound compress`") from None
+
+
+def _other_weights(model: ModelConfig) -> tuple[str, ...]:
+    from tokenbound.models.checkpoint import other_weights
+
+    if model.artifact is not None or model.checkpoint is None:
+        return ()
+    return tuple(other_weights(local_copy(anchored(model.checkpoint))))
 
 
 def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:

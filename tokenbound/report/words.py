@@ -167,6 +167,7 @@ def assumptions(certificate: Certificate) -> list[str]:
         ),
         _prior_sentence(certificate),
         *_base_sentences(certificate),
+        *_weights_sentences(certificate),
         *_arithmetic_sentences(certificate),
         *_document_sentences(certificate),
         *corpus_sentences(certificate.corpus),
@@ -249,6 +250,19 @@ def _base_sentences(certificate: Certificate) -> list[str]:
             f"bits per token, and the fine-tune's excess over it at most {format_bound(terms['excess'], 4)} "
             f"(measured {terms['excess_empirical']:.4f}, negative is better than the base)."
         )
+    return found
+
+
+def _weights_sentences(certificate: Certificate) -> list[str]:
+    """What lay beside the weights that were scored, and a base that the adapter did not ask for."""
+    found = []
+    if named := certificate.model.get("adapter_base"):
+        found.append(
+            f"The adapter says that it was trained on {named}; it was scored on the base "
+            f"{certificate.model.get('base')}, which may be another model."
+        )
+    if others := certificate.model.get("other_weights"):
+        found.append(f"The checkpoint also holds {', '.join(map(str, others))}, which were not read.")
     return found
 
 
