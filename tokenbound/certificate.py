@@ -46,6 +46,17 @@ class SamplingRecord(BaseModel):
     evaluation: int | None = None
 
 
+class SelectionRecord(BaseModel):
+    """Where the ordinal of a configuration comes from. It is declared: a register knows what this machine tried."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    counted_by: Literal["register", "config"]
+    """`register`: counted beside the prepared corpus. `config`: given there, and not below the register's."""
+    shipped: int
+    """Ordinals that the package's authors had used on this corpus; the count goes on from there."""
+
+
 class Certificate(BaseModel):
     """An upper bound on a model's risk and all it depends on. Rates are bits per token unless named otherwise."""
 
@@ -107,6 +118,7 @@ class Certificate(BaseModel):
     """Tokens without a finite loss, counted at the worst case."""
     prior: Literal["code", "holdout"]
     trial: int
+    """Ordinal of this configuration among all tried on these tokens; paid for in every line."""
     methods: list[str]
     top_k: list[int]
     declared_tokens: int | None
@@ -115,6 +127,8 @@ class Certificate(BaseModel):
     """How the model is applied to the corpus; paid for in L(h)."""
     sampling: SamplingRecord | None
     """How windows were drawn; null where every token was scored."""
+    selection: SelectionRecord | None = None
+    """How `trial` was counted; null in certificates made before it was recorded."""
     declarations: dict[str, Any]
     """What the user vouches for."""
     corpus: dict[str, Any]
@@ -122,7 +136,7 @@ class Certificate(BaseModel):
     model: dict[str, Any]
     """Architecture, source, and of a quantized model the arithmetic that was scored."""
     environment: dict[str, Any]
-    """Versions and device that scored."""
+    """Versions that reduced; under `scored_by` those that scored, the device, and how many shards each scored."""
     scoring_identity: dict[str, Any]
     claim_identity: dict[str, Any]
     scoring_fingerprint: str
@@ -445,7 +459,7 @@ def claim_of(
         num_tokens=num_tokens,
         methods=bound.methods,
         top_k=bound.top_k,
-        trial=bound.trial,
+        trial=bound.ordinal,
         declared_tokens=bound.declared_tokens,
         prior=bound.prior,
         code_split=split,

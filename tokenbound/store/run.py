@@ -65,6 +65,8 @@ class CommitRecord:
     """The run this shard belongs to."""
     batch: int | None = None
     """Windows of its forward passes, where memory had run out and halved them; null: as the protocol says."""
+    environment: dict[str, Any] | None = None
+    """Versions, device and settings that scored it; null: committed before they were recorded."""
 
 
 class RunDirectory:
@@ -147,6 +149,7 @@ class RunDirectory:
         evidence: Mapping[str, Any],
         scoring_fingerprint: str,
         batch: int | None = None,
+        environment: dict[str, Any] | None = None,
     ) -> CommitRecord:
         """Write the losses, then the record that makes them count."""
         data, name = to_parquet(losses), self.shard_file("losses", shard, ".parquet")
@@ -162,6 +165,7 @@ class RunDirectory:
             dict(evidence),
             scoring_fingerprint,
             batch,
+            environment,
         )
         self.write(self.shard_file("shards", shard), canonical_json(asdict(record)))
         return record
