@@ -47,6 +47,9 @@ def _device_name(device: str) -> str:
 def scoring_environments(records: Iterable[CommitRecord]) -> list[dict[str, Any]]:
     """The distinct environments of some shards, in the order of their first shard, and how many each scored.
 
+    The number of threads is in the records alone: it says how many replicas shared a machine, which changes with every
+    start, and a certificate does not depend on that.
+
     Args:
         records: of all shards, in order; those that older versions committed say nothing.
 
@@ -55,6 +58,6 @@ def scoring_environments(records: Iterable[CommitRecord]) -> list[dict[str, Any]
     """
     found: dict[bytes, dict[str, Any]] = {}
     for record in records:
-        entry = found.setdefault(canonical_json(record.environment), {"shards": 0, **(record.environment or {})})
-        entry["shards"] += 1
+        known = {name: value for name, value in (record.environment or {}).items() if name != "threads"}
+        found.setdefault(canonical_json(known), {"shards": 0, **known})["shards"] += 1
     return list(found.values())
