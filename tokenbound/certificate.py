@@ -232,7 +232,15 @@ class Certificate(BaseModel):
         """The sampling plan, for the bounds; None where every token was scored.
 
         >>> from tokenbound.demo import demo_certificate
-        >>> demo_certificate().sampling_plan().pilot_units
+        >>> sample = SamplingRecord(
+        ...     seed=0,
+        ...     num_windows=5000,
+        ...     max_window_tokens=512,
+        ...     scored_windows=1000,
+        ...     pilot_windows=256,
+        ...     until_slack_bits=None,
+        ... )
+        >>> demo_certificate().model_copy(update={"sampling": sample}).sampling_plan().pilot_units
         256
         """
         if self.sampling is None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.report import page
-from tokenbound.report.words import assumptions, headline, is_vacuous, source_name, verdict
+from tokenbound.report.words import assumptions, grouped_sentences, headline, is_vacuous, source_name, verdict
 from tokenbound.store.history import HistoryEntry
 
 if TYPE_CHECKING:
@@ -77,11 +77,7 @@ def _cells(entries: Sequence[HistoryEntry]) -> list[tuple[str, ...]]:
 
 def selection_lines(entries: Sequence[HistoryEntry]) -> list[str]:
     """How each model's latest certificate was selected, in its words; older entries say nothing."""
-    latest = {source_name(entry.model): entry.selection for entry in entries if entry.selection}
-    grouped: dict[str, list[str]] = {}
-    for model, sentence in latest.items():
-        grouped.setdefault(sentence, []).append(model)
-    return [f"{', '.join(models)}: {sentence}" for sentence, models in grouped.items()]
+    return grouped_sentences({source_name(entry.model): entry.selection for entry in entries if entry.selection})
 
 
 def _change(entry: HistoryEntry, previous: HistoryEntry | None) -> str:

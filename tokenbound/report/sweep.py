@@ -18,7 +18,7 @@ from tokenbound.bounds.rounding import format_bound
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.report import page
 from tokenbound.report.rows import markdown_cell
-from tokenbound.report.words import line_name, remarks
+from tokenbound.report.words import grouped_sentences, line_name, remarks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,11 +151,8 @@ def comparison_markdown(rows: Sequence[SweepRow]) -> str:
 
 
 def selection_lines(rows: Sequence[SweepRow]) -> list[str]:
-    """How the rows were selected, in the words of their certificates; rows of which the same is said stand together."""
-    grouped: dict[str, list[str]] = {}
-    for row in rows:
-        grouped.setdefault(row.selection, []).append(row.trial)
-    return [f"{', '.join(names)}: {sentence}" for sentence, names in grouped.items()]
+    """How the rows were selected, in the words of their certificates."""
+    return grouped_sentences({row.trial: row.selection for row in rows})
 
 
 def comparison_csv(rows: Sequence[SweepRow]) -> str:

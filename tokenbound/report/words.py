@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.rounding import format_bound
@@ -95,6 +96,20 @@ def assumptions(certificate: Certificate) -> list[str]:
 def remarks(certificate: Certificate) -> list[str]:
     """What every form of a certificate says, however short: how it was selected, and whether versions differ."""
     return [selection_sentence(certificate), *_environment_sentences(certificate)]
+
+
+def grouped_sentences(said: Mapping[str, str]) -> list[str]:
+    """What is said of each of several things, those of which the same is said together; of all of them without names.
+
+    >>> grouped_sentences({"a": "Old.", "b": "Old."}), grouped_sentences({"a": "Old.", "b": "New."})
+    (['Old.'], ['a: Old.', 'b: New.'])
+    """
+    names: dict[str, list[str]] = {}
+    for name, sentence in said.items():
+        names.setdefault(sentence, []).append(name)
+    if len(names) == 1:
+        return list(names)
+    return [f"{', '.join(those)}: {sentence}" for sentence, those in names.items()]
 
 
 COUNTED = {"register": "counted on this machine; declared", "config": "numbered by its config; declared"}
