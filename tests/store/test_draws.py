@@ -179,7 +179,7 @@ def test_a_writer_that_died_leaves_a_bid_that_harms_nobody(tmp_path: Path) -> No
     assert register.assign(wanted("dead")).ordinal == 1, "it goes on where it died"
     register._write(3, wanted("other"), "-00000000.bid")
     register._write(3, wanted("another"), "-00000000.bid")
-    assert {register.assign(wanted(name)).ordinal for name in ("other", "another")} == {4, 5}
+    assert len({3, *(register.assign(wanted(name)).ordinal for name in ("other", "another"))}) == 3
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
