@@ -74,7 +74,7 @@ def test_one_number_cannot_be_that_of_several_draws(tree: Tree) -> None:
         {"bound": {"trial": 5, "prior": "holdout", "holdout_declaration": "no"}},
     ):
         with pytest.raises(
-            InputError, match="'fine' and 'coarse': evaluate.bound.trial 5 cannot number both; set it to"
+            InputError, match=r"'fine' and 'coarse': evaluate\.bound\.trial 5 cannot number both; set it to"
         ):
             expand_trials(config({**tree, "evaluate": {**numbered, **shared}}), {})
 

@@ -21,8 +21,8 @@ from tokenbound.store.history import HistoryEntry, append_history
 from tokenbound.store.run import RunDirectory
 
 SENTENCE = (
-    "the 3rd configuration tried on a sample of this corpus (counted on this machine; declared), drawn with seed 0; its "
-    "lines were named before scoring"
+    "the 3rd configuration tried on a sample of this corpus (counted on this machine; declared), drawn with seed 0; "
+    "its lines were named before scoring"
 )
 MIXED = [{"shards": 3, "torch": "2.13.0", "python": "3.11"}, {"shards": 1, "torch": "2.12.1", "python": "3.11"}]
 VERSIONS = "Not all shards were scored in the same environment: 3 by torch 2.13.0; 1 by torch 2.12.1."
