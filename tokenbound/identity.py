@@ -116,7 +116,8 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
         "prior": what.bound.prior,
-        "software_and_device_chosen_without_regard_to_the_tokens": True,
+        "package_torch_and_device_chosen_without_regard_to_the_tokens": True,
+        "transformers_numpy_compile_and_threads_chosen_without_regard_to_the_tokens": True,
     }
     if what.bound.prior == "holdout":
         found["holdout_declaration"] = what.bound.holdout_declaration
