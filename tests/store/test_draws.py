@@ -191,6 +191,12 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
         register.assign(wanted("b"))
 
 
+def test_a_register_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "draws").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match=r"how\.cache: the register of draws .* cannot be written .* choose a cache"):
+        Register(str(tmp_path), [CORPUS]).assign(wanted("a"))
+
+
 def test_what_the_authors_tried_is_counted(tmp_path: Path) -> None:
     """The package's own artifacts were sampled on the corpus that its certificate names: thirteen before the demo."""
     shipped = shipped_draws()

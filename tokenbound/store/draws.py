@@ -221,7 +221,7 @@ class Register:
             asked: `auto`, or the ordinal that the config gives.
 
         Raises:
-            InputError: as for :meth:`check`.
+            InputError: as for :meth:`check`, or the register cannot be written.
             IncompleteError: other writers were always there first.
         """
         known, rank, lost = self.entries(), 0, set[int]()
@@ -280,4 +280,10 @@ class Register:
     def _write(self, ordinal: int, wanted: Configuration, ending: str) -> None:
         tree = {"ordinal": ordinal, **wanted.words}
         filesystem, path = files.resolve(self._place(ordinal, wanted, ending))
-        files.write_bytes(filesystem, path, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
+        try:
+            files.write_bytes(filesystem, path, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise InputError(
+                f"how.cache: the register of draws {self.uri} cannot be written ({error.strerror}); choose a cache "
+                "that you may write to, so that what is tried is counted"
+            ) from None
