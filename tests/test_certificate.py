@@ -23,7 +23,7 @@ from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import BoundConfig, SampleConfig
 from tokenbound.corpus.windows import hashed_order
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.identity import DEFAULT_PROTOCOL, SOFTWARE_DECLARATION, claim_identity, fingerprint, scoring_identity
+from tokenbound.identity import DEFAULT_PROTOCOL, SOFTWARE_DECLARATIONS, claim_identity, fingerprint, scoring_identity
 from tokenbound.ledger import RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
@@ -62,7 +62,7 @@ def build(
         evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
         records.append(run.commit(shard, losses, evidence, name))
     bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
-    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, SOFTWARE_DECLARATION: True}
+    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, **dict.fromkeys(SOFTWARE_DECLARATIONS, True)}
     declared |= {"holdout_declaration": "a test"} if prior == "holdout" else {}
     claimed = claim_identity(name, bound, declared, sample.evaluation)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)

@@ -18,7 +18,7 @@ from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.identity import (
-    SOFTWARE_DECLARATION,
+    SOFTWARE_DECLARATIONS,
     applied_protocol,
     claim_identity,
     differences,
@@ -46,7 +46,15 @@ from tokenbound.sections import (
     first_problem,
 )
 from tokenbound.store.losses import LIST_COLUMNS
-from tokenbound.store.run import ARTIFACT, CommitRecord, RunDirectory, canonical_json, losses_sha256, sha256_hex
+from tokenbound.store.run import (
+    ARTIFACT,
+    CommitRecord,
+    RunDirectory,
+    canonical_json,
+    losses_sha256,
+    scoring_environments,
+    sha256_hex,
+)
 from tokenbound.store.uri import base_name, join, split
 
 SCHEMA_VERSION = 1
@@ -70,6 +78,17 @@ class SamplingRecord(BaseModel):
     pilot_windows: Positive
     until_slack_bits: float | None
     evaluation: Positive | None = None
+
+
+class SelectionRecord(BaseModel):
+    """Where the ordinal of a configuration comes from. It is declared: a register knows what this machine tried."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    counted_by: Literal["register", "config"]
+    """`register`: counted beside the prepared corpus. `config`: given there, and not below the register's."""
+    shipped: Count
+    """Ordinals that the package's authors had used on this corpus; the count goes on from there."""
 
 
 class Certificate(BaseModel):
@@ -144,6 +163,8 @@ class Certificate(BaseModel):
     """How the model is applied to the corpus; paid for in L(h)."""
     sampling: SamplingRecord | None
     """How windows were drawn; null where every token was scored."""
+    selection: SelectionRecord | None = None
+    """How `trial` was counted; null in certificates made before it was recorded."""
     declarations: DeclarationsDict
     """What the user vouches for."""
     corpus: CorpusDict
@@ -152,7 +173,7 @@ class Certificate(BaseModel):
     """Architecture and source; of a quantized model the arithmetic that was scored; `adapter_base` where an adapter
     says that it was trained on another base; `other_weights` of the checkpoint that were not scored."""
     environment: EnvironmentDict
-    """Versions and device that scored."""
+    """Versions that reduced; under `scored_by` those that scored, the device, and how many shards each scored."""
     scoring_identity: ScoringIdentityDict
     claim_identity: ClaimIdentityDict
     scoring_fingerprint: Digest
@@ -166,6 +187,11 @@ class Certificate(BaseModel):
     num_shards: Positive
     tokenbound_version: Version
     created_at: Moment
+
+    @property
+    def ordinal(self) -> int:
+        """`trial`, by the name that it has in a numbered config."""
+        return self.trial
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -249,7 +275,15 @@ class Certificate(BaseModel):
         """The sampling plan, for the bounds; None where every token was scored.
 
         >>> from tokenbound.demo import demo_certificate
-        >>> demo_certificate().sampling_plan().pilot_units
+        >>> sample = SamplingRecord(
+        ...     seed=0,
+        ...     num_windows=5000,
+        ...     max_window_tokens=512,
+        ...     scored_windows=1000,
+        ...     pilot_windows=256,
+        ...     until_slack_bits=None,
+        ... )
+        >>> demo_certificate().model_copy(update={"sampling": sample}).sampling_plan().pilot_units
         256
         """
         if self.sampling is None:
@@ -309,6 +343,9 @@ class Certificate(BaseModel):
         ledger = self.ledger(uri)
         records = tuple(ledger.record(shard) for shard in range(self.num_shards))
         _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
+        if self.selection is not None:
+            scored_by = scoring_environments(records)
+            _require_equal("environment.scored_by", self.environment.get("scored_by"), scored_by)
         return replace(ledger, records=records)
 
     def extends(self, other: Certificate) -> bool:
@@ -399,7 +436,9 @@ class Certificate(BaseModel):
         declared = self.declarations
         _require_equal("prior", self.prior, declared["prior"])
         _require_equal("declared_tokens", self.declared_tokens, declared.get("declared_tokens"))
-        needed = {SOFTWARE_DECLARATION: True, "holdout_declaration": self.prior == "holdout"}
+        first, *later = SOFTWARE_DECLARATIONS
+        needed = {first: True, **dict.fromkeys(later, self.selection is not None)}
+        needed["holdout_declaration"] = self.prior == "holdout"
         needed |= dict.fromkeys(("base_is_independent", "num_bases"), "base" in self.scoring_identity)
         for name, wanted in needed.items():
             if wanted and name not in declared:
@@ -463,7 +502,8 @@ class Certificate(BaseModel):
                 f"sampling.max_window_tokens {record.max_window_tokens} exceeds protocol.length "
                 f"{self.protocol['length']}"
             )
-        if self.corpus.get("segments", 1) > 1 and record.evaluation is None:
+        # The register counts draws over all lengths of a corpus; certificates older than it numbered them by length.
+        if self.selection is None and self.corpus.get("segments", 1) > 1 and record.evaluation is None:
             raise MismatchError("sampling.evaluation: the corpus grew, so the ordinal of this draw must be given")
 
     def _verify_growth(self, records: tuple[CommitRecord, ...]) -> None:
@@ -642,7 +682,7 @@ def claim_of(
         num_tokens=num_tokens,
         methods=bound.methods,
         top_k=bound.top_k,
-        trial=bound.trial,
+        trial=bound.ordinal,
         declared_tokens=bound.declared_tokens,
         prior=bound.prior,
         code_split=split,

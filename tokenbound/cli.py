@@ -268,18 +268,27 @@ def bound(
         str, typer.Argument(help="Parquet file or directory with an `nll` column (nats), flat or lists.")
     ],
     vocab_size: Annotated[int, typer.Option(help="V: width of the logits.", min=2)],
-    code_length_bits: Annotated[float, typer.Option(help="L(h): bits of the model's prefix-free code.", min=0)],
+    code_length_bits: Annotated[float, typer.Option(help="Bits of the model's prefix-free code.", min=0)],
     delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
     method: Annotated[str, typer.Option(help="azuma, freedman, kl or all.")] = "all",
     tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
     trial: Annotated[int, typer.Option(help="Ordinal of this claim among all tried on these tokens.", min=1)] = 1,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model was applied, to add the bits of its code: `default`, or what differs from it as JSON "
+            "or a file of JSON. Without it --code-length-bits must include them.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
-    from tokenbound.foreign import bound_losses
+    from tokenbound.foreign import bound_losses, given_protocol
+    from tokenbound.identity import protocol_bits
     from tokenbound.report.terminal import LinesTable, notes
     from tokenbound.report.words import TAKEN_ON_TRUST
 
+    applied = None if protocol is None else given_protocol(protocol)
     lines = bound_losses(
         losses,
         vocab_size=vocab_size,
@@ -288,11 +297,18 @@ def bound(
         delta=delta,
         method=method,
         trial=trial,
+        protocol=applied,
     )
+    paid = None if applied is None else protocol_bits(applied)
     if as_json:
-        _print_json({"bounds": lines})
-    else:
-        console().print(LinesTable(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
+        _print_json({"bounds": lines, "protocol": applied, "protocol_bits": paid})
+        return
+    console().print(LinesTable(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
+    console().print(
+        "No protocol was paid for beyond --code-length-bits; give --protocol if those bits are of the model alone."
+        if paid is None
+        else f"The protocol's {paid:,} bits are paid for besides --code-length-bits."
+    )
 
 
 @app.command()
@@ -427,7 +443,7 @@ def reevaluate(
     from tokenbound.engine.reevaluate import expand_models
     from tokenbound.engine.reevaluate import reevaluate as run_reevaluation
     from tokenbound.errors import WorseError
-    from tokenbound.report.history import PAGE, history_table
+    from tokenbound.report.history import PAGE, history_table, selection_lines
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -446,6 +462,7 @@ def reevaluate(
         console().print("nothing new")
     else:
         _print_whole(history_table(entries[-10:]))
+        console().print(*selection_lines(entries[-10:]), sep="\n", soft_wrap=True)
         console().print(f"history      {_near(home.place(PAGE))}", soft_wrap=True)
     if alert is not None:
         raise alert
@@ -459,7 +476,7 @@ def history(
 ) -> None:
     """What was certified and when: a table and a sparkline of the bounds."""
     from tokenbound.errors import IncompleteError
-    from tokenbound.report.history import history_svg, history_table, sparkline
+    from tokenbound.report.history import history_svg, history_table, selection_lines, sparkline
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -473,7 +490,7 @@ def history(
     else:
         bounds = sparkline([entry.bound_bits for entry in entries])
         _print_whole(history_table(entries))
-        console().print(f"bound  {bounds}", soft_wrap=True)
+        console().print(f"bound  {bounds}", *selection_lines(entries), sep="\n", soft_wrap=True)
 
 
 @app.command()
@@ -656,9 +673,10 @@ def _show_and_write(certificate: Certificate, folder: str) -> None:
 
 
 def _report_history(home: RunDirectory, entries: list[HistoryEntry]) -> None:
-    from tokenbound.report.history import history_table, write_history
+    from tokenbound.report.history import history_table, selection_lines, write_history
 
     _print_whole(history_table(entries[-10:]))
+    console().print(*selection_lines(entries[-10:]), sep="\n", soft_wrap=True)
     console().print(f"history      {_near(write_history(home, entries))}", soft_wrap=True)
 
 
@@ -686,10 +704,10 @@ def _rows_json(rows: Sequence[SweepRow]) -> str:
 
 
 def _print_comparison(rows: Sequence[SweepRow], where: str) -> None:
-    from tokenbound.report.sweep import comparison_table
+    from tokenbound.report.sweep import comparison_table, selection_lines
 
     _print_whole(comparison_table(rows))
-    console().print(where, soft_wrap=True)
+    console().print(*selection_lines(rows), where, sep="\n", soft_wrap=True)
 
 
 def _print_whole(table: Table) -> None:

@@ -254,8 +254,9 @@ class SampleConfig(_Section):
     pilot_windows: int = Field(default=256, ge=1)
     """First windows of the order; they choose the grid point and stay outside the sequence."""
     evaluation: int | None = Field(default=None, ge=1)
-    """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta.
-    `reevaluate` counts by itself. Null: the corpus does not grow."""
+    """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta, and
+    configurations need not be counted anew at every length. `reevaluate` counts by itself. Null: a draw from a grown
+    corpus is counted behind all draws before (`bound.trial`)."""
 
     @model_validator(mode="after")
     def _more_than_a_pilot(self) -> Self:
@@ -281,8 +282,10 @@ class BoundConfig(_Section):
     """`code`: pay for the artifact's bits. `holdout`: the hypothesis was chosen without the scored tokens."""
     holdout_declaration: str | None = None
     """For `holdout`: what these tokens were not used for, in your words; printed on the certificate."""
-    trial: int = Field(default=1, ge=1)
-    """Ordinal of this configuration among all tried on these tokens."""
+    trial: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Ordinal of this configuration among all tried on these tokens; each pays for those before it. `auto` counts in
+    the register of draws, `draws/` beside the prepared corpora (`how.cache`). A number below the register's is
+    refused; give one where configurations were tried that the register does not know of."""
     methods: tuple[Literal["freedman", "azuma", "kl", "document"], ...] = ("freedman", "azuma", "kl")
     """Which bounds to print; each line pays for standing beside the others. `document` is the older baseline that takes
     documents for independent draws; it bounds another risk and is never the bound quoted."""
@@ -292,6 +295,15 @@ class BoundConfig(_Section):
     """Number of tokens declared before the data was seen; allows azuma's fixed-m form when it is exactly met."""
     unscorable: Literal["refuse", "worst_case"] = "refuse"
     """What a window without a finite loss does: stop the certificate, or count at the worst-case loss."""
+
+    @property
+    def ordinal(self) -> int:
+        """The trial as a number; `auto` is the first until a register has counted it (see :meth:`numbered`)."""
+        return 1 if self.trial == "auto" else self.trial
+
+    def numbered(self, ordinal: int) -> Self:
+        """The same claim with its trial as it was counted."""
+        return self.model_copy(update={"trial": ordinal})
 
     @model_validator(mode="after")
     def _declared(self) -> Self:

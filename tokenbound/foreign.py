@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ from numpy.typing import NDArray
 from tokenbound.bounds.claim import METHODS, Claim
 from tokenbound.certificate import plain
 from tokenbound.errors import InputError, MismatchError
+from tokenbound.identity import DEFAULT_PROTOCOL, protocol_bits
 from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
 from tokenbound.store.foreign import common_columns, find_row_groups, named_windows
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, canonical_json
 from tokenbound.store.uri import base_name, split
 
 TOP_K = (1, 10, 100)
@@ -29,6 +32,7 @@ def bound_losses(
     delta: float = 0.05,
     method: str = "all",
     trial: int = 1,
+    protocol: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Every line that these losses allow, as plain data.
 
@@ -36,10 +40,11 @@ def bound_losses(
         path: Parquet file, directory of them, or a run directory (then its commit records are followed).
         vocab_size: V.
         tokenizer_vocab_size: V_tok.
-        code_length_bits: L(h), protocol included.
+        code_length_bits: L(h); of the model alone where the protocol is given, else with the protocol's bits.
         delta: failure probability of all lines together.
         method: `azuma`, `freedman`, `kl` or `all`.
         trial: ordinal of this claim among all tried on these tokens, from 1.
+        protocol: how the model was applied (:func:`given_protocol`); the bits of its code are added.
 
     Raises:
         InputError: no readable `nll`, or an unknown method.
@@ -56,12 +61,13 @@ def bound_losses(
     """
     if method != "all" and method not in METHODS:
         raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
+    applied = 0 if protocol is None else protocol_bits(dict(protocol))
     ledger, columns = open_ledger(path, vocab_size)
     evidence = full_evidence(ledger, TOP_K)
     claim = Claim(
         vocab_size=vocab_size,
         tokenizer_vocab_size=tokenizer_vocab_size,
-        code_length_bits=code_length_bits,
+        code_length_bits=code_length_bits + applied,
         delta=delta,
         num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
         top_k=TOP_K,
@@ -71,6 +77,43 @@ def bound_losses(
         has_rank="rank" in columns,
     )
     return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim, evidence=evidence).lines]
+
+
+def given_protocol(text: str) -> dict[str, Any]:
+    """The protocol that a user describes: the package's default, changed where it says so.
+
+    Args:
+        text: `default`, a JSON object, or the path of a file that holds one.
+
+    Raises:
+        InputError: not JSON, or a key or value that no protocol has.
+
+    >>> given_protocol('{"length": 2048, "stride": 2048}')["length"]
+    2048
+    """
+    if text.strip() == "default":
+        return dict(DEFAULT_PROTOCOL)
+    source = text
+    if not text.lstrip().startswith("{"):
+        try:
+            source = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f"--protocol {text}: give `default`, a JSON object, or a file that holds one") from None
+    try:
+        changes = json.loads(source)
+    except json.JSONDecodeError as error:
+        usual = canonical_json(DEFAULT_PROTOCOL).decode()
+        raise InputError(f"--protocol is not JSON ({error}); write it like {usual}") from None
+    if not isinstance(changes, dict):
+        raise InputError('--protocol must be a JSON object such as {"length": 2048}')
+    for name, value in changes.items():
+        if name not in DEFAULT_PROTOCOL:
+            raise InputError(f"--protocol: unknown key {name!r}; the keys are {', '.join(DEFAULT_PROTOCOL)}")
+        default = DEFAULT_PROTOCOL[name]
+        if type(value) is not type(default) or (type(value) is int and value < 1):
+            raise InputError(f"--protocol: {name} is {value!r}; give a value such as {json.dumps(default)}")
+    # Windows do not overlap unless a stride is given.
+    return {**DEFAULT_PROTOCOL, "stride": changes.get("length", DEFAULT_PROTOCOL["stride"]), **changes}
 
 
 def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:

@@ -12,10 +12,14 @@ from typing import Any, Protocol
 from tokenbound.bounds.codes import protocol_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.config import CorpusConfig, ModelConfig, WhatConfig, WindowsConfig
+from tokenbound.store.draws import Configuration
 from tokenbound.store.run import canonical_json, sha256_hex
 
-SOFTWARE_DECLARATION = "package_torch_and_device_chosen_without_regard_to_the_tokens"
-"""The declaration that every certificate makes."""
+SOFTWARE_DECLARATIONS = (
+    "package_torch_and_device_chosen_without_regard_to_the_tokens",
+    "transformers_numpy_compile_and_threads_chosen_without_regard_to_the_tokens",
+)
+"""What every certificate declares; those made before the second was known make the first alone."""
 
 DEFAULT_PROTOCOL: dict[str, Any] = {
     "add_bos": False,
@@ -135,7 +139,7 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
         "prior": what.bound.prior,
-        SOFTWARE_DECLARATION: True,
+        **dict.fromkeys(SOFTWARE_DECLARATIONS, True),
     }
     if what.bound.prior == "holdout":
         found["holdout_declaration"] = what.bound.holdout_declaration
@@ -163,8 +167,8 @@ class Claimed(Protocol):
         """Probability that any line fails."""
 
     @property
-    def trial(self) -> int:
-        """Ordinal of the configuration."""
+    def ordinal(self) -> int:
+        """Which of the configurations tried on these tokens it is, from 1."""
 
     @property
     def unscorable(self) -> str:
@@ -184,11 +188,50 @@ def claim_identity(
         "top_k": list(bound.top_k),
         "delta": bound.delta,
         "sampling_delta_share": SAMPLING_DELTA_SHARE,
-        "trial": bound.trial,
+        "trial": bound.ordinal,
         "unscorable": bound.unscorable,
         "declarations": declared,
         **({} if evaluation is None else {"evaluation": evaluation}),
     }
+
+
+def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Configuration:
+    """What the register of draws counts: not a text of the config, but what makes another event of a failure.
+
+    With every token scored under the prior `code` the lines hold for all models and protocols at once, so only the
+    claim is counted, and the base of a delta, which pays no code. A sample, or a holdout, is drawn for one model,
+    protocol, seed and pilot. Where scoring stops, and the order of methods, are in neither.
+
+    Args:
+        what: the run.
+        identities: its scoring identity, behind those it had while its corpus was shorter.
+    """
+    bound, last = what.bound, identities[-1]
+    base = (last.get("base") or {}).get("sha256")
+    claim: dict[str, Any] = {
+        "methods": sorted(bound.methods),
+        "top_k": sorted(bound.top_k) if "kl" in bound.methods else [],
+        "delta": bound.delta,
+        "sampling_delta_share": SAMPLING_DELTA_SHARE,
+        "prior": bound.prior,
+        "declared_tokens": bound.declared_tokens,
+        "unscorable": bound.unscorable,
+        "base_sha256": base,
+        "num_bases": what.model.bases_tried,
+    }
+    holdout = bound.prior == "holdout"
+    group = {"claim": claim, **({name: last[name] for name in ("artifact_sha256", "protocol")} if holdout else {})}
+    if what.sample.is_full and not holdout:
+        return Configuration((fingerprint({"claim": claim}),), fingerprint(group), words={"claim": claim})
+    evaluation = None if what.sample.is_full else what.sample.evaluation
+    drawn = {"claim": claim, "evaluation": evaluation}
+    keys = tuple(fingerprint({**drawn, "draw": fingerprint(identity)}) for identity in identities)
+    words = {**drawn, "scoring_fingerprint": fingerprint(last), **{name: last[name] for name in SAID if name in last}}
+    return Configuration(keys, fingerprint(group), evaluation, words)
+
+
+SAID = ("artifact_sha256", "protocol", "seed", "pilot_windows")
+"""What the register says of a draw besides its name."""
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

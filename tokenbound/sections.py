@@ -76,6 +76,7 @@ class DeclarationsSection(TypedDict):
     tokenizer_is: Literal["given", "counted"]
     prior: Literal["code", "holdout"]
     package_torch_and_device_chosen_without_regard_to_the_tokens: NotRequired[Literal[True]]
+    transformers_numpy_compile_and_threads_chosen_without_regard_to_the_tokens: NotRequired[Literal[True]]
     holdout_declaration: NotRequired[Words]
     declared_tokens: NotRequired[Positive]
     base_is_independent: NotRequired[Words]
@@ -154,9 +155,26 @@ class ModelSection(TypedDict):
     other_weights: NotRequired[list[str]]
 
 
+ShortText = Annotated[str, StringConstraints(max_length=200)]
+
+
+class ScoredBySection(TypedDict):
+    """Versions, device and settings, and how many shards were scored with them."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    shards: Positive
+    tokenbound: NotRequired[ShortText]
+    torch: NotRequired[ShortText]
+    transformers: NotRequired[ShortText]
+    numpy: NotRequired[ShortText]
+    python: NotRequired[ShortText]
+    device: NotRequired[ShortText]
+    compile: NotRequired[bool]
+
+
 EnvironmentSection = dict[
-    Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,60}$")],
-    Annotated[str, StringConstraints(max_length=200)],
+    Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,60}$")], ShortText | list[ScoredBySection]
 ]
 """Versions and machine by name; which packages there are depends on how the model is quantized."""
 

@@ -16,7 +16,7 @@ from tokenbound.certificate import verify_beside
 from tokenbound.config import RunConfig, load_config
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import MismatchError
-from tokenbound.identity import SOFTWARE_DECLARATION
+from tokenbound.identity import SOFTWARE_DECLARATIONS
 from tokenbound.report.words import unchecked
 from tokenbound.store.run import RunDirectory, losses_sha256
 
@@ -102,7 +102,8 @@ REFUSED_BY_VERIFY: dict[str, tuple[str, Callable[[Forger], None], str]] = {
         fields(declarations__base_is_independent="x", declarations__num_bases=1),
         "does not rest on it",
     ),
-    "software-undeclared": ("full", without(f"declarations.{SOFTWARE_DECLARATION}"), "is missing"),
+    "software-undeclared": ("full", without(f"declarations.{SOFTWARE_DECLARATIONS[0]}"), "is missing"),
+    "threads-undeclared": ("full", without(f"declarations.{SOFTWARE_DECLARATIONS[1]}"), "is missing"),
     "architecture-of-another": ("full", fields(model__architecture="gpt2"), "model.architecture"),
     "growth-invented": ("delta", fields(earlier_fingerprints=["ab" * 32]), "no shard was scored under abab"),
     "growth-twice": ("grown", fields(earlier_fingerprints=lambda found: found * 2), "given twice"),

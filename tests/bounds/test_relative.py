@@ -111,6 +111,22 @@ def test_delta_is_split_in_advance_and_all_tuning_is_paid(chosen):
     assert picked.value - alone.value == pytest.approx(extra, abs=3e-9)
 
 
+@pytest.mark.parametrize(("prior", "paid"), [("code", 37.0), ("holdout", 0.0)])
+def test_the_base_pays_for_the_protocol_too(chosen, prior, paid):
+    """A base that was fixed beforehand is still applied in a way that may have been chosen on the tokens."""
+    columns, _ = chosen
+    split = {"artifact": 163.0, "protocol": 37.0}
+    claim, sums = replace(CLAIM, prior=prior), {}
+    for known in ({}, split):
+        tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim)
+        sums[len(known)] = certify_relative(
+            tuning, relative_sums(tuning, *columns), replace(claim, code_split=known)
+        ).terms["base_bound"]
+    extra = math.log(2) * paid / (tuning.base.lam * SIZE)
+    assert sums[2] - sums[0] == pytest.approx(extra, abs=3e-9)
+    assert (extra > 0) == (prior == "code")
+
+
 def test_a_small_change_of_a_good_base_is_certified_tighter_than_from_scratch():
     columns = ledger(3)
     claim = replace(CLAIM, code_length_bits=0.06 * SIZE / math.log(2))

@@ -88,7 +88,6 @@ def test_a_file_that_changed_is_no_growth(grown: tuple[Path, RunConfig]) -> None
     [
         ("bound", {"declared_tokens": 100}, "declared_tokens: the corpus grew 2 times"),
         ("bound", {"methods": ["freedman", "document"]}, "number of documents for fixed"),
-        ("sample", {"windows": 300}, "sample.evaluation: the corpus grew 2 times"),
     ],
 )
 def test_what_takes_the_corpus_for_fixed_is_refused_of_a_grown_one(

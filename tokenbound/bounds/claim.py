@@ -19,6 +19,9 @@ METHODS = (*LOSS_METHODS, "kl")
 DOCUMENT = "document"
 """The document-level baseline: of another risk than R, so it is never the bound that a certificate quotes."""
 
+PROTOCOL = "protocol"
+"""Name of the protocol's bits in `code_split`."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -57,7 +60,8 @@ class Claim:
     alpha_min: float | None = None
     """With a smoothing head: the lower limit of its alphas, a constant of the hypothesis."""
     code_split: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Bits of `code_length_bits` by what they pay for, e.g. artifact, protocol, tokenizer."""
+    """Bits of `code_length_bits` by what they pay for, e.g. artifact, protocol, tokenizer. What stands under `protocol`
+    is paid by the base of a delta too."""
     what_if: bool = False
     """`num_tokens` is hypothetical: the same losses, a larger m. Never a certificate."""
     num_bases: int = 0

@@ -1,8 +1,9 @@
 """The relative bound: a model given as a small delta on a base that was fixed independently of the scored tokens.
 
-R(h) = R(h0) + [R(h) - R(h0)]. The base pays no code, so its own risk is bounded tightly; the excess d_i = l_i(h) -
-l_i(h0) varies little where the two models agree, so that the gap for the delta's code shrinks with its standard
-deviation. delta is split in advance; both parts use the same base_alpha, and each pays for its own tuning.
+R(h) = R(h0) + [R(h) - R(h0)]. The base pays no code but that of the protocol, so its own risk is bounded tightly; the
+excess d_i = l_i(h) - l_i(h0) varies little where the two models agree, so that the gap for the delta's code shrinks
+with its standard deviation. delta is split in advance; both parts use the same base_alpha, and each pays for its own
+tuning.
 
 The tuning is chosen on a subset of the tokens (:mod:`~tokenbound.bounds.relative_evidence`); the bound is then
 evaluated over every token.
@@ -31,7 +32,7 @@ from tokenbound.bounds.choice import (
     nearest_t,
     normal_solver,
 )
-from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning, corpus_delta
+from tokenbound.bounds.claim import PROTOCOL, Claim, Line, SamplingPlan, Tuning, corpus_delta
 from tokenbound.bounds.coded import require_coded, require_forecast, require_grid_alpha, require_paid, require_stake
 from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
 from tokenbound.bounds.columns import Floats, window_sums, worst_case_windows
@@ -75,7 +76,7 @@ class RelativeTuning:
     tune_bits: float
     """L_tune of the excess."""
     base: Tuning
-    """The freedman line of the base itself, at base_alpha and L(h0) = 0."""
+    """The freedman line of the base itself, at base_alpha; its code is that of the protocol."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -105,8 +106,12 @@ def excess_claim(claim: Claim) -> Claim:
 
 
 def base_claim(claim: Claim) -> Claim:
-    """The claim on the base's own risk: the rest of delta, and no code."""
-    return replace(claim, delta=claim.delta * (1 - RELATIVE_DELTA_SHARE), code_length_bits=0.0, code_split={})
+    """The claim on the base's own risk: the rest of delta, and the code of the protocol alone.
+
+    The base was fixed before the tokens were seen; how it is applied to them (windows, stride, dtype) was not.
+    """
+    delta, protocol = claim.delta * (1 - RELATIVE_DELTA_SHARE), claim.code_split.get(PROTOCOL, 0.0)
+    return replace(claim, delta=delta, code_length_bits=protocol, code_split={PROTOCOL: protocol})
 
 
 def choose_relative(evidence: RelativeEvidence, claim: Claim, sampling: SamplingPlan | None = None) -> RelativeTuning:
@@ -428,8 +433,10 @@ def _excess_kappa(degree: int, claim: Claim, *, sampled: bool) -> float:
 
 
 def _base_kappa(tuning: RelativeTuning, claim: Claim, *, sampled: bool) -> float:
-    delta = corpus_delta(base_claim(claim), sampled=sampled)
-    return kappa_nats(code_length_bits=0.0, tune_bits=tuning.base.tune_bits, delta=delta) + math.log(claim.num_bases)
+    of_base = base_claim(claim)
+    delta = corpus_delta(of_base, sampled=sampled)
+    kappa = kappa_nats(code_length_bits=of_base.paid_code_bits, tune_bits=tuning.base.tune_bits, delta=delta)
+    return kappa + math.log(claim.num_bases)
 
 
 def _excess_block(

@@ -18,7 +18,7 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
+from tokenbound.certificate import Certificate, SamplingRecord, SelectionRecord, claim_of, derived_fields
 from tokenbound.config import RunConfig
 from tokenbound.corpus.summary import corpus_section
 from tokenbound.engine.cluster import plain_errors, ray_session
@@ -43,6 +43,7 @@ from tokenbound.store.run import (
     claim_file,
     losses_sha256,
     missing_shards,
+    scoring_environments,
 )
 
 logger = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ def _claim(prepared: Prepared, records: Mapping[int, CommitRecord], vocab_size: 
     from tokenbound.models.smoothing import alpha_min_of
 
     return claim_of(
-        prepared.config.what.bound,
+        prepared.bound,
         artifact_bytes=len(prepared.artifact),
         protocol=_applied_protocol(prepared, records),
         vocab_size=vocab_size,
@@ -276,7 +277,7 @@ def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None
         num_units=prepared.plan.num_windows,
         max_unit_tokens=prepared.plan.max_window_tokens,
         pilot_units=sample.pilot_windows,
-        trial=prepared.config.what.bound.trial,
+        trial=prepared.bound.ordinal,
         evaluation=sample.evaluation,
     )
 
@@ -290,7 +291,7 @@ def _reduce(
         IncompleteError: shards are missing.
         MismatchError: unscored windows that the claim does not count at the worst case.
     """
-    run, bound = prepared.run, prepared.config.what.bound
+    run, bound = prepared.run, prepared.bound
     missing = list(missing_shards(len(shards), records))
     if missing:
         some = ", ".join(map(str, missing[:8]))
@@ -337,7 +338,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
     claim = _claim(prepared, records, reduction.evidence.vocab_size)
     declared = declarations(what)
-    claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
+    claimed = claim_identity(prepared.fingerprint, prepared.bound, declared, what.sample.evaluation)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest
     corpus_summary = corpus_section(
@@ -363,13 +364,14 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         head_alpha_min=claim.head_alpha_min,
         num_worst_case_tokens=reduction.sums.worst_case_tokens,
         prior=what.bound.prior,
-        trial=what.bound.trial,
+        trial=prepared.bound.ordinal,
         methods=list(what.bound.methods),
         top_k=list(what.bound.top_k),
         declared_tokens=what.bound.declared_tokens,
         unscorable=what.bound.unscorable,
         protocol=_applied_protocol(prepared, records),
         sampling=_sampling_record(prepared, count),
+        selection=_selection_record(prepared),
         declarations=declared,
         corpus=corpus_summary,
         model={
@@ -380,7 +382,10 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
             **_named_base(prepared.artifact),
             **({"other_weights": list(prepared.other_weights)} if prepared.other_weights else {}),
         },
-        environment=_environment(prepared.architecture),
+        environment={
+            **_environment(prepared.architecture),
+            "scored_by": scoring_environments(records[shard.number] for shard in shards),
+        },
         scoring_identity=prepared.identity,
         claim_identity=claimed,
         scoring_fingerprint=prepared.fingerprint,
@@ -415,6 +420,13 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
         until_slack_bits=sample.until_slack_bits,
         evaluation=sample.evaluation,
     )
+
+
+def _selection_record(prepared: Prepared) -> SelectionRecord | None:
+    selection = prepared.selection
+    if selection is None:
+        return None
+    return SelectionRecord(counted_by=selection.counted_by, shipped=selection.shipped)
 
 
 def _environment(architecture: dict[str, Any]) -> dict[str, Any]:

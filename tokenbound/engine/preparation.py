@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenbound.bounds.claim import DOCUMENT
-from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
+from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.demo import demo_artifact
@@ -30,12 +30,21 @@ from tokenbound.engine.graph import Shard
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.identity import differences, drawing, fingerprint, scoring_identity, scoring_protocol
+from tokenbound.identity import (
+    configuration,
+    differences,
+    drawing,
+    fingerprint,
+    scoring_identity,
+    scoring_protocol,
+)
 from tokenbound.models.quantized.methods import require_package
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
+from tokenbound.store.draws import Register, Selection
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+from tokenbound.store.uri import split
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +75,14 @@ class Prepared:
     """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
     other_weights: tuple[str, ...] = ()
     """Weight files beside those of the checkpoint, which were not read."""
+    selection: Selection | None = None
+    """The run's place in the register of draws, which it has before anything is scored."""
+
+    @property
+    def bound(self) -> BoundConfig:
+        """The claim with its ordinal."""
+        assert self.selection is not None, "the run was not entered in the register of draws"
+        return self.config.what.bound.numbered(self.selection.ordinal)
 
     @property
     def fingerprint(self) -> str:
@@ -178,6 +195,8 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
     check_growth(what, len(corpus.manifest.segments) - 1)
+    register, wanted = register_of(corpus.root, corpus.manifest), configuration(what, [*earlier, identity])
+    register.check(wanted, what.bound.trial)
     prepared = Prepared(
         config,
         run,
@@ -193,7 +212,12 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         tuple(map(fingerprint, earlier)),
         _other_weights(what.model),
     )
-    return _open_run(prepared)
+    return replace(_open_run(prepared), selection=register.assign(wanted, what.bound.trial))
+
+
+def register_of(corpus_root: str, manifest: Manifest) -> Register:
+    """The register of draws of a corpus, beside its prepared form: whatever names these tokens, it is one corpus."""
+    return Register(split(corpus_root)[0], [corpus.tokens_sha256 for corpus in manifest.prefixes()])
 
 
 def identities(
@@ -220,10 +244,10 @@ def identities(
 
 
 def check_growth(what: WhatConfig, times: int) -> None:
-    """Refuse what takes the corpus for fixed, or does not count its draws, where it has grown.
+    """Refuse what takes the corpus for fixed where it has grown.
 
     Raises:
-        InputError: a document line, a declared number of tokens, or a sample without its ordinal.
+        InputError: a document line, or a declared number of tokens.
     """
     if times == 0:
         return
@@ -236,11 +260,6 @@ def check_growth(what: WhatConfig, times: int) -> None:
         raise InputError(
             f"what.bound.declared_tokens: the corpus grew {times} times, so its size was not fixed beforehand; leave "
             "it out"
-        )
-    if not what.sample.is_full and what.sample.evaluation is None:
-        raise InputError(
-            f"what.sample.evaluation: the corpus grew {times} times, and each draw from it spends a share of delta; "
-            "say which draw this is, from 1 (`reevaluate` counts by itself)"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import source_name
+from tokenbound.report.words import remarks, source_name
 from tokenbound.store.uri import base_name, is_uri
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def bibtex(certificate: Certificate, name: str | None = None) -> str:
         claim = f"expected loss at most {format_bound(certificate.bound_bits, 3)} bits per token"
         claim += " (vacuous)" if certificate.vacuous else ""
     note = f"{claim} with probability {1 - certificate.delta:g}; claim {certificate.claim_fingerprint[:16]}"
+    note = " ".join([f"{note}.", *remarks(certificate)])
     return (
         f"@misc{{tokenbound-{certificate.claim_fingerprint[:8]},\n"
         f"  title = {{{latex_text(title)}}},\n"
@@ -216,7 +217,12 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
 
 def _metrics(certificate: Certificate) -> list[dict[str, Any]]:
     confidence = f"with probability {1 - certificate.delta:g}"
-    claim = {"delta": certificate.delta, "claim_fingerprint": certificate.claim_fingerprint}
+    claim = {
+        "delta": certificate.delta,
+        "claim_fingerprint": certificate.claim_fingerprint,
+        "trial": certificate.trial,
+        "selection": " ".join(remarks(certificate)),
+    }
     found: list[dict[str, Any]] = []
     if certificate.bound_bits is not None:
         vacuous = ", vacuous" if certificate.vacuous else ""
@@ -252,11 +258,19 @@ def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
     model-index:
     """
     tree = {"model-index": model_index(certificate, name)}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def _markdown_table(certificate: Certificate) -> str:
-    return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}"
+def markdown_table(certificate: Certificate) -> str:
+    """A table of one row, and below it what every form of a certificate says."""
+    said = " ".join(markdown_cell(sentence) for sentence in remarks(certificate))
+    return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}\n\n{said}"
+
+
+def latex_rows(certificate: Certificate) -> str:
+    """The row, and below it over all columns what every form of a certificate says."""
+    said = " ".join(latex_text(sentence) for sentence in remarks(certificate))
+    return f"{latex_row(certificate)}\n\\multicolumn{{9}}{{p{{\\linewidth}}}}{{\\footnotesize {said}}} \\\\"
 
 
 def _picture(certificate: Certificate) -> str:
@@ -266,8 +280,8 @@ def _picture(certificate: Certificate) -> str:
 
 
 EXPORTS: Mapping[str, Callable[[Certificate], str]] = {
-    "markdown": _markdown_table,
-    "latex": latex_row,
+    "markdown": markdown_table,
+    "latex": latex_rows,
     "bibtex": bibtex,
     "model-card": model_card_yaml,
     "svg": _picture,

@@ -100,9 +100,11 @@ def _unknowable(certificate: Certificate) -> list[str]:
     """What no computation can show: it is declared."""
     declared = certificate.declarations
     found = [
-        f"trial {certificate.trial}: that no more configurations were tried on these tokens (declared)",
+        f"trial {certificate.trial}: that no more configurations were tried on these tokens ("
+        f"{COUNTED['config' if certificate.selection is None else certificate.selection.counted_by]})",
         "methods, top_k, delta: that they were named before the losses were known (declared)",
-        "software: that package version, torch and device were chosen without regard to the tokens (declared)",
+        "software: that the versions of this package, torch, transformers and NumPy, the device, `how.compile` and the "
+        "number of threads were chosen without regard to the tokens (declared)",
     ]
     if declared.get("tokenizer_is") == "given":
         found.append("tokenizer_is: that the tokenizer was chosen independently of this corpus (declared)")
@@ -172,7 +174,9 @@ def assumptions(certificate: Certificate) -> list[str]:
         *_document_sentences(certificate),
         *corpus_sentences(certificate.corpus),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
-        "This package's version, torch and the device are declared chosen without regard to the tokens.",
+        "The versions of this package, torch, transformers and NumPy, the device, compilation and the number of "
+        "threads are declared chosen without regard to the tokens.",
+        *remarks(certificate),
     ]
     if certificate.sampling is not None:
         found.append(
@@ -195,6 +199,79 @@ def assumptions(certificate: Certificate) -> list[str]:
     if certificate.num_worst_case_tokens:
         found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
     return found
+
+
+def remarks(certificate: Certificate) -> list[str]:
+    """What every form of a certificate says, however short: how it was selected, and whether versions differ."""
+    return [selection_sentence(certificate), *_environment_sentences(certificate)]
+
+
+def grouped_sentences(said: Mapping[str, str]) -> list[str]:
+    """What is said of each of several things, those of which the same is said together; of all of them without names.
+
+    >>> grouped_sentences({"a": "Old.", "b": "Old."}), grouped_sentences({"a": "Old.", "b": "New."})
+    (['Old.'], ['a: Old.', 'b: New.'])
+    """
+    names: dict[str, list[str]] = {}
+    for name, sentence in said.items():
+        names.setdefault(sentence, []).append(name)
+    if len(names) == 1:
+        return list(names)
+    return [f"{', '.join(those)}: {sentence}" for sentence, those in names.items()]
+
+
+COUNTED = {"register": "counted on this machine; declared", "config": "numbered by its config; declared"}
+"""Where an ordinal comes from, by `selection.counted_by`."""
+
+
+def selection_sentence(certificate: Certificate) -> str:
+    """The place of this configuration among those tried, all of which it pays for."""
+    selection, record = certificate.selection, certificate.sampling
+    counted = COUNTED["config" if selection is None else selection.counted_by]
+    what = "this holdout" if certificate.prior == "holdout" else "this corpus"
+    tried = f"This is the {ordinal_word(certificate.trial)} configuration tried on"
+    if record is not None:
+        found = f"{tried} a sample of {what} ({counted}), drawn with seed {record.seed}"
+        found += "" if record.evaluation is None else f" as draw {record.evaluation} of a growing corpus"
+    elif certificate.prior == "holdout":
+        found = f"{tried} {what} ({counted}), with every token scored"
+    else:
+        found = (
+            f"{tried} {what} ({counted}), with every token scored, where other models and protocols do not count "
+            "because each pays its own code"
+        )
+    shipped = 0 if selection is None else selection.shipped
+    authors = f" The first {shipped} are those of this package's authors." if shipped else ""
+    return f"{found}; its lines were named before scoring.{authors}"
+
+
+def ordinal_word(number: int) -> str:
+    """A number as an ordinal.
+
+    >>> [ordinal_word(number) for number in (1, 2, 3, 11, 12, 22, 113)]
+    ['1st', '2nd', '3rd', '11th', '12th', '22nd', '113th']
+    """
+    teen = 11 <= number % 100 <= 13
+    return f"{number:,}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def _environment_sentences(certificate: Certificate) -> list[str]:
+    """Of shards that were not all scored by the same versions, settings and device: which were scored by what."""
+    found = certificate.environment.get("scored_by", [])
+    if len(found) < 2:
+        return []
+    names = [name for name in dict.fromkeys(name for tree in found for name in tree) if name != "shards"]
+    differing = [name for name in names if len({str(tree.get(name)) for tree in found}) > 1]
+    parts = [
+        f"{tree['shards']:,} by "
+        + (", ".join(f"{name} {_setting(tree[name])}" for name in differing if name in tree) or "unrecorded versions")
+        for tree in found
+    ]
+    return [f"Not all shards were scored in the same environment: {'; '.join(parts)}."]
+
+
+def _setting(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def slack_sentence(certificate: Certificate) -> str:

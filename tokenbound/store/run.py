@@ -75,6 +75,8 @@ class CommitRecord:
     """The run this shard belongs to."""
     batch: Positive | None = None
     """Windows of its forward passes, where memory had run out and halved them; null: as the protocol says."""
+    environment: dict[str, Any] | None = None
+    """Versions, device and settings that scored it; null: committed before they were recorded."""
 
 
 class RunDirectory:
@@ -179,6 +181,7 @@ class RunDirectory:
         evidence: Mapping[str, Any],
         scoring_fingerprint: str,
         batch: int | None = None,
+        environment: dict[str, Any] | None = None,
     ) -> CommitRecord:
         """Write the losses, then the record that makes them count."""
         data, name = to_parquet(losses), self.shard_file("losses", shard, ".parquet")
@@ -194,6 +197,7 @@ class RunDirectory:
             dict(evidence),
             scoring_fingerprint,
             batch,
+            environment,
         )
         self.write(self.shard_file("shards", shard), canonical_json(asdict(record)))
         return record
@@ -376,3 +380,22 @@ def losses_sha256(records: Iterable[CommitRecord]) -> str:
 def missing_shards(planned: int, records: Mapping[int, CommitRecord]) -> Iterator[int]:
     """Planned shards without a commit record."""
     return (shard for shard in range(planned) if shard not in records)
+
+
+def scoring_environments(records: Iterable[CommitRecord]) -> list[dict[str, Any]]:
+    """The distinct environments of some shards, in the order of their first shard, and how many each scored.
+
+    The number of threads is in the records alone: it says how many replicas shared a machine, which changes with every
+    start, and a certificate does not depend on that.
+
+    Args:
+        records: of all shards, in order; those that older versions committed say nothing.
+
+    >>> scoring_environments([])
+    []
+    """
+    found: dict[bytes, dict[str, Any]] = {}
+    for record in records:
+        known = {name: value for name, value in (record.environment or {}).items() if name != "threads"}
+        found.setdefault(canonical_json(known), {"shards": 0, **known})["shards"] += 1
+    return list(found.values())
