@@ -28,7 +28,7 @@ from tokenbound.compression.methods.gptq import GroupCodes, encode_groups
 from tokenbound.compression.methods.lossless import encode_exact
 from tokenbound.compression.methods.packed import Layout, _encode_layout
 from tokenbound.compression.methods.uniform import Grid, encode_grid
-from tokenbound.compression.ngrams import CONTEXT, ENTRY, MAX_NUMBERS, Candidates, encode_ngrams, read_tree
+from tokenbound.compression.ngram_codec import CONTEXT, ENTRY, MAX_NUMBERS, Candidates, encode_ngrams, read_tree
 from tokenbound.errors import InputError
 
 FREE = FREE_BYTES // 2

@@ -31,7 +31,7 @@ from tokenbound.compression.container import (
 )
 from tokenbound.compression.dtypes import dtype_code, dtype_of
 from tokenbound.compression.methods import CODECS, METHODS
-from tokenbound.compression.tokens import BLOCK_ELEMENTS
+from tokenbound.compression.symbols import BLOCK_ELEMENTS
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def decode_artifact(data: bytes, *, workers: int = 1) -> Artifact:
     >>> decode_artifact(data).tensors["w"].sum().item()
     6.0
     """
-    from tokenbound.compression.parallel import decode_tensors
+    from tokenbound.compression.decode_pool import decode_tensors
 
     parsed = parse_artifact(data)
     tensors = decode_tensors(parsed.coded, workers)

@@ -10,7 +10,7 @@ import torch
 from tokenbound.compression.artifact import CodedTensor, assemble_artifact
 from tokenbound.compression.dtypes import dtype_code
 from tokenbound.compression.methods import NGRAMS
-from tokenbound.compression.ngrams import encode_ngrams
+from tokenbound.compression.ngram_codec import encode_ngrams
 from tokenbound.compression.rate import choose_rate
 from tokenbound.compression.settings import LosslessSettings
 from tokenbound.corpus.prepared import PreparedCorpus

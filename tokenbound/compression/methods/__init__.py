@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbound.compression import ngrams
+from tokenbound.compression import ngram_codec
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.methods import e8, gptq, lossless, packed, rtn, uniform
@@ -61,7 +61,7 @@ def _decode_ngrams(payload: memoryview, shape: tuple[int, ...], dtype: torch.dty
 
     if dtype != torch.int32 or len(shape) != 1:
         raise ArtifactError(f"artifact: an n-gram model is one int32 row, not {dtype} of {len(shape)} axes")
-    return torch.from_numpy(ngrams.decode_ngrams(payload, shape[0]))
+    return torch.from_numpy(ngram_codec.decode_ngrams(payload, shape[0]))
 
 
 CODECS: dict[int, Codec] = {

@@ -26,7 +26,7 @@ from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.methods.feedback import inverse_factor, round_with_feedback
 from tokenbound.compression.methods.rtn import float_values
 from tokenbound.compression.methods.uniform import matrix_shape
-from tokenbound.compression.tokens import BLOCK_ELEMENTS
+from tokenbound.compression.symbols import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from tokenbound.compression.bytestreams import (
 )
 from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
-from tokenbound.compression.tokens import BLOCK_ELEMENTS
+from tokenbound.compression.symbols import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch

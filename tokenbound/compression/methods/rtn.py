@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.compression.methods.uniform import Grid, matrix_shape, step_exponent, steps_of
-from tokenbound.compression.tokens import BLOCK_ELEMENTS, MAX_BITS
+from tokenbound.compression.symbols import BLOCK_ELEMENTS, MAX_BITS
 
 if TYPE_CHECKING:
     import torch

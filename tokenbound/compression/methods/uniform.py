@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenbound.compression.coder import Ints
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
 from tokenbound.compression.integers import decode_vector, encode_matrix, encode_vector, matrix_parts, vector_parts
-from tokenbound.compression.tokens import MAX_BITS, Cut
+from tokenbound.compression.symbols import MAX_BITS, Cut
 
 if TYPE_CHECKING:
     import torch

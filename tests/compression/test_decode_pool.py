@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenbound.compression import parallel
+from tokenbound.compression import decode_pool
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_processes_share_the_tensors_of_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     data = (GOLDEN / "every_codec.tokenbound").read_bytes()
     alone = decode_artifact(data)
-    monkeypatch.setattr(parallel, "WORTH_ELEMENTS", 0)
+    monkeypatch.setattr(decode_pool, "WORTH_ELEMENTS", 0)
     together = decode_artifact(data, workers=2)
     assert list(together.tensors) == list(alone.tensors)
     for name, tensor in alone.tensors.items():
@@ -34,12 +34,12 @@ def test_the_error_of_a_process_names_the_tensor() -> None:
     coded = list(parse_artifact((GOLDEN / "every_codec.tokenbound").read_bytes()).coded)
     coded[3] = replace(coded[3], payload=coded[3].payload[:-5])
     with pytest.raises(ArtifactError, match=coded[3].name):
-        parallel.decode_in_processes(coded, 2)
+        decode_pool.decode_in_processes(coded, 2)
 
 
 def test_little_is_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr(parallel, "decode_in_processes", refuse)
+    monkeypatch.setattr(decode_pool, "decode_in_processes", refuse)
     assert decode_artifact((GOLDEN / "every_codec.tokenbound").read_bytes(), workers=8).tensors
