@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tokenbound.compression import ngram_codec
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
+from tokenbound.compression.codecs import NGRAMS
 from tokenbound.compression.container import ArtifactError
-from tokenbound.compression.methods import NGRAMS
 from tokenbound.compression.ngram_codec import (
     Candidates,
     NgramTree,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.compression.artifact import CodedTensor, decode_tensor
 from tokenbound.compression.dtypes import bytes_tensor, dtype_of, tensor_bytes
+from tokenbound.compression.tensor import CodedTensor, decode_tensor
 
 if TYPE_CHECKING:
     import torch

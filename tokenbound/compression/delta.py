@@ -16,15 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from tokenbound.compression.artifact import Artifact, assemble_artifact, encode_tensor
+from tokenbound.compression.artifact import Artifact, assemble_artifact
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
+from tokenbound.compression.methods import CompressionMethod
+from tokenbound.compression.tensor import encode_tensor
 from tokenbound.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
     import torch
+
+    from tokenbound.compression.calibration import Calibration
 
 Tensors = Mapping[str, "torch.Tensor"]
 
@@ -56,7 +58,12 @@ def tensors_sha256(tensors: Tensors) -> str:
 
 
 def encode_difference(
-    architecture: Mapping[str, Any], base: Tensors, tuned: Tensors, settings: BaseModel, *, calibration: Any = None
+    architecture: Mapping[str, Any],
+    base: Tensors,
+    tuned: Tensors,
+    settings: CompressionMethod,
+    *,
+    calibration: Calibration | None = None,
 ) -> bytes:
     """Encode a fine-tune as its difference from the base; unchanged tensors cost nothing.
 
@@ -87,7 +94,9 @@ def difference(base: Tensors, tuned: Tensors) -> Delta:
     return Delta(kept, {"kind": "difference", "sha256": tensors_sha256(base)})
 
 
-def _encode(architecture: Mapping[str, Any], delta: Delta, settings: BaseModel, calibration: Any) -> bytes:
+def _encode(
+    architecture: Mapping[str, Any], delta: Delta, settings: CompressionMethod, calibration: Calibration | None
+) -> bytes:
     coded = (encode_tensor(name, delta.tensors[name], settings, calibration) for name in sorted(delta.tensors))
     return assemble_artifact(architecture, coded, settings, base=delta.reference)
 
@@ -109,9 +118,9 @@ def encode_adapter(
     base: Tensors,
     adapter: Tensors,
     adapter_config: Mapping[str, Any],
-    settings: BaseModel,
+    settings: CompressionMethod,
     *,
-    calibration: Any = None,
+    calibration: Calibration | None = None,
 ) -> bytes:
     """Encode a peft LoRA adapter: its A and B factors and any fully trained modules.
 
