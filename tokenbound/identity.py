@@ -6,7 +6,7 @@ them. Stopping rules (`sample.windows`, `sample.until_slack_bits`) and everythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenbound.bounds.codes import protocol_code_length_bits
@@ -110,8 +110,13 @@ def drawing(sample: SampleConfig) -> dict[str, Any]:
     }
 
 
-def declarations(what: WhatConfig) -> dict[str, Any]:
-    """What the user vouches for; nothing here can be recomputed."""
+def declarations(what: WhatConfig, plugins: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
+    """What the user vouches for; nothing here can be recomputed.
+
+    Args:
+        what: of the run.
+        plugins: distribution and version of the plugins that took part, by entry-point group and name.
+    """
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
         "prior": what.bound.prior,
@@ -124,6 +129,8 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     if what.model.base is not None:
         found["base_is_independent"] = what.model.base_is_independent
         found["num_bases"] = what.model.num_bases
+    if plugins:
+        found["plugins"] = {group: dict(names) for group, names in plugins.items()}
     return found
 
 

@@ -36,9 +36,10 @@ def _of_any_method(value: Any, of_built_in: Callable[[Any], Any]) -> Any:
         ValueError: there is no such method, its plugin cannot be used, or the settings are not what it takes.
     """
     name = value.get("method") if isinstance(value, Mapping) else getattr(value, "method", None)
-    if not isinstance(name, str) or name in METHODS.built_in:
+    if not isinstance(name, str):
         return of_built_in(value)
-    return _of_plugin(METHODS.get(name)).validate_python(value)
+    method = METHODS.get(name)  # also of a built-in name, which a plugin must not claim
+    return of_built_in(value) if name in METHODS.built_in else _of_plugin(method).validate_python(value)
 
 
 @cache

@@ -176,7 +176,7 @@ def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certificate, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.engine.preparation import base_identity, identities
+    from tokenbound.engine.preparation import artifact_plugins, base_identity, identities
 
     artifact = _artifact(night, run)
     if artifact is None:
@@ -184,7 +184,8 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
     numbered = _numbered(night, run, sha256_hex(artifact), manifest, remember=False)
     what, place = numbered.what, RunDirectory(numbered.how.output)
     identity = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model))[-1]
-    claim = fingerprint(claim_identity(fingerprint(identity), what.bound, declarations(what), what.sample.evaluation))
+    declared = declarations(what, artifact_plugins(artifact))
+    claim = fingerprint(claim_identity(fingerprint(identity), what.bound, declared, what.sample.evaluation))
     for name in (CERTIFICATE, claim_file(claim)):
         if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
             return Certificate.load(place.place(name)), place.place(name)
