@@ -110,12 +110,12 @@ def drawing(sample: SampleConfig) -> dict[str, Any]:
     }
 
 
-def declarations(what: WhatConfig, plugins: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
+def declarations(what: WhatConfig, encoded_by: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
     """What the user vouches for; nothing here can be recomputed.
 
     Args:
         what: of the run.
-        plugins: distribution and version of the plugins that took part, by entry-point group and name.
+        encoded_by: the plugin that encoded the artifact, as `compression.methods.plugins_of` gives it.
     """
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
@@ -129,8 +129,8 @@ def declarations(what: WhatConfig, plugins: Mapping[str, Mapping[str, str]] | No
     if what.model.base is not None:
         found["base_is_independent"] = what.model.base_is_independent
         found["num_bases"] = what.model.num_bases
-    if plugins:
-        found["plugins"] = {group: dict(names) for group, names in plugins.items()}
+    if encoded_by:
+        found["plugins"] = {group: dict(names) for group, names in encoded_by.items()}
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 from method_support import BROKEN, SIGN, install
+from pydantic import ValidationError
 
 from tokenbound.compression import methods
 from tokenbound.compression.artifact import decode_artifact, encode_artifact, parse_artifact
@@ -151,6 +153,15 @@ def test_settings_of_a_plugin_have_errors_like_others(compress: dict[str, Any], 
     with pytest.raises(InputError, match=words) as caught:
         chosen(**compress)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("compress", [{"method": "rtn", "step": "2"}, {"method": "sign", "scale": "2"}])
+def test_a_number_as_text_is_no_setting_in_json(compress: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="valid number"):
+        CompressChoice.model_validate_json(json.dumps({"compress": compress}), strict=True)
+    compress = {name: 2 if value == "2" else value for name, value in compress.items()}
+    CompressChoice.model_validate_json(json.dumps({"compress": compress}), strict=True)
 
 
 @pytest.mark.usefixtures("toy")
