@@ -92,6 +92,8 @@ def test_a_method_is_what_it_says(method: type[CompressionMethod]) -> None:
 def test_messages_name_the_methods_that_a_user_may_choose() -> None:
     assert built_in_methods() == "rtn, lossless, kfac, gptq, e8 or auto"
     assert built_in_methods(lambda method: method.codes_adapters) == "rtn, lossless or auto"
+    assert built_in_methods(lambda method: method.writes_grid) == "rtn, kfac or auto"
+    assert built_in_methods(lambda method: method.needs_calibration) == "kfac, gptq, e8 or auto"
     assert built_in_methods(lambda method: method.is_exact) == "lossless"
 
 
@@ -164,13 +166,30 @@ def test_a_number_as_text_is_no_setting_in_json(compress: dict[str, Any]) -> Non
     CompressChoice.model_validate_json(json.dumps({"compress": compress}), strict=True)
 
 
-@pytest.mark.usefixtures("toy")
-def test_what_a_plugin_needs_is_asked_of_its_class(tmp_path: Path) -> None:
+def pretrain(method: str, **sections: Any) -> PretrainConfig:
     corpus = {"source": "text", "paths": ["x"], "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False}
-    training = {"tokens": 100, "nats_per_bit": 0.1}
-    what = {"corpus": {**corpus, "add_eos": True}, "start": "x", "finish": training, "compress": {"method": "sign"}}
-    with pytest.raises(InputError, match="no grid to train"):
-        validate(PretrainConfig, {"what": what, "how": {"output": str(tmp_path)}}, origin="test")
+    what = {"corpus": {**corpus, "add_eos": True}, "compress": {"method": method}, **sections}
+    return validate(PretrainConfig, {"what": what, "how": {"output": "x"}}, origin="test")
+
+
+@pytest.mark.usefixtures("toy")
+def test_only_a_grid_can_be_finished() -> None:
+    finish = {"start": "x", "finish": {"tokens": 100, "nats_per_bit": 0.1}}
+    for method in ("rtn", "kfac", "auto"):
+        assert pretrain(method, **finish).what.encoding.name == method
+    for method in ("lossless", "gptq", "e8", "sign"):
+        with pytest.raises(InputError, match=r"`compress\.method` rtn, kfac or auto: the others have no grid to train"):
+            pretrain(method, **finish)
+
+
+@pytest.mark.usefixtures("toy")
+def test_an_adapter_is_coded_without_a_calibration() -> None:
+    adapter = {"base": "x", "family": {"kind": "lora"}, "training": {"tokens": 100}}
+    for method in ("rtn", "lossless", "sign"):
+        assert pretrain(method, **adapter).what.encoding.name == method
+    for method in ("kfac", "gptq", "e8", "auto"):
+        with pytest.raises(InputError, match=r"`compress\.method` is rtn or lossless: the others need whole weights"):
+            pretrain(method, **adapter)
 
 
 def test_artifacts_of_a_plugin_name_it_and_are_decoded_without_it(toy: Path) -> None:
