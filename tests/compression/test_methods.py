@@ -16,7 +16,9 @@ import torch
 import yaml
 from method_support import BROKEN, SIGN, install
 from pydantic import ValidationError
+from typer.main import get_group
 
+from tokenbound.cli import app
 from tokenbound.compression import methods
 from tokenbound.compression.artifact import decode_artifact, encode_artifact, parse_artifact
 from tokenbound.compression.calibration import Calibration
@@ -95,6 +97,12 @@ def test_messages_name_the_methods_that_a_user_may_choose() -> None:
     assert built_in_methods(lambda method: method.writes_grid) == "rtn, kfac or auto"
     assert built_in_methods(lambda method: method.needs_calibration) == "kfac, gptq, e8 or auto"
     assert built_in_methods(lambda method: method.is_exact) == "lossless"
+
+
+def test_the_command_line_names_the_methods() -> None:
+    options = {name: option for option in get_group(app).commands["compress"].params for name in option.opts}
+    assert built_in_methods() in options["--method"].help
+    assert built_in_methods(lambda method: method.needs_calibration) in options["--config"].help
 
 
 def test_auto_searches_a_setting_of_another_method() -> None:
