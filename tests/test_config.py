@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tokenbound.compression.settings import CALIBRATED
+from tokenbound.compression.methods import METHODS
 from tokenbound.config import RunConfig, WhatConfig, dump_config, load_config, validate
 from tokenbound.demo import demo_config
 from tokenbound.errors import InputError
 
 CORPUS = {"source": "text", "paths": ["x"], "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False}
 TOKENS = {"source": "tokens", "paths": ["x"], "vocab_size": 9, "add_bos": False, "add_eos": False}
+CALIBRATED = [name for name, method in METHODS.built_in.items() if method.needs_calibration]
 HOLDOUT = {"prior": "holdout", "holdout_declaration": "training, and all choices"}
 
 

@@ -524,6 +524,7 @@ class Certificate(BaseModel):
 
     def _verify_artifact(self, data: bytes) -> None:
         from tokenbound.compression.artifact import parse_artifact
+        from tokenbound.compression.methods import METHODS, plugins_of
         from tokenbound.models.quantized.methods import arithmetic_of
         from tokenbound.models.smoothing import alpha_min_of
 
@@ -538,6 +539,10 @@ class Certificate(BaseModel):
             raise MismatchError(
                 "declarations.tokenizer_is: the certificate says 'counted', but the artifact holds no tokenizer"
             )
+        plugins = {
+            group: names for group, names in self.declarations.get("plugins", {}).items() if group == METHODS.group
+        }
+        _require_equal("declarations.plugins", plugins, plugins_of(parsed.settings))
         architecture = parsed.architecture
         _require_equal("head_alpha_min", self.head_alpha_min, alpha_min_of(architecture))
         _require_equal("model.architecture", self.model["architecture"], architecture.get("model_type"))

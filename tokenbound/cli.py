@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 from rich.measure import Measurement
 from typer.core import TyperGroup
 
+from tokenbound.compression.methods import built_in_methods
 from tokenbound.errors import InputError, StoppedError, TokenboundError
 from tokenbound.signals import first_signal
 from tokenbound.store.uri import base_name, join, split
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenbound.certificate import Certificate
+    from tokenbound.compression.methods import CompressionMethod
     from tokenbound.report.sweep import SweepRow
     from tokenbound.store.history import HistoryEntry
     from tokenbound.store.run import RunDirectory
@@ -316,11 +317,17 @@ def compress(
     checkpoint: Annotated[str, typer.Argument(help="Directory or hub id with safetensors weights.")],
     out: Annotated[str, typer.Argument(help="The artifact to write: a path or an s3:// or gs:// URI.")],
     method: Annotated[
-        str | None, typer.Option(help="lossless, rtn, kfac, gptq, e8 or auto (default rtn; with --rate, kfac).")
+        str | None,
+        typer.Option(help=f"{built_in_methods()}, or one of a plugin (default rtn; with --rate, kfac)."),
     ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="Option of the method, e.g. step=0.5.")] = None,
     rate: Annotated[str | None, typer.Option(help="Rate of kfac, or `auto` to minimise the bound.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Run config whose corpus calibrates kfac, gptq and e8.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Run config whose corpus calibrates {built_in_methods(lambda method: method.needs_calibration)}."
+        ),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Encode only what the checkpoint, or LoRA adapter, changes of this base.")
     ] = None,
@@ -352,7 +359,7 @@ def compress(
         )
 
 
-def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -> BaseModel:
+def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -> CompressionMethod:
     """Settings of a method from the options of the command line.
 
     Raises:

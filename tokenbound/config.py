@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tokenbound.compression.settings import CALIBRATED, CompressSettings
+from tokenbound.compression.methods import METHODS, CompressionMethod, built_in_methods
+from tokenbound.compression.settings import CompressSettings, LosslessSettings
 from tokenbound.errors import InputError
 from tokenbound.models.structured.settings import DenseFamily, Family
 from tokenbound.store.strict_json import StrictJsonError, check_tree
@@ -332,10 +333,10 @@ class WhatConfig(_Section):
         errors_only = not {"freedman", "azuma"} & set(self.bound.methods) and self.model.base is None
         if self.sample.until_slack_bits is not None and errors_only:
             raise ValueError("`sample.until_slack_bits` needs a loss line; add freedman or azuma to `bound.methods`")
-        method = None if self.model.compress is None else self.model.compress.method
-        if self.bound.prior == "holdout" and method in CALIBRATED:
+        method = self.model.compress
+        if self.bound.prior == "holdout" and method is not None and method.needs_calibration:
             raise ValueError(
-                f"prior `holdout`: method {method!r} of `model.compress` would look at the scored "
+                f"prior `holdout`: method {method.name!r} of `model.compress` would look at the scored "
                 "tokens; encode the checkpoint first with `tokenbound compress --config` on other tokens, and name the "
                 "artifact"
             )
@@ -450,8 +451,9 @@ class PretrainWhat(_Section):
             raise ValueError(
                 "`base` brings the model, and `family.kind: lora` trains on it; leave `model`, `start`, `artifact` out"
             )
-        if getattr(self.compress, "method", "lossless") not in ("lossless", "rtn"):
-            raise ValueError("on a `base`, `compress.method` is rtn or lossless: the others need whole weights")
+        if self.encoding.needs_calibration:
+            usable = built_in_methods(lambda method: not method.needs_calibration)
+            raise ValueError(f"on a `base`, `compress.method` is {usable}: the others need whole weights")
         if self.smoothing_head is not None or (self.finish is not None and self.finish.nats_per_bit is None):
             raise ValueError("on a `base`, leave `smoothing_head` out, and give a `finish` its `nats_per_bit`")
         return self
@@ -468,13 +470,19 @@ class PretrainWhat(_Section):
             return self
         if self.start is not None and (self.model or self.family != DenseFamily()):
             raise ValueError("`start` brings the model and its family; leave `model` and `family` out")
-        if self.finish is not None and getattr(self.compress, "method", "lossless") not in ("rtn", "kfac", "auto"):
-            raise ValueError("`finish` needs `compress.method` rtn, kfac or auto: the others have no grid to train")
+        if self.finish is not None and not self.encoding.writes_grid:
+            usable = built_in_methods(lambda method: method.writes_grid)
+            raise ValueError(f"`finish` needs `compress.method` {usable}: the others have no grid to train")
         return self
 
     def _artifact_is_all(self) -> None:
         if self.model or self.family != DenseFamily() or any((self.start, self.training, self.compress)):
             raise ValueError("`artifact` is trained by `finish` alone; leave out what comes before it")
+
+    @property
+    def encoding(self) -> CompressionMethod:
+        """How the trained weights become an artifact."""
+        return self.compress or LosslessSettings()
 
     @property
     def last_training(self) -> TrainingConfig:
@@ -629,9 +637,20 @@ def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     kinds = [kind]
     for part in path:
         fields = [found.model_fields[part] for found in kinds if part in found.model_fields]
-        # Pydantic names the chosen kind of a union as a step of its own, which is no field.
-        kinds = [model for field in fields for model in _models_in(field.annotation)] or kinds
+        kinds = [model for field in fields for model in _models_in(field.annotation)] or _chosen(kinds, part)
     return list(dict.fromkeys(name for found in kinds for name in found.model_fields))
+
+
+def _chosen(kinds: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
+    """Of the kinds of a union the one that was chosen, which pydantic names as a step of its own that is no field.
+
+    >>> from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+    >>> [kind.__name__ for kind in _chosen([LosslessSettings, RoundToNearestSettings], "rtn")]
+    ['RoundToNearestSettings']
+    """
+    if any(issubclass(kind, CompressionMethod) for kind in kinds):
+        return [METHODS.get(tag)]
+    return kinds
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

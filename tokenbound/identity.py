@@ -6,7 +6,7 @@ them. Stopping rules (`sample.windows`, `sample.until_slack_bits`) and everythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tokenbound.bounds.codes import protocol_code_length_bits
@@ -134,8 +134,13 @@ def drawing(sample: Drawn) -> dict[str, Any]:
     }
 
 
-def declarations(what: WhatConfig) -> dict[str, Any]:
-    """What the user vouches for; nothing here can be recomputed."""
+def declarations(what: WhatConfig, encoded_by: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
+    """What the user vouches for; nothing here can be recomputed.
+
+    Args:
+        what: of the run.
+        encoded_by: the plugin that encoded the artifact, as `compression.methods.plugins_of` gives it.
+    """
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
         "prior": what.bound.prior,
@@ -148,6 +153,8 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     if what.model.base is not None:
         found["base_is_independent"] = what.model.base_is_independent
         found["num_bases"] = what.model.num_bases
+    if encoded_by:
+        found["plugins"] = {group: dict(names) for group, names in encoded_by.items()}
     return found
 
 

@@ -30,6 +30,9 @@ Moment = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\
 """Date and time in UTC, ISO 8601."""
 
 
+ShortText = Annotated[str, StringConstraints(max_length=200)]
+
+
 class ProtocolSection(TypedDict):
     """How the model is applied; `batch` is a list of [batch, windows] where memory ran out on the way."""
 
@@ -81,6 +84,7 @@ class DeclarationsSection(TypedDict):
     declared_tokens: NotRequired[Positive]
     base_is_independent: NotRequired[Words]
     num_bases: NotRequired[Positive]
+    plugins: NotRequired[dict[ShortText, dict[ShortText, ShortText]]]
 
 
 class ClaimIdentitySection(TypedDict, total=False):
@@ -153,9 +157,6 @@ class ModelSection(TypedDict):
     base: NotRequired[str]
     adapter_base: NotRequired[str]
     other_weights: NotRequired[list[str]]
-
-
-ShortText = Annotated[str, StringConstraints(max_length=200)]
 
 
 class ScoredBySection(TypedDict):

@@ -31,8 +31,9 @@ import torch
 from tokenbound.compression.artifact import decode_artifact, encode_artifact, parse_artifact
 from tokenbound.compression.bytestreams import zstd_level
 from tokenbound.compression.calibration import Calibration, collect_calibration
+from tokenbound.compression.codecs import CODECS, groups
 from tokenbound.compression.dtypes import dtype_of, tensor_bytes
-from tokenbound.compression.methods import CODECS, gptq
+from tokenbound.compression.quantizers import gptq
 from tokenbound.compression.settings import AutoSettings, E8Settings, GptqSettings, KfacSettings
 from tokenbound.config import RunConfig, load_config
 from tokenbound.corpus.windows import gather
@@ -141,7 +142,7 @@ def nearest(bench: Bench, *, bits: int, group: int) -> Made:
             tensors[name] = half.float()
             continue
         codes = gptq.quantize_groups(tensor.float(), bits, group, None)
-        tensors[name] = torch.from_numpy(gptq.group_values(codes))
+        tensors[name] = torch.from_numpy(groups.group_values(codes))
         plain += [packed(codes.codes, bits), packed(codes.zeros, bits), codes.scales.tobytes()]
     return len(gzip.compress(b"".join(plain), 9)), tensors
 

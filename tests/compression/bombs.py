@@ -17,18 +17,19 @@ import numpy as np
 import torch
 from peak_memory import held, peak_over
 
-from tokenbound.compression.artifact import FREE_BYTES, CodedTensor, decode_artifact, join_artifact, parse_artifact
+from tokenbound.compression.artifact import FREE_BYTES, decode_artifact, join_artifact, parse_artifact
 from tokenbound.compression.bytestreams import BARE, RANGE, XZ, ZSTD, _xz, encode_bytes, zstd_level
+from tokenbound.compression.codecs import EXACT, GROUPS, HALF, LATTICE, NGRAMS, PACKED, UNIFORM
+from tokenbound.compression.codecs.exact import encode_exact
+from tokenbound.compression.codecs.groups import GroupCodes, encode_groups
+from tokenbound.compression.codecs.lattice import LatticeCodes, encode_lattice
+from tokenbound.compression.codecs.packed import Layout, _encode_layout
+from tokenbound.compression.codecs.uniform import Grid, encode_grid
 from tokenbound.compression.container import block
 from tokenbound.compression.dtypes import dtype_code
 from tokenbound.compression.integers import encode_matrix, encode_vector
-from tokenbound.compression.methods import EXACT, GROUPS, HALF, LATTICE, NGRAMS, PACKED, UNIFORM
-from tokenbound.compression.methods.e8 import LatticeCodes, encode_lattice
-from tokenbound.compression.methods.gptq import GroupCodes, encode_groups
-from tokenbound.compression.methods.lossless import encode_exact
-from tokenbound.compression.methods.packed import Layout, _encode_layout
-from tokenbound.compression.methods.uniform import Grid, encode_grid
-from tokenbound.compression.ngrams import CONTEXT, ENTRY, MAX_NUMBERS, Candidates, encode_ngrams, read_tree
+from tokenbound.compression.ngram_codec import CONTEXT, ENTRY, MAX_NUMBERS, Candidates, encode_ngrams, read_tree
+from tokenbound.compression.tensor import CodedTensor
 from tokenbound.errors import InputError
 
 FREE = FREE_BYTES // 2

@@ -19,16 +19,15 @@ import numpy as np
 import torch
 
 from tokenbound.compression.artifact import (
-    CodedTensor,
     decode_artifact,
-    decode_tensor,
     encode_artifact,
 )
+from tokenbound.compression.codecs import GROUPS, LATTICE
+from tokenbound.compression.codecs.groups import GroupCodes, encode_groups
+from tokenbound.compression.codecs.lattice import LatticeCodes, encode_lattice
 from tokenbound.compression.dtypes import dtype_code
-from tokenbound.compression.methods import GROUPS, LATTICE
-from tokenbound.compression.methods.e8 import LatticeCodes, encode_lattice
-from tokenbound.compression.methods.gptq import GroupCodes, encode_groups
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.compression.tensor import CodedTensor, decode_tensor
 
 SIDE, LAYERS = 2048, 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32, "uint8": torch.uint8}

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from tokenbound.compression.artifact import (
     decode_artifact,
     encode_artifact,
-    encode_tensor,
     join_artifact,
     parse_artifact,
 )
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
 from tokenbound.compression.inspection import inspect_artifact, xz_bytes
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.compression.tensor import encode_tensor
 from tokenbound.errors import InputError
 
 ARCHITECTURE = {"model_type": "llama", "hidden_size": 64, "name": "größer"}

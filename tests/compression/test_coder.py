@@ -18,7 +18,7 @@ from tokenbound.compression.integers import (
     encode_vector,
     prior_counts,
 )
-from tokenbound.compression.tokens import (
+from tokenbound.compression.symbols import (
     BLOCK_ELEMENTS,
     MAX_BITS,
     BitReader,

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from tokenbound.compression.artifact import (
     decode_artifact,
-    decode_tensor,
     encode_artifact,
-    encode_tensor,
     parse_artifact,
 )
 from tokenbound.compression.bytestreams import decode_text, encode_text
+from tokenbound.compression.codecs import CODECS, NGRAMS
 from tokenbound.compression.container import (
     DIGEST_BYTES,
     ArtifactError,
@@ -31,8 +30,8 @@ from tokenbound.compression.container import (
     write_container,
 )
 from tokenbound.compression.dtypes import tensor_bytes
-from tokenbound.compression.methods import CODECS, NGRAMS
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.compression.tensor import decode_tensor, encode_tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 

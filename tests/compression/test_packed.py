@@ -15,9 +15,9 @@ from safetensors.torch import save
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.bytestreams import zstd_level
+from tokenbound.compression.codecs.packed import CODE_BITS, GROUPS, Fields, Layout
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.inspection import TensorReport, inspect_artifact
-from tokenbound.compression.methods.packed import CODE_BITS, GROUPS, Fields, Layout
 from tokenbound.compression.settings import LosslessSettings
 
 MAKERS: dict[str, Callable[[np.ndarray], layouts.Tensors]] = {

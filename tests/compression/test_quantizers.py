@@ -9,9 +9,10 @@ from torch import nn
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.calibration import Calibration, MatrixSums, collect_calibration
+from tokenbound.compression.codecs import lattice
+from tokenbound.compression.codecs.uniform import Grid, decode_grid, encode_grid, grid_values, steps_of
 from tokenbound.compression.inspection import inspect_artifact
-from tokenbound.compression.methods import e8, feedback
-from tokenbound.compression.methods.uniform import Grid, decode_grid, encode_grid, grid_values, steps_of
+from tokenbound.compression.quantizers import e8, feedback
 from tokenbound.compression.rate import choose_rate
 from tokenbound.compression.settings import (
     CompressSettings,
@@ -161,13 +162,13 @@ def test_steps_are_the_same_bits_everywhere() -> None:
 def test_e8p_is_the_lattice_it_says() -> None:
     index = np.arange(256, dtype=np.uint8).repeat(256)
     signs = np.tile(np.arange(256, dtype=np.uint8), 256)
-    points = e8.decode_e8p(index, signs)
+    points = lattice.decode_e8p(index, signs)
     assert len(np.unique(points, axis=0)) == 1 << 16
     shifted = points - np.where(signs >> 7, 0.25, -0.25)[:, None]
     assert (shifted.sum(1) % 2 == 0).all()
     assert (shifted % 1 == 0.5).all()
     targets = np.random.default_rng(1).normal(size=(40, 8))
-    nearest = e8.decode_e8p(*e8.nearest_e8p(targets))
+    nearest = lattice.decode_e8p(*e8.nearest_e8p(targets))
     best = np.square(targets[:, None, :] - points[None, ::1, :].astype(np.float32)).sum(2).min(1)
     np.testing.assert_allclose(np.square(targets - nearest).sum(1), best, rtol=1e-5)
 
@@ -182,8 +183,8 @@ def test_lattice_error_on_gaussian_weights(bits: int, error: float) -> None:
 @pytest.mark.parametrize("size", [1, 2, 8, 24, 172, 257])
 def test_mixing_is_orthonormal_and_undone(size: int) -> None:
     values = np.random.default_rng(size).normal(size=(3, size)).astype(np.float32)
-    mixed = e8.mix(values)
-    np.testing.assert_allclose(e8.mix(mixed, inverse=True), values, atol=2e-6)
+    mixed = lattice.mix(values)
+    np.testing.assert_allclose(lattice.mix(mixed, inverse=True), values, atol=2e-6)
     np.testing.assert_allclose(np.square(mixed).sum(1), np.square(values).sum(1), rtol=1e-5)
 
 

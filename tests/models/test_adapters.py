@@ -15,9 +15,10 @@ from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tokenbound.compression.artifact import assemble_artifact, decode_artifact, encode_tensor
+from tokenbound.compression.artifact import assemble_artifact, decode_artifact
 from tokenbound.compression.delta import NAMED_BASE, apply_delta
 from tokenbound.compression.settings import LosslessSettings
+from tokenbound.compression.tensor import encode_tensor
 from tokenbound.errors import InputError
 from tokenbound.models.adapter_config import HARMLESS, UNDERSTOOD, parse_adapter_config
 from tokenbound.models.checkpoint import build_model

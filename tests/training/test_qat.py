@@ -8,12 +8,13 @@ import pytest
 import torch
 from training_support import Stream, settings, tiny_model
 
-from tokenbound.compression.artifact import assemble_artifact, decode_artifact, encode_artifact, encode_tensor
+from tokenbound.compression.artifact import assemble_artifact, decode_artifact, encode_artifact
+from tokenbound.compression.codecs.uniform import Grid, grid_values
 from tokenbound.compression.delta import Delta
 from tokenbound.compression.integers import encode_matrix, encode_vector
-from tokenbound.compression.methods.uniform import Grid, grid_values
 from tokenbound.compression.regrid import artifact_grids, replace_grids, widened
 from tokenbound.compression.settings import RoundToNearestSettings
+from tokenbound.compression.tensor import encode_tensor
 from tokenbound.models.checkpoint import build_model, clean_architecture
 from tokenbound.models.delta import Weights, decode_weights, read_delta
 from tokenbound.models.structured.adapter import adapted_model, count_adapter, factor_names, save_adapter

@@ -2,7 +2,7 @@
 
     encode_artifact -> bytes -> decode_artifact (the model) or inspect_artifact (where the bits went)
 
-Tensors are coded one by one and independently, so `encode_tensor` can run anywhere (one task per layer) and
+Tensors are coded one by one and independently, so `tensor.encode_tensor` can run anywhere (one task per layer) and
 `assemble_artifact` joins the results; peak memory is the model and what one tensor's coding needs. Same input,
 same bytes. Everything that was chosen after seeing data is inside: architecture, settings, steps, weights and,
 where it is to be counted, the tokenizer.
@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from tokenbound.compression.bytestreams import decode_text, encode_text
+from tokenbound.compression.codecs import CODECS
 from tokenbound.compression.container import (
     ArtifactError,
     Reader,
@@ -29,69 +28,23 @@ from tokenbound.compression.container import (
     varint,
     write_container,
 )
-from tokenbound.compression.dtypes import dtype_code, dtype_of
-from tokenbound.compression.methods import CODECS, METHODS
-from tokenbound.compression.tokens import BLOCK_ELEMENTS
+from tokenbound.compression.decode_pool import decode_tensors
+from tokenbound.compression.methods import CompressionMethod, settings_record
+from tokenbound.compression.tensor import CodedTensor, encode_tensor
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from tokenbound.compression.calibration import Calibration
 
 MAX_EXPANSION = 4096
 """Decoded bytes that one byte of an artifact may stand for. Trained weights are far below (bf16 at 1 bit: 16); the
 limit is what keeps a few hostile bytes from asking for all memory."""
 FREE_BYTES = 1 << 24
 """Decoded bytes that any artifact may have, however short."""
-REPEAT_SLACK = 16
-"""Bytes by which a code that stands for several tensors may exceed one of them. Exact codes never do by more; without a
-limit, a short file could have one long code read again for every tensor that it names."""
 MAX_RANK = 8
 MAX_TENSORS = 1 << 20
-
-
-@dataclass(frozen=True)
-class CodedTensor:
-    """One tensor, coded.
-
-    Attributes:
-        name: Its name in the checkpoint.
-        shape: Its shape.
-        dtype: Wire number of its dtype.
-        codec: Wire number of its codec.
-        payload: Its code.
-        repeats: Of a tensor that an artifact stores no code for: an earlier one, the same to the last bit, whose code
-            is this one's.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: int
-    codec: int
-    payload: bytes | memoryview
-    repeats: str | None = None
-
-    @property
-    def elements(self) -> int:
-        """Number of values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
-    def decoded_bytes(self) -> int:
-        """Memory of the decoded tensor."""
-        return self.elements * dtype_of(self.dtype).itemsize
-
-    @property
-    def stored_bytes(self) -> int:
-        """Its share of the section of tensors."""
-        return 0 if self.repeats else len(self.payload)
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether its code is short enough to stand for further tensors."""
-        return len(self.payload) <= self.decoded_bytes + REPEAT_SLACK
 
 
 @dataclass(frozen=True)
@@ -120,19 +73,19 @@ class Artifact:
 def encode_artifact(
     architecture: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
-    settings: BaseModel,
+    settings: CompressionMethod,
     *,
     tokenizer: bytes | None = None,
-    calibration: Any = None,
+    calibration: Calibration | None = None,
 ) -> bytes:
     """Encode a model.
 
     Args:
         architecture: Its config, as JSON data.
         tensors: Its weights and buffers; of tied tensors one.
-        settings: A member of `CompressSettings`.
+        settings: A method of compression with its settings.
         tokenizer: Bytes to be counted with the model, or None if the tokenizer is declared given.
-        calibration: For the methods that need one, a `Calibration`.
+        calibration: For the methods that need one.
 
     Raises:
         InputError: a non-finite weight, an unknown dtype, a method without its calibration; by name.
@@ -147,35 +100,16 @@ def encode_artifact(
     return assemble_artifact(architecture, coded, settings, tokenizer=tokenizer)
 
 
-def encode_tensor(name: str, tensor: torch.Tensor, settings: BaseModel, calibration: Any = None) -> CodedTensor:
-    """Encode one tensor; see `encode_artifact`."""
-    dtype = dtype_code(tensor.dtype, name)
-    _require_finite(name, tensor)
-    codec, payload = METHODS[settings.method](name, tensor, settings, calibration)  # type: ignore[attr-defined]
-    return CodedTensor(name, tuple(tensor.shape), dtype, codec, payload)
-
-
-def _require_finite(name: str, tensor: torch.Tensor) -> None:
-    import torch
-
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return
-    for part in torch.split(tensor.detach().reshape(-1), BLOCK_ELEMENTS):
-        wide = part if part.dtype.itemsize > 1 else part.float()
-        if not bool(torch.isfinite(wide).all()):
-            raise InputError(f"tensor {name!r} holds NaN or infinity; repair or remove it before compressing")
-
-
 def assemble_artifact(
     architecture: Mapping[str, Any],
     coded: Iterable[CodedTensor],
-    settings: BaseModel,
+    settings: CompressionMethod,
     *,
     tokenizer: bytes | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """`join_artifact` with a member of `CompressSettings`."""
-    return join_artifact(architecture, coded, settings.model_dump(mode="json"), tokenizer=tokenizer, base=base)
+    """`join_artifact` with the settings of a method, and of a plugin with its distribution and version."""
+    return join_artifact(architecture, coded, settings_record(settings), tokenizer=tokenizer, base=base)
 
 
 def join_artifact(
@@ -383,18 +317,6 @@ def parse_artifact(data: bytes) -> ParsedArtifact:
     )
 
 
-def decode_tensor(coded: CodedTensor) -> torch.Tensor:
-    """Decode one tensor.
-
-    Raises:
-        ArtifactError: its payload is not what its codec writes; the message names the tensor.
-    """
-    try:
-        return CODECS[coded.codec].decode(memoryview(coded.payload), coded.shape, dtype_of(coded.dtype))
-    except ArtifactError as error:
-        raise ArtifactError(f"{error} (tensor {coded.name!r})") from error
-
-
 def decode_artifact(data: bytes, *, workers: int = 1) -> Artifact:
     """Decode an artifact, bit for bit the same on every machine.
 
@@ -411,8 +333,6 @@ def decode_artifact(data: bytes, *, workers: int = 1) -> Artifact:
     >>> decode_artifact(data).tensors["w"].sum().item()
     6.0
     """
-    from tokenbound.compression.parallel import decode_tensors
-
     parsed = parse_artifact(data)
     tensors = decode_tensors(parsed.coded, workers)
     digest = hashlib.sha256(data).hexdigest()

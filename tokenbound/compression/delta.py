@@ -19,15 +19,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from tokenbound.compression.artifact import Artifact, assemble_artifact, encode_tensor, parse_artifact
+from tokenbound.compression.artifact import Artifact, assemble_artifact, parse_artifact
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
+from tokenbound.compression.methods import CompressionMethod
+from tokenbound.compression.tensor import encode_tensor
 from tokenbound.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
     import torch
+
+    from tokenbound.compression.calibration import Calibration
 
 Tensors = Mapping[str, "torch.Tensor"]
 
@@ -66,7 +68,12 @@ def tensors_sha256(tensors: Tensors) -> str:
 
 
 def encode_difference(
-    architecture: Mapping[str, Any], base: Tensors, tuned: Tensors, settings: BaseModel, *, calibration: Any = None
+    architecture: Mapping[str, Any],
+    base: Tensors,
+    tuned: Tensors,
+    settings: CompressionMethod,
+    *,
+    calibration: Calibration | None = None,
 ) -> bytes:
     """Encode a fine-tune as its difference from the base; unchanged tensors cost nothing.
 
@@ -115,7 +122,9 @@ def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch
     return {**base, **{name: base[source] for name, source in untied.items()}}
 
 
-def _encode(architecture: Mapping[str, Any], delta: Delta, settings: BaseModel, calibration: Any) -> bytes:
+def _encode(
+    architecture: Mapping[str, Any], delta: Delta, settings: CompressionMethod, calibration: Calibration | None
+) -> bytes:
     coded = (encode_tensor(name, delta.tensors[name], settings, calibration) for name in sorted(delta.tensors))
     return assemble_artifact(architecture, coded, settings, base=delta.reference)
 
@@ -133,7 +142,11 @@ def _difference(name: str, base: torch.Tensor, tuned: torch.Tensor) -> torch.Ten
 
 
 def encode_delta(
-    architecture: Mapping[str, Any], delta: Delta, settings: BaseModel, *, calibration: Any = None
+    architecture: Mapping[str, Any],
+    delta: Delta,
+    settings: CompressionMethod,
+    *,
+    calibration: Calibration | None = None,
 ) -> bytes:
     """Encode a delta that is already known.
 

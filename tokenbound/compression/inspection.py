@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenbound.bounds.codes import artifact_code_length_bits
-from tokenbound.compression.artifact import CodedTensor, parse_artifact
+from tokenbound.compression.artifact import parse_artifact
 from tokenbound.compression.bytestreams import xz_filters, zstd_level
+from tokenbound.compression.codecs import CODECS
 from tokenbound.compression.dtypes import dtype_label, dtype_of
-from tokenbound.compression.methods import CODECS
+from tokenbound.compression.tensor import CodedTensor
 
 COMPARE_LIMIT_BYTES = 1 << 26
 """General codecs are run on tensors of up to this many plain bytes; beyond it they take too long to be looked at."""

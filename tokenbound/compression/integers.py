@@ -32,7 +32,7 @@ from tokenbound.compression.coder import (
     WritingPass,
 )
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
-from tokenbound.compression.tokens import (
+from tokenbound.compression.symbols import (
     MAX_BITS,
     Cut,
     TokenBytes,

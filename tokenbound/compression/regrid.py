@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tokenbound.compression.artifact import CodedTensor, join_artifact, parse_artifact
-from tokenbound.compression.methods import UNIFORM
-from tokenbound.compression.methods.uniform import Grid, decode_grid, encode_grid
+from tokenbound.compression.artifact import join_artifact, parse_artifact
+from tokenbound.compression.codecs import UNIFORM
+from tokenbound.compression.codecs.uniform import Grid, decode_grid, encode_grid
+from tokenbound.compression.tensor import CodedTensor
 
 
 def artifact_grids(data: bytes) -> dict[str, Grid]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
-from pydantic import BaseModel
 
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
@@ -20,13 +20,14 @@ from tokenbound.bounds.claim import Claim, Line
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.exact import line_sums
 from tokenbound.certificate import code_split
-from tokenbound.compression.settings import (
-    CALIBRATED,
-    AutoSettings,
-    KfacSettings,
-    LosslessSettings,
-    RoundToNearestSettings,
+from tokenbound.compression.methods import (
+    CompressionMethod,
+    SearchMethod,
+    SearchSpace,
+    built_in_methods,
+    settings_record,
 )
+from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import CorpusConfig, RunConfig, WindowsConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
@@ -46,6 +47,8 @@ from tokenbound.store.filesystem import anchored
 if TYPE_CHECKING:
     import torch
 
+    from tokenbound.compression.calibration import Calibration
+    from tokenbound.compression.tensor import CodedTensor
     from tokenbound.models.delta import Weights
 
 logger = logging.getLogger(__name__)
@@ -117,7 +120,7 @@ def require_fit(architecture: Mapping[str, Any], max_id: int, length: int) -> No
 
 
 def check_encoding(
-    path: str, settings: BaseModel | None, *, base: str | None = None, has_text: bool = True
+    path: str, settings: CompressionMethod | None, *, base: str | None = None, has_text: bool = True
 ) -> dict[str, Any]:
     """The architecture of what `encode_checkpoint` would encode; reads no tensor and needs no Ray.
 
@@ -133,7 +136,7 @@ def check_encoding(
     from tokenbound.models.checkpoint import check_checkpoint
     from tokenbound.models.delta import check_adapter, check_base, is_adapter
 
-    method, path = _method(settings), local_copy(anchored(path))
+    method, path = settings or LosslessSettings(), local_copy(anchored(path))
     adapter = base is not None and is_adapter(path)
     if adapter:
         check_adapter(path)
@@ -148,36 +151,31 @@ def check_encoding(
     return architecture
 
 
-def _method(settings: BaseModel | None) -> str:
-    return str(getattr(settings or LosslessSettings(), "method", "lossless"))
+def _require_text(method: CompressionMethod) -> None:
+    if method.needs_calibration:
+        raise InputError(f"method {method.name!r} needs tokens to calibrate on; name a run config with --config")
 
 
-def _require_text(method: str) -> None:
-    if method in CALIBRATED:
-        raise InputError(f"method {method!r} needs tokens to calibrate on; name a run config with --config")
-
-
-def _require_exact(architecture: Mapping[str, Any], method: str, path: str) -> None:
+def _require_exact(architecture: Mapping[str, Any], method: CompressionMethod, path: str) -> None:
     """What is quantized already is kept as it is."""
     quantized = method_of(architecture)
-    if quantized is not None and method != "lossless":
+    if quantized is not None and not method.is_exact:
         raise InputError(
-            f"compress.method {method!r} would change what {quantized.name} made of {path}; use `lossless`, or "
+            f"compress.method {method.name!r} would change what {quantized.name} made of {path}; use `lossless`, or "
             "give the weights from before it was quantized"
         )
 
 
-def _require_factors(method: str) -> None:
+def _require_factors(method: CompressionMethod) -> None:
     """An adapter's factors have no calibration."""
-    if method in CALIBRATED and method != "auto":
-        raise InputError(
-            f"method {method!r} calibrates whole weights, not an adapter's factors; use auto, rtn or lossless"
-        )
+    if not method.codes_adapters:
+        usable = built_in_methods(lambda other: other.codes_adapters)
+        raise InputError(f"method {method.name!r} calibrates whole weights, not an adapter's factors; use {usable}")
 
 
 def encode_checkpoint(
     path: str,
-    settings: BaseModel | None,
+    settings: CompressionMethod | None,
     *,
     base: str | None = None,
     corpus: CorpusConfig | None = None,
@@ -188,7 +186,7 @@ def encode_checkpoint(
 
     Args:
         path: Hugging Face checkpoint; beside a base also the directory of a LoRA adapter.
-        settings: a member of `CompressSettings`; None means lossless.
+        settings: a method of compression with its settings; None means lossless.
         base: encode what the checkpoint changes of this one; checkpoint or artifact.
         corpus: its tokenizer goes into the artifact where it is `counted`.
         text: tokens to calibrate on, for the methods that need them.
@@ -200,29 +198,29 @@ def encode_checkpoint(
     from tokenbound.compression.artifact import assemble_artifact
     from tokenbound.compression.delta import tensors_sha256
 
-    chosen, method, path = settings or LosslessSettings(), _method(settings), anchored(path)
-    content = _content(path, None if base is None else anchored(base), method)
+    chosen, path = settings or LosslessSettings(), anchored(path)
+    content = _content(path, None if base is None else anchored(base), chosen)
     tensors, reference = content.tensors, content.reference
     if text is not None:
         require_fit(content.architecture, PreparedCorpus(text.corpus_root).manifest.rule.max_id, text.spec.length)
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
     if text is None:
-        _require_text(method)
+        _require_text(chosen)
     seen = None if text is None else [text.corpus_root, asdict(text.spec), text.num_tokens, CALIBRATION_TOKENS, SEED]
     identity = [version("tokenbound"), tensors_sha256(tensors), content.architecture, reference, seen]
     parts = Parts(work, identity)
-    is_calibrated = method in CALIBRATED and text is not None and not content.is_adapter
+    is_calibrated = chosen.needs_calibration and text is not None and not content.is_adapter
     calibration = _calibration(path, text, parts) if is_calibrated and text is not None else None
     task = partial(_encode_one, ray.put(tensors), ray.put(calibration))
 
-    def encode(tried: BaseModel) -> bytes:
+    def encode(tried: CompressionMethod) -> bytes:
         coded = _encode(tensors, partial(task, tried), tried, parts)
         return assemble_artifact(content.architecture, coded, tried, tokenizer=tokenizer, base=reference)
 
-    if not isinstance(chosen, AutoSettings):
+    if not isinstance(chosen, SearchMethod):
         return encode(chosen)
     assert text is not None
-    return _best_rate(encode, chosen, text, content)
+    return _best_setting(encode, chosen.space(of_adapter=content.is_adapter), text, content)
 
 
 def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
@@ -246,7 +244,7 @@ class _Content:
     """Whether the tensors are an adapter's factors, or come from them: there is no calibration of those."""
 
 
-def _content(path: str, base: str | None, method: str) -> _Content:
+def _content(path: str, base: str | None, method: CompressionMethod) -> _Content:
     """The tensors to code, and what they belong to.
 
     Raises:
@@ -268,13 +266,20 @@ def _content(path: str, base: str | None, method: str) -> _Content:
     return content
 
 
-def _encode(tensors: Mapping[str, Any], task: Any, settings: BaseModel, parts: Parts) -> list[Any]:
+def _encode(
+    tensors: Mapping[str, torch.Tensor],
+    task: Callable[[str], CodedTensor],
+    settings: CompressionMethod,
+    parts: Parts,
+) -> list[CodedTensor]:
     """All tensors coded, one task each; those whose parts are there are not coded again."""
-    from tokenbound.compression.artifact import CodedTensor
     from tokenbound.compression.dtypes import dtype_code
+    from tokenbound.compression.tensor import CodedTensor
+
+    record = json.dumps(settings_record(settings))  # of a plugin its version is part of it
 
     def key(name: str) -> str:
-        return f"tensor {name} {settings.model_dump_json()}"
+        return f"tensor {name} {record}"
 
     kept = {name: parts.get(key(name)) for name in sorted(tensors)}
     found = {name: data for name, data in kept.items() if data is not None}
@@ -289,16 +294,16 @@ def _encode(tensors: Mapping[str, Any], task: Any, settings: BaseModel, parts: P
     ]
 
 
-def _encode_one(tensors: Any, calibration: Any, settings: BaseModel, name: str) -> Any:
+def _encode_one(tensors: Any, calibration: Any, settings: CompressionMethod, name: str) -> CodedTensor:
     import torch
 
-    from tokenbound.compression.artifact import encode_tensor
+    from tokenbound.compression.tensor import encode_tensor
 
     torch.set_num_threads(1)
     return encode_tensor(name, ray.get(tensors)[name], settings, ray.get(calibration))
 
 
-def _calibration(path: str, text: Text, parts: Parts) -> Any:
+def _calibration(path: str, text: Text, parts: Parts) -> Calibration:
     """Second moments and Fisher factors over random windows: parts of `CALIBRATION_PART_TOKENS` on a pool of actors."""
     from tokenbound.compression.calibration import merge_calibrations, read_calibration, write_calibration
 
@@ -333,7 +338,7 @@ class _Calibrator:
         self.names, self.text = set(checkpoint.tensors), text
         self.model = trained_form(checkpoint.architecture, checkpoint.tensors).to(device)
 
-    def __call__(self, job: tuple[int, list[int]]) -> Any:
+    def __call__(self, job: tuple[int, list[int]]) -> Calibration:
         """Calibrate on the windows of one part."""
         import torch
 
@@ -350,7 +355,9 @@ class _Calibrator:
         return collect_calibration(self.model, batches, names=self.names, seed=CALIBRATION_SEED + part)
 
 
-def _best_rate(encode: Any, settings: AutoSettings, text: Text, content: _Content) -> bytes:
+def _best_setting(
+    encode: Callable[[CompressionMethod], bytes], space: SearchSpace, text: Text, content: _Content
+) -> bytes:
     """Golden section on the freedman bound that each candidate would have on this corpus."""
     from tokenbound.compression.rate import choose_rate
 
@@ -358,28 +365,17 @@ def _best_rate(encode: Any, settings: AutoSettings, text: Text, content: _Conten
     base = None if content.base is None else ray.put(content.base)
     made: dict[float, bytes] = {}
 
-    def bound_at(rate: float) -> float:
-        tried = RoundToNearestSettings(step=rate) if content.is_adapter else KfacSettings(rate=rate)
-        data = made[rate] = encode(tried)
-        value = bound_if_all(_score(data, text, windows, base), len(data), text.num_tokens)
-        name = "step" if content.is_adapter else "rate"
-        logger.info("%s %.3g: %d bytes, predicted bound %.4f bits/token", name, rate, len(data), value)
-        return value
+    def bound_at(value: float) -> float:
+        data = made[value] = encode(space.method(value))
+        bound = bound_if_all(_score(data, text, windows, base), len(data), text.num_tokens)
+        logger.info("%s %.3g: %d bytes, predicted bound %.4f bits/token", space.setting, value, len(data), bound)
+        return bound
 
-    low, high = ADAPTER_STEPS if content.is_adapter else (settings.low, settings.high)
-    search = choose_rate(bound_at, low, high, max_tries=settings.tries)
-    if search.rate in (min(made), max(made)):
-        cure = (
-            ""
-            if content.is_adapter
-            else f"; compress.{'low' if search.rate == min(made) else 'high'} widens the search"
-        )
+    best = choose_rate(bound_at, space.low, space.high, max_tries=space.tries).rate
+    if best in (min(made), max(made)):
+        cure = f"; compress.{space.limits[best != min(made)]} widens the search" if space.limits else ""
         logger.info("the best lies at an end of what was tried, %.3g to %.3g%s", min(made), max(made), cure)
-    return made[search.rate]
-
-
-ADAPTER_STEPS = (0.1, 4.0)
-"""Steps, in standard deviations, between which `auto` seeks that of an adapter: `rtn`, for want of a calibration."""
+    return made[best]
 
 
 def predicted_bound_bits(data: bytes, text: Text, windows: list[int]) -> float:
@@ -476,13 +472,18 @@ def _score_part(artifact: Any, base: Any, text: Text, windows: list[int]) -> tup
 
 
 def compress_checkpoint(
-    path: str, settings: BaseModel, run: RunConfig | None, base: str | None = None, *, work: str | None = None
+    path: str,
+    settings: CompressionMethod,
+    run: RunConfig | None,
+    base: str | None = None,
+    *,
+    work: str | None = None,
 ) -> bytes:
     """Encode a checkpoint, or its change of a base, as a command; the run config names the corpus to calibrate on.
 
     Args:
         path: Hugging Face checkpoint; beside a base also the directory of a LoRA adapter.
-        settings: a member of `CompressSettings`.
+        settings: a method of compression with its settings.
         run: its corpus and windows are what calibrates.
         base: as in `encode_checkpoint`.
         work: folder of finished parts, for the next start after a kill; None keeps none.

@@ -26,7 +26,7 @@ from tokenbound.engine.devices import replica_gpus
 from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
 from tokenbound.engine.metrics import count_halving, count_shard
 from tokenbound.engine.parallel import ray_map
-from tokenbound.engine.preparation import Prepared, check_place, check_run, prepare, sample_size
+from tokenbound.engine.preparation import Prepared, artifact_plugins, check_place, check_run, prepare, sample_size
 from tokenbound.engine.progress import TokenProgress
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory, TokenboundError
@@ -337,7 +337,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     reduction = _reduce(prepared, shards, records, count)
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
     claim = _claim(prepared, records, reduction.evidence.vocab_size)
-    declared = declarations(what)
+    declared = declarations(what, artifact_plugins(prepared.artifact))
     claimed = claim_identity(prepared.fingerprint, prepared.bound, declared, what.sample.evaluation)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest

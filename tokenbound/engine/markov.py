@@ -7,12 +7,13 @@ from functools import partial
 
 import torch
 
-from tokenbound.compression.artifact import CodedTensor, assemble_artifact
+from tokenbound.compression.artifact import assemble_artifact
+from tokenbound.compression.codecs import NGRAMS
 from tokenbound.compression.dtypes import dtype_code
-from tokenbound.compression.methods import NGRAMS
-from tokenbound.compression.ngrams import encode_ngrams
+from tokenbound.compression.ngram_codec import encode_ngrams
 from tokenbound.compression.rate import choose_rate
 from tokenbound.compression.settings import LosslessSettings
+from tokenbound.compression.tensor import CodedTensor
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster import plain_errors
 from tokenbound.engine.compress import TRIAL_TOKENS, Text, predicted_bound_bits

@@ -18,7 +18,8 @@ import ray
 
 from tokenbound.bounds.claim import Claim
 from tokenbound.certificate import best_loss_line, claim_of
-from tokenbound.compression.settings import CALIBRATED, LosslessSettings
+from tokenbound.compression.methods import CompressionMethod
+from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import RunConfig, WindowsConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import shard_slices
@@ -283,9 +284,9 @@ def _num_weights(architecture: Mapping[str, Any]) -> int:
     return sum(parameter.numel() for parameter in blank_model(architecture).parameters())
 
 
-def _coded_sample(checkpoint: str, settings: Any) -> tuple[int, list[Any]] | None:
+def _coded_sample(checkpoint: str, settings: CompressionMethod) -> tuple[int, list[Any]] | None:
     """Bytes that leading rows of some tensors take, and these; None for methods that need a calibration."""
-    if settings.method in CALIBRATED:
+    if settings.needs_calibration:
         return None
     from tokenbound.models.checkpoint import sample_weights
 
@@ -295,8 +296,8 @@ def _coded_sample(checkpoint: str, settings: Any) -> tuple[int, list[Any]] | Non
     return sum(sizes), list(tensors.values())
 
 
-def _encoded_bytes(settings: Any, item: tuple[str, Any]) -> int:
-    from tokenbound.compression.artifact import encode_tensor
+def _encoded_bytes(settings: CompressionMethod, item: tuple[str, Any]) -> int:
+    from tokenbound.compression.tensor import encode_tensor
 
     return len(encode_tensor(*item, settings).payload)
 

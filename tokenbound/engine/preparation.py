@@ -370,6 +370,14 @@ def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, An
     return parsed.architecture
 
 
+def artifact_plugins(artifact: bytes) -> dict[str, dict[str, str]]:
+    """The plugin that encoded an artifact, as it is declared on a certificate; empty for the built-in methods."""
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.compression.methods import plugins_of
+
+    return plugins_of(parse_artifact(artifact).settings)
+
+
 def check_model(architecture: dict[str, Any], max_id: int, length: int) -> None:
     """What the architecture alone refuses, before an actor starts.
 

@@ -175,7 +175,7 @@ def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certificate, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.engine.preparation import base_identity, identities, register_of
+    from tokenbound.engine.preparation import artifact_plugins, base_identity, identities, register_of
 
     artifact = _artifact(night, run)
     if artifact is None:
@@ -187,7 +187,8 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
     if selection is None:
         return None
     bound = what.bound.numbered(selection.ordinal)
-    claim = fingerprint(claim_identity(fingerprint(known[-1]), bound, declarations(what), what.sample.evaluation))
+    declared = declarations(what, artifact_plugins(artifact))
+    claim = fingerprint(claim_identity(fingerprint(known[-1]), bound, declared, what.sample.evaluation))
     for name in (CERTIFICATE, claim_file(claim)):
         if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
             return Certificate.load(place.place(name)), place.place(name)

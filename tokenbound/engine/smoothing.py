@@ -47,9 +47,9 @@ def add_smoothing_head(data: bytes, text: Text, objective: Objective) -> bytes:
 
 
 def _add_head(data: bytes, text: Text, objective: Objective) -> bytes:
-    from tokenbound.compression.artifact import assemble_artifact, encode_tensor, parse_artifact
+    from tokenbound.compression.artifact import join_artifact, parse_artifact
     from tokenbound.compression.settings import RoundToNearestSettings
-    from tokenbound.config import CompressChoice
+    from tokenbound.compression.tensor import encode_tensor
     from tokenbound.models.smoothing import BIAS, SMOOTHING, WEIGHT
     from tokenbound.training.smoothing import train_head
 
@@ -64,8 +64,7 @@ def _add_head(data: bytes, text: Text, objective: Objective) -> bytes:
         encode_tensor(BIAS, head.bias.detach(), rounded),
     ]
     architecture = {**parsed.architecture, SMOOTHING: {"alpha_min": head.alpha_min}}
-    settings = CompressChoice.model_validate({"compress": parsed.settings}).compress
-    return assemble_artifact(architecture, coded, settings, tokenizer=parsed.tokenizer, base=parsed.base)
+    return join_artifact(architecture, coded, parsed.settings, tokenizer=parsed.tokenizer, base=parsed.base)
 
 
 def _task(data: bytes, text: Text) -> Any:

@@ -201,14 +201,16 @@ def _trainable_artifact(path: str) -> dict[str, Any]:
         InputError: it cannot be read, is a delta, or holds nothing on a grid.
     """
     from tokenbound.compression.artifact import parse_artifact
-    from tokenbound.compression.methods import UNIFORM
+    from tokenbound.compression.codecs import UNIFORM
+    from tokenbound.compression.methods import built_in_methods
 
     try:
         parsed = parse_artifact(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"what.artifact {path!r} cannot be read: {error.strerror}") from None
     if parsed.base is not None or all(item.codec != UNIFORM for item in parsed.coded):
-        raise InputError(f"what.artifact {path!r} must be a whole model quantized by rtn, kfac or auto")
+        usable = built_in_methods(lambda method: method.writes_grid)
+        raise InputError(f"what.artifact {path!r} must be a whole model quantized by {usable}")
     return parsed.architecture
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.compression.ngrams import MAX_LEVEL, NgramTree, Order, TreeSource, read_tree
+from tokenbound.compression.ngram_codec import MAX_LEVEL, NgramTree, Order, TreeSource, read_tree
 from tokenbound.errors import InputError
 
 Ints = NDArray[np.int64]

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from tokenbound.compression.methods.uniform import MAX_EXPONENT, MIN_EXPONENT, Grid
+from tokenbound.compression.codecs.uniform import MAX_EXPONENT, MIN_EXPONENT, Grid
 
 LEAST_MEAN = 2.0**-8
 """Mean magnitude below which a row counts as this: the coder's contexts end there."""

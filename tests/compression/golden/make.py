@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tokenbound.compression.artifact import assemble_artifact, encode_tensor
+from tokenbound.compression.artifact import assemble_artifact
 from tokenbound.compression.calibration import Calibration, MatrixSums
 from tokenbound.compression.settings import (
     E8Settings,
@@ -15,6 +15,7 @@ from tokenbound.compression.settings import (
     LosslessSettings,
     RoundToNearestSettings,
 )
+from tokenbound.compression.tensor import encode_tensor
 
 
 def main() -> None:

@@ -1,182 +1,84 @@
-"""The registry: how each method of the settings encodes a tensor, and how each wire form is decoded.
+"""The methods of compression, one file each, found through `METHODS`.
 
-A method is what a user asks for; a codec is what stands in the file, one number per tensor. A method may choose
-another codec tensor by tensor (integers are always exact). Adding a method is one file here, its settings, and a
-line in `METHODS`; a new wire form is a line in `CODECS` whose number is never used again.
+Adding a method is one file here and one test. The file holds one subclass of `CompressionMethod` (see `base`; `rtn` is
+the shortest example): the settings that a config may give, what the method needs, and `encode`, which ends in
+`codecs.select`. Config, command line, engine and messages find it here; nothing else is edited. Configs are validated
+where neither torch nor NumPy is wanted, so the file imports them inside functions or leaves the work to `quantizers`.
+
+A package of your own may bring one through an entry point; its class is then used by its name like the others:
+
+    [project.entry-points."tokenbound.methods"]
+    sign = "my_package.sign:SignMethod"
+
+It chooses values and writes them in a wire form of `codecs`, mostly as integers on a grid (`codecs.uniform.Grid`,
+`codecs.select.code_grid`), and cannot bring a wire form of its own: the decoder is part of every hypothesis and must be
+this package's. So whoever verifies a certificate need not have the plugin. The artifact names the distribution and
+version that encoded it, and so does every certificate of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from tokenbound.compression import ngrams
-from tokenbound.compression.container import ArtifactError
-from tokenbound.compression.dtypes import tensor_bytes
-from tokenbound.compression.methods import e8, gptq, lossless, packed, rtn, uniform
-from tokenbound.errors import InputError
+from tokenbound.compression.methods.base import PLUGIN_KEY, CompressionMethod, SearchMethod, SearchSpace
+from tokenbound.plugins import Registry
 
-if TYPE_CHECKING:
-    import torch
+__all__ = [
+    "METHODS",
+    "CompressionMethod",
+    "SearchMethod",
+    "SearchSpace",
+    "built_in_methods",
+    "plugins_of",
+    "settings_record",
+]
 
-EXACT, UNIFORM, GROUPS, LATTICE, HALF, PACKED, NGRAMS = range(7)
+METHODS = Registry[CompressionMethod](
+    "compression method",
+    group="tokenbound.methods",
+    package="tokenbound.compression.methods",
+    contract="tokenbound.compression.methods.base:CompressionMethod",
+)
+"""By name; a name that is not built in is looked for among the installed plugins."""
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A wire form.
+def built_in_methods(holds: Callable[[type[CompressionMethod]], bool] = lambda method: True) -> str:
+    """The built-in methods of which something holds, for messages.
 
-    Attributes:
-        name: What `inspect` calls it.
-        decode: (payload, shape, dtype) to the tensor.
-        plain: (payload, shape, dtype) to the same information in plain bytes, for comparison with general codecs.
+    >>> built_in_methods(lambda method: method.writes_grid)
+    'rtn, kfac or auto'
     """
-
-    name: str
-    decode: Callable[[memoryview, tuple[int, ...], torch.dtype], torch.Tensor]
-    plain: Callable[[memoryview, tuple[int, ...], torch.dtype], bytes]
+    *others, last = [name for name, method in reversed(list(METHODS.built_in.items())) if holds(method)]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def _decode_uniform(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if not dtype.is_floating_point:
-        raise ArtifactError(f"artifact: a quantized tensor cannot have dtype {dtype}")
-    return uniform.decode_tensor(payload, shape, dtype)
+def settings_record(settings: CompressionMethod) -> dict[str, Any]:
+    """Settings as an artifact keeps them: with the distribution and version of a plugin.
+
+    Raises:
+        InputError: the plugin's distribution is not installed.
+
+    >>> from tokenbound.compression.methods.rtn import RoundToNearestSettings
+    >>> settings_record(RoundToNearestSettings(step=0.5))
+    {'method': 'rtn', 'step': 0.5}
+    """
+    origin = None if settings.name in METHODS.built_in else METHODS.origin(settings.name)
+    return settings.model_dump(mode="json") | ({} if origin is None else {PLUGIN_KEY: origin})
 
 
-def _decode_half(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    import torch
+def plugins_of(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The plugin that encoded an artifact, in the form of `tokenbound.plugins.plugins_used`.
 
-    return lossless.decode_exact(payload, shape, torch.float16).to(dtype)
+    Read from the artifact and not from what is installed: it may have been encoded elsewhere, or by an older version.
 
+    Args:
+        record: The artifact's settings.
 
-def _half_bytes(payload: memoryview, shape: tuple[int, ...]) -> bytes:
-    import torch
-
-    return tensor_bytes(lossless.decode_exact(payload, shape, torch.float16)).tobytes()
-
-
-def _decode_ngrams(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    import torch
-
-    if dtype != torch.int32 or len(shape) != 1:
-        raise ArtifactError(f"artifact: an n-gram model is one int32 row, not {dtype} of {len(shape)} axes")
-    return torch.from_numpy(ngrams.decode_ngrams(payload, shape[0]))
-
-
-CODECS: dict[int, Codec] = {
-    EXACT: Codec(
-        "exact",
-        lossless.decode_exact,
-        lambda payload, shape, dtype: tensor_bytes(lossless.decode_exact(payload, shape, dtype)).tobytes(),
-    ),
-    UNIFORM: Codec(
-        "uniform",
-        _decode_uniform,
-        lambda payload, shape, dtype: uniform.plain_integers(uniform.decode_grid(payload, shape)),
-    ),
-    GROUPS: Codec("groups", gptq.decode_layer, lambda payload, shape, dtype: gptq.plain_codes(payload, shape)),
-    LATTICE: Codec("lattice", e8.decode_layer, lambda payload, shape, dtype: e8.plain_codes(payload, shape)),
-    HALF: Codec("float16", _decode_half, lambda payload, shape, dtype: _half_bytes(payload, shape)),
-    PACKED: Codec("packed", packed.decode_packed, packed.packed_bytes),
-    NGRAMS: Codec(
-        "n-grams",
-        _decode_ngrams,
-        lambda payload, shape, dtype: tensor_bytes(_decode_ngrams(payload, shape, dtype)).tobytes(),
-    ),
-}
-
-Coded = tuple[int, bytes]
-"""Codec number and payload."""
-
-
-def _lossless(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
-    return _exact(tensor)
-
-
-def _exact(tensor: torch.Tensor) -> Coded:
-    """Bit for bit, by whichever exact code is shorter."""
-    exact = lossless.encode_exact(tensor)
-    codes = packed.encode_packed(tensor, len(exact))
-    return (EXACT, exact) if codes is None else (PACKED, codes)
-
-
-def _rtn(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
-    grid = rtn.quantize(tensor, settings.step) if tensor.is_floating_point() else None
-    return _shorter(tensor, grid)
-
-
-def _require(calibration: Any, method: str) -> None:
-    if calibration is None:
-        raise InputError(f"method `{method}` needs a calibration; collect one with `collect_calibration`")
-
-
-def _linear_layer(name: str, tensor: torch.Tensor, calibration: Any) -> Any:
-    """The curvature of a linear layer's weight; None for embeddings, heads, very narrow and all other tensors."""
-    wide = tensor.ndim == 2 and min(tensor.shape) >= gptq.MIN_GROUP and tensor.dtype.itemsize > 1
-    curvature = calibration.curvature(name) if wide else None
-    is_head = name.split(".")[-2:][0] in OUTPUT_HEADS
-    return None if curvature is None or curvature.is_embedding or is_head else curvature
-
-
-OUTPUT_HEADS = ("lm_head", "embed_out", "output")
-"""Modules that common practice leaves unquantized, as it does embeddings."""
-
-
-def _half(tensor: torch.Tensor) -> Coded:
-    """Float tensors in float16, unless that overflows or their own dtype is no wider."""
-    import torch
-
-    if not tensor.is_floating_point() or tensor.dtype.itemsize <= 2:
-        return _exact(tensor)
-    half = tensor.to(torch.float16)
-    if not bool(torch.isfinite(half).all()):
-        return _exact(tensor)
-    return HALF, lossless.encode_exact(half)
-
-
-def _gptq(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
-    _require(calibration, "gptq")
-    curvature = _linear_layer(name, tensor, calibration)
-    if curvature is None:
-        return _half(tensor)
-    return GROUPS, gptq.quantize_layer(tensor, curvature, settings.bits, settings.group)
-
-
-def _e8(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
-    _require(calibration, "e8")
-    curvature = _linear_layer(name, tensor, calibration)
-    return _half(tensor) if curvature is None else (LATTICE, e8.quantize_layer(tensor, curvature, settings.bits))
-
-
-def _kfac(name: str, tensor: torch.Tensor, settings: Any, calibration: Any) -> Coded:
-    _require(calibration, "kfac")
-    if not tensor.is_floating_point():
-        return _exact(tensor)
-    from tokenbound.compression.methods import kfac
-
-    return _shorter(tensor, kfac.quantize_calibrated(name, tensor, settings, calibration))
-
-
-def _shorter(tensor: torch.Tensor, grid: uniform.Grid | None) -> Coded:
-    """The grid's code, unless there is none or a small tensor's exact code is no longer."""
-    if grid is None:
-        return _exact(tensor)
-    payload = uniform.encode_grid(grid)
-    if len(payload) > EXACT_CHECK_BYTES:
-        return UNIFORM, payload
-    exact = lossless.encode_exact(tensor)
-    return (EXACT, exact) if len(exact) <= len(payload) else (UNIFORM, payload)
-
-
-EXACT_CHECK_BYTES = 1 << 12
-"""Quantized tensors of up to this many bytes are held against their exact code."""
-
-METHODS: dict[str, Callable[[str, Any, Any, Any], Coded]] = {
-    "lossless": _lossless,
-    "rtn": _rtn,
-    "kfac": _kfac,
-    "gptq": _gptq,
-    "e8": _e8,
-}
-"""By `settings.method`: (name, tensor, settings, calibration) to the coded tensor."""
+    >>> plugins_of({"method": "rtn", "step": 0.5})
+    {}
+    >>> plugins_of({"method": "sign", "plugin": "toy 1.0"})
+    {'tokenbound.methods': {'sign': 'toy 1.0'}}
+    """
+    origin = record.get(PLUGIN_KEY)
+    return {} if origin is None else {METHODS.group: {str(record.get("method")): str(origin)}}

@@ -1,109 +1,27 @@
-"""Every tensor exactly as it is: byte planes, each raw or range coded, or a general codec where that is shorter.
-
-A float's sign bit is moved to its low end first, so that its top byte is exponent alone, the only part of a trained
-weight that is far from uniform. Planes go from high to low, and each knows where all higher ones were zero.
-"""
+"""Every tensor exactly as it is, in whichever exact code is shortest."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tokenbound.compression.bytestreams import (
-    Bytes,
-    decode_bytes,
-    decode_general,
-    encode_bytes,
-    encode_general,
-    entropy_bytes,
-)
-from tokenbound.compression.container import ArtifactError, Reader, block
-from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
-from tokenbound.compression.tokens import BLOCK_ELEMENTS
+from tokenbound.compression.methods.base import CompressionMethod
 
 if TYPE_CHECKING:
     import torch
 
-_PLANES = 0x80
-"""Tag of a plane code, beside the tags of `encode_general`; a byte that says which planes are coded follows."""
-_WORDS: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-_WORTH_CODING = 0.995
-"""A plane is range coded only if its entropy is below this part of its size."""
+    from tokenbound.compression.calibration import Calibration
+    from tokenbound.compression.codecs import Coded
 
 
-def encode_exact(tensor: torch.Tensor) -> bytes:
-    """The shortest exact code that we have of a tensor of any dtype."""
-    data = tensor_bytes(tensor)
-    planes = _encode_planes(data, rotate=tensor.is_floating_point())
-    general = encode_general(data.reshape(-1), len(planes))
-    return min(planes, general, key=len)
+class LosslessSettings(CompressionMethod):
+    """Every tensor exactly as it is in the checkpoint."""
 
+    is_exact: ClassVar[bool] = True
 
-def decode_exact(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of `encode_exact`.
+    method: Literal["lossless"] = "lossless"
 
-    Raises:
-        ArtifactError: the payload is not such a code of this shape and dtype.
-    """
-    count, width = int(np.prod(shape, dtype=np.int64)), dtype.itemsize
-    if len(payload) and payload[0] == _PLANES:
-        return bytes_tensor(_decode_planes(payload, count, width, rotate=dtype.is_floating_point), shape, dtype)
-    return bytes_tensor(decode_general(payload, count * width, "a tensor"), shape, dtype)
+    def encode(self, name: str, tensor: torch.Tensor, calibration: Calibration | None) -> Coded:
+        """Code one tensor bit for bit."""
+        from tokenbound.compression.codecs.select import code_exact
 
-
-def _encode_planes(data: Bytes, *, rotate: bool) -> bytes:
-    if rotate:
-        data = data.copy()
-        _rotate(data, left=True)
-    mask, parts = 0, []
-    contexts = np.zeros(len(data), np.uint8)
-    for index in reversed(range(data.shape[1])):
-        plane = np.ascontiguousarray(data[:, index])
-        if _is_skewed(plane, contexts) and len(coded := encode_bytes(plane, contexts)) < len(plane):
-            mask |= 1 << index
-            parts.append(block(coded))
-        else:
-            parts.append(plane.tobytes())
-        contexts |= plane != 0
-    return bytes([_PLANES, mask]) + b"".join(parts)
-
-
-def _is_skewed(plane: Bytes, contexts: Bytes) -> bool:
-    entropy = sum(entropy_bytes(plane[contexts == context]) for context in (0, 1))
-    return entropy < _WORTH_CODING * len(plane)
-
-
-def _decode_planes(payload: memoryview, count: int, width: int, *, rotate: bool) -> Bytes:
-    reader = Reader(payload, "a tensor's byte planes")
-    _, mask = reader.take(2)
-    if mask >> width:
-        raise ArtifactError("artifact: a tensor has more byte planes than its dtype")
-    data = np.empty((count, width), np.uint8)
-    contexts = None  # of the first plane all alike
-    for index in reversed(range(width)):
-        plane = data[:, index]
-        if mask >> index & 1:
-            decode_bytes(reader.block(), plane, contexts)
-        else:
-            plane[:] = np.frombuffer(reader.take(count), np.uint8)
-        if index:
-            contexts = np.zeros(count, np.uint8) if contexts is None else contexts
-            contexts |= plane != 0
-    reader.finish()
-    if rotate:
-        _rotate(data, left=False)
-    return data.reshape(-1)
-
-
-def _rotate(data: Bytes, *, left: bool) -> None:
-    """Move the sign bit of little-endian floats [n, width] to the low end, or back, in place."""
-    width = data.shape[1]
-    if width not in _WORDS:
-        return
-    words: NDArray[Any] = data.reshape(-1).view(_WORDS[width])
-    one, rest = _WORDS[width](1), _WORDS[width](8 * width - 1)
-    for start in range(0, len(words), BLOCK_ELEMENTS):
-        part = words[start : start + BLOCK_ELEMENTS]
-        part[:] = (part << one) | (part >> rest) if left else (part >> one) | (part << rest)
+        return code_exact(tensor)

@@ -1,6 +1,6 @@
 """The k-th order Markov model: back-off n-grams as a causal language model, for comparison with neural ones.
 
-See `tokenbound.compression.ngrams` for the tree and `tokenbound.training.ngrams` for how it is fitted. A window of
+See `tokenbound.compression.ngram_codec` for the tree and `tokenbound.training.ngrams` for how it is fitted. A window of
 tokens is looked up at once: each position goes down the tree from the empty context, one older token at a time; then
 the distributions are mixed on the way back up, from the shortest context to the longest that the tree holds.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenbound.compression.ngrams import NgramTree, Order, TensorSource, read_tree
+from tokenbound.compression.ngram_codec import NgramTree, Order, TensorSource, read_tree
 from tokenbound.errors import InputError
 
 NUMBERS = "ngrams"

@@ -19,13 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.compression.coder import COUNT_UNIT, Ints, Pass, ReadingPass, WritingPass
 from tokenbound.compression.container import ArtifactError, Reader, block, varint
+from tokenbound.compression.dtypes import tensor_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_LEVEL = 100
 """Half octaves: a count of 2^50."""
@@ -105,13 +109,18 @@ class Candidates:
     look: Callable[[Ints, Ints], tuple[Ints, Ints]]
     """Rows and places to symbols and expected levels."""
 
-    def parts(self, sizes: Iterable[int]) -> Iterator[Part]:
-        """All candidates in order, in parts of these sizes; the owner of a candidate is its row."""
+    def parts(self, sizes: Iterable[int], *, lookup_rows: int = _MAX_BLOCK) -> Iterator[Part]:
+        """All candidates in order, in parts of these sizes; the owner of a candidate is its row.
+
+        Args:
+            sizes: Candidates of each part.
+            lookup_rows: Rows whose spans are asked for at once.
+        """
         row = done = 0
         for size in sizes:
             owners, places = _none(0), _none(0)
             while len(owners) < size:
-                rows = np.arange(row, min(row + _MAX_BLOCK, self.num_rows))
+                rows = np.arange(row, min(row + lookup_rows, self.num_rows))
                 first, counts = self.spans(rows)
                 ends = np.cumsum(counts)
                 stop = min(done + size - len(owners), int(ends[-1]))
@@ -604,3 +613,21 @@ def decode_ngrams(payload: memoryview, count: int) -> NDArray[np.int32]:
     if source.left:
         raise ArtifactError(f"artifact: an n-gram model has {count - source.left} numbers, its shape says {count}")
     return source.numbers
+
+
+def decode_tensor(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The numbers as a tensor.
+
+    Raises:
+        ArtifactError: a payload that the encoder does not write, or not one int32 row.
+    """
+    import torch
+
+    if dtype != torch.int32 or len(shape) != 1:
+        raise ArtifactError(f"artifact: an n-gram model is one int32 row, not {dtype} of {len(shape)} axes")
+    return torch.from_numpy(decode_ngrams(payload, shape[0]))
+
+
+def plain_numbers(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
+    """The numbers in plain bytes: what a general codec would be given."""
+    return tensor_bytes(decode_tensor(payload, shape, dtype)).tobytes()

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.compression.bytestreams import Bytes, decode_general, encode_general, entropy_bytes
+from tokenbound.compression.codecs.uniform import matrix_shape
 from tokenbound.compression.coder import COUNT_UNIT, Contexts, Ints, Pass, ReadingPass, Tokens, WritingPass
 from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
 from tokenbound.compression.integers import encode_vector, vector_parts
-from tokenbound.compression.methods.uniform import matrix_shape
 
 if TYPE_CHECKING:
     import torch

@@ -12,11 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tokenbound.compression import ngrams
+from tokenbound.compression import ngram_codec
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
+from tokenbound.compression.codecs import NGRAMS
 from tokenbound.compression.container import ArtifactError
-from tokenbound.compression.methods import NGRAMS
-from tokenbound.compression.ngrams import (
+from tokenbound.compression.ngram_codec import (
     Candidates,
     NgramTree,
     TensorSource,
@@ -163,9 +163,7 @@ def test_candidates_come_in_order_whatever_the_parts(counts: list[int], data: st
         lambda rows, places: (places, rows),
     )
     expected = [(row, place) for row, n in enumerate(counts) for place in range(first[row], first[row] + n)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngrams, "_MAX_BLOCK", 3)
-        parts = list(every.parts(sizes))
+    parts = list(every.parts(sizes, lookup_rows=3))
     assert [len(owners) for owners, _, _ in parts] == sizes
     assert [pair for owners, places, _ in parts for pair in zip(owners, places, strict=True)] == expected
 
@@ -173,7 +171,7 @@ def test_candidates_come_in_order_whatever_the_parts(counts: list[int], data: st
 def test_blocks_do_not_change_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     found = fitted()
     numbers, small = tree_numbers(found), []
-    monkeypatch.setattr(ngrams, "_sizes", lambda count: small.append(count) or iter([1] * count))
+    monkeypatch.setattr(ngram_codec, "_sizes", lambda count: small.append(count) or iter([1] * count))
     assert np.array_equal(decode_ngrams(memoryview(encode_ngrams(numbers)), len(numbers)), numbers)
     assert small
     again = read_tree(TensorSource(numbers))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenbound.compression.coder import Ints
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
 from tokenbound.compression.integers import decode_vector, encode_matrix, encode_vector, matrix_parts, vector_parts
-from tokenbound.compression.tokens import MAX_BITS, Cut
+from tokenbound.compression.symbols import MAX_BITS, Cut
 
 if TYPE_CHECKING:
     import torch
@@ -141,10 +141,12 @@ def decode_tensor(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
     """The values of a wire form, in no more memory than the tensor and one byte for each element.
 
     Raises:
-        ArtifactError: the payload is not such a form.
+        ArtifactError: the payload is not such a form, or the dtype is no float.
     """
     import torch
 
+    if not dtype.is_floating_point:
+        raise ArtifactError(f"artifact: a quantized tensor cannot have dtype {dtype}")
     steps, coded = _read_form(payload, shape)
     tensor = torch.empty(_flat_shape(shape), dtype=dtype)
     for (rows, columns), part in _integer_parts(coded, shape, steps):
@@ -200,8 +202,9 @@ def _shrunk(integers: NDArray[np.signedinteger[Any]], shrink: int) -> Floats:
     return (scaled - np.sign(scaled) * shrink).astype(np.float32) if shrink else scaled.astype(np.float32)
 
 
-def plain_integers(grid: Grid) -> bytes:
+def plain_integers(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
     """The integers in the narrowest whole bytes: what a general codec would be given."""
+    grid = decode_grid(payload, shape)
     largest = max(int(grid.integers.max(initial=0)), -int(grid.integers.min(initial=0)))
     narrow = np.int8 if largest < 128 else np.int16 if largest < 32768 else np.int32
     return grid.integers.astype(narrow).tobytes()
