@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WithJsonSchema
 
-from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.evidence import Evidence, merge_evidence
+from tokenbound.bounds.lines import LINES, bound_named, find_bound
+from tokenbound.bounds.lines.base import Setting
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.identity import applied_protocol, fingerprint, protocol_bits
@@ -314,14 +316,26 @@ class Certificate(BaseModel):
             _require_equal(name, getattr(self, name), self.scoring_identity.get(name))
         for name in ("methods", "top_k", "delta", "trial", "unscorable", "declarations", "scoring_fingerprint"):
             _require_equal(name, getattr(self, name), self.claim_identity.get(name))
-        if DOCUMENT in self.methods and (self.protocol["context"] != "document" or self.earlier_fingerprints):
-            raise MismatchError("a document line where contexts cross documents, or the corpus has grown")
+        self._verify_methods()
         if self.declared_tokens is not None and self.earlier_fingerprints:
             raise MismatchError("a number of tokens declared beforehand, of a corpus that has grown")
         _require_equal("prior", self.prior, self.declarations.get("prior"))
         _require_equal("declared_tokens", self.declared_tokens, self.declarations.get("declared_tokens"))
         self._verify_sampling()
         _require_equal("random_guess_bits", self.random_guess_bits, math.log2(self.tokenizer_vocab_size))
+
+    def _verify_methods(self) -> None:
+        """Every bound is installed, could be used in this run, and is declared where it comes from a plugin."""
+        declared = self.declarations.get("plugins", {}).get(LINES.group, {})
+        setting = Setting(self.protocol["context"], self.sampling is not None, len(self.earlier_fingerprints))
+        for name in self.methods:
+            if find_bound(name) is None:
+                package = declared.get(name, "the package that provides it")
+                raise IncompleteError(f"the bound `{name}` is not installed here; install {package} to verify its line")
+            objection = bound_named(name).objection(setting)
+            if objection is not None:
+                raise MismatchError(f"method `{name}` {objection}")
+        _require_equal("plugins", sorted(declared), [name for name in sorted(self.methods) if LINES.origin(name)])
 
     def _verify_sampling(self) -> None:
         """What decided the draw was fixed before it: pilot and seed name the run, the ordinal of the draw the claim."""

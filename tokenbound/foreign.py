@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.bounds.claim import METHODS, Claim
+from tokenbound.bounds.claim import DEFAULT_METHODS, Claim
+from tokenbound.bounds.lines import bound_named, method_names
 from tokenbound.certificate import plain
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
@@ -38,7 +39,7 @@ def bound_losses(
         tokenizer_vocab_size: V_tok.
         code_length_bits: L(h), protocol included.
         delta: failure probability of all lines together.
-        method: `azuma`, `freedman`, `kl` or `all`.
+        method: `azuma`, `freedman`, `kl`, a bound that an installed package provides, or `all` of the first three.
         trial: ordinal of this claim among all tried on these tokens, from 1.
 
     Raises:
@@ -54,8 +55,7 @@ def bound_losses(
     >>> lines[0]["method"], lines[0]["empirical"] < lines[0]["value"] < lines[0]["random_guess"]
     ('azuma', True)
     """
-    if method != "all" and method not in METHODS:
-        raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
+    _require_method(method)
     ledger, columns = open_ledger(path, vocab_size)
     evidence = full_evidence(ledger, TOP_K)
     claim = Claim(
@@ -65,12 +65,23 @@ def bound_losses(
         delta=delta,
         num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
         top_k=TOP_K,
-        methods=METHODS if method == "all" else (method,),
+        methods=DEFAULT_METHODS if method == "all" else (method,),
         trial=trial,
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
     )
     return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim, evidence=evidence).lines]
+
+
+def _require_method(method: str) -> None:
+    """Refuse what is no bound, or needs more than losses token by token.
+
+    Raises:
+        InputError: the method is so.
+    """
+    known = [name for name in method_names() if bound_named(name).shares_pass]
+    if method not in (*known, "all"):
+        raise InputError(f"--method {method!r} must be one of {', '.join(known)} or all")
 
 
 def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:

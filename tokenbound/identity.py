@@ -11,7 +11,9 @@ from typing import Any
 
 from tokenbound.bounds.codes import protocol_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
+from tokenbound.bounds.lines import LINES
 from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, SampleConfig, WhatConfig, WindowsConfig
+from tokenbound.plugins import plugins_used
 from tokenbound.store.run import canonical_json, sha256_hex
 
 DEFAULT_PROTOCOL: dict[str, Any] = {
@@ -124,7 +126,8 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     if what.model.base is not None:
         found["base_is_independent"] = what.model.base_is_independent
         found["num_bases"] = what.model.num_bases
-    return found
+    plugins = plugins_used((LINES, what.bound.methods))
+    return {**found, **({"plugins": plugins} if plugins else {})}
 
 
 def claim_identity(
