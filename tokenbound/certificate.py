@@ -326,7 +326,10 @@ class Certificate(BaseModel):
 
     def _verify_methods(self) -> None:
         """Every bound is installed, could be used in this run, and is declared where it comes from a plugin."""
-        declared = self.declarations.get("plugins", {}).get(LINES.group, {})
+        plugins = self.declarations.get("plugins", {})
+        declared = plugins.get(LINES.group, {}) if isinstance(plugins, Mapping) else None
+        if not isinstance(declared, Mapping):
+            raise MismatchError("declarations.plugins must name packages as {group: {name: package}}")
         setting = Setting(self.protocol["context"], self.sampling is not None, len(self.earlier_fingerprints))
         for name in self.methods:
             if find_bound(name) is None:

@@ -257,15 +257,17 @@ def bound(
     vocab_size: Annotated[int, typer.Option(help="V: width of the logits.", min=2)],
     code_length_bits: Annotated[float, typer.Option(help="L(h): bits of the model's prefix-free code.", min=0)],
     delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
-    method: Annotated[str, typer.Option(help="azuma, freedman, kl or all.")] = "all",
+    method: Annotated[str, typer.Option(help="azuma, freedman, kl, all of these, or a plugin's bound.")] = "all",
     tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
     trial: Annotated[int, typer.Option(help="Ordinal of this claim among all tried on these tokens.", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
+    from tokenbound.bounds.lines import LINES
     from tokenbound.foreign import bound_losses
+    from tokenbound.plugins import plugins_used
     from tokenbound.report.terminal import LinesTable, notes
-    from tokenbound.report.words import TAKEN_ON_TRUST
+    from tokenbound.report.words import TAKEN_ON_TRUST, plugin_sentences
 
     lines = bound_losses(
         losses,
@@ -276,10 +278,11 @@ def bound(
         method=method,
         trial=trial,
     )
+    plugins = plugins_used((LINES, (line["method"] for line in lines)))
     if as_json:
-        _print_json({"bounds": lines})
+        _print_json({"bounds": lines, **({"plugins": plugins} if plugins else {})})
     else:
-        Console().print(LinesTable(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
+        Console().print(LinesTable(lines, delta), *notes(lines), *plugin_sentences(plugins), TAKEN_ON_TRUST, sep="\n")
 
 
 @app.command()

@@ -73,8 +73,8 @@ class Prepared:
     @property
     def num_documents(self) -> int | None:
         """Documents with a scored token, where the claim has a line for documents."""
-        columns = (column for name in self.config.what.bound.methods for column in bound_named(name).columns)
-        return self.plan.num_sequences if "document" in columns else None
+        counted = any(bound_named(name).counts_documents for name in self.config.what.bound.methods)
+        return self.plan.num_sequences if counted else None
 
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.claim import Line
@@ -67,7 +68,7 @@ def assumptions(certificate: Certificate) -> list[str]:
         *_base_sentences(certificate),
         *_arithmetic_sentences(certificate),
         *_line_sentences(certificate),
-        *_plugin_sentences(certificate),
+        *plugin_sentences(certificate.declarations.get("plugins", {})),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "This package's version, torch and the device are declared chosen without regard to the tokens.",
     ]
@@ -157,10 +158,9 @@ def _line_sentences(certificate: Certificate) -> list[str]:
     return [sentence for bound, line in found if bound is not None for sentence in bound.sentences(line)]
 
 
-def _plugin_sentences(certificate: Certificate) -> list[str]:
-    """Which installed packages took part."""
-    groups = certificate.declarations.get("plugins", {}).values()
-    names = [f"{name} ({package})" for group in groups for name, package in group.items()]
+def plugin_sentences(plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Which installed packages took part, by entry-point group and name."""
+    names = [f"{name} ({package})" for group in plugins.values() for name, package in group.items()]
     return [f"Provided by other packages, whose proofs and code count too: {', '.join(names)}."] if names else []
 
 

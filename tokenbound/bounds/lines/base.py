@@ -105,6 +105,8 @@ class Bound(ABC):
     """Whether it is evaluated in the pass over the losses that bounds share."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the losses that it cannot do without, besides `nll`."""
+    counts_documents: ClassVar[bool] = False
+    """Whether its claim needs `num_documents`, the number of documents with a scored token."""
     smooths_by_head: ClassVar[bool] = False
     """Whether it can smooth with the per-token alphas of a smoothing head."""
 

@@ -46,6 +46,7 @@ class DocumentBound(SeparateBound[Tuning, "DocumentSums"]):
     bounds_risk = False
     stands_alone = False
     columns = ("document",)
+    counts_documents = True
 
     def objection(self, setting: Setting) -> str | None:
         """Documents must be whole, all there, and of a number fixed beforehand."""
