@@ -78,7 +78,7 @@ def test_a_name_that_is_taken_is_refused_where_it_is_used(tmp_path: Path, monkey
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"no bound 'hope'; choose one of azuma, .*kl, or install"):
         registry().get("hope")
-    with pytest.raises(InputError, match=r"choose among azuma, document, freedman, kl$"):
+    with pytest.raises(InputError, match="choose among azuma, document, freedman, kl, or install"):
         require_method("relative")
     assert find_bound("hope") is None
     assert LINES.origin("azuma") is None

@@ -1,9 +1,10 @@
 """The mathematics: code lengths, bounds, the choice of tunings and their exact evaluation.
 
 NumPy and SciPy only; no I/O, no torch, no Ray. Reading order: `smoothing` (the loss and its interval), `codes` (what
-is paid), `theorems` (each bound as it is proved), then the reducer: `claim` (records), `evidence` (what shards say),
-`choice` (grid points), `exact` (sums over every loss), `sampling` (a sample for the whole), `certify` (printed
-lines), `relative` (models on a base), `document` (the baseline that counts documents).
+is paid), `theorems` (each bound as it is proved), `lines` (one class per bound: how it is tuned, coded, evaluated and
+printed; `lines/base` says how to add one). What they share is the reducer: `claim` (records), `evidence` (what shards
+say), `search` and `forecast_search` (grid points), `blocks` and `exact` (sums over every loss), `sampling` (a sample
+for the whole), `printing` and `certify` (printed lines), `curves` (what a report draws), and `reduction` (all of it).
 """
 
 from tokenbound.bounds.certify import certify

@@ -53,7 +53,7 @@ def automatic_bounds() -> tuple[Bound, ...]:
     >>> [bound.name for bound in automatic_bounds()]
     ['relative']
     """
-    return tuple(bound for bound in map(bound_named, LINES.built_in) if not bound.is_method)
+    return tuple(bound_named(name) for name, kind in LINES.built_in.items() if not kind.is_method)
 
 
 def method_names() -> tuple[str, ...]:
@@ -75,7 +75,8 @@ def require_method(name: str) -> str:
     >>> require_method("kl")
     'kl'
     """
-    known = name in LINES.built_in or name in LINES.names()
-    if not (known and bound_named(name).is_method):
-        raise InputError(f"there is no bound {name!r}; choose among {', '.join(method_names())}")
+    found = find_bound(name)
+    if found is None or not found.is_method:
+        known = ", ".join(method_names())
+        raise InputError(f"there is no bound {name!r}; choose among {known}, or install the package that provides it")
     return name
