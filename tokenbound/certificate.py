@@ -11,10 +11,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.codes import artifact_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.evidence import Evidence, merge_evidence
+from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound
+from tokenbound.bounds.lines.base import Setting
 from tokenbound.config import BoundConfig
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.identity import (
@@ -422,8 +424,7 @@ class Certificate(BaseModel):
         _require_same("claim_identity", self.claim_identity, claimed)
         _require_equal("claim_fingerprint", self.claim_fingerprint, fingerprint(claimed))
         grown = bool(self.earlier_fingerprints) or self.corpus.get("segments", 1) > 1
-        if DOCUMENT in self.methods and (self.protocol["context"] != "document" or grown):
-            raise MismatchError("a document line where contexts cross documents, or the corpus has grown")
+        self._verify_methods()
         if self.declared_tokens is not None and grown:
             raise MismatchError("a number of tokens declared beforehand, of a corpus that has grown")
         if not isinstance(self.scoring_identity["protocol"]["batch"], int):
@@ -480,6 +481,20 @@ class Certificate(BaseModel):
                 f"num_tokens: {self.num_tokens:,} cannot be predicted of the {ids:,} of corpus.tokens in "
                 f"{self.corpus['documents']:,} documents"
             )
+
+    def _verify_methods(self) -> None:
+        """Every bound is installed, could be used in this run, and is declared where it comes from a plugin."""
+        declared = self.declarations.get("plugins", {}).get(LINES.group, {})
+        times_grown = max(len(self.earlier_fingerprints), self.corpus.get("segments", 1) - 1)
+        setting = Setting(self.protocol["context"], self.sampling is not None, times_grown)
+        for name in self.methods:
+            if find_bound(name) is None:
+                package = declared.get(name, "the package that provides it")
+                raise IncompleteError(f"the bound `{name}` is not installed here; install {package} to verify its line")
+            objection = bound_named(name).objection(setting)
+            if objection is not None:
+                raise MismatchError(f"method `{name}` {objection}")
+        _require_equal("plugins", sorted(declared), [name for name in sorted(self.methods) if LINES.origin(name)])
 
     def _verify_sampling(self) -> None:
         """What decided the draw was fixed before it: pilot and seed name the run, the ordinal of the draw the claim."""
@@ -539,10 +554,11 @@ class Certificate(BaseModel):
             raise MismatchError(
                 "declarations.tokenizer_is: the certificate says 'counted', but the artifact holds no tokenizer"
             )
-        plugins = {
-            group: names for group, names in self.declarations.get("plugins", {}).items() if group == METHODS.group
-        }
-        _require_equal("declarations.plugins", plugins, plugins_of(parsed.settings))
+        plugins = self.declarations.get("plugins", {})
+        if unknown := plugins.keys() - {LINES.group, METHODS.group}:
+            raise MismatchError(f"declarations.plugins: there is no group {min(unknown)!r}")
+        encoded_by = {group: names for group, names in plugins.items() if group == METHODS.group}
+        _require_equal("declarations.plugins", encoded_by, plugins_of(parsed.settings))
         architecture = parsed.architecture
         _require_equal("head_alpha_min", self.head_alpha_min, alpha_min_of(architecture))
         _require_equal("model.architecture", self.model["architecture"], architecture.get("model_type"))
@@ -573,6 +589,7 @@ class Certificate(BaseModel):
         """
         expected, parts = self._planned_windows(), []
         documents: set[int] = set()
+        by_document = self.sampling is None and counts_documents(self.methods)
         seen = tokens = worst = largest = 0
         for shard in range(self.num_shards):
             losses = ledger.losses(shard)
@@ -584,7 +601,7 @@ class Certificate(BaseModel):
                 )
             if int(losses.window_lengths.min(initial=1)) < 1:
                 raise MismatchError(f"shard {shard} holds a window without a token")
-            if self.sampling is None and DOCUMENT in self.methods:
+            if by_document:
                 documents.update(losses.document.tolist())
             seen += len(ids)
             tokens += losses.num_tokens

@@ -271,7 +271,7 @@ def bound(
     vocab_size: Annotated[int, typer.Option(help="V: width of the logits.", min=2)],
     code_length_bits: Annotated[float, typer.Option(help="Bits of the model's prefix-free code.", min=0)],
     delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
-    method: Annotated[str, typer.Option(help="azuma, freedman, kl or all.")] = "all",
+    method: Annotated[str, typer.Option(help="azuma, freedman, kl, all of these, or a plugin's bound.")] = "all",
     tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
     trial: Annotated[int, typer.Option(help="Ordinal of this claim among all tried on these tokens.", min=1)] = 1,
     protocol: Annotated[
@@ -284,10 +284,12 @@ def bound(
     as_json: AsJson = False,
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
+    from tokenbound.bounds.lines import LINES
     from tokenbound.foreign import bound_losses, given_protocol
     from tokenbound.identity import protocol_bits
+    from tokenbound.plugins import plugins_used
     from tokenbound.report.terminal import LinesTable, notes
-    from tokenbound.report.words import TAKEN_ON_TRUST
+    from tokenbound.report.words import TAKEN_ON_TRUST, plugin_sentences
 
     applied = None if protocol is None else given_protocol(protocol)
     lines = bound_losses(
@@ -301,10 +303,12 @@ def bound(
         protocol=applied,
     )
     paid = None if applied is None else protocol_bits(applied)
+    plugins = plugins_used((LINES, (line["method"] for line in lines)))
     if as_json:
-        _print_json({"bounds": lines, "protocol": applied, "protocol_bits": paid})
+        found = {"bounds": lines, "protocol": applied, "protocol_bits": paid}
+        _print_json({**found, **({"plugins": plugins} if plugins else {})})
         return
-    console().print(LinesTable(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
+    console().print(LinesTable(lines, delta), *notes(lines), *plugin_sentences(plugins), TAKEN_ON_TRUST, sep="\n")
     console().print(
         "No protocol was paid for beyond --code-length-bits; give --protocol if those bits are of the model alone."
         if paid is None

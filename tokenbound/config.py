@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tokenbound.bounds.claim import DEFAULT_METHODS
+from tokenbound.bounds.lines import bound_named, require_method
+from tokenbound.bounds.lines.base import Setting
 from tokenbound.compression.methods import METHODS, CompressionMethod, built_in_methods
 from tokenbound.compression.settings import CompressSettings, LosslessSettings
 from tokenbound.errors import InputError
@@ -287,9 +290,10 @@ class BoundConfig(_Section):
     """Ordinal of this configuration among all tried on these tokens; each pays for those before it. `auto` counts in
     the register of draws, `draws/` beside the prepared corpora (`how.cache`). A number below the register's is
     refused; give one where configurations were tried that the register does not know of."""
-    methods: tuple[Literal["freedman", "azuma", "kl", "document"], ...] = ("freedman", "azuma", "kl")
+    methods: tuple[Annotated[str, AfterValidator(require_method)], ...] = DEFAULT_METHODS
     """Which bounds to print; each line pays for standing beside the others. `document` is the older baseline that takes
-    documents for independent draws; it bounds another risk and is never the bound quoted."""
+    documents for independent draws; it bounds another risk and is never the bound quoted. Installed packages may
+    provide more."""
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100)
     """Top-k errors that `kl` bounds."""
     declared_tokens: int | None = Field(default=None, ge=1)
@@ -312,8 +316,8 @@ class BoundConfig(_Section):
             raise ValueError("prior `holdout` needs `holdout_declaration`: say what these tokens were not used for")
         if len(set(self.methods)) != len(self.methods) or not self.methods:
             raise ValueError("`methods` must name at least one method, each once")
-        if self.methods == ("document",):
-            raise ValueError("method `document` is a baseline; name another method beside it")
+        if not any(bound_named(name).stands_alone for name in self.methods):
+            raise ValueError(f"method `{self.methods[0]}` is a baseline; name another method beside it")
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError("`top_k` must not repeat a value")
         return self
@@ -330,7 +334,7 @@ class WhatConfig(_Section):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> Self:
-        errors_only = not {"freedman", "azuma"} & set(self.bound.methods) and self.model.base is None
+        errors_only = self.model.base is None and not any(bound_named(name).bounds_risk for name in self.bound.methods)
         if self.sample.until_slack_bits is not None and errors_only:
             raise ValueError("`sample.until_slack_bits` needs a loss line; add freedman or azuma to `bound.methods`")
         method = self.model.compress
@@ -340,9 +344,20 @@ class WhatConfig(_Section):
                 "tokens; encode the checkpoint first with `tokenbound compress --config` on other tokens, and name the "
                 "artifact"
             )
-        if "document" in self.bound.methods and not (self.windows.context == "document" and self.sample.is_full):
-            raise ValueError("method `document` needs `windows.context: document` and every window scored")
+        objection = self.objection()
+        if objection is not None:
+            raise ValueError(f"method {objection}")
         return self
+
+    def objection(self, times_grown: int = 0) -> str | None:
+        """The first method of `bound.methods` that cannot be used and the reason; None where all can.
+
+        Args:
+            times_grown: how often the corpus has grown.
+        """
+        setting = Setting(self.windows.context, sampled=not self.sample.is_full, times_grown=times_grown)
+        found = [(name, bound_named(name).objection(setting)) for name in self.bound.methods]
+        return next((f"`{name}` {reason}" for name, reason in found if reason is not None), None)
 
 
 class HowConfig(_Section):

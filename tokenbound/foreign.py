@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.bounds.claim import METHODS, Claim
+from tokenbound.bounds.claim import DEFAULT_METHODS, Claim
+from tokenbound.bounds.lines import bound_named, method_names
 from tokenbound.certificate import plain
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.identity import DEFAULT_PROTOCOL, protocol_bits
@@ -42,7 +43,7 @@ def bound_losses(
         tokenizer_vocab_size: V_tok.
         code_length_bits: L(h); of the model alone where the protocol is given, else with the protocol's bits.
         delta: failure probability of all lines together.
-        method: `azuma`, `freedman`, `kl` or `all`.
+        method: `azuma`, `freedman`, `kl`, a bound that an installed package provides, or `all` of the first three.
         trial: ordinal of this claim among all tried on these tokens, from 1.
         protocol: how the model was applied (:func:`given_protocol`); the bits of its code are added.
 
@@ -59,8 +60,7 @@ def bound_losses(
     >>> lines[0]["method"], lines[0]["empirical"] < lines[0]["value"] < lines[0]["random_guess"]
     ('azuma', True)
     """
-    if method != "all" and method not in METHODS:
-        raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
+    _require_method(method)
     applied = 0 if protocol is None else protocol_bits(dict(protocol))
     ledger, columns = open_ledger(path, vocab_size)
     evidence = full_evidence(ledger, TOP_K)
@@ -71,7 +71,7 @@ def bound_losses(
         delta=delta,
         num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
         top_k=TOP_K,
-        methods=METHODS if method == "all" else (method,),
+        methods=DEFAULT_METHODS if method == "all" else (method,),
         trial=trial,
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
@@ -114,6 +114,17 @@ def given_protocol(text: str) -> dict[str, Any]:
             raise InputError(f"--protocol: {name} is {value!r}; give a value such as {json.dumps(default)}")
     # Windows do not overlap unless a stride is given.
     return {**DEFAULT_PROTOCOL, "stride": changes.get("length", DEFAULT_PROTOCOL["stride"]), **changes}
+
+
+def _require_method(method: str) -> None:
+    """Refuse what is no bound, or needs more than losses token by token.
+
+    Raises:
+        InputError: the method is so.
+    """
+    known = [name for name in method_names() if bound_named(name).shares_pass]
+    if method not in (*known, "all"):
+        raise InputError(f"--method {method!r} must be one of {', '.join(known)} or all")
 
 
 def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:

@@ -24,7 +24,7 @@ from tokenbound.bounds import (
     relative_sums,
 )
 from tokenbound.bounds.coded import require_coded
-from tokenbound.bounds.relative import base_claim
+from tokenbound.bounds.relative_search import base_claim
 from tokenbound.errors import InputError, MismatchError
 
 V, SIZE = 300, 4000

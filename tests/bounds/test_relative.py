@@ -32,7 +32,8 @@ from tokenbound.bounds import (
 from tokenbound.bounds.codes import freedman_tune_bits, relative_tune_bits
 from tokenbound.bounds.constants import RELATIVE_ROWS, RELATIVE_ROWS_PER_SHARD
 from tokenbound.bounds.exact import highest_value
-from tokenbound.bounds.relative import base_claim, excess_claim, relative_path
+from tokenbound.bounds.lines.relative import relative_path
+from tokenbound.bounds.relative_search import base_claim, excess_claim
 from tokenbound.errors import InputError, MismatchError
 
 V, SIZE = 300, 12_000

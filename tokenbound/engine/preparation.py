@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.bounds.claim import DOCUMENT
+from tokenbound.bounds.lines import counts_documents
 from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
@@ -92,7 +92,7 @@ class Prepared:
     @property
     def num_documents(self) -> int | None:
         """Documents with a scored token, where the claim has a line for documents."""
-        return self.plan.num_sequences if DOCUMENT in self.config.what.bound.methods else None
+        return self.plan.num_sequences if counts_documents(self.config.what.bound.methods) else None
 
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""
@@ -251,11 +251,9 @@ def check_growth(what: WhatConfig, times: int) -> None:
     """
     if times == 0:
         return
-    if DOCUMENT in what.bound.methods:
-        raise InputError(
-            f"what.bound.methods: `document` takes the number of documents for fixed; the corpus grew {times} times; "
-            "leave it out"
-        )
+    objection = what.objection(times_grown=times)
+    if objection is not None:
+        raise InputError(f"what.bound.methods: {objection}")
     if what.bound.declared_tokens is not None:
         raise InputError(
             f"what.bound.declared_tokens: the corpus grew {times} times, so its size was not fixed beforehand; leave "

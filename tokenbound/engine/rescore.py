@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.bounds.claim import DOCUMENT
+from tokenbound.bounds.lines import counts_documents
 from tokenbound.certificate import Certificate
 from tokenbound.config import RunConfig
 from tokenbound.corpus.prepare import prepare_corpus
@@ -277,7 +277,7 @@ def _corpus_section(
         plan,
         context=config.what.windows.context,
         skipped=corpus.skipped,
-        num_documents=plan.num_sequences if DOCUMENT in certificate.methods else None,
+        num_documents=plan.num_sequences if counts_documents(certificate.methods) else None,
     )
 
 

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tokenbound.bounds.claim import Line
+from tokenbound.bounds.lines import find_bound
+from tokenbound.bounds.lines.base import plain_row_name
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.store.uri import base_name
 
@@ -171,8 +174,9 @@ def assumptions(certificate: Certificate) -> list[str]:
         *_base_sentences(certificate),
         *_weights_sentences(certificate),
         *_arithmetic_sentences(certificate),
-        *_document_sentences(certificate),
         *corpus_sentences(certificate.corpus),
+        *_line_sentences(certificate),
+        *plugin_sentences(certificate.declarations.get("plugins", {})),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
         "The versions of this package, torch, transformers and NumPy, the device, compilation and the number of "
         "threads are declared chosen without regard to the tokens.",
@@ -309,25 +313,17 @@ def _prior_sentence(certificate: Certificate) -> str:
 
 
 def _base_sentences(certificate: Certificate) -> list[str]:
-    """Of a delta: what its base rests on, and how the relative line splits."""
-    line = next((line for line in certificate.bounds if line["method"] == "relative"), None)
-    if line is None:
+    """Of a delta: what its base rests on."""
+    tried = certificate.declarations.get("num_bases", 0)
+    if not tried:
         return []
-    declared, tried = certificate.declarations.get("base_is_independent"), certificate.declarations.get("num_bases", 1)
+    declared = certificate.declarations.get("base_is_independent")
     picked = f" It was picked among {tried:,} bases, which is paid for." if tried > 1 else ""
     digest = str((certificate.scoring_identity.get("base") or {}).get("sha256"))[:16]
-    found = [
+    return [
         f"The artifact is a delta on the base {certificate.model.get('base')} (tensors {digest}), which is declared "
         f"independent of these tokens: {declared!r}. If that is false, the bound is void.{picked}"
     ]
-    if certificate.sampling is None:
-        terms = line["terms"]
-        found.append(
-            f"The relative line adds two bounds: the base's own risk is at most {format_bound(terms['base_bound'], 4)} "
-            f"bits per token, and the fine-tune's excess over it at most {format_bound(terms['excess'], 4)} "
-            f"(measured {terms['excess_empirical']:.4f}, negative is better than the base)."
-        )
-    return found
 
 
 def _weights_sentences(certificate: Certificate) -> list[str]:
@@ -351,15 +347,17 @@ def _arithmetic_sentences(certificate: Certificate) -> list[str]:
     return [f"The model is quantized. It was scored by {arithmetic}, in {dtype}; other kernels may give other losses."]
 
 
-def _document_sentences(certificate: Certificate) -> list[str]:
-    documents = certificate.corpus.get("scored_documents")
-    if documents is None:
-        return []
-    return [
-        f"The line document bounds another risk, the expected mean loss of a fresh document: it takes the "
-        f"{documents:,} documents for independent draws whose number was fixed beforehand, each weighing the same. It "
-        "is a baseline, never the bound quoted; with few documents it says nothing."
-    ]
+def _line_sentences(certificate: Certificate) -> list[str]:
+    """What the bounds themselves have to say of their lines."""
+    lines = [Line.from_dict(row) for row in certificate.bounds]
+    found = [(find_bound(line.method), line) for line in lines if line.value is not None]
+    return [sentence for bound, line in found if bound is not None for sentence in bound.sentences(line)]
+
+
+def plugin_sentences(plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Which installed packages took part, by entry-point group and name."""
+    names = [f"{name} ({package})" for group in plugins.values() for name, package in group.items()]
+    return [f"Provided by other packages, whose proofs and code count too: {', '.join(names)}."] if names else []
 
 
 RULE_WORDS = {
@@ -421,10 +419,6 @@ def _tokenizer_sentence(certificate: Certificate) -> str:
     )
 
 
-ALPHA_WORDS = {"column": ", head", "constant": ", fixed alpha", "entropy": ", alpha(H)"}
-"""Behind the method of a line, where a certificate has several of it."""
-
-
 def source_name(source: str) -> str:
     """Where a model came from, in a word; of a checkpoint that `reevaluate` encoded and kept, the checkpoint's name.
 
@@ -434,16 +428,11 @@ def source_name(source: str) -> str:
     return re.sub(r"-[0-9a-f]{16}\.tokenbound$", "", base_name(source)) or source
 
 
-def line_name(line: dict[str, Any]) -> str:
-    """Method and k of a line, and where its smoothing comes from if a smoothing head gives others to compare with."""
-    if line["top_k"] is not None:
-        return f"top-{line['top_k']} error"
-    return f"{line['method']}{ALPHA_WORDS.get(line['parameters'].get('alpha_from'), '')}"
-
-
-def is_companion(line: dict[str, Any]) -> bool:
-    """Whether a line says where its smoothing comes from, beside those that took the best of the package's grid."""
-    return line["parameters"].get("alpha_from") in ALPHA_WORDS
+def line_name(row: Line | dict[str, Any]) -> str:
+    """What tables and plots call a line."""
+    line = row if isinstance(row, Line) else Line.from_dict(row)
+    bound = find_bound(line.method)
+    return plain_row_name(line) if bound is None else bound.row_name(line)
 
 
 def duration(seconds: float) -> str:
