@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from forgery_support import Forger, improved_ranks
 
-from tokenbound.certificate import verify_beside
+from tokenbound.certificate import verified_ledger, verify_beside
 from tokenbound.config import RunConfig, load_config
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import MismatchError
@@ -324,7 +324,7 @@ def test_records_are_read_once(forger: Runs, monkeypatch: pytest.MonkeyPatch) ->
     """A record that changes between two reads cannot vouch for other losses than were compared."""
     forged = forger("full")
     certificate, run, _ = verify_beside(forged.path)
-    ledger = certificate.verified_ledger(run)
+    ledger = verified_ledger(certificate, run)
     forged.map_losses(lambda losses: {"nll": losses.nll * np.float32(0.9)})
     forged._seal_losses()
     records = [RunDirectory(run).record(shard) for shard in range(certificate.num_shards)]
