@@ -265,10 +265,10 @@ REFUSED_BY_RESCORING: dict[str, tuple[str, Callable[[Forger], None], str]] = {
     "base-name": ("delta", fields(model__base="other/base"), "model.base"),
     "documents": ("sampled", fields(corpus__documents=13), "corpus.documents"),
     "files": ("full", fields(corpus__files=13), "corpus.files"),
-    "growth": ("full", shard_of_another_run, "segments|earlier_fingerprints"),
+    "growth": ("delta", shard_of_another_run, "segments|earlier_fingerprints"),
     "tokens-of-a-sample": (
         "sampled",
-        fields(num_tokens=lambda n: n + 200, corpus__tokens=lambda n: n + 200, corpus__text_bytes=lambda n: n + 200),
+        fields(num_tokens=lambda n: n + 50, corpus__tokens=lambda n: n + 50, corpus__text_bytes=lambda n: n + 50),
         "num_tokens: the certificate says",
     ),
     "tokenizer-size": ("full", fields(tokenizer_vocab_size=256), "tokenizer_vocab_size"),
