@@ -324,32 +324,6 @@ class Certificate(BaseModel):
         )
         return ledger if self.sampling is None else ledger.first_windows(self.sampling.scored_windows)
 
-    def verified_ledger(self, uri: str) -> RunLedger:
-        """The same, whose commit records are read once and are those of this certificate.
-
-        Losses read through it have the digests of these records, so they are the losses that were verified even if the
-        run directory changes meanwhile.
-
-        Args:
-            uri: the run directory.
-
-        Raises:
-            IncompleteError: a shard is not committed.
-            MismatchError: the committed losses are not those of the certificate.
-
-        >>> from tokenbound.demo import demo_certificate
-        >>> demo_certificate().verified_ledger("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        tokenbound.errors.IncompleteError: nowhere: shard 0 is not committed
-        """
-        ledger = self.ledger(uri)
-        records = tuple(ledger.record(shard) for shard in range(self.num_shards))
-        _require_equal("losses_sha256", self.losses_sha256, losses_sha256(records))
-        if self.selection is not None:
-            scored_by = scoring_environments(records)
-            _require_equal("environment.scored_by", self.environment.get("scored_by"), scored_by)
-        return replace(ledger, records=records)
-
     def extends(self, other: Certificate) -> bool:
         """Whether this is the same claim as an earlier one, on a corpus that has grown since.
 
@@ -384,7 +358,7 @@ class Certificate(BaseModel):
         """
         self._verify_identities()
         self._verify_artifact(artifact if isinstance(artifact, bytes) else _read(str(artifact)))
-        ledger = self.verified_ledger(_run_folder(str(losses)))
+        ledger = verified_ledger(self, _run_folder(str(losses)))
         assert ledger.records is not None
         self._verify_growth(ledger.records)
         shapes = [(record.batch, record.windows) for record in ledger.records]
@@ -628,33 +602,12 @@ class Certificate(BaseModel):
         limit = self.sampling.max_window_tokens
         if largest > limit:
             raise MismatchError(f"a window has {largest} tokens, more than max_window_tokens {limit}")
-        lowest, highest = self.possible_tokens()
+        lowest, highest = possible_tokens(self)
         if not lowest <= self.num_tokens <= highest:
             raise MismatchError(
                 f"num_tokens: the certificate says {self.num_tokens:,}, but {self.num_windows:,} windows of at most "
                 f"{limit:,} tokens, of which {scored:,} were seen, hold {lowest:,} to {highest:,}"
             )
-
-    def possible_tokens(self) -> tuple[int, int]:
-        """How few and how many tokens the windows of the corpus can hold, as far as it shows without the corpus.
-
-        >>> from tokenbound.demo import demo_certificate
-        >>> low, high = demo_certificate().possible_tokens()
-        >>> low <= demo_certificate().num_tokens <= high, high - low
-        (True, 511)
-        """
-        if self.sampling is None:
-            return self.num_tokens, self.num_tokens
-        sample, protocol = self.sampling, self.protocol
-        left = sample.num_windows - sample.scored_windows
-        lowest, highest = self.num_scored_tokens + left, self.num_scored_tokens + left * sample.max_window_tokens
-        if protocol["context"] == "packed" and self.corpus.get("segments") == 1:
-            # One stream: every window but the last is full.
-            full = max(0, sample.num_windows - 2) * protocol["stride"]
-            first = protocol["length"] if sample.num_windows > 1 else 0
-            step = protocol["stride"] if sample.num_windows > 1 else protocol["length"]
-            lowest, highest = max(lowest, first + full + 1), min(highest, first + full + step)
-        return lowest, highest
 
     def _planned_windows(self) -> Any:
         import numpy as np
@@ -672,6 +625,59 @@ class Certificate(BaseModel):
             seed=self.sampling.seed,
             first=self.sampling.scored_windows,
         )
+
+
+def verified_ledger(certificate: Certificate, uri: str) -> RunLedger:
+    """The losses of a certificate whose commit records are read once, and are its own.
+
+    Losses read through it have the digests of these records, so they are the losses that were verified even if the
+    run directory changes meanwhile.
+
+    Args:
+        certificate: whose.
+        uri: the run directory.
+
+    Raises:
+        IncompleteError: a shard is not committed.
+        MismatchError: the committed losses are not those of the certificate.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> verified_ledger(demo_certificate(), "nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    tokenbound.errors.IncompleteError: nowhere: shard 0 is not committed
+    """
+    ledger = certificate.ledger(uri)
+    records = tuple(ledger.record(shard) for shard in range(certificate.num_shards))
+    _require_equal("losses_sha256", certificate.losses_sha256, losses_sha256(records))
+    if certificate.selection is not None:
+        scored_by = scoring_environments(records)
+        _require_equal("environment.scored_by", certificate.environment.get("scored_by"), scored_by)
+    return replace(ledger, records=records)
+
+
+def possible_tokens(certificate: Certificate) -> tuple[int, int]:
+    """How few and how many tokens the windows of the corpus can hold, as far as it shows without the corpus.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> low, high = possible_tokens(demo_certificate())
+    >>> low <= demo_certificate().num_tokens <= high, high - low
+    (True, 511)
+    """
+    if certificate.sampling is None:
+        return certificate.num_tokens, certificate.num_tokens
+    sample, protocol = certificate.sampling, certificate.protocol
+    left = sample.num_windows - sample.scored_windows
+    lowest, highest = (
+        certificate.num_scored_tokens + left,
+        certificate.num_scored_tokens + left * sample.max_window_tokens,
+    )
+    if protocol["context"] == "packed" and certificate.corpus.get("segments") == 1:
+        # One stream: every window but the last is full.
+        full = max(0, sample.num_windows - 2) * protocol["stride"]
+        first = protocol["length"] if sample.num_windows > 1 else 0
+        step = protocol["stride"] if sample.num_windows > 1 else protocol["length"]
+        lowest, highest = max(lowest, first + full + 1), min(highest, first + full + step)
+    return lowest, highest
 
 
 def code_split(artifact_bytes: int, protocol: dict[str, Any]) -> dict[str, float]:

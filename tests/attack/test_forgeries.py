@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from forgery_support import Forger, improved_ranks
 
-from tokenbound.certificate import verify_beside
+from tokenbound.certificate import verified_ledger, verify_beside
 from tokenbound.config import RunConfig, load_config
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import MismatchError
@@ -275,10 +275,10 @@ REFUSED_BY_RESCORING: dict[str, tuple[str, Callable[[Forger], None], str]] = {
     "base-name": ("delta", fields(model__base="other/base"), "model.base"),
     "documents": ("sampled", fields(corpus__documents=13), "corpus.documents"),
     "files": ("full", fields(corpus__files=13), "corpus.files"),
-    "growth": ("full", shard_of_another_run, "segments|earlier_fingerprints"),
+    "growth": ("delta", shard_of_another_run, "segments|earlier_fingerprints"),
     "tokens-of-a-sample": (
         "sampled",
-        fields(num_tokens=lambda n: n + 200, corpus__tokens=lambda n: n + 200, corpus__text_bytes=lambda n: n + 200),
+        fields(num_tokens=lambda n: n + 50, corpus__tokens=lambda n: n + 50, corpus__text_bytes=lambda n: n + 50),
         "num_tokens: the certificate says",
     ),
     "tokenizer-size": ("full", fields(tokenizer_vocab_size=256), "tokenizer_vocab_size"),
@@ -334,7 +334,7 @@ def test_records_are_read_once(forger: Runs, monkeypatch: pytest.MonkeyPatch) ->
     """A record that changes between two reads cannot vouch for other losses than were compared."""
     forged = forger("full")
     certificate, run, _ = verify_beside(forged.path)
-    ledger = certificate.verified_ledger(run)
+    ledger = verified_ledger(certificate, run)
     forged.map_losses(lambda losses: {"nll": losses.nll * np.float32(0.9)})
     forged._seal_losses()
     records = [RunDirectory(run).record(shard) for shard in range(certificate.num_shards)]

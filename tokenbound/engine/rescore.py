@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.bounds.lines import counts_documents
-from tokenbound.certificate import Certificate
+from tokenbound.certificate import Certificate, verified_ledger
 from tokenbound.config import RunConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
@@ -142,7 +142,7 @@ def rescore(
     """
     if sha256_hex(artifact) != certificate.artifact_sha256:
         raise MismatchError("artifact_sha256: this artifact is not the certificate's")
-    ledger = certificate.verified_ledger(losses)
+    ledger = verified_ledger(certificate, losses)
     base = base or config.what.model.base
     if base is None and "base" in certificate.scoring_identity:
         raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")

@@ -84,7 +84,9 @@ def _unread(certificate: Certificate, rescored: Rescored | None) -> list[str]:
         "model.source: where the model came from (use --rescore)",
     ]
     if certificate.sampling is not None:
-        low, high = certificate.possible_tokens()
+        from tokenbound.certificate import possible_tokens
+
+        low, high = possible_tokens(certificate)
         found.append(
             f"num_tokens, num_windows, max_window_tokens: the size of the corpus; its windows could hold {low:,} to "
             f"{high:,} tokens (use --rescore)"
