@@ -75,6 +75,12 @@ _UNCHANGED = (
     "save it as plain LoRA with peft (`model.save_pretrained(OUT, path_initial_model_for_weight_conversion=...)`), or "
     f"{MERGE}"
 )
+_CURES = {
+    "alora_invocation_tokens": (
+        "an activated LoRA works only behind its invocation tokens and cannot be merged; give a plain LoRA adapter"
+    )
+}
+"""For keys that merging does not help."""
 _TASKS = (None, "", "CAUSAL_LM")
 _BIASES = ("none", "all", "lora_only")
 
@@ -174,7 +180,7 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
         raise _refusal("peft_type", kind, MERGE)
     for key in sorted(given):
         if key not in UNDERSTOOD and key not in HARMLESS:
-            raise _refusal(key, given[key], MERGE)
+            raise _refusal(key, given[key], _CURES.get(key, MERGE))
     if given.get("task_type") not in _TASKS:
         raise _refusal("task_type", given["task_type"], "give an adapter of a causal language model (CAUSAL_LM)")
     _require_plain_init(given.get("init_lora_weights"))
