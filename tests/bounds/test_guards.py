@@ -432,3 +432,14 @@ def test_forecasts_are_clipped_to_the_interval_of_their_own_token(
         mean = mpmath.fsum(exact) / nll.size
     assert plain.mean(0, "value") == pytest.approx(float(mean), abs=1e-11)
     assert reference == pytest.approx(float(mean) + math.log(2) / (tuning.lam * nll.size), abs=1e-11)
+
+
+def test_the_parts_of_an_error_line_are_the_transform_and_its_price() -> None:
+    """`variance` is what the transform costs at kappa = 0; the rest of the gap is what kappa costs."""
+    for tuning, line in lines_of(claimed(code=2.0, methods=("kl", "azuma", "document"), top_k=(1, 5))):
+        if tuning.method == "kl" and line.value < 1:
+            with mpmath.workdps(50):
+                error, lam = mp(line.empirical), mp(line.parameters["lambda"])
+                free = (1 - mpmath.exp(-lam * error)) / (1 - mpmath.exp(-lam)) - error
+                assert abs(line.terms["variance"] - free) < mp("1e-12")
+                assert abs(line.terms["complexity"] - (line.value - error - free)) < mp("2e-9")

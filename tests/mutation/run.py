@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.skip_listed:
         mutants = [mutant for mutant in mutants if mutant.name not in equivalents()]
     known = {} if options.fresh else load_progress(options.progress)
+    if options.survivors:
+        mutants = [m for m in mutants if m.name in known and known[m.name].outcome == "survived"]
     todo = [mutant for mutant in mutants if not _is_done(known.get(mutant.name), mutant.module)]
     print(f"{len(mutants)} mutants, {len(todo)} to run", flush=True)
     for outcome in run_mutants(todo, known, options.jobs):
@@ -137,6 +139,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--match", default="", help="only mutants whose name contains this text")
     parser.add_argument("--skip-listed", action="store_true", help=f"leave out what {EQUIVALENT.name} lists")
     parser.add_argument("--skip-tightness", action="store_true", help="leave out modules that only choose")
+    parser.add_argument("--survivors", action="store_true", help="only what survived when it was run last")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--fresh", action="store_true", help="run again what was run before")
     parser.add_argument("--report", action="store_true", help="write results.md and stop")
@@ -458,21 +461,24 @@ def _be_quiet(*, errors_too: bool = False) -> None:
 def report() -> str:
     """Markdown with date, machine and numbers of what was run, per module, and the survivors."""
     known, listed = load_progress(PROGRESS), equivalents()
-    rows, open_names, harmless = [], [], []
+    rows, open_names, harmless, again = [], [], [], []
     totals: Counter[str] = Counter()
     for module in TESTS:
         mutants = mutants_of(module, text_of(module))
         digest = _digest([source_of(module)])
         outcomes = [known[m.name] for m in mutants if m.name in known and known[m.name].source == digest]
         survived = [o for o in outcomes if o.outcome == "survived"]
-        unlisted = [o for o in survived if o.name not in listed]
+        stale = [o for o in survived if o.name not in listed and o.tests != _digest(tests_of(module))]
+        unlisted = [o for o in survived if o.name not in listed and o not in stale]
+        again.extend(stale)
         (harmless if module in TIGHTNESS_ONLY else open_names).extend(unlisted)
         counts = {
             "mutants": len(mutants),
             "run": len(outcomes),
             "killed": sum(o.outcome == "killed" for o in outcomes),
             "timeout": sum(o.outcome == "timeout" for o in outcomes),
-            "listed": len(survived) - len(unlisted),
+            "listed": len(survived) - len(unlisted) - len(stale),
+            "again": len(stale),
             "open": len(unlisted),
             "seconds": round(sum(o.seconds for o in outcomes)),
         }
@@ -484,6 +490,7 @@ def report() -> str:
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         rows="\n".join(rows),
         open="\n".join(f"* `{o.module}`: `{o.name}`" for o in open_names) or "None.",
+        again="\n".join(f"* `{o.module}`: `{o.name}`" for o in again) or "None.",
         harmless="\n".join(f"* `{o.module}`: `{o.name}`" for o in harmless) or "None.",
     )
 
@@ -494,15 +501,19 @@ Written by `python tests/mutation/run.py --report` on {date} ({machine}).
 
 Each mutant is one change of the source: an arithmetic operator or a comparison exchanged, a term dropped, a constant
 moved, min for max, a condition negated, a check removed. `listed` are the survivors of `equivalent.yaml`, each with its
-reason; `open` are the others.
+reason; `to run again` those whose tests have changed since; `open` are the others.
 
-| module | mutants | run | killed | timeout | survived, listed | survived, open | seconds |
-|---|---|---|---|---|---|---|---|
+| module | mutants | run | killed | timeout | survived, listed | to run again | survived, open | seconds |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 
 ## Open survivors
 
 {open}
+
+## To run again
+
+{again}
 
 ## Survivors where only tightness is at stake
 
