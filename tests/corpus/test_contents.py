@@ -146,7 +146,7 @@ def test_binaries_are_refused_with_the_cure(tmp_path, kind, source):
 def test_an_archive_of_lines_in_a_folder_is_refused_not_left_out(tmp_path, kind):
     (tmp_path / "a.jsonl").write_bytes(content("jsonl"))
     (tmp_path / f"b.jsonl.{kind}").write_bytes(BINARIES[kind][0])
-    with pytest.raises(InputError, match="archive.*extract it"):
+    with pytest.raises(InputError, match=r"archive.*extract it"):
         documents(config("jsonl", tmp_path))
 
 
