@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenbound import cli
-from tokenbound.engine import graph, scoring
+from tokenbound.engine.evaluate import graph
+from tokenbound.engine.evaluate import stages as scoring
 
 HOLD = "TOKENBOUND_TEST_HOLD"
 """Variable of the nodes' environment: a file; while it is there, no shard leaves its replica."""

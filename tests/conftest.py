@@ -21,7 +21,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": SECRET, "
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray session for all tests."""
-    from tokenbound.engine import cluster
+    from tokenbound.engine.cluster import session as cluster
 
     with cluster.ray_session():
         yield

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.certificate import Certificate, code_split, derived_fields
+from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.identity import applied_protocol, fingerprint
+from tokenbound.certificate.record import Certificate
+from tokenbound.certificate.reduce import reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.corpus.windows import hashed_order
-from tokenbound.identity import applied_protocol, fingerprint
-from tokenbound.ledger import reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.store.losses import Losses, to_parquet
 from tokenbound.store.run import CommitRecord, RunDirectory, canonical_json, losses_sha256, sha256_hex
 

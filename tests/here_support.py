@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from tokenbound.engine.scoring import ScoreShard
+from tokenbound.engine.evaluate.stages import ScoreShard
 
 
 def sent(thing: Any) -> Any:
@@ -52,7 +52,7 @@ def _patched() -> Iterator[pytest.MonkeyPatch]:
 @contextmanager
 def scoring_here(scorer: Callable[[Any], Any] = ScoreShard) -> Iterator[None]:
     """`evaluate` reads, scores and commits shards one after the other."""
-    from tokenbound.engine import evaluate as evaluation
+    from tokenbound.engine.evaluate import run as evaluation
 
     def score_shards(shards: Any, *, read: Any, replica: Any, commit: Any, placement: Any) -> Iterator[Any]:
         stages = [sent(read), scorer(sent(replica)), sent(commit)]
@@ -70,7 +70,7 @@ def scoring_here(scorer: Callable[[Any], Any] = ScoreShard) -> Iterator[None]:
 @contextmanager
 def compressing_here() -> Iterator[None]:
     """Calibrations, tensors and candidates of a compression one after the other."""
-    from tokenbound.engine import compress as compression
+    from tokenbound.engine.compress import run as compression
 
     with _patched() as patch:
         patch.setattr(compression, "ray_map", lambda function, items: map(sent(function), map(sent, items)))
@@ -109,7 +109,7 @@ class TrainerHere:
 @contextmanager
 def training_here() -> Iterator[None]:
     """`fit` trains with one worker."""
-    from tokenbound.engine import fit
+    from tokenbound.engine.train import ray_train as fit
 
     with _patched() as patch:
         patch.setattr(fit, "Trainer", TrainerHere)

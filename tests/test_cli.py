@@ -23,9 +23,9 @@ import typer
 import yaml
 
 from tokenbound import cli
-from tokenbound.config import PretrainConfig, RunConfig, _keys_at
+from tokenbound.config.run import PretrainConfig, RunConfig, _keys_at
+from tokenbound.config.sweep import SweepConfig
 from tokenbound.signals import first_signal
-from tokenbound.sweep import SweepConfig
 
 FROZEN = {
     "bound",

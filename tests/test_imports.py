@@ -77,7 +77,7 @@ def test_every_folder_is_in_the_table() -> None:
     )
 
 
-@pytest.mark.parametrize("module", ["tokenbound", "tokenbound.bounds", "tokenbound.config", "tokenbound.cli"])
+@pytest.mark.parametrize("module", ["tokenbound", "tokenbound.bounds", "tokenbound.config.run", "tokenbound.cli"])
 def test_light_imports_stay_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -85,6 +85,6 @@ def test_light_imports_stay_light(module: str) -> None:
 
 
 def test_the_driver_starts_without_torch() -> None:
-    code = "import sys, tokenbound.engine.evaluate, tokenbound.engine.planning; print('torch' in sys.modules)"
+    code = "import sys, tokenbound.engine.evaluate.run, tokenbound.engine.plan.run; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"

@@ -23,8 +23,8 @@ from cluster_support import can_be_apart, machine
 from here_support import scoring_here
 from readme_support import fences
 
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine.evaluate import evaluate
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.store.history import read_history
 from tokenbound.store.run import RunDirectory
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokenbound.engine.metrics import COUNTERS, TAGS, exported_names
+from tokenbound.engine.cluster.metrics import COUNTERS, TAGS, exported_names
 
 DASHBOARD = Path(__file__).parents[1] / "workflows" / "observability" / "grafana.json"
 METRIC = re.compile(r"\bray_tokenbound_\w+")

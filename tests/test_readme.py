@@ -31,7 +31,7 @@ from readme_support import README, Fence, fences
 
 from tokenbound import Certificate, cli
 from tokenbound.bounds import format_bound
-from tokenbound.config import RunConfig, validate
+from tokenbound.config.run import RunConfig, validate
 from tokenbound.report.terminal import certificate_text
 
 ROOT = Path(__file__).parents[1]

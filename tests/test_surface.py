@@ -15,12 +15,12 @@ from tokenbound import bounds
 
 FUNCTIONS = {
     "tokenbound.bounds": tuple(name for name in bounds.__all__ if inspect.isfunction(getattr(bounds, name))),
-    "tokenbound.certificate": ("verify_beside",),
+    "tokenbound.certificate.record": ("verify_beside",),
     "tokenbound.compression.artifact": ("decode_artifact", "encode_artifact", "parse_artifact"),
     "tokenbound.compression.inspection": ("inspect_artifact",),
-    "tokenbound.config": ("dump_config", "load_config", "validate"),
+    "tokenbound.config.run": ("dump_config", "load_config", "validate"),
     "tokenbound.demo": ("demo_artifact", "demo_certificate", "demo_config"),
-    "tokenbound.foreign": ("bound_losses",),
+    "tokenbound.certificate.external": ("bound_losses",),
     "tokenbound.report.html": ("html_report",),
     "tokenbound.report.rows": ("bibtex", "latex_row", "markdown_row", "model_card_yaml", "model_index"),
     "tokenbound.report.terminal": ("certificate_text",),

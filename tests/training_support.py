@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from tokenbound.compression.artifact import encode_artifact
-from tokenbound.compression.settings import LosslessSettings
-from tokenbound.config import TrainingConfig
+from tokenbound.config.compress import LosslessSettings
+from tokenbound.config.run import TrainingConfig
 from tokenbound.models.checkpoint import read_checkpoint
-from tokenbound.models.smoothing import BIAS, SMOOTHING, WEIGHT
+from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT
 
 
 class Stream:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
     from tokenbound.compression.methods import CompressionMethod
-    from tokenbound.report.sweep import SweepRow
+    from tokenbound.report.sweep_report import SweepRow
     from tokenbound.store.history import HistoryEntry
     from tokenbound.store.run import RunDirectory
 
@@ -76,7 +76,7 @@ PretrainOverrides = Annotated[list[str] | None, _override("what.training.tokens=
 SweepOverrides = Annotated[list[str] | None, _override("how.parallel=2")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file; its keys are described in tokenbound/config.py.")
+    Path, typer.Argument(metavar="CONFIG", help="YAML file; its keys are described in tokenbound/config/run.py.")
 ]
 
 
@@ -164,14 +164,14 @@ def demo(
 @app.command()
 def evaluate(config: ConfigFile, overrides: RunOverrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Score a corpus and write the certificate; run it again to resume."""
-    from tokenbound.config import RunConfig, load_config
+    from tokenbound.config.run import RunConfig, load_config
 
     _evaluate_and_print(load_config(RunConfig, config, overrides or []), as_json=as_json)
 
 
 def _evaluate_and_print(config: object, *, as_json: bool) -> None:
-    from tokenbound.config import RunConfig
-    from tokenbound.engine.evaluate import evaluate as run_evaluation
+    from tokenbound.config.run import RunConfig
+    from tokenbound.engine.evaluate.run import evaluate as run_evaluation
     from tokenbound.report.terminal import certificate_view
 
     assert isinstance(config, RunConfig)
@@ -230,14 +230,14 @@ def verify(
 
     What could not be checked is listed by name.
     """
-    from tokenbound.certificate import verify_beside
+    from tokenbound.certificate.record import verify_beside
     from tokenbound.report.words import unchecked, verified_sentence
 
     checked, run, data = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
     found = None
     if rescore:
-        from tokenbound.config import RunConfig, load_config
-        from tokenbound.engine.rescore import rescore as score_again
+        from tokenbound.config.run import RunConfig, load_config
+        from tokenbound.engine.evaluate.rescore import rescore as score_again
 
         config = load_config(RunConfig, corpus or f"{run}/config.yaml")
         found = score_again(checked, config, losses=run, artifact=data, windows=rescore, base=base, seed=seed)
@@ -285,8 +285,8 @@ def bound(
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
     from tokenbound.bounds.lines import LINES
-    from tokenbound.foreign import bound_losses, given_protocol
-    from tokenbound.identity import protocol_bits
+    from tokenbound.certificate.external import bound_losses, given_protocol
+    from tokenbound.certificate.identity import protocol_bits
     from tokenbound.plugins import plugins_used
     from tokenbound.report.terminal import LinesTable, notes
     from tokenbound.report.words import TAKEN_ON_TRUST, plugin_sentences
@@ -340,8 +340,8 @@ def compress(
 ) -> None:
     """Encode a checkpoint into an artifact and print what it costs; run it again to go on after a kill."""
     from tokenbound.compression.inspection import inspect_artifact
-    from tokenbound.config import RunConfig, load_config
-    from tokenbound.engine.compress import compress_checkpoint
+    from tokenbound.config.run import RunConfig, load_config
+    from tokenbound.engine.compress.run import compress_checkpoint
     from tokenbound.store import filesystem as files
 
     run = None if config is None else load_config(RunConfig, config)
@@ -369,7 +369,7 @@ def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -
     Raises:
         InputError: an unknown method or option, or a value out of range.
     """
-    from tokenbound.config import CompressChoice, validate
+    from tokenbound.config.run import CompressChoice, validate
     from tokenbound.store.strict_yaml import StrictYamlError, parse_yaml
 
     def value_of(pair: str) -> object:
@@ -397,7 +397,7 @@ def inspect(
 ) -> None:
     """Say where the bits of an artifact went."""
     from tokenbound.compression.inspection import inspect_artifact
-    from tokenbound.report.artifact import artifact_view
+    from tokenbound.report.artifact_view import artifact_view
 
     report = inspect_artifact(_read_artifact(artifact), compare=compare)
     if as_json:
@@ -423,8 +423,8 @@ def pretrain(
     config: ConfigFile, overrides: PretrainOverrides = None, quiet: Quiet = False, as_json: AsJson = False
 ) -> None:
     """Train a model and encode it; run it again to resume."""
-    from tokenbound.config import PretrainConfig, load_config
-    from tokenbound.engine.train import pretrain as run_training
+    from tokenbound.config.run import PretrainConfig, load_config
+    from tokenbound.engine.train.run import pretrain as run_training
 
     trained = run_training(load_config(PretrainConfig, config, overrides or []))
     if as_json:
@@ -450,11 +450,11 @@ def reevaluate(
     as_json: AsJson = False,
 ) -> None:
     """Certify what is new in the corpus or among the models, and note it in the history; made for schedules."""
-    from tokenbound.config import load_tree
+    from tokenbound.config.run import load_tree
     from tokenbound.engine.reevaluate import expand_models
     from tokenbound.engine.reevaluate import reevaluate as run_reevaluation
     from tokenbound.errors import WorseError
-    from tokenbound.report.history import PAGE, history_table, selection_lines
+    from tokenbound.report.history_report import PAGE, history_table, selection_lines
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -487,7 +487,7 @@ def history(
 ) -> None:
     """What was certified and when: a table and a sparkline of the bounds."""
     from tokenbound.errors import IncompleteError
-    from tokenbound.report.history import history_svg, history_table, selection_lines, sparkline
+    from tokenbound.report.history_report import history_svg, history_table, selection_lines, sparkline
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -507,9 +507,9 @@ def history(
 @app.command()
 def sweep(config: ConfigFile, overrides: SweepOverrides = None, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Train, encode and certify many configurations and compare them; run it again to resume."""
-    from tokenbound.config import load_config
+    from tokenbound.config.run import load_config
+    from tokenbound.config.sweep import SweepConfig
     from tokenbound.engine.sweep import sweep as run_sweep
-    from tokenbound.sweep import SweepConfig
 
     chosen = load_config(SweepConfig, config, overrides or [])
     rows = run_sweep(chosen)
@@ -531,9 +531,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run will cost and may show, before paying for it."""
-    from tokenbound.config import RunConfig, load_config
-    from tokenbound.engine.planning import plan_run
-    from tokenbound.report.plan import plan_view
+    from tokenbound.config.run import RunConfig, load_config
+    from tokenbound.engine.plan.run import plan_run
+    from tokenbound.report.plan_view import plan_view
 
     found = plan_run(
         load_config(RunConfig, config, overrides or []),
@@ -633,9 +633,9 @@ def report(
 
     Of a history, `--format` and `--log` take the latest certificate.
     """
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
     from tokenbound.report.rows import EXPORTS
-    from tokenbound.report.sweep import ROWS
+    from tokenbound.report.sweep_report import ROWS
     from tokenbound.store.history import read_history
     from tokenbound.store.run import CERTIFICATE, RunDirectory
 
@@ -684,7 +684,7 @@ def _show_and_write(certificate: Certificate, folder: str) -> None:
 
 
 def _report_history(home: RunDirectory, entries: list[HistoryEntry]) -> None:
-    from tokenbound.report.history import history_table, selection_lines, write_history
+    from tokenbound.report.history_report import history_table, selection_lines, write_history
 
     _print_whole(history_table(entries[-10:]))
     console().print(*selection_lines(entries[-10:]), sep="\n", soft_wrap=True)
@@ -697,7 +697,7 @@ def _report_sweep(home: RunDirectory, kind: str | None, tracker: str | None) -> 
     Raises:
         InputError: what is asked for is of a single certificate.
     """
-    from tokenbound.report.sweep import comparison_markdown, comparison_svg, read_rows, write_sweep
+    from tokenbound.report.sweep_report import comparison_markdown, comparison_svg, read_rows, write_sweep
 
     rows = read_rows(home)
     forms = {"json": _rows_json, "markdown": comparison_markdown, "svg": comparison_svg}
@@ -715,7 +715,7 @@ def _rows_json(rows: Sequence[SweepRow]) -> str:
 
 
 def _print_comparison(rows: Sequence[SweepRow], where: str) -> None:
-    from tokenbound.report.sweep import comparison_table, selection_lines
+    from tokenbound.report.sweep_report import comparison_table, selection_lines
 
     _print_whole(comparison_table(rows))
     console().print(*selection_lines(rows), where, sep="\n", soft_wrap=True)

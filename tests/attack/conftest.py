@@ -10,8 +10,8 @@ import pytest
 from forgery_support import Forger
 from here_support import scoring_here
 
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine.evaluate import evaluate
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.evaluate.run import evaluate
 
 DECLARED = "made before the text"
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from forgery_support import Forger, improved_ranks
 
-from tokenbound.certificate import verified_ledger, verify_beside
-from tokenbound.config import RunConfig, load_config
-from tokenbound.engine.rescore import rescore
+from tokenbound.certificate.identity import SOFTWARE_DECLARATIONS
+from tokenbound.certificate.record import verified_ledger, verify_beside
+from tokenbound.config.run import RunConfig, load_config
+from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.errors import MismatchError
-from tokenbound.identity import SOFTWARE_DECLARATIONS
 from tokenbound.report.words import unchecked
 from tokenbound.store.run import RunDirectory, losses_sha256
 

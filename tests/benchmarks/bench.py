@@ -68,7 +68,7 @@ def write_artifact(architecture: dict[str, Any], path: Path, *, seed: int = 0) -
     import torch
 
     from tokenbound.compression.artifact import encode_artifact
-    from tokenbound.compression.settings import LosslessSettings
+    from tokenbound.config.compress import LosslessSettings
     from tokenbound.models.memory import random_model
 
     torch.manual_seed(seed)

@@ -34,14 +34,16 @@ from tokenbound.compression.calibration import Calibration, collect_calibration
 from tokenbound.compression.codecs import CODECS, groups
 from tokenbound.compression.dtypes import dtype_of, tensor_bytes
 from tokenbound.compression.quantizers import gptq
-from tokenbound.compression.settings import AutoSettings, E8Settings, GptqSettings, KfacSettings
-from tokenbound.config import RunConfig, load_config
+from tokenbound.config.compress import AutoSettings, E8Settings, GptqSettings, KfacSettings
+from tokenbound.config.run import RunConfig, load_config
 from tokenbound.corpus.windows import gather
-from tokenbound.engine.cluster import ray_session
-from tokenbound.engine.compress import CALIBRATION_TOKENS, TRIAL_TOKENS, Text, bound_if_all, encode_checkpoint, text_of
-from tokenbound.engine.scoring import open_plan
-from tokenbound.engine.tokens import open_corpus
-from tokenbound.models.checkpoint import Checkpoint, build_model, read_checkpoint
+from tokenbound.engine.cluster.session import ray_session
+from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, TRIAL_TOKENS, bound_if_all
+from tokenbound.engine.compress.run import encode_checkpoint
+from tokenbound.engine.corpus import Text, open_corpus, text_of
+from tokenbound.engine.evaluate.stages import open_plan
+from tokenbound.models.build import build_model
+from tokenbound.models.checkpoint import Checkpoint, read_checkpoint
 from tokenbound.models.replica import Replica
 
 BATCH = 8

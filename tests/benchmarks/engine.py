@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from bench import commit_rate, machine, run_tree, span_s, together, token_file, write_artifact
 
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine.cluster import ray_session
-from tokenbound.engine.evaluate import evaluate
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.cluster.session import ray_session
+from tokenbound.engine.evaluate.run import evaluate
 
 LENGTH, BATCH = 512, 16
 

@@ -32,10 +32,10 @@ import numpy as np
 from bench import commit_rate, machine, run_tree, span_s, together, write_artifact
 from engine import LENGTH, SHAPES
 
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine.cluster import ray_session
-from tokenbound.engine.evaluate import evaluate
-from tokenbound.engine.tokens import open_corpus
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.cluster.session import ray_session
+from tokenbound.engine.corpus import open_corpus
+from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.store.run import RunDirectory
 
 HARNESS_BATCH, ENGINE_BATCH = 8, 16
@@ -112,7 +112,7 @@ def _harness_loop(
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
-    from tokenbound.models.checkpoint import build_model
+    from tokenbound.models.build import build_model
     from tokenbound.models.delta import decode_weights
 
     torch.set_num_threads(threads)

@@ -26,9 +26,9 @@ import duckdb
 import numpy as np
 
 from tokenbound.bounds.claim import Claim
-from tokenbound.engine.cluster import cluster_resources, ray_session
-from tokenbound.engine.parallel import ray_map
-from tokenbound.ledger import Reduction, RunLedger, reduce_ledger, shard_evidence
+from tokenbound.certificate.reduce import Reduction, RunLedger, reduce_ledger, shard_evidence
+from tokenbound.engine.cluster.ray_map import ray_map
+from tokenbound.engine.cluster.session import cluster_resources, ray_session
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
 

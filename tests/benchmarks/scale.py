@@ -25,10 +25,11 @@ import numpy as np
 import ray
 from bench import commit_rate, machine, run_tree, token_file, watching, write_artifact
 
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine import cluster, graph
-from tokenbound.engine.evaluate import evaluate
-from tokenbound.engine.scoring import ScoreShard
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.cluster import session as cluster
+from tokenbound.engine.evaluate import graph
+from tokenbound.engine.evaluate.run import evaluate
+from tokenbound.engine.evaluate.stages import ScoreShard
 
 VOCAB = 50_257
 SHAPE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 4, "n_head": 1, "vocab_size": VOCAB, "n_positions": 512}

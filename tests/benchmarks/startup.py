@@ -26,11 +26,11 @@ TOKENS, VOCAB = 1 << 16, 257
 
 def phases(folder: Path) -> dict[str, float]:
     """Run the engine in this process, which must be fresh, and say when each phase ended."""
-    from tokenbound.config import RunConfig, validate
+    from tokenbound.config.run import RunConfig, validate
     from tokenbound.demo import demo_artifact
-    from tokenbound.engine.cluster import ray_session
-    from tokenbound.engine.evaluate import evaluate
-    from tokenbound.engine.preparation import prepare
+    from tokenbound.engine.cluster.session import ray_session
+    from tokenbound.engine.evaluate.prepare import prepare
+    from tokenbound.engine.evaluate.run import evaluate
 
     output = folder / "run"
     shutil.rmtree(output, ignore_errors=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tokenbound.certificate import Certificate
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine.evaluate import evaluate
+from tokenbound.certificate.record import Certificate
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import InputError
 
 tightness = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("tightness.py"))))

@@ -16,9 +16,9 @@ from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line, Tuning
 from tokenbound.bounds.exact import LineSums
-from tokenbound.certificate import Certificate
+from tokenbound.certificate.record import Certificate
+from tokenbound.certificate.reduce import exact_sums, full_evidence
 from tokenbound.errors import InputError
-from tokenbound.ledger import exact_sums, full_evidence
 from tokenbound.store.run import CERTIFICATE
 
 KAPPA_PER_TOKEN = (0.025, 0.003)

@@ -18,9 +18,9 @@ import tokenbound
 from tokenbound.bounds import Claim, Evidence, certify, choose_tunings, line_sums, paper_error_bound
 from tokenbound.bounds.lines import LINES, base, bound_named, method_names
 from tokenbound.bounds.lines.base import Setting, TokenBound
-from tokenbound.config import BoundConfig, validate
+from tokenbound.certificate.external import bound_losses
+from tokenbound.config.run import BoundConfig, validate
 from tokenbound.errors import InputError
-from tokenbound.foreign import bound_losses
 
 PACKAGE = Path(tokenbound.__file__).parent
 NAMES = set(LINES.built_in)

@@ -26,8 +26,8 @@ from tokenbound.compression.codecs import GROUPS, LATTICE
 from tokenbound.compression.codecs.groups import GroupCodes, encode_groups
 from tokenbound.compression.codecs.lattice import LatticeCodes, encode_lattice
 from tokenbound.compression.dtypes import dtype_code
-from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.compression.tensor import CodedTensor, decode_tensor
+from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 
 SIDE, LAYERS = 2048, 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int32": torch.int32, "uint8": torch.uint8}

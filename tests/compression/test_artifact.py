@@ -21,8 +21,8 @@ from tokenbound.compression.artifact import (
 )
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
 from tokenbound.compression.inspection import inspect_artifact, xz_bytes
-from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.compression.tensor import encode_tensor
+from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import InputError
 
 ARCHITECTURE = {"model_type": "llama", "hidden_size": 64, "name": "größer"}

@@ -16,7 +16,7 @@ from tokenbound.compression.delta import (
     tensors_sha256,
 )
 from tokenbound.compression.inspection import inspect_artifact
-from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import InputError, MismatchError
 
 

@@ -29,10 +29,10 @@ from tokenbound.compression.container import read_container, varint, write_conta
 from tokenbound.compression.delta import adapter_delta, apply_delta, difference, encode_delta, encode_difference
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.ngram_codec import TensorSource, read_tree
-from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
+from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import TokenboundError
-from tokenbound.models.smoothing import BIAS, SMOOTHING, WEIGHT, take_head
-from tokenbound.report.artifact import artifact_view
+from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT, take_head
+from tokenbound.report.artifact_view import artifact_view
 
 GOLDEN = Path(__file__).parent / "golden"
 LIMIT_S = 10

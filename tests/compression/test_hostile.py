@@ -30,8 +30,8 @@ from tokenbound.compression.container import (
     write_container,
 )
 from tokenbound.compression.dtypes import tensor_bytes
-from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.compression.tensor import decode_tensor, encode_tensor
+from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 

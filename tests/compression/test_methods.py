@@ -26,9 +26,9 @@ from tokenbound.compression.codecs import CODECS, UNIFORM
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.methods import METHODS, CompressionMethod, SearchMethod, built_in_methods
 from tokenbound.compression.methods.auto import AutoSettings
-from tokenbound.compression.settings import KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.compression.tensor import encode_tensor
-from tokenbound.config import CompressChoice, ModelConfig, PretrainConfig, dump_config, validate
+from tokenbound.config.compress import KfacSettings, LosslessSettings, RoundToNearestSettings
+from tokenbound.config.run import CompressChoice, ModelConfig, PretrainConfig, dump_config, validate
 from tokenbound.errors import InputError
 from tokenbound.plugins import plugins_used
 

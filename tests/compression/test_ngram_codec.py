@@ -25,8 +25,8 @@ from tokenbound.compression.ngram_codec import (
     read_tree,
 )
 from tokenbound.errors import InputError
-from tokenbound.models.structured.markov import MarkovModel
-from tokenbound.training.ngrams import (
+from tokenbound.models.structured.ngram_lm import MarkovModel
+from tokenbound.training.ngram_fit import (
     Fitted,
     build_grams,
     check_order,

@@ -18,7 +18,7 @@ from tokenbound.compression.bytestreams import zstd_level
 from tokenbound.compression.codecs.packed import CODE_BITS, GROUPS, Fields, Layout
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.inspection import TensorReport, inspect_artifact
-from tokenbound.compression.settings import LosslessSettings
+from tokenbound.config.compress import LosslessSettings
 
 MAKERS: dict[str, Callable[[np.ndarray], layouts.Tensors]] = {
     **{f"gptq{bits}": lambda weights, bits=bits: layouts.gptq(weights, bits)[0] for bits in (2, 3, 4, 8)},

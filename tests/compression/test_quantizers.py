@@ -14,7 +14,7 @@ from tokenbound.compression.codecs.uniform import Grid, decode_grid, encode_grid
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.quantizers import e8, feedback
 from tokenbound.compression.rate import choose_rate
-from tokenbound.compression.settings import (
+from tokenbound.config.compress import (
     CompressSettings,
     E8Settings,
     GptqSettings,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenbound.config import APPLIES_TO, CorpusConfig
+from tokenbound.config.run import APPLIES_TO, CorpusConfig
 from tokenbound.corpus import contents
 from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus
 from tokenbound.corpus.sources import digest_file, find_files, read_documents

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from tokenbound.config import CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus.listing import Skipped, files_below, files_matching
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.sources import find_corpus, list_files, read_documents

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow.fs import LocalFileSystem
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tokenbound.config import CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus import prepare, prepared, stored
 from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus, tokenise_part
 from tokenbound.corpus.prepared import (

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenbound.config import CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus import sources
 from tokenbound.corpus.sources import SourceFile, digest_file, find_files, list_files, read_documents
 from tokenbound.errors import InputError

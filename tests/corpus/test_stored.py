@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from tokenbound.config import CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest
 from tokenbound.errors import InputError

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tokenbound.config import CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus.prepare import corpus_rule, prepare_corpus
 from tokenbound.corpus.prepared import Manifest, load_manifest, save_manifest
 from tokenbound.corpus.summary import bytes_per_token, corpus_section

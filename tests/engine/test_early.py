@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
-from tokenbound.compression.settings import KfacSettings
-from tokenbound.config import PretrainConfig, RunConfig, validate
-from tokenbound.engine import cluster, compress, evaluate, planning, sweep, train
+from tokenbound.config.compress import KfacSettings
+from tokenbound.config.run import PretrainConfig, RunConfig, validate
+from tokenbound.config.sweep import SweepConfig
+from tokenbound.engine import sweep
+from tokenbound.engine.cluster import session as cluster
+from tokenbound.engine.compress import run as compress
+from tokenbound.engine.evaluate import run as evaluate
+from tokenbound.engine.plan import run as planning
 from tokenbound.engine.reevaluate import expand_models, reevaluate
+from tokenbound.engine.train import run as train
 from tokenbound.errors import InputError, MismatchError, TokenboundError
-from tokenbound.sweep import SweepConfig
 
 Tree = dict[str, Any]
 SHAPE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}

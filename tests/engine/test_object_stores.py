@@ -13,12 +13,12 @@ from here_support import scoring_here
 from store_support import SECRET, Rule, Store, faulty
 
 from tokenbound import cli
-from tokenbound.certificate import Certificate, verify_beside
-from tokenbound.config import RunConfig, validate
-from tokenbound.engine.evaluate import evaluate
+from tokenbound.certificate.external import bound_losses
+from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate
 from tokenbound.errors import InputError
-from tokenbound.foreign import bound_losses
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.history import read_history

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from tokenbound import cli
-from tokenbound.certificate import verify_beside
-from tokenbound.engine import cluster
+from tokenbound.certificate.record import verify_beside
+from tokenbound.engine.cluster import session as cluster
 from tokenbound.engine.reevaluate import expand_models, reevaluate
 from tokenbound.errors import IncompleteError, InputError, MismatchError, WorseError
 from tokenbound.store.history import read_history
@@ -143,8 +143,8 @@ def test_two_launches_that_both_believe_to_hold_the_lease(
     nightly: dict[str, Any], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second runs from beginning to end while the first has a shard committed and others in hand."""
-    from tokenbound.engine import evaluate as evaluation
     from tokenbound.engine import reevaluate as nights
+    from tokenbound.engine.evaluate import run as evaluation
 
     monkeypatch.setattr(nights, "lease", lambda home: nullcontext())
     nightly["what"]["windows"]["shard_tokens"] = 1024

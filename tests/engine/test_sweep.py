@@ -17,10 +17,10 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from tokenbound.config import load_tree, validate
+from tokenbound.config.run import load_tree, validate
+from tokenbound.config.sweep import SweepConfig, expand_trials, remember
 from tokenbound.engine.sweep import sweep
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.sweep import SweepConfig, expand_trials, remember
 
 MODEL = {
     "model_type": "llama",
@@ -231,7 +231,7 @@ def check_tables(output: Path, shown: str, trials: list[str]) -> None:
 def test_a_users_error_in_a_training_worker_comes_out_as_itself() -> None:
     from ray.train import WorkerGroupError
 
-    from tokenbound.engine.cluster import plain_errors
+    from tokenbound.engine.cluster.session import plain_errors
 
     with pytest.raises(InputError, match=r"^lower the rate$"), plain_errors():
         raise WorkerGroupError("long text", {0: RuntimeError("other"), 1: InputError("lower the rate")})

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.config import PretrainConfig, RunConfig, validate
-from tokenbound.engine.cluster import ray_session
-from tokenbound.engine.evaluate import evaluate
-from tokenbound.engine.train import pretrain
+from tokenbound.config.run import PretrainConfig, RunConfig, validate
+from tokenbound.engine.cluster.session import ray_session
+from tokenbound.engine.evaluate.run import evaluate
+from tokenbound.engine.train.run import pretrain
 
 WORDS = ["the", "bound", "holds", "for", "every", "token", "of", "a", "corpus", "that", "was", "seen"]
 

@@ -22,14 +22,9 @@ from transformers import (
 )
 
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import (
-    blank_model,
-    build_model,
-    check_checkpoint,
-    clean_architecture,
-    other_weights,
-    read_checkpoint,
-)
+from tokenbound.models.build import build_model
+from tokenbound.models.checkpoint import check_checkpoint, clean_architecture, other_weights, read_checkpoint
+from tokenbound.models.hf_model import blank_model
 from tokenbound.models.replica import Replica
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}

@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tokenbound.engine.compress import check_encoding
+from tokenbound.engine.compress.run import check_encoding
 from tokenbound.errors import InputError
 from tokenbound.models.delta import Weights, read_base, read_delta
 

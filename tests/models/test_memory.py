@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import blank_model
 from tokenbound.models.fusion import fuse_activations
 from tokenbound.models.head import last_hidden_state
+from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import LiveBytes, random_model, replica_memory
-from tokenbound.models.structured.settings import FAMILY
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 500, "n_positions": 64}
 LLAMA_70B = {

@@ -26,9 +26,10 @@ from transformers import (
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.dtypes import tensor_bytes
-from tokenbound.compression.settings import LosslessSettings
+from tokenbound.config.compress import LosslessSettings
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import build_model, read_checkpoint
+from tokenbound.models.build import build_model
+from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.models.delta import read_base
 from tokenbound.models.probe import probe_causality
 from tokenbound.models.quantized.keys import KNOWN

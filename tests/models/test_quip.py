@@ -14,7 +14,8 @@ from scipy.linalg import hadamard
 from transformers import MistralConfig, MistralForCausalLM
 
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import build_model, read_checkpoint
+from tokenbound.models.build import build_model
+from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.models.quantized.methods import QUANTIZATION
 from tokenbound.models.quantized.quip import (
     ORDERS,

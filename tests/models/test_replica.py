@@ -281,7 +281,7 @@ def test_other_errors_keep_their_name():
 
 def test_from_artifact_scores_like_the_checkpoint(tmp_path):
     from tokenbound.compression.artifact import encode_artifact
-    from tokenbound.compression.settings import LosslessSettings
+    from tokenbound.config.compress import LosslessSettings
     from tokenbound.models.checkpoint import read_checkpoint
 
     model = make_model("gpt2")

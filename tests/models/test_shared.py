@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tokenbound.compression.artifact import encode_artifact
-from tokenbound.compression.settings import LosslessSettings
+from tokenbound.config.compress import LosslessSettings
 from tokenbound.models import shared
 from tokenbound.models.delta import decode_weights
 from tokenbound.models.memory import random_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import blank_model
+from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import random_model, replica_memory
 from tokenbound.models.probe import canary, probe_causality
 from tokenbound.models.replica import Replica

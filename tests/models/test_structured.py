@@ -14,24 +14,24 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
-from tokenbound.compression.settings import RoundToNearestSettings
-from tokenbound.errors import InputError
-from tokenbound.models.generate import generate_ids
-from tokenbound.models.memory import LiveBytes
-from tokenbound.models.probe import canary, probe_causality
-from tokenbound.models.replica import Replica
-from tokenbound.models.structured.build import count_trained, trained_form
-from tokenbound.models.structured.counter import random_groups, random_signs, uniform_weights
-from tokenbound.models.structured.kronecker import KroneckerLinear
-from tokenbound.models.structured.monarch import MonarchLinear
-from tokenbound.models.structured.registry import attach_family, trained_tensors
-from tokenbound.models.structured.settings import (
+from tokenbound.config.compress import RoundToNearestSettings
+from tokenbound.config.family import (
     FAMILY,
     KroneckerFamily,
     LoraFamily,
     MonarchFamily,
     SubloraFamily,
 )
+from tokenbound.errors import InputError
+from tokenbound.models.build import count_trained, trained_form
+from tokenbound.models.generate import generate_ids
+from tokenbound.models.memory import LiveBytes
+from tokenbound.models.probe import canary, probe_causality
+from tokenbound.models.replica import Replica
+from tokenbound.models.structured.counter import random_groups, random_signs, uniform_weights
+from tokenbound.models.structured.kronecker import KroneckerLinear
+from tokenbound.models.structured.monarch import MonarchLinear
+from tokenbound.models.structured.registry import attach_family, trained_tensors
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {

@@ -13,13 +13,14 @@ import pytest
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.evidence import Evidence, merge_evidence
-from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields
+from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.identity import DEFAULT_PROTOCOL
+from tokenbound.certificate.record import Certificate, SamplingRecord
+from tokenbound.certificate.reduce import Reduction, reduce_ledger, shard_evidence
 from tokenbound.compression.inspection import ArtifactReport, TensorReport, layer_of
-from tokenbound.identity import DEFAULT_PROTOCOL
-from tokenbound.ledger import Reduction, reduce_ledger, shard_evidence
 from tokenbound.report.details import PositionLosses, ReportDetails, report_details
 from tokenbound.report.html import html_report
-from tokenbound.report.sweep import SweepRow, sweep_row
+from tokenbound.report.sweep_report import SweepRow, sweep_row
 from tokenbound.store.history import HistoryEntry
 from tokenbound.store.losses import Losses
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from tokenbound.report.history import history_html
-from tokenbound.report.sweep import sweep_html
+from tokenbound.report.history_report import history_html
+from tokenbound.report.sweep_report import sweep_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (

@@ -11,9 +11,9 @@ import pytest
 
 from tokenbound import cli
 from tokenbound.errors import IncompleteError, MismatchError
-from tokenbound.report.history import history_html
+from tokenbound.report.history_report import history_html
 from tokenbound.report.svg import settings
-from tokenbound.report.sweep import ROWS, SweepRow, _bytes_figure, hold_together, read_rows, sweep_html
+from tokenbound.report.sweep_report import ROWS, SweepRow, _bytes_figure, hold_together, read_rows, sweep_html
 from tokenbound.report.words import assumptions, headline
 from tokenbound.store.history import append_history
 from tokenbound.store.run import RunDirectory

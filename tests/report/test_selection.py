@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from tokenbound import cli
-from tokenbound.certificate import Certificate, SelectionRecord
-from tokenbound.report.history import history_html, history_table, selection_lines
+from tokenbound.certificate.record import Certificate, SelectionRecord
+from tokenbound.report.history_report import history_html, history_table, selection_lines
 from tokenbound.report.html import html_report
 from tokenbound.report.rows import EXPORTS
-from tokenbound.report.sweep import comparison_csv, comparison_markdown, sweep_html, sweep_row
+from tokenbound.report.sweep_report import comparison_csv, comparison_markdown, sweep_html, sweep_row
 from tokenbound.report.terminal import certificate_text
 from tokenbound.report.tracking import labels
 from tokenbound.report.words import selection_sentence

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tokenbound.report.history import history_table
+from tokenbound.report.history_report import history_table
 from tokenbound.report.terminal import LinesTable, certificate_text, certificate_view, facts, notes
 from tokenbound.report.words import headline, slack_sentence
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tokenbound import cli
-from tokenbound.config import RunConfig, load_config
+from tokenbound.config.run import RunConfig, load_config
 from tokenbound.errors import InputError
 from tokenbound.store import filesystem as files
 from tokenbound.store.run import RunDirectory

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_support import Stream, settings, tiny_model
 
-from tokenbound.config import TrainingConfig
+from tokenbound.config.run import TrainingConfig
 from tokenbound.errors import InputError
 from tokenbound.training.loop import draw_batch, schedule, total_steps, train
 from tokenbound.training.optimizer import Muon, orthogonalise, split_parameters

@@ -13,14 +13,9 @@ from tokenbound.compression.codecs.uniform import Grid, grid_values
 from tokenbound.compression.delta import Delta
 from tokenbound.compression.integers import encode_matrix, encode_vector
 from tokenbound.compression.regrid import artifact_grids, replace_grids, widened
-from tokenbound.compression.settings import RoundToNearestSettings
 from tokenbound.compression.tensor import encode_tensor
-from tokenbound.models.checkpoint import build_model, clean_architecture
-from tokenbound.models.delta import Weights, decode_weights, read_delta
-from tokenbound.models.structured.adapter import adapted_model, count_adapter, factor_names, save_adapter
-from tokenbound.models.structured.build import trained_form
-from tokenbound.models.structured.registry import attach_family, trained_tensors
-from tokenbound.models.structured.settings import (
+from tokenbound.config.compress import RoundToNearestSettings
+from tokenbound.config.family import (
     FAMILY,
     DenseFamily,
     KroneckerFamily,
@@ -28,6 +23,11 @@ from tokenbound.models.structured.settings import (
     MonarchFamily,
     SubloraFamily,
 )
+from tokenbound.models.build import build_model, trained_form
+from tokenbound.models.checkpoint import clean_architecture
+from tokenbound.models.delta import Weights, decode_weights, read_delta
+from tokenbound.models.structured.adapter import adapted_model, count_adapter, factor_names, save_adapter
+from tokenbound.models.structured.registry import attach_family, trained_tensors
 from tokenbound.training.loop import train
 from tokenbound.training.qat import GridModel, TrainedGrid, geometric_bits, round_through
 

@@ -91,7 +91,7 @@ def encode_artifact(
         InputError: a non-finite weight, an unknown dtype, a method without its calibration; by name.
 
     >>> import torch
-    >>> from tokenbound.compression.settings import RoundToNearestSettings
+    >>> from tokenbound.config.compress import RoundToNearestSettings
     >>> model = {"w": torch.linspace(-1, 1, 65536).reshape(256, 256)}
     >>> len(encode_artifact({"model_type": "x"}, model, RoundToNearestSettings(step=0.5))) < 65536 // 4
     True
@@ -328,7 +328,7 @@ def decode_artifact(data: bytes, *, workers: int = 1) -> Artifact:
         ArtifactError: not an artifact, damaged, forged, or of another version.
 
     >>> import torch
-    >>> from tokenbound.compression.settings import LosslessSettings
+    >>> from tokenbound.config.compress import LosslessSettings
     >>> data = encode_artifact({"model_type": "x"}, {"w": torch.ones(2, 3)}, LosslessSettings())
     >>> decode_artifact(data).tensors["w"].sum().item()
     6.0

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
-from tokenbound.config import CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
 from tokenbound.corpus.prepared import (
     SCHEMA_VERSION,

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from tokenbound.config import APPLIES_TO, CorpusConfig
+from tokenbound.config.run import APPLIES_TO, CorpusConfig
 from tokenbound.corpus.prepared import Manifest
 from tokenbound.corpus.windows import CorpusPlan
 

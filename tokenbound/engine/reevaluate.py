@@ -18,13 +18,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tokenbound.certificate import Certificate
-from tokenbound.config import RunConfig, validate
+from tokenbound.certificate.identity import claim_identity, configuration, declarations, fingerprint
+from tokenbound.certificate.record import Certificate
+from tokenbound.config.run import RunConfig, validate
 from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
 from tokenbound.errors import InputError, WorseError
-from tokenbound.identity import claim_identity, configuration, declarations, fingerprint
-from tokenbound.report.history import write_history
+from tokenbound.report.history_report import write_history
 from tokenbound.report.words import remarks
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import model_files
@@ -88,7 +88,7 @@ class Night:
     @classmethod
     def of(cls, runs: Sequence[RunConfig]) -> Night:
         """The launch of some runs that differ in their model alone."""
-        from tokenbound.engine.tokens import cache_place, corpus_root
+        from tokenbound.engine.corpus import cache_place, corpus_root
 
         how, corpus = runs[0].how, runs[0].what.corpus
         return cls(
@@ -151,10 +151,10 @@ def _certificates(night: Night) -> Iterator[tuple[Certificate, str]]:
 
 
 def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
-    from tokenbound.engine.cluster import ray_session
-    from tokenbound.engine.evaluate import evaluate
-    from tokenbound.engine.preparation import check_run
-    from tokenbound.engine.tokens import open_corpus
+    from tokenbound.engine.cluster.session import ray_session
+    from tokenbound.engine.corpus import open_corpus
+    from tokenbound.engine.evaluate.prepare import check_run
+    from tokenbound.engine.evaluate.run import evaluate
 
     for run in night.runs:
         if run.what.model.artifact is not None or _artifact(night, run) is None:
@@ -175,7 +175,7 @@ def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certificate, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.engine.preparation import artifact_plugins, base_identity, identities, register_of
+    from tokenbound.engine.evaluate.prepare import artifact_plugins, base_identity, identities, register_of
 
     artifact = _artifact(night, run)
     if artifact is None:
@@ -197,7 +197,7 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
 
 def _placed(night: Night, run: RunConfig, artifact_sha256: str, manifest: Manifest) -> RunConfig:
     """The run of one model: its own directory, and of a sample the ordinal of the draw."""
-    from tokenbound.engine.preparation import register_of
+    from tokenbound.engine.evaluate.prepare import register_of
 
     what, output = run.what, _place(night.home, artifact_sha256)
     if not what.sample.is_full:
@@ -222,7 +222,7 @@ def _place(home: RunDirectory, artifact_sha256: str) -> str:
 
 def _artifact(night: Night, run: RunConfig) -> bytes | None:
     """The bytes of a model; None for a checkpoint that has not been encoded yet."""
-    from tokenbound.engine.preparation import read_artifact
+    from tokenbound.engine.evaluate.prepare import read_artifact
 
     if run.what.model.artifact is not None:
         return read_artifact(run.what.model.artifact)
@@ -233,8 +233,8 @@ def _artifact(night: Night, run: RunConfig) -> bytes | None:
 def _encode(night: Night, run: RunConfig) -> bytes:
     """Encode a checkpoint once, on the corpus as it is, and keep the artifact: it is one hypothesis for all nights."""
     from tokenbound.corpus.prepared import PreparedCorpus
-    from tokenbound.engine.compress import text_of
-    from tokenbound.engine.preparation import load_artifact
+    from tokenbound.engine.corpus import text_of
+    from tokenbound.engine.evaluate.prepare import load_artifact
 
     what = run.what
     data = load_artifact(what.model, what.corpus, text_of(PreparedCorpus(night.corpus_root), what.windows))

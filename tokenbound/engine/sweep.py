@@ -12,14 +12,15 @@ from typing import Any
 
 import ray
 
-from tokenbound.certificate import Certificate
-from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
-from tokenbound.engine.evaluate import evaluate
-from tokenbound.engine.preparation import check_model, check_run
-from tokenbound.engine.tokens import check_corpus, open_corpus
-from tokenbound.engine.train import check_training, pretrain
+from tokenbound.certificate.record import Certificate
+from tokenbound.config.sweep import SweepConfig, Trial, expand_trials, remember
+from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.corpus import check_corpus, open_corpus
+from tokenbound.engine.evaluate.prepare import check_model, check_run
+from tokenbound.engine.evaluate.run import evaluate
+from tokenbound.engine.train.run import check_training, pretrain
 from tokenbound.errors import IncompleteError, InputError, TokenboundError
-from tokenbound.report.sweep import (
+from tokenbound.report.sweep_report import (
     ROWS,
     SweepRow,
     comparison_csv,
@@ -30,7 +31,6 @@ from tokenbound.report.sweep import (
 )
 from tokenbound.store.run import RunDirectory
 from tokenbound.store.uri import is_uri
-from tokenbound.sweep import SweepConfig, Trial, expand_trials, remember
 
 logger = logging.getLogger(__name__)
 

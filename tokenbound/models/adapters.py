@@ -24,7 +24,8 @@ from torch import nn
 from tokenbound.compression.delta import Delta, adapter_delta, difference, low_rank_product
 from tokenbound.errors import InputError
 from tokenbound.models.adapter_config import MERGE, AdapterConfig, parse_adapter_config
-from tokenbound.models.checkpoint import blank_model, read_json, read_safetensors, tied_names
+from tokenbound.models.checkpoint import read_json, read_safetensors
+from tokenbound.models.hf_model import blank_model, tied_names
 from tokenbound.models.structured.layers import is_transposed
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

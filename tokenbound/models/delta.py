@@ -16,14 +16,8 @@ from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.compression.delta import NAMED_BASE, Delta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
 from tokenbound.models.adapters import ADAPTER_CONFIG, read_adapter, read_adapter_config, require_adapter_files
-from tokenbound.models.checkpoint import (
-    blank_model,
-    check_checkpoint,
-    is_hub_id,
-    locate,
-    locate_config,
-    read_checkpoint,
-)
+from tokenbound.models.checkpoint import check_checkpoint, is_hub_id, locate, locate_config, read_checkpoint
+from tokenbound.models.hf_model import blank_model
 from tokenbound.models.quantized.methods import method_of
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import build_model
+from tokenbound.models.build import build_model
 from tokenbound.models.delta import Weights, decode_weights
 
 

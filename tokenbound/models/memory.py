@@ -15,11 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from tokenbound.models.checkpoint import blank_model
 from tokenbound.models.chunks import OWN_LOGITS_BYTES, chunk_shape
 from tokenbound.models.fusion import fuse_activations
 from tokenbound.models.head import body_and_projection, last_hidden_state
-from tokenbound.models.structured.markov import MarkovModel
+from tokenbound.models.hf_model import blank_model
+from tokenbound.models.structured.ngram_lm import MarkovModel
 from tokenbound.models.structured.registry import attach_decoded, family_of
 
 

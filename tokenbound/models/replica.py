@@ -20,7 +20,7 @@ import torch
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.attention import LONGEST, AttentionInBlocks
-from tokenbound.models.checkpoint import build_model
+from tokenbound.models.build import build_model
 from tokenbound.models.chunks import (
     OWN_LOGITS_BYTES,
     TokenStatistics,

@@ -29,7 +29,7 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
     from tokenbound.compression.inspection import ArtifactReport
 
 WHAT_IF_RATE = 0.003

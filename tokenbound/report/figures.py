@@ -20,7 +20,7 @@ from tokenbound.report.svg import colour, inline_svg, new_figure, plain, setting
 from tokenbound.report.words import headline, line_name
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
 
 COMPLEXITY_ROLES = {
     "artifact": ("artifact", "code of the artifact"),

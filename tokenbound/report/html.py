@@ -15,7 +15,7 @@ from tokenbound.report.words import assumptions, headline, is_vacuous, line_name
 from tokenbound.store.run import CERTIFICATE, RunDirectory
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
 
 UNITS = {
     "bound_bits": "bits/token",

@@ -14,7 +14,7 @@ from tokenbound.report.words import remarks, source_name
 from tokenbound.store.uri import base_name, is_uri
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
 
 MARKDOWN_HEADER = (
     "| model | corpus | tokens | artifact (bytes) | measured (bits/token) | bound (bits/token) "

@@ -18,7 +18,7 @@ from tokenbound.report.words import assumptions, headline, is_vacuous, line_name
 from tokenbound.visible import console
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
 
 COLUMNS = ("line", "bound", "measured", "variance", "complexity", "slack", "guessing")
 

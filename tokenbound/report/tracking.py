@@ -15,7 +15,7 @@ from tokenbound.errors import InputError
 from tokenbound.report.words import line_name, remarks
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
+    from tokenbound.certificate.record import Certificate
 
 METRICS = (
     "bound_bits",

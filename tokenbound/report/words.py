@@ -13,8 +13,8 @@ from tokenbound.bounds.rounding import format_bound
 from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
-    from tokenbound.certificate import Certificate
-    from tokenbound.engine.rescore import Rescored
+    from tokenbound.certificate.record import Certificate
+    from tokenbound.engine.evaluate.rescore import Rescored
 
 
 TAKEN_ON_TRUST = (
@@ -84,7 +84,7 @@ def _unread(certificate: Certificate, rescored: Rescored | None) -> list[str]:
         "model.source: where the model came from (use --rescore)",
     ]
     if certificate.sampling is not None:
-        from tokenbound.certificate import possible_tokens
+        from tokenbound.certificate.record import possible_tokens
 
         low, high = possible_tokens(certificate)
         found.append(

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from tokenbound.certificate.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.errors import IncompleteError, MismatchError
-from tokenbound.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
 from tokenbound.store.strict_json import INTEGER_BITS, MAX_BYTES, SUM_BITS, StrictJsonError, parse_json

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import nn
 
-from tokenbound.config import TrainingConfig
+from tokenbound.config.run import TrainingConfig
 from tokenbound.errors import InputError
 from tokenbound.training.optimizer import build_optimizers
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from tokenbound.config import TrainingConfig
+from tokenbound.config.run import TrainingConfig
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton-Schulz coefficients of Jordan et al. 2024 (Muon): fast growth of small singular values."""

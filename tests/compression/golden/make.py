@@ -8,14 +8,14 @@ import torch
 
 from tokenbound.compression.artifact import assemble_artifact
 from tokenbound.compression.calibration import Calibration, MatrixSums
-from tokenbound.compression.settings import (
+from tokenbound.compression.tensor import encode_tensor
+from tokenbound.config.compress import (
     E8Settings,
     GptqSettings,
     KfacSettings,
     LosslessSettings,
     RoundToNearestSettings,
 )
-from tokenbound.compression.tensor import encode_tensor
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from tokenbound.models.checkpoint import blank_model, build_model
+from tokenbound.config.family import LoraFamily
+from tokenbound.models.build import build_model
 from tokenbound.models.delta import Weights
+from tokenbound.models.hf_model import blank_model
 from tokenbound.models.structured.layers import linear_layers
 from tokenbound.models.structured.lora import check_rank, lora_config, peft_module
-from tokenbound.models.structured.settings import LoraFamily
 
 PREFIX, ADAPTER = "base_model.model.", "default"
 """What `peft` puts before the names of an adapted model, and what it calls the only adapter."""

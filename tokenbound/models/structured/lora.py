@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from tokenbound.compression.delta import low_rank_product
+from tokenbound.config.family import LoraFamily, SubloraFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.counter import uniform_weights
 from tokenbound.models.structured.layers import is_transposed, layer_shape, linear_layers
-from tokenbound.models.structured.settings import LoraFamily, SubloraFamily
 
 FACTOR = ".lora_{}.default.weight"
 """How `peft` calls the factors of its default adapter."""

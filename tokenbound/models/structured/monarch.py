@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokenbound.config.family import MonarchFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.layers import layer_shape, linear_layers, new_parameter, replace_layers
-from tokenbound.models.structured.settings import MonarchFamily
 
 
 class MonarchLinear(nn.Module):

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from tokenbound.config.family import FAMILY, FamilyChoice
 from tokenbound.errors import InputError
 from tokenbound.models.structured.kronecker import attach_kronecker
 from tokenbound.models.structured.lora import attach_lora, merge_lora
 from tokenbound.models.structured.monarch import attach_monarch
-from tokenbound.models.structured.settings import FAMILY, FamilyChoice
 from tokenbound.models.structured.sublora import attach_sublora, merge_sublora
 
 _ATTACH: dict[str, Callable[[Any, Any], None]] = {

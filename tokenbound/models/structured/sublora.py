@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokenbound.config.family import SubloraFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.counter import random_groups, random_signs, uniform_weights
 from tokenbound.models.structured.layers import is_transposed, layer_shape, linear_layers, replace_layers
 from tokenbound.models.structured.lora import Tensors, check_rank, freeze, frozen_matrices, merge_updates
-from tokenbound.models.structured.settings import SubloraFamily
 
 COORDINATES = ".coordinates"
 

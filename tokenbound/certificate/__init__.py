@@ -1,0 +1,1 @@
+"""What is claimed, from what, and how anyone checks it."""

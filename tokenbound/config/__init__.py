@@ -1,0 +1,1 @@
+"""Typed configs: one YAML file per command, unknown keys refused."""

@@ -1,0 +1,1 @@
+"""The Ray session, maps over it, its metrics and progress."""

@@ -1,0 +1,1 @@
+"""A checkpoint becomes an artifact: calibration, rate search, encoding."""

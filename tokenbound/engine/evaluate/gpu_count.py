@@ -1,0 +1,89 @@
+"""How many GPUs a replica needs, from its predicted memory and that of the GPUs at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from tokenbound.config.run import HowConfig, WhatConfig
+from tokenbound.engine.cluster.session import cluster_resources
+from tokenbound.engine.evaluate.graph import replica_device
+from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenbound.models.memory import ReplicaMemory
+
+
+def replica_gpus(how: HowConfig, what: WhatConfig, architecture: Mapping[str, Any], batch: int) -> int:
+    """GPUs over which a replica of this run is spread; 1 on a CPU.
+
+    Raises:
+        InputError: no node has so many.
+    """
+    if replica_device(how) != "cuda":
+        return 1
+    gpus, most = how.gpus_per_replica, cluster_resources().gpus_of_a_node
+    if gpus == "auto":
+        # GPUs that an autoscaler has yet to bring cannot be asked for their memory.
+        gpus = _gpus_by_memory(what, architecture, batch) if most else 1
+    if 0 < most < gpus:
+        raise InputError(
+            f"how.gpus_per_replica: a replica takes {gpus} GPUs of one node, and no node has more than {most}; lower "
+            "what.windows.batch, use a smaller what.model.dtype, or join nodes with more"
+        )
+    return gpus
+
+
+def _gpus_by_memory(what: WhatConfig, architecture: Mapping[str, Any], batch: int) -> int:
+    import torch
+
+    from tokenbound.models.memory import replica_memory
+    from tokenbound.models.quantized.methods import method_of
+
+    if architecture.get("model_type") == "markov" or method_of(architecture) is not None:
+        return 1
+    dtype, length = getattr(torch, what.model.dtype), what.windows.length
+    memory = replica_memory(architecture, dtype=dtype, batch=batch, length=length, device="cuda")
+    copies = 1 if what.model.base is None else 2  # a delta's base scores beside it
+    return gpus_for_memory(architecture, memory, dtype=dtype, gpu_bytes=smallest_gpu_bytes(), copies=copies)
+
+
+def gpus_for_memory(
+    architecture: Mapping[str, Any], memory: ReplicaMemory, *, dtype: Any, gpu_bytes: int, copies: int = 1
+) -> int:
+    """The fewest GPUs of one size that hold a replica, whole layers on each.
+
+    Args:
+        architecture: Hugging Face config as a dict.
+        memory: as it was predicted.
+        dtype: arithmetic of the body.
+        gpu_bytes: memory of one GPU.
+        copies: models that lie side by side.
+    """
+    from tokenbound.models.hf_model import blank_model
+    from tokenbound.models.spread import gpus_by_memory, gpus_for
+
+    working = memory.activations_bytes + memory.logits_bytes
+    if gpus_by_memory(copies * memory.weights_bytes, working, gpu_bytes) == 1:
+        return 1
+    blank = blank_model(architecture)
+    return copies * gpus_for(
+        blank, weights_bytes=memory.weights_bytes, working_bytes=working, gpu_bytes=gpu_bytes, dtype=dtype
+    )
+
+
+def smallest_gpu_bytes() -> int:
+    """Memory of the smallest GPU, asked on every node that has some."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    asked = ray.remote(num_gpus=1, num_cpus=0)(_gpu_bytes)
+    places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in nodes]
+    sizes: list[int] = ray.get([asked.options(scheduling_strategy=place).remote() for place in places])
+    return min(sizes)
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)

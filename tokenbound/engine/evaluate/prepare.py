@@ -1,0 +1,454 @@
+"""From a config to everything that is known before the first token is scored.
+
+All that can be refused without paying for a replica is refused here.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenbound.bounds.lines import counts_documents
+from tokenbound.certificate.identity import (
+    configuration,
+    differences,
+    drawing,
+    fingerprint,
+    scoring_identity,
+    scoring_protocol,
+)
+from tokenbound.config.run import (
+    BoundConfig,
+    CorpusConfig,
+    ModelConfig,
+    RunConfig,
+    SampleConfig,
+    WhatConfig,
+    dump_config,
+)
+from tokenbound.corpus.prepared import Manifest, PreparedCorpus
+from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
+from tokenbound.demo import demo_artifact
+from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
+from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
+from tokenbound.engine.evaluate.graph import Shard
+from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.models.quantized.methods import require_package
+from tokenbound.store import filesystem as files
+from tokenbound.store.copies import local_copy
+from tokenbound.store.draws import Register, Selection
+from tokenbound.store.filesystem import anchored
+from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+from tokenbound.store.uri import split
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_SHARD_TOKENS = 1 << 15
+"""Scored tokens of a sampled run's shard under `auto`: small, so that a sample stops close to its target."""
+
+BYTES_PER_TOKEN = 10
+"""Disk to ask for before scoring; real losses take about 8.4 bytes per token."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first token is scored."""
+
+    config: RunConfig
+    run: RunDirectory
+    corpus: PreparedCorpus
+    plan: CorpusPlan
+    spec: WindowSpec
+    artifact: bytes
+    architecture: dict[str, Any]
+    protocol: dict[str, Any]
+    identity: dict[str, Any]
+    shard_tokens: int
+    shard_batch: int
+    """Windows of which a shard takes whole multiples where it can."""
+    earlier: tuple[str, ...] = ()
+    """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
+    other_weights: tuple[str, ...] = ()
+    """Weight files beside those of the checkpoint, which were not read."""
+    selection: Selection | None = None
+    """The run's place in the register of draws, which it has before anything is scored."""
+
+    @property
+    def bound(self) -> BoundConfig:
+        """The claim with its ordinal."""
+        assert self.selection is not None, "the run was not entered in the register of draws"
+        return self.config.what.bound.numbered(self.selection.ordinal)
+
+    @property
+    def fingerprint(self) -> str:
+        """The scoring fingerprint."""
+        return fingerprint(self.identity)
+
+    @property
+    def num_documents(self) -> int | None:
+        """Documents with a scored token, where the claim has a line for documents."""
+        return self.plan.num_sequences if counts_documents(self.config.what.bound.methods) else None
+
+    def shards(self, num_windows: int | None) -> list[Shard]:
+        """The shards of the whole corpus, or of the first windows of the draw."""
+        if num_windows is None:
+            slices = shard_slices(self.plan, self.shard_tokens, self.shard_batch)
+            return [Shard(i, np.arange(start, stop)) for i, (start, stop) in enumerate(slices)]
+        order = hashed_order(
+            self.plan.num_windows,
+            artifact_sha256=self.identity["artifact_sha256"],
+            corpus_sha256=self.identity["corpus_sha256"],
+            fingerprint=self.fingerprint,
+            seed=self.config.what.sample.seed,
+            first=num_windows,
+        )
+        step = sampled_shard_windows(self.plan, self.shard_tokens, self.shard_batch)
+        return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An artifact that a config names."""
+
+    data: bytes
+    architecture: dict[str, Any]
+    base: dict[str, str] | None
+    """Digests of the base that it changes; None for a whole model."""
+
+
+def _given(data: bytes, what: WhatConfig) -> Given:
+    return Given(data, artifact_architecture(data, what.corpus), base_identity(data, what.model))
+
+
+def check_run(config: RunConfig) -> Given | None:
+    """Refuse what can be refused without Ray; reads neither the corpus nor the tensors of a checkpoint.
+
+    Returns:
+        The artifact; None where one is to be made from a checkpoint.
+
+    Raises:
+        InputError: corpus, tokenizer or model cannot be used.
+        MismatchError: another base than the artifact was made on.
+    """
+    what, given = config.what, None
+    rule = check_corpus(what.corpus)
+    if what.model.artifact is not None:
+        given = _given(read_artifact(what.model.artifact), what)
+        architecture = given.architecture
+    else:
+        assert what.model.checkpoint is not None
+        architecture = check_encoding(what.model.checkpoint, what.model.compress, base=what.model.base)
+    check_model(architecture, rule.max_id, what.windows.length)
+    return given
+
+
+def check_place(config: RunConfig, given: Given | None) -> None:
+    """Refuse an output that cannot be written or holds another run, as far as it shows without the corpus.
+
+    Raises:
+        InputError: it cannot be written.
+        MismatchError: the run there has another artifact or protocol.
+    """
+    files.require_writable(config.how.output, field="how.output")
+    what, run = config.what, RunDirectory(config.how.output)
+    if not run.exists("plan.json"):
+        return
+    known = {"protocol": scoring_protocol(what.model, what.corpus, what.windows), **drawing(what.sample)}
+    if given is not None:
+        known["artifact_sha256"] = sha256_hex(given.data)
+    found = run.plan().get("scoring_identity", {})
+    _require_same_run(run, {name: found.get(name) for name in known}, known)
+
+
+def _require_same_run(run: RunDirectory, found: dict[str, Any], ours: dict[str, Any]) -> None:
+    if found != ours:
+        raise MismatchError(
+            f"{run.uri} holds another run: {differences(found, ours)} differs; choose another how.output"
+        )
+
+
+def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
+    """Tokenise what is new, encode the model, plan, and open or create the run directory.
+
+    Args:
+        config: the run.
+        given: the artifact, as `check_run` read it; None where it is to be read or made.
+
+    Raises:
+        InputError: something cannot be used; found before anything is paid for.
+        MismatchError: the run directory belongs to other inputs.
+    """
+    what, run = config.what, RunDirectory(config.how.output)
+    corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
+    text = text_of(corpus, what.windows)
+    spec = text.spec
+    plan = open_plan(corpus.root, spec)[1]
+    require_tokens(plan)
+    given = given or _given(load_artifact(what.model, what.corpus, text), what)
+    artifact, architecture, base = given.data, given.architecture, given.base
+    check_model(architecture, corpus.manifest.rule.max_id, what.windows.length)
+    protocol = scoring_protocol(what.model, what.corpus, what.windows)
+    *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
+    check_growth(what, len(corpus.manifest.segments) - 1)
+    register, wanted = register_of(corpus.root, corpus.manifest), configuration(what, [*earlier, identity])
+    register.check(wanted, what.bound.trial)
+    prepared = Prepared(
+        config,
+        run,
+        corpus,
+        plan,
+        spec,
+        artifact,
+        architecture,
+        protocol,
+        identity,
+        shard_tokens_of(config, plan),
+        what.windows.batch,
+        tuple(map(fingerprint, earlier)),
+        _other_weights(what.model),
+    )
+    return replace(_open_run(prepared), selection=register.assign(wanted, what.bound.trial))
+
+
+def register_of(corpus_root: str, manifest: Manifest) -> Register:
+    """The register of draws of a corpus, beside its prepared form: whatever names these tokens, it is one corpus."""
+    return Register(split(corpus_root)[0], [corpus.tokens_sha256 for corpus in manifest.prefixes()])
+
+
+def identities(
+    what: WhatConfig, artifact_sha256: str, manifest: Manifest, base: dict[str, str] | None
+) -> list[dict[str, Any]]:
+    """The scoring identity of a run, behind those it had while its corpus was shorter.
+
+    Windows and shards restart at every segment, so what was scored of a shorter corpus is part of the longer one's
+    ledger. A sample is drawn afresh from a longer corpus and has no earlier identity.
+    """
+    protocol = scoring_protocol(what.model, what.corpus, what.windows)
+    corpora = manifest.prefixes() if what.sample.is_full else [manifest]
+    return [
+        scoring_identity(
+            artifact_sha256=artifact_sha256,
+            corpus_sha256=corpus.corpus_sha256,
+            tokens_sha256=corpus.tokens_sha256,
+            protocol=protocol,
+            sample=what.sample,
+            base=base,
+        )
+        for corpus in corpora
+    ]
+
+
+def check_growth(what: WhatConfig, times: int) -> None:
+    """Refuse what takes the corpus for fixed where it has grown.
+
+    Raises:
+        InputError: a document line, or a declared number of tokens.
+    """
+    if times == 0:
+        return
+    objection = what.objection(times_grown=times)
+    if objection is not None:
+        raise InputError(f"what.bound.methods: {objection}")
+    if what.bound.declared_tokens is not None:
+        raise InputError(
+            f"what.bound.declared_tokens: the corpus grew {times} times, so its size was not fixed beforehand; leave "
+            "it out"
+        )
+
+
+def require_tokens(plan: CorpusPlan) -> None:
+    """Refuse a corpus in which nothing can be predicted.
+
+    Raises:
+        InputError: no token has a context.
+    """
+    if plan.num_tokens == 0:
+        raise InputError(
+            "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
+        )
+
+
+def shard_tokens_of(config: RunConfig, plan: CorpusPlan) -> int:
+    """Scored tokens per shard, as the config asks or as this corpus suggests."""
+    asked = config.what.windows.shard_tokens
+    if asked != "auto":
+        return asked
+    return auto_shard_tokens(plan.num_tokens) if config.what.sample.is_full else SAMPLED_SHARD_TOKENS
+
+
+def sampled_shard_windows(plan: CorpusPlan, shard_tokens: int, batch: int) -> int:
+    """Windows of a sampled run's shard: so many that the longest fit, in whole batches where one does."""
+    return whole_batches(shard_tokens // max(1, plan.max_window_tokens), batch)
+
+
+def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes:
+    """The bytes that are scored and paid for: read, or made from a checkpoint.
+
+    Raises:
+        InputError: there is no such artifact or checkpoint, or it cannot be encoded.
+    """
+    if model.artifact is not None:
+        return read_artifact(model.artifact)
+    assert model.checkpoint is not None
+    return encode_checkpoint(model.checkpoint, model.compress, base=model.base, corpus=corpus, text=text)
+
+
+def read_artifact(name: str) -> bytes:
+    """The bytes of an artifact: a path or URI, or `demo`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name == "demo":
+        return demo_artifact()
+    filesystem, path = files.resolve(name)
+    try:
+        return files.read_bytes(filesystem, path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"what.model.artifact: {name} does not exist; make it with `tokenbound compress`") from None
+
+
+def _other_weights(model: ModelConfig) -> tuple[str, ...]:
+    from tokenbound.models.checkpoint import other_weights
+
+    if model.artifact is not None or model.checkpoint is None:
+        return ()
+    return tuple(other_weights(local_copy(anchored(model.checkpoint))))
+
+
+def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
+    """Digests of the base that a delta changes; None for a whole model.
+
+    Raises:
+        InputError: a delta without its base, a base without a delta, or a base that is not there.
+        MismatchError: another base than the delta was made on.
+    """
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.models.delta import read_base
+
+    reference = parse_artifact(artifact).base
+    if reference is None:
+        if model.base is not None:
+            raise InputError(f"what.model.base: {model.base} is given, but the artifact is no delta; remove `base`")
+        return None
+    if model.base is None:
+        raise InputError(
+            f"what.model.artifact is a delta on a base with digest {reference.get('sha256')}; name it in "
+            "what.model.base and say in what.model.base_is_independent how it was fixed"
+        )
+    found = read_base(local_copy(anchored(model.base))).identity
+    if found["sha256"] != reference.get("sha256"):
+        raise MismatchError(
+            f"what.model.base: {model.base} has digest {found['sha256']}, but the delta was made on "
+            f"{reference.get('sha256')}; give that base"
+        )
+    return found
+
+
+def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
+    """The artifact's architecture, after checking that a counted tokenizer is inside.
+
+    Raises:
+        InputError: a counted tokenizer is not inside.
+    """
+    from tokenbound.compression.artifact import parse_artifact
+
+    parsed = parse_artifact(artifact)
+    tokenizer = counted_tokenizer(corpus)
+    if tokenizer is not None and parsed.tokenizer != tokenizer:
+        raise InputError(
+            "corpus.tokenizer_is: counted, but the artifact does not hold this tokenizer; encode it again or "
+            "declare it given"
+        )
+    return parsed.architecture
+
+
+def artifact_plugins(artifact: bytes) -> dict[str, dict[str, str]]:
+    """The plugin that encoded an artifact, as it is declared on a certificate; empty for the built-in methods."""
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.compression.methods import plugins_of
+
+    return plugins_of(parse_artifact(artifact).settings)
+
+
+def check_model(architecture: dict[str, Any], max_id: int, length: int) -> None:
+    """What the architecture alone refuses, before an actor starts.
+
+    Raises:
+        InputError: ids outside the vocabulary, windows longer than the model's positions, or a quantization whose
+            package is not installed.
+    """
+    require_package(architecture)
+    require_fit(architecture, max_id, length)
+
+
+def _open_run(prepared: Prepared) -> Prepared:
+    """Create the run directory, or check that it is this run's, on this corpus or an earlier part of it."""
+    run, plan = prepared.run, prepared.plan
+    if run.exists("plan.json"):
+        found = run.plan()
+        # Shards stay as they were first cut: runs whose plan names no batch did not look at it.
+        prepared = replace(prepared, shard_tokens=found["shard_tokens"], shard_batch=found.get("shard_batch", 1))
+        if found.get("scoring_fingerprint") == prepared.fingerprint:
+            return prepared
+        if found.get("scoring_fingerprint") not in prepared.earlier:
+            _require_same_run(run, found.get("scoring_identity", {}), prepared.identity)
+        logger.info("the corpus grew from %d to %d tokens", found["num_tokens"], plan.num_tokens)
+    _require_space(prepared)
+    run.write(ARTIFACT, prepared.artifact)
+    run.write("config.yaml", dump_config(prepared.config).encode())
+    tree = {
+        "scoring_fingerprint": prepared.fingerprint,
+        "scoring_identity": prepared.identity,
+        "corpus_root": prepared.corpus.root,
+        "num_windows": plan.num_windows,
+        "num_tokens": plan.num_tokens,
+        "max_window_tokens": plan.max_window_tokens,
+        "shard_tokens": prepared.shard_tokens,
+        "shard_batch": prepared.shard_batch,
+        "segments": [[file.name for file in segment.files] for segment in prepared.corpus.manifest.segments],
+    }
+    run.write_json("plan.json", tree)
+    return prepared
+
+
+def _require_space(prepared: Prepared) -> None:
+    if not files.is_local(prepared.run.filesystem):
+        return
+    folder = Path(prepared.run.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = sample_size(prepared)
+    tokens = prepared.plan.num_tokens if count is None else count * prepared.plan.max_window_tokens
+    needed, free = tokens * BYTES_PER_TOKEN + len(prepared.artifact), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"how.output {prepared.run.uri}: {needed:,} bytes are needed for the losses and {free:,} are free; "
+            "choose another disk"
+        )
+
+
+def sample_size(prepared: Prepared) -> int | None:
+    """Windows to draw; None for all of them."""
+    return drawn_windows(prepared.config.what.sample, prepared.plan.num_windows)
+
+
+def drawn_windows(sample: SampleConfig, total: int) -> int | None:
+    """Windows to draw of so many; None for all of them. A sample needs windows beyond its pilot.
+
+    Raises:
+        InputError: the corpus is no larger than the pilot.
+    """
+    if sample.is_full:
+        return None
+    if sample.pilot_windows >= total:
+        raise InputError(
+            f"sample.pilot_windows {sample.pilot_windows} leaves nothing of {total} windows to draw; score "
+            "everything (sample.windows: null)"
+        )
+    return total if sample.windows is None else min(sample.windows, total)

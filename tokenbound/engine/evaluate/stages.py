@@ -1,0 +1,297 @@
+"""The three stages of scoring a shard: read its ids, score its windows, commit its losses.
+
+Each stage is a plain callable from row to row, so it is tested without a cluster. One row is one shard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenbound.certificate.reduce import shard_evidence
+from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.engine.cluster.metrics import count_retry
+from tokenbound.engine.cluster.session import replica_name
+from tokenbound.engine.evaluate.environment import scoring_environment
+from tokenbound.errors import IncompleteError, InputError
+from tokenbound.store.attempts import Attempt, Attempts, read_attempts, write_attempts
+from tokenbound.store.copies import local_copy
+from tokenbound.store.losses import Losses
+from tokenbound.store.run import ARTIFACT, RunDirectory
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of `mallopt`'s settings."""
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How windows are cut; the part of the protocol that planning needs."""
+
+    length: int
+    context: str
+    stride: int | None
+    segments: int
+    """Segments of the corpus: a plan that a process keeps must not outlive a corpus that grew."""
+
+
+@lru_cache(maxsize=4)
+def open_plan(corpus_root: str, spec: WindowSpec) -> tuple[PreparedCorpus, CorpusPlan]:
+    """A prepared corpus and its plan, kept per process."""
+    corpus = PreparedCorpus(corpus_root)
+    offsets = [corpus.document_offsets(index) for index in range(len(corpus.manifest.segments))]
+    return corpus, plan_corpus(offsets, length=spec.length, context=spec.context, stride=spec.stride)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ReadShard:
+    """Window ids to padded ids: ``{shard, windows} -> {shard, windows, inputs, targets, mask, document, position}``."""
+
+    corpus_root: str
+    spec: WindowSpec
+
+    def __call__(self, row: Row) -> Row:
+        """Read one shard."""
+        corpus, plan = open_plan(self.corpus_root, self.spec)
+        windows = np.frombuffer(row["windows"], np.int64)
+        batch = gather(corpus, plan.windows(windows), self.spec.length)
+        return {
+            **row,
+            "inputs": batch.inputs.astype(np.int32),
+            "targets": batch.targets.astype(np.int32),
+            "mask": batch.mask,
+            "document": batch.document,
+            "position": batch.position,
+        }
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What a scoring actor needs to build its replica."""
+
+    artifact: bytes | str
+    """The artifact's bytes, or the run directory that holds it: a restarted actor reads it again."""
+    dtype: str
+    batch: int
+    length: int
+    device: str
+    threads: int
+    """CPU threads of one replica."""
+    base: str | None = None
+    """Where the base of a delta is: a checkpoint or artifact that every actor can read."""
+    compile: bool = False
+    """Fuse the passes over the logits."""
+    session: str = ""
+    """Names this start of the run; deaths are counted within it."""
+    retries: int = 3
+    """How often a shard may lose its actor before the run gives up."""
+    share: bool = False
+    """Decode the weights once on each machine, for all replicas there."""
+    gpus: int = 1
+    """GPUs over which one replica is spread, layer by layer."""
+
+
+class ScoreShard:
+    """Padded ids to token statistics, on one replica that this process builds at its first shard.
+
+    Of a delta, the base scores the same windows beside it.
+
+    The replica is not built in the constructor: an error there would be an actor's death, with its text lost.
+    """
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        self.spec = spec
+        self.replica: Any = None
+        self.base: Any = None
+        self.environment = ""
+
+    def __call__(self, row: Row) -> Row:
+        """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
+        if isinstance(self.spec.artifact, str):
+            run = RunDirectory(self.spec.artifact)
+            count_attempt(run, int(row["shard"]), self.spec.session, self.spec.retries, replica_name())
+        if self.replica is None:
+            self.replica, self.base = build_replicas(self.spec, row["inputs"])
+            spec = self.spec
+            found = scoring_environment(device=spec.device, compiled=spec.compile, threads=spec.threads)
+            self.environment = json.dumps(found)  # of this process, where the losses are made
+        inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
+        scored = self.replica.score(inputs, targets, mask)
+        nll, entropy, rank = scored.nll, scored.entropy, scored.rank
+        unscored, beside = _unscored(nll, entropy, mask), {}
+        if self.base is not None:
+            base = self.base.score(inputs, targets, mask)
+            unscored |= _unscored(base.nll, base.entropy, mask)
+            beside = {"base_nll": base.nll[mask], "base_entropy": np.maximum(base.entropy[mask], 0.0)}
+        return {
+            "shard": row["shard"],
+            "windows": row["windows"],
+            "vocab_size": self.replica.vocab_size,
+            "environment": self.environment,
+            "lengths": mask.sum(axis=1).astype(np.int64),
+            "unscored": unscored,
+            "nll": nll[mask],
+            "entropy": np.maximum(entropy[mask], 0.0),
+            "rank": rank[mask],
+            "token": targets[mask].astype(np.int32),
+            "document": row["document"][mask],
+            "position": row["position"][mask],
+            **beside,
+            **({} if scored.alpha is None else {"alpha": scored.alpha[mask]}),
+        }
+
+
+def _unscored(nll: npt.NDArray[Any], entropy: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Windows [W] with a scored token that has no finite loss, or one that no rounding explains."""
+    sound = np.isfinite(nll) & np.isfinite(entropy) & (nll >= -1e-5)
+    return np.asarray((mask & ~sound).any(axis=1))
+
+
+def count_attempt(run: RunDirectory, shard: int, session: str, retries: int, replica: str = "") -> None:
+    """Note that a replica begins a shard: Ray restarts dead actors for ever, a shard that kills them must not.
+
+    Raises:
+        IncompleteError: the shard lost its actor more than `retries` times since this start of the run.
+    """
+    attempts = read_attempts(run, shard)
+    begun = attempts.begun if attempts.session == session else ()
+    if len(begun) > retries:
+        raise IncompleteError(
+            f"{run.uri}: shard {shard} lost its actor {len(begun)} times; look at its windows and at the memory of the "
+            "machine, then run again"
+        )
+    if begun:
+        count_retry(run.uri)
+    write_attempts(run, shard, Attempts(session, (*begun, Attempt(replica, time.time()))))
+
+
+def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, Any]:
+    """Decode the artifact, and let the replica, and that of a delta's base, pass the canary and the causality probe.
+
+    Returns:
+        The model's replica, and the base's or None.
+
+    Raises:
+        InputError: a model fails either, or does not fit the windows; or base and delta differ in vocabulary.
+        MismatchError: the delta was made on another base.
+    """
+    from tokenbound.models.delta import decode_weights, read_base
+    from tokenbound.models.shared import shared_weights
+
+    if spec.device == "cpu":
+        settle_on_cpu(spec.threads)
+    data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
+    base = None if spec.base is None else read_base(local_copy(spec.base))
+    weights = shared_weights(data) if spec.share and base is None else decode_weights(data, base)
+    replica = _checked_replica(spec, weights, inputs)
+    if base is None:
+        return replica, None
+    beside = _checked_replica(spec, base, inputs)
+    if beside.vocab_size != replica.vocab_size:
+        raise InputError(
+            f"the base predicts {beside.vocab_size} ids and the fine-tune {replica.vocab_size}; their losses cannot be "
+            "compared, so encode the fine-tune as a whole model"
+        )
+    return replica, beside
+
+
+def settle_on_cpu(threads: int) -> None:
+    """Give this process its threads, and let it keep the memory that one batch frees for the next.
+
+    By default the C library hands large blocks back to the system, which zeroes their pages anew for every layer: of a
+    small GPT-2 that takes 5 % of the time. Where the library has no such setting nothing is changed.
+    """
+    import ctypes
+
+    import torch
+
+    torch.set_num_threads(threads)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) -> Any:
+    import torch
+
+    from tokenbound.models.build import build_model
+    from tokenbound.models.probe import canary, probe_causality
+    from tokenbound.models.replica import Replica
+    from tokenbound.models.spread import spread_over_gpus
+
+    dtype = getattr(torch, spec.dtype)
+    shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
+    options: dict[str, Any] = {"device": spec.device, "compile": spec.compile}
+    if spec.gpus == 1:
+        replica = Replica.from_weights(weights, dtype=dtype, **shape, **options)
+    else:
+        model = build_model(weights.architecture, weights.tensors, dtype=dtype, device="cpu")
+        model = spread_over_gpus(model, weights.architecture, gpus=spec.gpus, dtype=dtype, **shape)
+        replica = Replica(model, **shape, **options)
+    replica.check_vocabulary(int(inputs.max()))
+    canary(replica)
+    probe_causality(replica, inputs[: spec.batch])
+    return replica
+
+
+@dataclass(frozen=True)
+class CommitShard:
+    """Token statistics to a committed shard: ``-> {shard, tokens, unscored_windows}``."""
+
+    run_uri: str
+    scoring_fingerprint: str
+    top_k: tuple[int, ...]
+    store_tokens: bool
+    batch: int | None = None
+    """Windows of a forward pass, where they are fewer than the protocol asks for."""
+
+    def __call__(self, row: Row) -> Row:
+        """Write the losses, then the record."""
+        losses = _losses_of(row, self.store_tokens)
+        run, shard = RunDirectory(self.run_uri), int(row["shard"])
+        unscored = int(losses.unscored.sum())
+        if unscored:
+            reason = "NaN, infinite or negative loss"
+            run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
+        evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
+        known = json.loads(row["environment"]) if row.get("environment") else None
+        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch, known)
+        return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
+
+
+def _losses_of(row: Row, store_tokens: bool) -> Losses:
+    lengths, unscored = np.asarray(row["lengths"]), np.asarray(row["unscored"], bool)
+    failed = np.repeat(unscored, lengths)
+    nan = np.float32(np.nan)
+    base = {
+        name: np.where(failed, nan, row[name]).astype(np.float32)
+        for name in ("base_nll", "base_entropy")
+        if name in row
+    }
+    return Losses(
+        window_id=np.frombuffer(row["windows"], np.int64),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        unscored=unscored,
+        document=np.asarray(row["document"]),
+        position=np.asarray(row["position"]),
+        nll=np.where(failed, nan, row["nll"]).astype(np.float32),
+        entropy=np.where(failed, nan, row["entropy"]).astype(np.float32),
+        rank=np.where(failed, row["vocab_size"], np.asarray(row["rank"])).astype(np.int32),
+        token=np.asarray(row["token"]) if store_tokens else None,
+        **base,
+        alpha=np.where(failed, nan, row["alpha"]).astype(np.float32) if "alpha" in row else None,
+    )

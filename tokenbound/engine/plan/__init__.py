@@ -1,0 +1,1 @@
+"""What a run will cost and may show, before it is paid for."""

@@ -1,0 +1,130 @@
+"""How fast replicas are here: every replica that the run would have scores random windows for a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from tokenbound.corpus.windows import gather
+from tokenbound.engine.cluster.session import plain_errors
+from tokenbound.engine.corpus import Text
+from tokenbound.engine.evaluate.graph import Placement
+from tokenbound.engine.evaluate.stages import ReplicaSpec, build_replicas, open_plan, settle_on_cpu
+
+MAX_PROBES = 8
+"""Replicas that are measured at once; on a larger cluster the others are taken to be as fast."""
+
+PROBE_TOKENS = 1 << 22
+"""Scored tokens that a probe may look at; it stops when its time is over."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the probing replicas found, together."""
+
+    tokens_per_second: float
+    """Of one replica, while the others ran: the mean."""
+    vocab_size: int
+    """V, the width of the logits."""
+    nll: NDArray[np.float32]
+    """[n] nats, of the scored tokens."""
+    entropy: NDArray[np.float32]
+    """[n] nats."""
+    rank: NDArray[np.int32]
+    """[n]."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    spec: ReplicaSpec
+    architecture: Mapping[str, Any] | None
+    """Given where there is no artifact: the weights are then random, which changes losses and no time."""
+    text: Text
+    seconds: float
+    parts: int
+
+
+def measure_speed(
+    artifact: bytes | None,
+    architecture: Mapping[str, Any],
+    spec: ReplicaSpec,
+    text: Text,
+    *,
+    placement: Placement,
+    seconds: float,
+) -> Probe:
+    """Score random windows of the corpus on as many replicas at once as the run would have; inside a Ray session.
+
+    Args:
+        artifact: the model; None to measure its architecture with random weights.
+        architecture: its architecture.
+        spec: how replicas score; its own artifact is not looked at.
+        text: the corpus, cut into windows.
+        placement: how many replicas there are, and on which device.
+        seconds: how long each of them scores, its start not counted.
+
+    Raises:
+        InputError: the model fails the canary or the causality probe.
+        ReplicaOutOfMemory: the batch does not fit.
+    """
+    parts = min(placement.replicas, MAX_PROBES, max(1, open_plan(text.corpus_root, text.spec)[1].num_windows))
+    shape = None if artifact is not None else architecture
+    job = ray.put(_Job(replace(spec, artifact=artifact or b""), shape, text, seconds, parts))
+    task = ray.remote(_measure).options(**placement.actor_options)
+    with plain_errors():
+        found: list[Probe] = ray.get([task.remote(job, part) for part in range(parts)])
+    return Probe(
+        tokens_per_second=float(np.mean([each.tokens_per_second for each in found])),
+        vocab_size=found[0].vocab_size,
+        nll=np.concatenate([each.nll for each in found]),
+        entropy=np.concatenate([each.entropy for each in found]),
+        rank=np.concatenate([each.rank for each in found]),
+    )
+
+
+def _measure(job: _Job, part: int) -> Probe:
+    corpus, plan = open_plan(job.text.corpus_root, job.text.spec)
+    batch, length = job.spec.batch, job.spec.length
+    windows = job.text.windows(PROBE_TOKENS)[part :: job.parts] or job.text.windows(1)
+    replica = _replica(job, gather(corpus, plan.windows(windows[:batch]), length).inputs)
+    found: list[tuple[Any, ...]] = []
+    started = time.perf_counter()
+    for first in range(0, len(windows), batch):
+        each = gather(corpus, plan.windows(windows[first : first + batch]), length)
+        scored = replica.score(each.inputs, each.targets, each.mask)
+        found.append((scored.nll[each.mask], scored.entropy[each.mask], scored.rank[each.mask]))
+        if time.perf_counter() - started >= job.seconds:
+            break
+    elapsed_s = time.perf_counter() - started
+    nll, entropy, rank = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Probe(
+        len(nll) / elapsed_s, replica.vocab_size, np.maximum(nll, 0), np.maximum(entropy, 0), rank.astype(np.int32)
+    )
+
+
+def _replica(job: _Job, inputs: NDArray[Any]) -> Any:
+    if job.architecture is None:
+        return build_replicas(job.spec, inputs)[0]
+    import torch
+
+    from tokenbound.models.memory import random_model
+    from tokenbound.models.replica import Replica
+    from tokenbound.models.spread import spread_over_gpus
+
+    if job.spec.device == "cpu":
+        settle_on_cpu(job.spec.threads)
+    spec, dtype = job.spec, getattr(torch, job.spec.dtype)
+    shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
+    with torch.device(spec.device if spec.gpus == 1 else "cpu"):
+        model = random_model(job.architecture, dtype)
+    if spec.gpus > 1:
+        model = spread_over_gpus(model, job.architecture, gpus=spec.gpus, dtype=dtype, **shape)
+    replica = Replica(model, **shape, device=spec.device, compile=spec.compile)
+    replica.score(inputs, inputs, np.ones(inputs.shape, bool))  # the first pass is slower than the rest
+    return replica

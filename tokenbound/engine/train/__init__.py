@@ -1,0 +1,1 @@
+"""Training, and what is fitted on a finished model."""

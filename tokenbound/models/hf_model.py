@@ -1,0 +1,262 @@
+"""From tensors to the transformers model that a config names, every parameter accounted for."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tokenbound.config.family import FAMILY
+from tokenbound.errors import InputError
+from tokenbound.models.quantized.deployed import load_deployed
+from tokenbound.models.quantized.methods import (
+    QUANTIZATION,
+    RECORDS,
+    method_of,
+    require_package,
+)
+from tokenbound.models.smoothing_head import SMOOTHING
+
+logger = logging.getLogger(__name__)
+
+
+def _transposed(blank: Any) -> Callable[[str], bool]:
+    """Of a layer's name, whether it keeps its weight as [inputs, outputs], as GPT-2's do."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = {name for name, module in blank.named_modules() if isinstance(module, Conv1D)}
+    layers |= {name.removeprefix(f"{blank.base_model_prefix}.") for name in layers}
+    return layers.__contains__
+
+
+def _load(
+    blank: Any, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[Any, dict[str, Any]]:
+    method = method_of(architecture)
+    is_deployed = method is not None and method.package is not None
+    if is_deployed:
+        require_package(architecture)
+    with _quiet_transformers():
+        try:
+            if method is not None and is_deployed:
+                return load_deployed(blank, method, architecture, tensors, dtype)
+            model, report = type(blank).from_pretrained(
+                None,
+                config=blank.config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come back in the report, and are refused by name
+                local_files_only=True,
+            )
+            return model, report
+        except InputError:
+            raise
+        except (*_LOADING_ERRORS, *_DEPLOYED_ERRORS) as error:
+            is_known = is_deployed or isinstance(error, _LOADING_ERRORS)
+            if isinstance(error, torch.OutOfMemoryError) or not is_known:
+                raise
+            raise InputError(f"the tensors do not fit the architecture: {_one_line(error)}") from error
+
+
+_LOADING_ERRORS = (RuntimeError, ValueError, KeyError)
+
+
+_DEPLOYED_ERRORS = (TypeError, AttributeError, AssertionError, IndexError, ImportError, NotImplementedError, re.error)
+"""What the packages of quantizers raise besides, over configs and tensors that they did not write."""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' progress bars and tables: what they say is checked here and raised as errors."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None) -> Any:
+    """The model without storage (meta device): names, shapes and ties only.
+
+    Raises:
+        InputError: the architecture defines no causal language model, or more layers than there are tensors.
+    """
+    config = _make_config(architecture)
+    with _quiet_transformers():
+        try:
+            causal_class = _causal_class(config)
+            layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+            if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
+                raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
+            with torch.device("meta"):
+                return causal_class(config)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
+            raise InputError(_no_model(config, error)) from error
+
+
+def _no_model(config: Any, error: Exception) -> str:
+    pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    cause = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
+    if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
+        cause += f"; pad_token_id = {pad} is outside the vocabulary of {size}, so set it to null"
+    return f"the {config.model_type} architecture does not define a model: {cause}; correct config.json"
+
+
+_OURS = (FAMILY, SMOOTHING, QUANTIZATION, RECORDS)
+"""Keys of an architecture that change a plain model; they are handled here, not by transformers' config."""
+
+
+_OUTPUTS = frozenset(
+    {
+        "return_dict",
+        "use_return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "output_router_logits",
+        "torchscript",
+    }
+)
+"""Keys of a config that choose what a forward pass returns beside the logits, and how. They define no model, and what
+is scored here is the logits."""
+
+
+_CHANGED = {"pruned_heads": "prune the weights themselves (`model.prune_heads` and `save_pretrained`)"}
+"""Keys that changed a model in some version of transformers and are ignored in others, each with the cure."""
+
+
+def _without_outputs(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_outputs(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        for key, value in config.items()
+        if key not in _OUTPUTS
+    }
+
+
+def _make_config(architecture: Mapping[str, Any]) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = architecture.get("model_type")
+    for key in _CHANGED.keys() & architecture.keys():
+        if architecture[key]:
+            raise InputError(f"config.json: {key} = {str(architecture[key])[:80]} is not supported; {_CHANGED[key]}")
+    try:
+        config_class = CONFIG_MAPPING[model_type]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"model_type {model_type!r} is not known to the installed transformers; upgrade transformers, or use a "
+            "model of a known type (code that comes with a checkpoint is never run)"
+        ) from None
+    with _quiet_transformers():
+        try:
+            plain = {key: value for key, value in architecture.items() if key not in _OURS}
+            return config_class.from_dict(_without_outputs(plain))
+        except Exception as error:  # transformers validates configs with error types of its own
+            raise InputError(
+                f"the {model_type} config is not valid: {_one_line(error)}; correct config.json"
+            ) from error
+
+
+def _causal_class(config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = config.model_type
+    cure = "give a decoder-only causal language model"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{kind} is an encoder-decoder model, which scores targets given an input; {cure}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{kind} is not a causal language model; {cure}")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise InputError(f"{kind} is an encoder-only model and sees the tokens it predicts; {cure}")
+    if getattr(config.get_text_config(), "use_bidirectional_attention", False):
+        raise InputError(f"this {kind} attends in both directions and sees the tokens it predicts; {cure}")
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Tensors that a model ties, each with the one that it is the same as."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def _ignorable(model: Any, names: Mapping[str, Any] | set[str]) -> set[str]:
+    """Names that transformers drops without a word: buffers of old checkpoints that are computed nowadays."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
+    own = _own_names(model)
+    return {name for name in names if name not in own and any(re.search(pattern, name) for pattern in patterns)}
+
+
+def _own_names(model: Any) -> set[str]:
+    """Names of the model's weights, also without the prefix of its body, as older checkpoints have them.
+
+    (GPT-2 on the hub says `h.0.attn.c_attn.bias`, which its pattern for derivable buffers would match.)
+    """
+    names = set(model.state_dict())
+    return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
+
+
+def _without_copies(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out what the model computes itself and what it ties: a copy would be paid for in the code length."""
+    dropped = _ignorable(model, tensors)
+    for target, source in tied_names(model).items():
+        if target in tensors and source in tensors and _identical(tensors[target], tensors[source]):
+            dropped.add(target)
+    return {name: tensor for name, tensor in tensors.items() if name not in dropped}
+
+
+def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+
+
+def _refuse_uncovered(blank: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Catch what the loading report of transformers leaves out."""
+    halved = {name for name, tensor in tensors.items() if tensor.is_complex()}
+    if halved:
+        raise InputError(f"tensors {_some(halved)} are complex, and only their real parts would be used; remove them")
+    unplaced = _ignorable(blank, tensors)
+    if unplaced:
+        raise InputError(f"the model computes {_some(unplaced)} itself; leave them out of the tensors")
+    optional = blank._keys_to_ignore_on_load_missing or ()
+    given = {name.removeprefix(f"{blank.base_model_prefix}.") for name in tensors}
+    absent = {
+        name
+        for name in blank.state_dict().keys() - tied_names(blank).keys()
+        if name.removeprefix(f"{blank.base_model_prefix}.") not in given
+        and any(re.search(pattern, name) for pattern in optional)
+    }
+    if absent:
+        raise InputError(f"no tensor for {_some(absent)}, which transformers would fill by itself; add them")
+
+
+def _refuse_incomplete(report: Mapping[str, Any]) -> None:
+    missing, unknown = set(report["missing_keys"]), set(report["unexpected_keys"])
+    misshapen = {item[0] if isinstance(item, tuple) else item for item in report["mismatched_keys"]}
+    if misshapen:
+        raise InputError(f"tensors of another shape than the architecture asks for: {_some(misshapen)}")
+    if missing:
+        raise InputError(f"no tensor for {_some(missing)}; they would be random. Give a complete checkpoint")
+    if unknown:
+        raise InputError(f"the model has no place for the tensors {_some(unknown)}; remove them or fix the config")
+    if report["error_msgs"]:
+        raise InputError(f"the tensors do not fit the architecture: {' '.join(map(str, report['error_msgs']))[:300]}")
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
