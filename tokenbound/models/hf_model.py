@@ -158,8 +158,8 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
         if architecture[key]:
             raise InputError(f"config.json: {key} = {str(architecture[key])[:80]} is not supported; {_CHANGED[key]}")
     try:
-        config_class = CONFIG_MAPPING[model_type]
-    except (KeyError, TypeError):
+        config_class = CONFIG_MAPPING[str(model_type)]
+    except KeyError:
         raise InputError(
             f"model_type {model_type!r} is not known to the installed transformers; upgrade transformers, or use a "
             "model of a known type (code that comes with a checkpoint is never run)"

@@ -12,6 +12,7 @@ import math
 import re
 import textwrap
 from contextlib import AbstractContextManager
+from typing import Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -50,7 +51,7 @@ ROLES = (
 
 _PLACEHOLDERS = {role: f"#0102{index:02x}" for index, role in enumerate(ROLES)}
 _VARIABLES = {colour: f"var(--{role})" for role, colour in _PLACEHOLDERS.items()}
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tokenbound",
     "text.parse_math": False,
@@ -96,8 +97,7 @@ def new_figure(height: float) -> Figure:
 
 def settings() -> AbstractContextManager[None]:
     """The context that figures are made and drawn in."""
-    context: AbstractContextManager[None] = rc_context(_SETTINGS)
-    return context
+    return rc_context(_SETTINGS)
 
 
 def inline_svg(figure: Figure, name: str) -> Markup:
@@ -153,7 +153,7 @@ def _handle(role: str, kind: str, words: str) -> Patch | Line2D:
     """One entry of a legend inside a figure."""
     if kind == "area":
         return Patch(color=colour(role), label=words)
-    style = {"dash": (0, (4, 3)), "line": "-"}.get(kind, "")
+    style: Any = {"dash": (0, (4, 3)), "line": "-"}.get(kind, "")
     marker = "o" if kind == "dot" else ""
     return Line2D([], [], color=colour(role), linestyle=style, marker=marker, linewidth=2, label=words)
 

@@ -21,7 +21,7 @@ def ray_map(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
     A task that dies with its node is repeated by Ray, so `function` must be pure or overwrite what it wrote.
     """
-    task = ray.remote(_call)
+    task: Any = ray.remote(_call)  # Ray's own types lose the generic function
     shared = ray.put(function)
     limit = IN_FLIGHT_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
@@ -41,20 +41,24 @@ ACTOR_RETRIES = 3
 """How often an actor may die with its node and be started again, and an item be tried."""
 
 
-def ray_pool(make: Callable[[], Callable[[A], B]], items: Iterable[A], *, actors: int, **options: Any) -> Iterator[B]:
+def ray_pool(
+    make: Callable[[], Callable[[A], B]], items: Iterable[A], *, actors: int, num_cpus: float = 1, num_gpus: float = 0
+) -> Iterator[B]:
     """Like ``map(make(), items)`` on a pool of actors, each of which calls `make` once; in the order of the items.
 
     Args:
         make: Builds what is slow to build, a model on its device say, before an actor's first item.
         items: What to map. As with `ray_map`, an item may be tried again.
         actors: Their number.
-        options: Ray resources of each.
+        num_cpus: Processors of each.
+        num_gpus: GPUs of each.
     """
     retries = {"max_restarts": ACTOR_RETRIES, "max_task_retries": ACTOR_RETRIES}
-    kind, shared = ray.remote(**retries, **options)(_Worker), ray.put(make)
+    kind: Any = ray.remote(_Worker)  # Ray's own types lose the generic class
+    kind, shared = kind.options(num_cpus=num_cpus, num_gpus=num_gpus, **retries), ray.put(make)
     workers = [kind.remote(shared) for _ in range(actors)]
     try:
-        yield from ActorPool(workers).map(lambda actor, item: actor.call.remote(item), items)
+        yield from ActorPool(workers).map(lambda actor, item: actor.call.remote(item), list(items))
     finally:
         for worker in workers:  # at once, not when the last reference to them goes: what comes next needs their place
             ray.kill(worker)

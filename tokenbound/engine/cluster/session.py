@@ -41,7 +41,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     chosen = address or os.environ.get("RAY_ADDRESS")
     # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    local = {} if chosen else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+    local: dict[str, Any] = {} if chosen else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
     kept = nullcontext() if chosen else _loopback_kept()
     with warnings.catch_warnings(), _quiet_stderr(), _sigterm_kept(), kept:
         warnings.simplefilter("ignore")

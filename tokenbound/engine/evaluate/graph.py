@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -93,6 +93,11 @@ class Shard:
     """Ids of its windows, in the order in which they are recorded."""
 
 
+def _untyped(stage: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A stage as Ray Data's types see it: they know neither typed rows nor classes."""
+    return cast(Callable[[dict[str, Any]], dict[str, Any]], stage)
+
+
 def score_shards(
     shards: Sequence[Shard],
     *,
@@ -114,14 +119,14 @@ def score_shards(
     tasks = TaskPoolStrategy(placement.tasks)
     graph = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(read, compute=tasks, num_cpus=0)
+        .map(_untyped(read), compute=tasks, num_cpus=0)
         .map(
-            ScoreShard,
+            _untyped(ScoreShard),
             fn_constructor_args=(replica,),
             compute=placement.pool,
             **placement.actor_options,
         )
-        .map(commit, compute=tasks, num_cpus=0)
+        .map(_untyped(commit), compute=tasks, num_cpus=0)
     )
     pending = {shard.number for shard in shards}
     failure: TokenboundError | None = None

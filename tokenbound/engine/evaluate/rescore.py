@@ -352,7 +352,7 @@ class _Comparison:
         Raises:
             MismatchError: one differs by more than two machines can.
         """
-        scored = score(
+        found = score(
             {
                 "shard": 0,
                 "windows": recorded.window_id[rows].tobytes(),
@@ -363,13 +363,14 @@ class _Comparison:
                 "position": batch.position,
             }
         )
-        if scored["vocab_size"] != self.certificate.vocab_size:
+        if found["vocab_size"] != self.certificate.vocab_size:
             raise MismatchError(
                 f"vocab_size: the certificate says {self.certificate.vocab_size}, the model's logits have "
-                f"{scored['vocab_size']}"
+                f"{found['vocab_size']}"
             )
+        assert score.replica is not None, "it has just scored"
         limits = score.replica.rank_limits(batch.inputs, batch.targets, batch.mask, TIE_LOGITS[self.dtype])
-        scored |= {"lowest_rank": limits[0][batch.mask], "highest_rank": limits[1][batch.mask]}
+        scored: dict[str, Any] = {**found, "lowest_rank": limits[0][batch.mask], "highest_rank": limits[1][batch.mask]}
         ends = np.cumsum([0, *scored["lengths"]])
         for row, start, stop in zip(rows, ends, ends[1:], strict=False):
             own = {name: value[start:stop] for name, value in scored.items() if _is_flat(value, int(ends[-1]))}

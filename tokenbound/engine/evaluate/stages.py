@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,64 @@ from tokenbound.store.copies import local_copy
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
+if TYPE_CHECKING:
+    from tokenbound.models.delta import Weights
+    from tokenbound.models.replica import Replica
+
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+Ints = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.floating]
+Bools = npt.NDArray[np.bool_]
+
+
+class ShardRow(TypedDict):
+    """A shard to be scored."""
+
+    shard: int
+    windows: bytes
+    """int64 [W] ids of its windows."""
+
+
+class ReadRow(ShardRow):
+    """Its windows as padded ids, [W, L] each unless said otherwise."""
+
+    inputs: Ints
+    targets: Ints
+    mask: Bools
+    """Which positions are scored."""
+    document: Ints
+    position: Ints
+
+
+class ScoredRow(ShardRow):
+    """Statistics of its N scored tokens, [N] each unless said otherwise."""
+
+    vocab_size: int
+    lengths: Ints
+    """[W] scored tokens of each window."""
+    unscored: Bools
+    """[W] windows without a finite loss."""
+    nll: Floats
+    entropy: Floats
+    rank: Ints
+    token: Ints
+    document: Ints
+    position: Ints
+    base_nll: NotRequired[Floats]
+    base_entropy: NotRequired[Floats]
+    alpha: NotRequired[Floats]
+    environment: str
+    """JSON: what scored it."""
+
+
+class CommittedRow(TypedDict):
+    """What is left of a shard once it is stored."""
+
+    shard: int
+    tokens: int
+    unscored_windows: int
+
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of `mallopt`'s settings."""
@@ -58,12 +113,12 @@ def open_plan(corpus_root: str, spec: WindowSpec) -> tuple[PreparedCorpus, Corpu
 
 @dataclass(frozen=True)
 class ReadShard:
-    """Window ids to padded ids: ``{shard, windows} -> {shard, windows, inputs, targets, mask, document, position}``."""
+    """Window ids to padded ids."""
 
     corpus_root: str
     spec: WindowSpec
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: ShardRow) -> ReadRow:
         """Read one shard."""
         corpus, plan = open_plan(self.corpus_root, self.spec)
         windows = np.frombuffer(row["windows"], np.int64)
@@ -114,11 +169,11 @@ class ScoreShard:
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self.spec = spec
-        self.replica: Any = None
-        self.base: Any = None
+        self.replica: Replica | None = None
+        self.base: Replica | None = None
         self.environment = ""
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: ReadRow) -> ScoredRow:
         """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
         if isinstance(self.spec.artifact, str):
             run = RunDirectory(self.spec.artifact)
@@ -131,12 +186,8 @@ class ScoreShard:
         inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
         scored = self.replica.score(inputs, targets, mask)
         nll, entropy, rank = scored.nll, scored.entropy, scored.rank
-        unscored, beside = _unscored(nll, entropy, mask), {}
-        if self.base is not None:
-            base = self.base.score(inputs, targets, mask)
-            unscored |= _unscored(base.nll, base.entropy, mask)
-            beside = {"base_nll": base.nll[mask], "base_entropy": np.maximum(base.entropy[mask], 0.0)}
-        return {
+        unscored = _unscored(nll, entropy, mask)
+        result: ScoredRow = {
             "shard": row["shard"],
             "windows": row["windows"],
             "vocab_size": self.replica.vocab_size,
@@ -149,12 +200,18 @@ class ScoreShard:
             "token": targets[mask].astype(np.int32),
             "document": row["document"][mask],
             "position": row["position"][mask],
-            **beside,
-            **({} if scored.alpha is None else {"alpha": scored.alpha[mask]}),
         }
+        if scored.alpha is not None:
+            result["alpha"] = scored.alpha[mask]
+        if self.base is not None:
+            base = self.base.score(inputs, targets, mask)
+            result["unscored"] = unscored | _unscored(base.nll, base.entropy, mask)
+            result["base_nll"] = base.nll[mask]
+            result["base_entropy"] = np.maximum(base.entropy[mask], 0.0)
+        return result
 
 
-def _unscored(nll: npt.NDArray[Any], entropy: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _unscored(nll: Floats, entropy: Floats, mask: Bools) -> Bools:
     """Windows [W] with a scored token that has no finite loss, or one that no rounding explains."""
     sound = np.isfinite(nll) & np.isfinite(entropy) & (nll >= -1e-5)
     return np.asarray((mask & ~sound).any(axis=1))
@@ -178,7 +235,7 @@ def count_attempt(run: RunDirectory, shard: int, session: str, retries: int, rep
     write_attempts(run, shard, Attempts(session, (*begun, Attempt(replica, time.time()))))
 
 
-def build_replicas(spec: ReplicaSpec, inputs: npt.NDArray[Any]) -> tuple[Any, Any]:
+def build_replicas(spec: ReplicaSpec, inputs: Ints) -> tuple[Replica, Replica | None]:
     """Decode the artifact, and let the replica, and that of a delta's base, pass the canary and the causality probe.
 
     Returns:
@@ -225,7 +282,7 @@ def settle_on_cpu(threads: int) -> None:
         set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
-def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) -> Any:
+def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Replica:
     import torch
 
     from tokenbound.models.build import build_model
@@ -250,7 +307,7 @@ def _checked_replica(spec: ReplicaSpec, weights: Any, inputs: npt.NDArray[Any]) 
 
 @dataclass(frozen=True)
 class CommitShard:
-    """Token statistics to a committed shard: ``-> {shard, tokens, unscored_windows}``."""
+    """Token statistics to a committed shard."""
 
     run_uri: str
     scoring_fingerprint: str
@@ -259,7 +316,7 @@ class CommitShard:
     batch: int | None = None
     """Windows of a forward pass, where they are fewer than the protocol asks for."""
 
-    def __call__(self, row: Row) -> Row:
+    def __call__(self, row: ScoredRow) -> CommittedRow:
         """Write the losses, then the record."""
         losses = _losses_of(row, self.store_tokens)
         run, shard = RunDirectory(self.run_uri), int(row["shard"])
@@ -268,20 +325,19 @@ class CommitShard:
             reason = "NaN, infinite or negative loss"
             run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
         evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
-        known = json.loads(row["environment"]) if row.get("environment") else None
+        known = json.loads(row["environment"]) if row["environment"] else None
         run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch, known)
         return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
 
 
-def _losses_of(row: Row, store_tokens: bool) -> Losses:
+def _losses_of(row: ScoredRow, store_tokens: bool) -> Losses:
     lengths, unscored = np.asarray(row["lengths"]), np.asarray(row["unscored"], bool)
     failed = np.repeat(unscored, lengths)
     nan = np.float32(np.nan)
-    base = {
-        name: np.where(failed, nan, row[name]).astype(np.float32)
-        for name in ("base_nll", "base_entropy")
-        if name in row
-    }
+
+    def finite(values: Floats | None) -> npt.NDArray[np.float32] | None:
+        return None if values is None else np.where(failed, nan, values).astype(np.float32)
+
     return Losses(
         window_id=np.frombuffer(row["windows"], np.int64),
         offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
@@ -292,6 +348,7 @@ def _losses_of(row: Row, store_tokens: bool) -> Losses:
         entropy=np.where(failed, nan, row["entropy"]).astype(np.float32),
         rank=np.where(failed, row["vocab_size"], np.asarray(row["rank"])).astype(np.int32),
         token=np.asarray(row["token"]) if store_tokens else None,
-        **base,
-        alpha=np.where(failed, nan, row["alpha"]).astype(np.float32) if "alpha" in row else None,
+        base_nll=finite(row.get("base_nll")),
+        base_entropy=finite(row.get("base_entropy")),
+        alpha=finite(row.get("alpha")),
     )

@@ -106,7 +106,7 @@ def fit(
         raise TokenboundError(f"training ended without a checkpoint ({result.error}); see {output / folder}")
     with result.checkpoint.as_directory() as path:
         state = torch.load(Path(path) / STATE, map_location="cpu", weights_only=True)["model"]
-    return state, float(result.metrics["loss_bits"])
+    return state, float((result.metrics or {})["loss_bits"])
 
 
 def _worker(settings: dict[str, Any]) -> None:
