@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -22,6 +22,9 @@ from tokenbound.models.quantized.methods import (
 from tokenbound.models.smoothing_head import take_head
 from tokenbound.models.structured.ngram_lm import decode_markov
 from tokenbound.models.structured.registry import attach_family, family_of, merge_family, trained_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ def count_trained(architecture: Mapping[str, Any], family: Any) -> int:
 
 def decode_family(
     architecture: Mapping[str, Any], tensors: Tensors, *, dtype: torch.dtype, device: torch.device | str
-) -> Any:
+) -> PreTrainedModel:
     """The model that an artifact of a family holds, in eval mode and without gradients.
 
     Raises:
@@ -54,7 +57,8 @@ def decode_family(
     """
     family, plain = family_of(architecture), plain_architecture(architecture)
     if family.kind == "markov":
-        return decode_markov(architecture, tensors).eval().to(device)
+        # Of a transformers model it has all that is used: logits, config and embeddings.
+        return cast(PreTrainedModel, decode_markov(architecture, tensors).eval().to(device))
     blank = blank_model(plain)
     _require_memory(blank)
     merged = merge_family(blank, family, tensors)
@@ -66,10 +70,10 @@ def decode_family(
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, strict=False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.eval().to(device)
+    return _in_place(model, device)
 
 
-def trained_form(architecture: Mapping[str, Any], tensors: Tensors) -> Any:
+def trained_form(architecture: Mapping[str, Any], tensors: Tensors) -> PreTrainedModel:
     """The model in the form in which it is trained, in float32 on the CPU, with these trained tensors; dense ones too.
 
     Raises:
@@ -82,10 +86,11 @@ def trained_form(architecture: Mapping[str, Any], tensors: Tensors) -> Any:
     attach_family(model, family)
     _require_same(model, tensors)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
-    return model.eval()
+    model.eval()
+    return model
 
 
-def save_trained(model: Any, family: Any, folder: Path) -> None:
+def save_trained(model: PreTrainedModel, family: Any, folder: Path) -> None:
     """Write a model in its trained form as a checkpoint for `read_checkpoint`: what is trained, and the family."""
     from safetensors.torch import save_file
 
@@ -97,7 +102,7 @@ def save_trained(model: Any, family: Any, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _require_memory(blank: Any) -> None:
+def _require_memory(blank: PreTrainedModel) -> None:
     """A few bytes can name a model of any size: what is regenerated must fit this machine."""
     needed = sum(4 * parameter.numel() for parameter in blank.parameters())
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -105,7 +110,7 @@ def _require_memory(blank: Any) -> None:
         raise InputError(f"the artifact's model needs {needed:,} bytes in float32; this machine has {present:,}")
 
 
-def _require_same(model: Any, tensors: Tensors) -> None:
+def _require_same(model: PreTrainedModel, tensors: Tensors) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in trained_tensors(model).items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
@@ -115,16 +120,16 @@ def _require_same(model: Any, tensors: Tensors) -> None:
         )
 
 
-def _materialise(blank: Any, dtype: torch.dtype) -> Any:
+def _materialise(blank: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Storage for a blank model: parameters to be loaded, derived buffers as transformers computes them."""
     for parameter in blank.parameters():
         parameter.data = parameter.data.to(dtype)
-    model = blank.to_empty(device="cpu")
+    model: PreTrainedModel = blank.to_empty(device="cpu")
     model.tie_weights()
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True
     for module in model.modules():  # transformers computes the buffers of these alone
-        module._is_hf_initialized = not module._non_persistent_buffers_set
+        setattr(module, "_is_hf_initialized", not module._non_persistent_buffers_set)  # noqa: B010
     model.initialize_weights()
     return model
 
@@ -135,7 +140,7 @@ def build_model(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-) -> Any:
+) -> PreTrainedModel:
     """Make the causal LM that an architecture and its tensors define.
 
     Nothing is left to chance: a parameter or persistent buffer that neither a tensor nor a declared tie covers is
@@ -163,7 +168,7 @@ def build_model(
 
 def _build_plain(
     architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device | str
-) -> Any:
+) -> PreTrainedModel:
     if FAMILY in architecture:
         from tokenbound.models.build import decode_family
 
@@ -177,4 +182,10 @@ def _build_plain(
     _refuse_incomplete(report)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.eval().to(device)
+    return _in_place(model, device)
+
+
+def _in_place(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model in eval mode on its device."""
+    cast(torch.nn.Module, model.eval()).to(device)
+    return model

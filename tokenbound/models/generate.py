@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 
@@ -43,7 +44,7 @@ def generate_ids(
         raise InputError(f"temperature {temperature} must be >= 0 and top_p {top_p} in (0, 1]")
     weights = decode_weights(data, base)
     model = build_model(weights.architecture, weights.tensors, dtype=torch.float32, device="cpu")
-    size = int(model.get_input_embeddings().weight.shape[0])
+    size = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
     if not prompt or not 0 <= min(prompt) <= max(prompt) < size:
         raise InputError(f"the prompt must hold token ids below {size}; it has {prompt[:5]}")
     positions = getattr(model.config, "max_position_embeddings", None) or len(prompt) + max_new_tokens

@@ -8,13 +8,16 @@ from __future__ import annotations
 import inspect
 import logging
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from tokenbound.models.chunks import Rows, TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
 from tokenbound.models.quantized.deployed import is_quantized
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["Head", "TokenStatistics", "chunk_shape", "find_head", "logits_statistics", "token_statistics"]
 
@@ -190,7 +193,7 @@ def last_hidden_state(body: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def body_and_projection(model: Any) -> tuple[nn.Module, nn.Linear] | None:
+def body_and_projection(model: PreTrainedModel) -> tuple[nn.Module, nn.Linear] | None:
     """The part of a causal LM that ends in hidden states, and its output matrix; None if it is not of that form."""
     body, projection = getattr(model, "base_model", model), model.get_output_embeddings()
     if body is model or not isinstance(projection, nn.Linear) or is_quantized(projection):
@@ -199,7 +202,7 @@ def body_and_projection(model: Any) -> tuple[nn.Module, nn.Linear] | None:
 
 
 @torch.inference_mode()
-def find_head(model: Any) -> Head | None:
+def find_head(model: PreTrainedModel) -> Head | None:
     """Recognise how a transformers causal LM turns hidden states into logits, and check it against the model.
 
     The hypothesis (output matrix, bias, the scale and soft-cap that the config names) is compared with the model's
@@ -232,14 +235,14 @@ def find_head(model: Any) -> Head | None:
     return None
 
 
-def _check_ids(model: Any) -> torch.Tensor:
-    embeddings = model.get_input_embeddings()
+def _check_ids(model: PreTrainedModel) -> torch.Tensor:
+    weight = cast(torch.Tensor, model.get_input_embeddings().weight)
     count = min(16, max_positions(model.config) or 16)
-    ids = (torch.arange(count) * 7919 + 13) % embeddings.weight.shape[0]
-    return torch.as_tensor(ids.unsqueeze(0), device=embeddings.weight.device)
+    ids = (torch.arange(count) * 7919 + 13) % weight.shape[0]
+    return torch.as_tensor(ids.unsqueeze(0), device=weight.device)
 
 
-def max_positions(config: Any) -> int | None:
+def max_positions(config: PretrainedConfig) -> int | None:
     """How many positions a transformers config allows; None if it sets no limit (e.g. state-space models)."""
     text = config.get_text_config()
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
@@ -249,7 +252,7 @@ def max_positions(config: Any) -> int | None:
     return None
 
 
-def _hypotheses(config: Any) -> list[tuple[float | None, float]]:
+def _hypotheses(config: PretrainedConfig) -> list[tuple[float | None, float]]:
     softcap = next(
         (
             value
@@ -270,7 +273,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and value else 1.0
 
 
-def _projection_input(model: Any, projection: nn.Linear, ids: torch.Tensor) -> torch.Tensor | None:
+def _projection_input(model: PreTrainedModel, projection: nn.Linear, ids: torch.Tensor) -> torch.Tensor | None:
     """What the model feeds into its output matrix; None if it does not call it."""
     seen: list[torch.Tensor] = []
     handle = projection.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
@@ -281,7 +284,9 @@ def _projection_input(model: Any, projection: nn.Linear, ids: torch.Tensor) -> t
     return seen[0] if len(seen) == 1 else None
 
 
-def _reproduces(model: Any, head: Head, projection: nn.Linear, ids: torch.Tensor, hidden: torch.Tensor) -> bool:
+def _reproduces(
+    model: PreTrainedModel, head: Head, projection: nn.Linear, ids: torch.Tensor, hidden: torch.Tensor
+) -> bool:
     peak = (hidden[0].float() @ projection.weight.t().float()).abs().max().item()
     if not 0 < peak < float("inf"):
         # Nothing to compare: zero or broken weights. The canary speaks about those; the head is as good as any.
@@ -292,7 +297,7 @@ def _reproduces(model: Any, head: Head, projection: nn.Linear, ids: torch.Tensor
     )
 
 
-def _amplified_logits(model: Any, projection: nn.Linear, ids: torch.Tensor, gain: float) -> torch.Tensor:
+def _amplified_logits(model: PreTrainedModel, projection: nn.Linear, ids: torch.Tensor, gain: float) -> torch.Tensor:
     handle = projection.register_forward_pre_hook(lambda _, arguments: (arguments[0] * gain, *arguments[1:]))
     try:
         logits: torch.Tensor = model(input_ids=ids, **forward_options(model)).logits[0]

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -22,10 +22,13 @@ from tokenbound.models.quantized.methods import (
 )
 from tokenbound.models.smoothing_head import SMOOTHING
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
 
-def _transposed(blank: Any) -> Callable[[str], bool]:
+def _transposed(blank: PreTrainedModel) -> Callable[[str], bool]:
     """Of a layer's name, whether it keeps its weight as [inputs, outputs], as GPT-2's do."""
     from transformers.pytorch_utils import Conv1D
 
@@ -35,8 +38,8 @@ def _transposed(blank: Any) -> Callable[[str], bool]:
 
 
 def _load(
-    blank: Any, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
-) -> tuple[Any, dict[str, Any]]:
+    blank: PreTrainedModel, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     method = method_of(architecture)
     is_deployed = method is not None and method.package is not None
     if is_deployed:
@@ -45,7 +48,7 @@ def _load(
         try:
             if method is not None and is_deployed:
                 return load_deployed(blank, method, architecture, tensors, dtype)
-            model, report = type(blank).from_pretrained(
+            loaded: Any = type(blank).from_pretrained(
                 None,
                 config=blank.config,
                 state_dict=dict(tensors),
@@ -54,7 +57,7 @@ def _load(
                 ignore_mismatched_sizes=True,  # they come back in the report, and are refused by name
                 local_files_only=True,
             )
-            return model, report
+            return cast(tuple[PreTrainedModel, dict[str, Any]], loaded)  # its annotation knows no pair
         except InputError:
             raise
         except (*_LOADING_ERRORS, *_DEPLOYED_ERRORS) as error:
@@ -91,7 +94,7 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None) -> Any:
+def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None) -> PreTrainedModel:
     """The model without storage (meta device): names, shapes and ties only.
 
     Raises:
@@ -105,14 +108,14 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
             if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
                 raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
             with torch.device("meta"):
-                return causal_class(config)
+                return cast("PreTrainedModel", causal_class(config))
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
             raise InputError(_no_model(config, error)) from error
 
 
-def _no_model(config: Any, error: Exception) -> str:
+def _no_model(config: PretrainedConfig, error: Exception) -> str:
     pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     cause = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
     if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
@@ -150,7 +153,7 @@ def _without_outputs(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _make_config(architecture: Mapping[str, Any]) -> Any:
+def _make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = architecture.get("model_type")
@@ -174,7 +177,7 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
             ) from error
 
 
-def _causal_class(config: Any) -> Any:
+def _causal_class(config: PretrainedConfig) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kind = config.model_type
@@ -190,19 +193,19 @@ def _causal_class(config: Any) -> Any:
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
-def tied_names(model: Any) -> dict[str, str]:
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
     """Tensors that a model ties, each with the one that it is the same as."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def _ignorable(model: Any, names: Mapping[str, Any] | set[str]) -> set[str]:
+def _ignorable(model: PreTrainedModel, names: Mapping[str, Any] | set[str]) -> set[str]:
     """Names that transformers drops without a word: buffers of old checkpoints that are computed nowadays."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$"]
     own = _own_names(model)
     return {name for name in names if name not in own and any(re.search(pattern, name) for pattern in patterns)}
 
 
-def _own_names(model: Any) -> set[str]:
+def _own_names(model: PreTrainedModel) -> set[str]:
     """Names of the model's weights, also without the prefix of its body, as older checkpoints have them.
 
     (GPT-2 on the hub says `h.0.attn.c_attn.bias`, which its pattern for derivable buffers would match.)
@@ -211,7 +214,7 @@ def _own_names(model: Any) -> set[str]:
     return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
 
 
-def _without_copies(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_copies(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Leave out what the model computes itself and what it ties: a copy would be paid for in the code length."""
     dropped = _ignorable(model, tensors)
     for target, source in tied_names(model).items():
@@ -224,7 +227,7 @@ def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
 
 
-def _refuse_uncovered(blank: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+def _refuse_uncovered(blank: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Catch what the loading report of transformers leaves out."""
     halved = {name for name, tensor in tensors.items() if tensor.is_complex()}
     if halved:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +21,9 @@ from tokenbound.models.head import body_and_projection, last_hidden_state
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.structured.ngram_lm import MarkovModel
 from tokenbound.models.structured.registry import attach_decoded, family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,13 @@ def markov_memory(model: MarkovModel, *, batch: int, length: int, device: str) -
     )
 
 
-def random_model(architecture: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def random_model(architecture: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """A causal LM, fresh from its initialisation, in the form in which its family is decoded; on the current device."""
     blank = blank_model(architecture)
-    model = type(blank)._from_config(blank.config, dtype=dtype)
+    model: PreTrainedModel = type(blank)._from_config(blank.config, dtype=dtype)
     attach_decoded(model, family_of(architecture))
-    return model.eval()
+    model.eval()
+    return model
 
 
 @contextmanager

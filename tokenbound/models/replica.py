@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from tokenbound.models.head import (
 )
 from tokenbound.models.spread import is_spread
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 logger = logging.getLogger(__name__)
 
 WindowStatistics = TokenStatistics[npt.NDArray[Any]]
@@ -58,7 +61,7 @@ class Replica:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         *,
         batch: int,
         length: int,
@@ -86,7 +89,9 @@ class Replica:
             require_compiler(self.device)
         self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
-            self.model = (model if is_spread(model) else model.to(self.device)).eval()
+            self.model = model.eval()
+            if not is_spread(model):
+                cast(torch.nn.Module, model).to(self.device)
             fuse_activations(self.model)
             fuse_norms(self.model)
             self.head = find_head(self.model)
@@ -414,7 +419,7 @@ def _joined(parts: list[TokenStatistics[torch.Tensor]]) -> TokenStatistics[torch
     )
 
 
-def _refuse_long_windows(config: Any, length: int) -> None:
+def _refuse_long_windows(config: PretrainedConfig, length: int) -> None:
     limit = max_positions(config)
     if limit is not None and length > limit:
         raise InputError(
@@ -422,7 +427,7 @@ def _refuse_long_windows(config: Any, length: int) -> None:
         )
 
 
-def _parameters(model: Any) -> int:
+def _parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 

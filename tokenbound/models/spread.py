@@ -11,13 +11,16 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tokenbound.errors import InputError
 from tokenbound.models.fusion import fuse_norms
 from tokenbound.models.memory import replica_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GPU_SHARE = 0.9
 """Of a GPU's memory, what a replica can use: the rest is the runtime's, and fragments."""
@@ -44,7 +47,9 @@ def gpus_by_memory(weights_bytes: int, working_bytes: int, gpu_bytes: int) -> in
     return max(1, math.ceil(weights_bytes / room))
 
 
-def gpus_for(model: Any, *, weights_bytes: int, working_bytes: int, gpu_bytes: int, dtype: torch.dtype) -> int:
+def gpus_for(
+    model: PreTrainedModel, *, weights_bytes: int, working_bytes: int, gpu_bytes: int, dtype: torch.dtype
+) -> int:
     """The fewest GPUs of one size over whose memory the layers of a model can be laid.
 
     Args:
@@ -65,7 +70,7 @@ def gpus_for(model: Any, *, weights_bytes: int, working_bytes: int, gpu_bytes: i
 
 
 def plan_devices(
-    model: Any, memory_bytes: Sequence[int], *, working_bytes: int, dtype: torch.dtype | None = None
+    model: PreTrainedModel, memory_bytes: Sequence[int], *, working_bytes: int, dtype: torch.dtype | None = None
 ) -> dict[str, int]:
     """Which module goes to which GPU: in the order of the model, no layer divided, one GPU filled after the other.
 
@@ -111,7 +116,7 @@ def _quiet_accelerate() -> Iterator[None]:
             chatty.setLevel(level)
 
 
-def spread_model(model: Any, devices: Mapping[str, Any]) -> Any:
+def spread_model(model: PreTrainedModel, devices: Mapping[str, Any]) -> PreTrainedModel:
     """Move each part of a model to its device and let tensors follow from part to part.
 
     Args:
@@ -122,12 +127,13 @@ def spread_model(model: Any, devices: Mapping[str, Any]) -> Any:
 
     fuse_norms(model)  # before hooks hold them: what is exchanged must not depend on the number of GPUs
     first = next(iter(devices.values()))
-    return dispatch_model(model, dict(devices), main_device=first, force_hooks=True)
+    spread: PreTrainedModel = dispatch_model(model, dict(devices), main_device=first, force_hooks=True)
+    return spread
 
 
 def spread_over_gpus(
-    model: Any, architecture: Mapping[str, Any], *, gpus: int, dtype: torch.dtype, batch: int, length: int
-) -> Any:
+    model: PreTrainedModel, architecture: Mapping[str, Any], *, gpus: int, dtype: torch.dtype, batch: int, length: int
+) -> PreTrainedModel:
     """Spread a model over the first GPUs that this process sees, by their free memory.
 
     Raises:
@@ -139,6 +145,6 @@ def spread_over_gpus(
     return spread_model(model, devices)
 
 
-def is_spread(model: Any) -> bool:
+def is_spread(model: PreTrainedModel) -> bool:
     """Whether `spread_model` placed this model: it must not be moved any more."""
     return getattr(model, "hf_device_map", None) is not None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
@@ -290,7 +290,8 @@ class _Calibrator:
         torch.set_num_threads(1)
         checkpoint = read_checkpoint(local_copy(path))
         self.names, self.text = set(checkpoint.tensors), text
-        self.model = trained_form(checkpoint.architecture, checkpoint.tensors).to(device)
+        self.model = trained_form(checkpoint.architecture, checkpoint.tensors)
+        cast(torch.nn.Module, self.model).to(device)
 
     def __call__(self, job: tuple[int, list[int]]) -> Calibration:
         """Calibrate on the windows of one part."""

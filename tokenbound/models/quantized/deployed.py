@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -25,11 +25,14 @@ from tokenbound.errors import InputError
 from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, Method
 from tokenbound.models.quantized.patterns import require_quick_patterns
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Tensors = Mapping[str, torch.Tensor]
 
 
 def load_deployed(
-    blank: Any, method: Method, architecture: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype
+    blank: PreTrainedModel, method: Method, architecture: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
     """Load a model as its checkpoint would be.
 
@@ -55,7 +58,8 @@ def load_deployed(
     config = type(blank.config).from_dict({**blank.config.to_dict(), QUANTIZATION: settings})
     with TemporaryDirectory(prefix="tokenbound-") as folder:
         _write(Path(folder), tensors, records)
-        model, report = type(blank).from_pretrained(
+        # With `output_loading_info` it returns a pair, which its annotation does not say.
+        loaded: Any = type(blank).from_pretrained(
             folder,
             config=config,
             generation_config=blank.generation_config,  # or it is looked for beside the tensors
@@ -65,6 +69,7 @@ def load_deployed(
             use_safetensors=True,
             local_files_only=True,
         )
+    model, report = loaded
     if method.name == "compressed-tensors":
         _decompress(model)
     _require_dtype(model, dtype)
@@ -112,10 +117,10 @@ def read_records(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} has no sound torchao header ({error!r}); fetch the checkpoint again") from None
 
 
-def _decompress(model: Any) -> None:
+def _decompress(model: PreTrainedModel) -> None:
     """What compressed-tensors does before the first forward pass of the whole model; here its body runs alone."""
     if hasattr(model, "ct_decompress_hook"):
-        model.hf_quantizer.compressor.decompress_model(model)
+        cast(Any, model.hf_quantizer).compressor.decompress_model(model)
 
 
 _PLAIN = (torch.Tensor, nn.Parameter, FakeTensor)

@@ -13,9 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from math import comb
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _parser: Any = re._parser  # type: ignore[attr-defined]  # the parser that `re.compile` uses; it has no public name
 _PREFIX = "re:"

@@ -8,7 +8,7 @@ factors alone, and that is honest only where the base was fixed without regard t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,11 +19,14 @@ from tokenbound.models.hf_model import blank_model
 from tokenbound.models.structured.layers import linear_layers
 from tokenbound.models.structured.lora import check_rank, lora_config, peft_module
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PREFIX, ADAPTER = "base_model.model.", "default"
 """What `peft` puts before the names of an adapted model, and what it calls the only adapter."""
 
 
-def adapted_model(base: Weights, family: LoraFamily) -> Any:
+def adapted_model(base: Weights, family: LoraFamily) -> PreTrainedModel:
     """The base with fresh LoRA factors from torch's present seed, float32 on the CPU; they alone are trained.
 
     Raises:
@@ -42,20 +45,21 @@ def count_adapter(base: Weights, family: LoraFamily) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _adapt(model: Any, family: LoraFamily) -> Any:
+def _adapt(model: PreTrainedModel, family: LoraFamily) -> PreTrainedModel:
     peft = peft_module()
     layers = linear_layers(model, family.layers)
     check_rank(layers, family.rank)
-    return peft.get_peft_model(model, lora_config(family, layers), adapter_name=ADAPTER)
+    adapted: PreTrainedModel = peft.get_peft_model(model, lora_config(family, layers), adapter_name=ADAPTER)
+    return adapted
 
 
-def factor_names(model: Any) -> dict[str, str]:
+def factor_names(model: PreTrainedModel) -> dict[str, str]:
     """The trained parameters of an adapted model, each with what the artifact calls it."""
     trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
     return {name: name.removeprefix(PREFIX).replace(f".{ADAPTER}.", ".") for name in trained}
 
 
-def save_adapter(model: Any, base: str, folder: Path) -> None:
+def save_adapter(model: PreTrainedModel, base: str, folder: Path) -> None:
     """Write the factors as `peft` does, for it and for `tokenbound.models.delta.read_delta`."""
     model.peft_config[ADAPTER].base_model_name_or_path = base
     model.save_pretrained(str(folder), save_embedding_layers=False)

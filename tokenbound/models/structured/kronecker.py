@@ -11,7 +11,7 @@ the rank of a rearrangement of W. In language models: Edalati et al. 2021 (arXiv
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from torch import nn
 from tokenbound.config.family import KroneckerFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.layers import layer_shape, linear_layers, new_parameter, replace_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def split_size(size: int) -> tuple[int, int]:
@@ -73,7 +76,7 @@ class KroneckerLinear(nn.Module):
         return torch.stack([torch.kron(a, b) for a, b in zip(self.left, self.right, strict=True)]).sum(0)
 
 
-def attach_kronecker(model: Any, family: KroneckerFamily) -> None:
+def attach_kronecker(model: PreTrainedModel, family: KroneckerFamily) -> None:
     """Replace the chosen linear layers of a model, in place.
 
     Raises:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def is_transposed(layer: nn.Module) -> bool:
@@ -22,7 +25,7 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
     return (int(columns), int(rows)) if is_transposed(layer) else (int(rows), int(columns))  # type: ignore[has-type]
 
 
-def linear_layers(model: Any, chosen: Sequence[str] | None) -> dict[str, nn.Module]:
+def linear_layers(model: PreTrainedModel, chosen: Sequence[str] | None) -> dict[str, nn.Module]:
     """Linear layers by full name: those chosen, or all but the output head.
 
     Raises:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from tokenbound.config.family import LoraFamily, SubloraFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.counter import uniform_weights
 from tokenbound.models.structured.layers import is_transposed, layer_shape, linear_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FACTOR = ".lora_{}.default.weight"
 """How `peft` calls the factors of its default adapter."""
@@ -52,7 +55,9 @@ def check_rank(layers: Mapping[str, nn.Module], rank: int) -> None:
             raise InputError(f"family.rank {rank} is above the dimension {most} of {name}; lower it")
 
 
-def frozen_matrices(model: Any, layers: Mapping[str, nn.Module], *, others: str) -> dict[str, nn.Module | torch.Size]:
+def frozen_matrices(
+    model: PreTrainedModel, layers: Mapping[str, nn.Module], *, others: str
+) -> dict[str, nn.Module | torch.Size]:
     """Parameters that are not trained, by name: each with the layer or the shape that `random_matrix` takes."""
     found: dict[str, nn.Module | torch.Size] = {f"{name}.weight": layer for name, layer in layers.items()}
     if others == "frozen":
@@ -61,12 +66,12 @@ def frozen_matrices(model: Any, layers: Mapping[str, nn.Module], *, others: str)
     return found
 
 
-def _is_tied(model: Any, name: str) -> bool:
+def _is_tied(model: PreTrainedModel, name: str) -> bool:
     return name in (getattr(model, "all_tied_weights_keys", None) or {})
 
 
 @torch.no_grad()
-def freeze(model: Any, frozen: Mapping[str, nn.Module | torch.Size], seed: int) -> None:
+def freeze(model: PreTrainedModel, frozen: Mapping[str, nn.Module | torch.Size], seed: int) -> None:
     """Stop the training of some parameters and set them to what the seed stands for."""
     for name, source in frozen.items():
         parameter = model.get_parameter(name)
@@ -75,7 +80,7 @@ def freeze(model: Any, frozen: Mapping[str, nn.Module | torch.Size], seed: int) 
             parameter.copy_(random_matrix(seed, name, source))
 
 
-def attach_lora(model: Any, family: LoraFamily) -> None:
+def attach_lora(model: PreTrainedModel, family: LoraFamily) -> None:
     """Freeze a model's matrices and put `peft`'s LoRA layers around the chosen ones, in place.
 
     Raises:
@@ -115,7 +120,7 @@ def lora_config(family: LoraFamily, layers: Mapping[str, nn.Module]) -> Any:
     return peft_module().LoraConfig(r=family.rank, lora_alpha=family.alpha, **targets)
 
 
-def merge_lora(blank: Any, family: LoraFamily, tensors: Tensors) -> dict[str, torch.Tensor]:
+def merge_lora(blank: PreTrainedModel, family: LoraFamily, tensors: Tensors) -> dict[str, torch.Tensor]:
     """The plain model's tensors from the trained ones; `blank` gives names and shapes.
 
     Raises:
@@ -132,7 +137,7 @@ def merge_lora(blank: Any, family: LoraFamily, tensors: Tensors) -> dict[str, to
 
 
 def merge_updates(
-    blank: Any, family: LoraFamily | SubloraFamily, tensors: Tensors, factors: Any
+    blank: PreTrainedModel, family: LoraFamily | SubloraFamily, tensors: Tensors, factors: Any
 ) -> dict[str, torch.Tensor]:
     """Frozen matrices from the seed, with the updates that `factors` takes out of the tensors added."""
     layers = linear_layers(blank, family.layers)

@@ -9,7 +9,7 @@ for a square matrix and k = sqrt(n) blocks 2 n^1.5. In bounds: Lotfi et al. 2024
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from torch import nn
 from tokenbound.config.family import MonarchFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.layers import layer_shape, linear_layers, new_parameter, replace_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class MonarchLinear(nn.Module):
@@ -68,7 +71,7 @@ class MonarchLinear(nn.Module):
         return matrix
 
 
-def attach_monarch(model: Any, family: MonarchFamily) -> None:
+def attach_monarch(model: PreTrainedModel, family: MonarchFamily) -> None:
     """Replace the chosen linear layers of a model, in place.
 
     Raises:

@@ -8,7 +8,7 @@ comes out of it).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from tokenbound.models.structured.kronecker import attach_kronecker
 from tokenbound.models.structured.lora import attach_lora, merge_lora
 from tokenbound.models.structured.monarch import attach_monarch
 from tokenbound.models.structured.sublora import attach_sublora, merge_sublora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ATTACH: dict[str, Callable[[Any, Any], None]] = {
     "dense": lambda model, family: None,
@@ -35,7 +38,7 @@ _MERGE: dict[str, Callable[[Any, Any, Mapping[str, torch.Tensor]], dict[str, tor
 """Families whose decoded model is a plain one: (blank plain model, family, tensors) to the plain model's tensors."""
 
 
-def attach_family(model: Any, family: Any) -> None:
+def attach_family(model: PreTrainedModel, family: Any) -> None:
     """Put a family's trained form into a model, in place; what is to be trained keeps `requires_grad`.
 
     Raises:
@@ -44,7 +47,7 @@ def attach_family(model: Any, family: Any) -> None:
     _ATTACH[family.kind](model, family)
 
 
-def attach_decoded(model: Any, family: Any) -> None:
+def attach_decoded(model: PreTrainedModel, family: Any) -> None:
     """Put the form that a decoded artifact of a family has into a model, in place; None: a dense one.
 
     Raises:
@@ -54,7 +57,7 @@ def attach_decoded(model: Any, family: Any) -> None:
         attach_family(model, family)
 
 
-def trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+def trained_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """What an artifact must hold of a model in its trained form, by name."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
@@ -76,7 +79,9 @@ def family_of(architecture: Mapping[str, Any]) -> Any:
         raise InputError(f"{FAMILY} of the architecture is not valid: {' '.join(str(error).split())[:200]}") from None
 
 
-def merge_family(blank: Any, family: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+def merge_family(
+    blank: PreTrainedModel, family: Any, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | None:
     """The plain model's tensors, or None for a family whose model keeps its form."""
     merge = _MERGE.get(family.kind)
     return None if merge is None else merge(blank, family, tensors)

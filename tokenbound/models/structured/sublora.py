@@ -13,7 +13,7 @@ among the layers in proportion to their factors. W0, theta0 and P come from the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from tokenbound.errors import InputError
 from tokenbound.models.structured.counter import random_groups, random_signs, uniform_weights
 from tokenbound.models.structured.layers import is_transposed, layer_shape, linear_layers, replace_layers
 from tokenbound.models.structured.lora import Tensors, check_rank, freeze, frozen_matrices, merge_updates
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COORDINATES = ".coordinates"
 
@@ -90,7 +93,7 @@ class SubspaceLoraLinear(nn.Module):
         return out + (x @ first.T) @ (second.T * self.scaling)
 
 
-def attach_sublora(model: Any, family: SubloraFamily) -> None:
+def attach_sublora(model: PreTrainedModel, family: SubloraFamily) -> None:
     """Freeze a model's matrices and give the chosen ones updates in a random subspace, in place.
 
     Raises:
@@ -105,7 +108,7 @@ def attach_sublora(model: Any, family: SubloraFamily) -> None:
     )
 
 
-def merge_sublora(blank: Any, family: SubloraFamily, tensors: Tensors) -> dict[str, torch.Tensor]:
+def merge_sublora(blank: PreTrainedModel, family: SubloraFamily, tensors: Tensors) -> dict[str, torch.Tensor]:
     """The plain model's tensors from the trained ones; `blank` gives names and shapes.
 
     Raises:
