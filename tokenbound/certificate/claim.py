@@ -85,6 +85,6 @@ def best_loss_line(lines: tuple[Line, ...]) -> Line | None:
     return lines[min(known)[1]] if known else None
 
 
-def plain(tree: Any) -> Any:
+def plain(tree: object) -> Any:
     """As it will look after a round trip through JSON."""
     return json.loads(json.dumps(tree, allow_nan=False))

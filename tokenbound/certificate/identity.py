@@ -259,6 +259,6 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return ", ".join(f"{key} ({_short(found.get(key))}, now {_short(expected.get(key))})" for key in changed)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."

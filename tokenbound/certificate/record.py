@@ -709,14 +709,14 @@ def _require_same(name: str, printed: dict[str, Any], rebuilt: dict[str, Any]) -
         raise MismatchError(f"{name} is not that of the certificate's own fields: {differences(printed, rebuilt)}")
 
 
-def _require_equal(name: str, printed: Any, recomputed: Any) -> None:
+def _require_equal(name: str, printed: object, recomputed: object) -> None:
     if not _agree(printed, recomputed):
         raise MismatchError(
             f"{name}: the certificate says {_short(printed)}, but losses and artifact give {_short(recomputed)}"
         )
 
 
-def _agree(left: Any, right: Any) -> bool:
+def _agree(left: object, right: object) -> bool:
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if (isinstance(left, float) and isinstance(right, float | int)) or (
@@ -730,7 +730,7 @@ def _agree(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -578,7 +578,7 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     return tree
 
 
-def validate(kind: type[T], tree: Any, *, origin: str) -> T:
+def validate(kind: type[T], tree: object, *, origin: str) -> T:
     """Validate plain data, turning pydantic's report into one line per problem.
 
     Types are strict: a number as text, or `true` for a 1, is a mistake and not a spelling.

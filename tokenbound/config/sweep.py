@@ -157,7 +157,7 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any]) -> Trial:
     return Trial(name, training, run, sha256_hex(canonical_json(identity)))
 
 
-def _change(tree: dict[str, Any], key: str, value: Any, trial: str) -> None:
+def _change(tree: dict[str, Any], key: str, value: object, trial: str) -> None:
     """Set one dotted key.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from tokenbound.config.family import FAMILY
+from tokenbound.config.family import FAMILY, Family
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import clean_architecture
 from tokenbound.models.hf_model import _load, _refuse_incomplete, _refuse_uncovered, _transposed, blank_model
@@ -36,7 +36,7 @@ def plain_architecture(architecture: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in architecture.items() if key != FAMILY}
 
 
-def count_trained(architecture: Mapping[str, Any], family: Any) -> int:
+def count_trained(architecture: Mapping[str, Any], family: Family) -> int:
     """Trained parameters of a family on an architecture; found without storage.
 
     Raises:
@@ -56,6 +56,7 @@ def decode_family(
         InputError: an unknown family, tensors that do not fit it, or more memory than this machine has.
     """
     family, plain = family_of(architecture), plain_architecture(architecture)
+    assert family is not None, "its architecture names one"
     if family.kind == "markov":
         # Of a transformers model it has all that is used: logits, config and embeddings.
         return cast(PreTrainedModel, decode_markov(architecture, tensors).eval().to(device))
@@ -90,7 +91,7 @@ def trained_form(architecture: Mapping[str, Any], tensors: Tensors) -> PreTraine
     return model
 
 
-def save_trained(model: PreTrainedModel, family: Any, folder: Path) -> None:
+def save_trained(model: PreTrainedModel, family: Family, folder: Path) -> None:
     """Write a model in its trained form as a checkpoint for `read_checkpoint`: what is trained, and the family."""
     from safetensors.torch import save_file
 

@@ -269,7 +269,7 @@ def _hypotheses(config: PretrainedConfig) -> list[tuple[float | None, float]]:
     return [named] if named == (None, 1.0) else [named, (None, 1.0)]
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) and value else 1.0
 
 

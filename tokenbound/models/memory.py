@@ -134,7 +134,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._watch(result, counted=True)
         return result
 
-    def _watch(self, tree: Any, *, counted: bool) -> None:
+    def _watch(self, tree: object, *, counted: bool) -> None:
         for tensor in tree_iter(tree):
             if not isinstance(tensor, torch.Tensor):
                 continue

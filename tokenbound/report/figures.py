@@ -20,6 +20,8 @@ from tokenbound.report.svg import colour, inline_svg, new_figure, plain, setting
 from tokenbound.report.words import headline, line_name
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from tokenbound.certificate.record import Certificate
 
 COMPLEXITY_ROLES = {
@@ -202,9 +204,9 @@ def _bar_limit(lines: Sequence[Mapping[str, Any]]) -> float:
     return min(max(longest, guess) * 1.02, guess * CUT)
 
 
-def _bar_words(axes: Any, row: int, name: str, value: str, rest: str, *, cut: bool) -> None:
+def _bar_words(axes: Axes, row: int, name: str, value: str, rest: str, *, cut: bool) -> None:
     """Name, bound and its division, above the bar."""
-    style = {"va": "baseline", "fontsize": 11.5}
+    style: dict[str, Any] = {"va": "baseline", "fontsize": 11.5}
     left = axes.text(0, row - 0.36, name, **style)
     for text, weight, role in ((value, "bold", "ink"), (rest + (", bar cut" if cut else ""), "normal", "muted")):
         left = axes.annotate(
@@ -312,7 +314,7 @@ class Panel:
         x = [x for curve, _ in self.curves for x, y in zip(curve.x, curve.y, strict=True) if y <= self.high]
         return min(x) / 1.3, max(x) * 1.3
 
-    def draw(self, axes: Any) -> None:
+    def draw(self, axes: Axes) -> None:
         """Curves, points, the value of the best point, and the guess."""
         for curve, role in reversed(self.curves):
             axes.plot(curve.x, curve.y, color=colour(role), linewidth=2, solid_capstyle="round")
@@ -326,7 +328,7 @@ class Panel:
         for point in points if self.errors else sorted(points, key=lambda point: point[1])[:1]:
             self._value(axes, point)
 
-    def _value(self, axes: Any, point: tuple[float, float]) -> None:
+    def _value(self, axes: Axes, point: tuple[float, float]) -> None:
         """Beside the point, where a falling curve leaves room: below it on the left, else above it on the right."""
         below = point[1] - self.low > 0.14 * (self.high - self.low)
         axes.annotate(
@@ -481,7 +483,7 @@ def _part_words(part: ArtifactPart) -> str:
     return f"{8 * part.num_bytes / part.elements:.2f} bit/w" if part.elements else counted(part.num_bytes)
 
 
-def log_x(axes: Any, show: Callable[[float], str]) -> None:
+def log_x(axes: Axes, show: Callable[[float], str]) -> None:
     """A logarithmic x axis with few round ticks, each shown in few letters."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()

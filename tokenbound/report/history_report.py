@@ -17,6 +17,7 @@ from tokenbound.report.words import assumptions, grouped_sentences, headline, is
 from tokenbound.store.history import HistoryEntry
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tokenbound.certificate.record import Certificate
@@ -250,14 +251,15 @@ def _size_figure(entries: Sequence[HistoryEntry]) -> tuple[Figure, page.Legend]:
     return figure, tuple(legend)
 
 
-def _line(axes: Any, entries: Sequence[HistoryEntry], values: Sequence[float | None], role: str) -> None:
+def _line(axes: Axes, entries: Sequence[HistoryEntry], values: Sequence[float | None], role: str) -> None:
     from tokenbound.report.svg import colour
 
     times: Any = [datetime.fromisoformat(entry.created_at) for entry in entries]
-    axes.plot(times, values, color=colour(role), linewidth=2, marker="o", markersize=5)
+    heights: Any = values  # matplotlib leaves a gap at None
+    axes.plot(times, heights, color=colour(role), linewidth=2, marker="o", markersize=5)
 
 
-def _time_axis(axes: Any) -> None:
+def _time_axis(axes: Axes) -> None:
     """Dates in few letters; of a single moment half a day around it."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 

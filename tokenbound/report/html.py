@@ -249,7 +249,7 @@ def _flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name.replace("_", " "), _shown(value)) for name, value in tree.items()]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
@@ -70,7 +70,7 @@ class Page:
     footer: str
 
 
-def render(template: str, page: Page, **more: Any) -> str:
+def render(template: str, page: Page, **more: object) -> str:
     """A page as HTML text; the same values give the same text.
 
     Every text that came from outside is escaped, and the page forbids scripts and the network to itself.

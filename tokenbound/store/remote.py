@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import shutil
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileInfo, FileSelector, FileSystem, FileType, S3FileSystem
 
 from tokenbound.store.retry import patient, patiently
 from tokenbound.store.uri import URI
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 COPY_BYTES = 1 << 23
 """Block size of uploads."""
@@ -106,7 +109,7 @@ class RemoteFile(io.RawIOBase):
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """Fill a buffer as far as the object goes."""
         view = memoryview(buffer).cast("B")
         data = self._read(len(view))

@@ -39,7 +39,7 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def canonical_json(tree: Any) -> bytes:
+def canonical_json(tree: object) -> bytes:
     """The one JSON spelling of a value: sorted keys, no spaces, UTF-8. What is hashed or paid for goes through here.
 
     >>> canonical_json({"b": 1, "a": [True, None]})
@@ -316,7 +316,7 @@ class RunDirectory:
             return CERTIFICATE
         return claim_file(claim_fingerprint)
 
-    def log_progress(self, **event: Any) -> None:
+    def log_progress(self, **event: object) -> None:
         """Append one line to `progress.jsonl`.
 
         Object stores cannot append: there every writer has a file of its own below `progress/`, which it writes anew

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from tokenbound.errors import InputError
@@ -115,7 +114,7 @@ def _has_password(scheme: str, authority: str) -> bool:
     return ":" in user
 
 
-def refuse_credentials_in(tree: Any, where: str = "") -> None:
+def refuse_credentials_in(tree: object, where: str = "") -> None:
     """Refuse credentials anywhere in plain data; the message names the field.
 
     Raises:

@@ -13,6 +13,8 @@ from tokenbound.engine.evaluate.graph import replica_device
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from tokenbound.models.memory import ReplicaMemory
 
 
@@ -51,7 +53,7 @@ def _gpus_by_memory(what: WhatConfig, architecture: Mapping[str, Any], batch: in
 
 
 def gpus_for_memory(
-    architecture: Mapping[str, Any], memory: ReplicaMemory, *, dtype: Any, gpu_bytes: int, copies: int = 1
+    architecture: Mapping[str, Any], memory: ReplicaMemory, *, dtype: torch.dtype, gpu_bytes: int, copies: int = 1
 ) -> int:
     """The fewest GPUs of one size that hold a replica, whole layers on each.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -16,6 +16,9 @@ from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.graph import Placement
 from tokenbound.engine.evaluate.stages import ReplicaSpec, build_replicas, open_plan, settle_on_cpu
+
+if TYPE_CHECKING:
+    from tokenbound.models.replica import Replica
 
 MAX_PROBES = 8
 """Replicas that are measured at once; on a larger cluster the others are taken to be as fast."""
@@ -108,7 +111,7 @@ def _measure(job: _Job, part: int) -> Probe:
     )
 
 
-def _replica(job: _Job, inputs: NDArray[Any]) -> Any:
+def _replica(job: _Job, inputs: NDArray[Any]) -> Replica:
     if job.architecture is None:
         return build_replicas(job.spec, inputs)[0]
     import torch

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenbound.config.family import LoraFamily, MarkovFamily
+from tokenbound.config.family import Family, LoraFamily, MarkovFamily
 from tokenbound.config.run import FinishConfig, PretrainConfig, TrainingConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
 from tokenbound.engine.cluster.session import ray_session
@@ -32,6 +32,11 @@ from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
 from tokenbound.store.uri import is_uri
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tokenbound.training.qat import GridModel
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +261,7 @@ def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
     return count_adapter(Weights(architecture, {}), family)
 
 
-def _build_model(architecture: dict[str, Any], family: Any, start: str | None) -> Any:
+def _build_model(architecture: dict[str, Any], family: Family, start: str | None) -> PreTrainedModel:
     """A model in its trained form: a checkpoint's, or fresh and random from torch's present seed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -266,12 +271,12 @@ def _build_model(architecture: dict[str, Any], family: Any, start: str | None) -
 
     if start is not None:
         checkpoint = read_checkpoint(local_copy(start))
-        model = trained_form(checkpoint.architecture, checkpoint.tensors)
-        for name, parameter in model.named_parameters():
+        trained = trained_form(checkpoint.architecture, checkpoint.tensors)
+        for name, parameter in trained.named_parameters():
             parameter.requires_grad_(name in checkpoint.tensors)
-        return model
+        return trained
     shape = dict(architecture)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
     attach_family(model, family)
     return model
 
@@ -285,7 +290,7 @@ def _adapter_builder(config: PretrainConfig) -> Callable[[], Any] | None:
     return partial(_build_adapter, anchored(base), family)
 
 
-def _build_adapter(base: str, family: LoraFamily) -> Any:
+def _build_adapter(base: str, family: LoraFamily) -> PreTrainedModel:
     from tokenbound.models.delta import read_base
     from tokenbound.models.structured.adapter import adapted_model
 
@@ -343,8 +348,8 @@ def _finish(
 
 
 def _grid_model(
-    artifact: str, nats_per_bit: float, coarser: Mapping[str, int], build_adapter: Callable[[], Any] | None
-) -> Any:
+    artifact: str, nats_per_bit: float, coarser: Mapping[str, int], build_adapter: Callable[[], PreTrainedModel] | None
+) -> GridModel:
     """An artifact's model, to be trained on its grid; of a delta, its factors on the base."""
     from tokenbound.compression.artifact import decode_artifact
     from tokenbound.compression.regrid import artifact_grids, widened

@@ -153,7 +153,7 @@ def _short(dtype: torch.dtype) -> str:
 # --- What a config of torchao may name ----------------------------------------------------------------------------
 
 
-def _require_plain_records(tree: Any) -> None:
+def _require_plain_records(tree: object) -> None:
     for kind, data in _named_types(tree):
         if kind == "torch.dtype":
             known = isinstance(data, str) and isinstance(getattr(torch, data, None), torch.dtype)
@@ -163,7 +163,7 @@ def _require_plain_records(tree: Any) -> None:
             raise InputError(f"the model's quantization config names {kind} {str(data)[:60]!r}, which is not known")
 
 
-def _named_types(tree: Any) -> Iterator[tuple[str, Any]]:
+def _named_types(tree: object) -> Iterator[tuple[str, Any]]:
     """Every type that a config names, with its data."""
     if isinstance(tree, Mapping):
         if "_type" in tree:

@@ -81,7 +81,7 @@ def method_of(architecture: Mapping[str, Any], origin: str = "given") -> Method 
     return METHODS[name]
 
 
-def _name(settings: Any) -> str:
+def _name(settings: object) -> str:
     if not isinstance(settings, Mapping):
         return str(settings)
     is_old = settings.get("load_in_4bit") or settings.get("load_in_8bit")

@@ -64,7 +64,7 @@ def require_quick_patterns(config: Any, *, place: str = "the model's quantizatio
             raise InputError(_refusal(text, "with the others of the config", place))
 
 
-def _texts(tree: Any) -> Iterator[str]:
+def _texts(tree: object) -> Iterator[str]:
     """All texts of a config, keys too."""
     if isinstance(tree, str):
         yield tree

@@ -98,7 +98,7 @@ def short_codes_of(words: torch.Tensor) -> torch.Tensor:
     return ((words[:, :, None] >> torch.arange(0, 64, 8)) & 255).flatten(1)
 
 
-def _residual_scale(number: int, given: Any) -> float:
+def _residual_scale(number: int, given: object) -> float:
     """The files' own settings may give an r in place of the codebook's."""
     found = given.get("resid_scale_override") if isinstance(given, Mapping) else None
     if found is None:
@@ -108,7 +108,7 @@ def _residual_scale(number: int, given: Any) -> float:
     return float(found) if found > 0 else RESIDUAL_SCALES[number]
 
 
-def restore(parts: Tensors, settings: Any = None) -> torch.Tensor:
+def restore(parts: Tensors, settings: Mapping[str, Any] | None = None) -> torch.Tensor:
     """The weights [outputs, inputs], float32, of one layer of the files.
 
     Args:
@@ -131,7 +131,7 @@ def restore(parts: Tensors, settings: Any = None) -> torch.Tensor:
     return (mixed * scale * left[:, None] * right).float()
 
 
-def _mixed(words: torch.Tensor, number: int, settings: Any) -> torch.Tensor:
+def _mixed(words: torch.Tensor, number: int, settings: Mapping[str, Any] | None) -> torch.Tensor:
     """R Q L, not scaled [outputs, inputs]; of P and P' one by one, so that both are exact."""
     if number == E8P:
         return _transformed(codebook(), codes_of(words))

@@ -79,7 +79,7 @@ class MarkovModel(nn.Module):
         """There is no output matrix: the logits are the model's own."""
 
     @torch.no_grad()
-    def forward(self, input_ids: torch.Tensor) -> Any:
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
         """Log-probabilities of the token behind each position, float32 [B, L, V]."""
         mixed = self.root.expand(input_ids.numel(), -1).clone()  # type: ignore[operator]
         contexts = torch.zeros_like(input_ids)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenbound.config.family import FAMILY, FamilyChoice
+from tokenbound.config.family import FAMILY, Family, FamilyChoice
 from tokenbound.errors import InputError
 from tokenbound.models.structured.kronecker import attach_kronecker
 from tokenbound.models.structured.lora import attach_lora, merge_lora
@@ -38,7 +38,7 @@ _MERGE: dict[str, Callable[[Any, Any, Mapping[str, torch.Tensor]], dict[str, tor
 """Families whose decoded model is a plain one: (blank plain model, family, tensors) to the plain model's tensors."""
 
 
-def attach_family(model: PreTrainedModel, family: Any) -> None:
+def attach_family(model: PreTrainedModel, family: Family) -> None:
     """Put a family's trained form into a model, in place; what is to be trained keeps `requires_grad`.
 
     Raises:
@@ -47,7 +47,7 @@ def attach_family(model: PreTrainedModel, family: Any) -> None:
     _ATTACH[family.kind](model, family)
 
 
-def attach_decoded(model: PreTrainedModel, family: Any) -> None:
+def attach_decoded(model: PreTrainedModel, family: Family | None) -> None:
     """Put the form that a decoded artifact of a family has into a model, in place; None: a dense one.
 
     Raises:
@@ -65,7 +65,7 @@ def trained_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {**trained, **buffers}
 
 
-def family_of(architecture: Mapping[str, Any]) -> Any:
+def family_of(architecture: Mapping[str, Any]) -> Family | None:
     """The family that an architecture names; None for a dense model.
 
     Raises:
@@ -80,7 +80,7 @@ def family_of(architecture: Mapping[str, Any]) -> Any:
 
 
 def merge_family(
-    blank: PreTrainedModel, family: Any, tensors: Mapping[str, torch.Tensor]
+    blank: PreTrainedModel, family: Family, tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor] | None:
     """The plain model's tensors, or None for a family whose model keeps its form."""
     merge = _MERGE.get(family.kind)
