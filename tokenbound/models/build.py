@@ -59,7 +59,7 @@ def decode_family(
     assert family is not None, "its architecture names one"
     if family.kind == "markov":
         # Of a transformers model it has all that is used: logits, config and embeddings.
-        return cast(PreTrainedModel, decode_markov(architecture, tensors).eval().to(device))
+        return cast("PreTrainedModel", decode_markov(architecture, tensors).eval().to(device))
     blank = blank_model(plain)
     _require_memory(blank)
     merged = merge_family(blank, family, tensors)

@@ -57,7 +57,7 @@ def _load(
                 ignore_mismatched_sizes=True,  # they come back in the report, and are refused by name
                 local_files_only=True,
             )
-            return cast(tuple[PreTrainedModel, dict[str, Any]], loaded)  # its annotation knows no pair
+            return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # its annotation knows no pair
         except InputError:
             raise
         except (*_LOADING_ERRORS, *_DEPLOYED_ERRORS) as error:

@@ -124,7 +124,7 @@ def refuse_credentials_in(tree: object, where: str = "") -> None:
         refuse_credentials(text, where=place or "a path")
 
 
-def texts_in(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:
+def texts_in(tree: object, where: str = "") -> Iterator[tuple[str, str]]:
     """Every text in plain data, with the dotted name of its place.
 
     >>> list(texts_in({"a": {"b": ["x"]}}))

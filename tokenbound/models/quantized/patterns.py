@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    pass
 
 _parser: Any = re._parser  # type: ignore[attr-defined]  # the parser that `re.compile` uses; it has no public name
 _PREFIX = "re:"
