@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.bounds.lines import bound_named
+from tokenbound.bounds.lines import counts_documents
 from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
@@ -73,8 +73,7 @@ class Prepared:
     @property
     def num_documents(self) -> int | None:
         """Documents with a scored token, where the claim has a line for documents."""
-        counted = any(bound_named(name).counts_documents for name in self.config.what.bound.methods)
-        return self.plan.num_sequences if counted else None
+        return self.plan.num_sequences if counts_documents(self.config.what.bound.methods) else None
 
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""

@@ -6,6 +6,7 @@ its name, whether it is built in or comes from an installed package.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,15 @@ def method_names() -> tuple[str, ...]:
     """
     automatic = {bound.name for bound in automatic_bounds()}
     return tuple(name for name in LINES.names() if name not in automatic)
+
+
+def counts_documents(methods: Iterable[str]) -> bool:
+    """Whether a claim with these methods needs the number of documents that have a scored token.
+
+    >>> counts_documents(("freedman", "document")), counts_documents(("freedman", "kl"))
+    (True, False)
+    """
+    return any(bound_named(name).counts_documents for name in methods)
 
 
 def require_method(name: str) -> str:
