@@ -126,6 +126,17 @@ def test_it_is_a_line_among_the_others_and_counts_in_k(hoeffding: str) -> None:
     assert [line.bounds_risk for line in lines] == [True, False, False, False]
 
 
+def test_a_broken_package_does_not_stop_what_does_not_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, source = "tokenbound.bounds", "raise OSError('no library')"
+    install(tmp_path / "site", monkeypatch, group=group, name="broken", module="broken_bound", source=source)
+    path, _ = write_losses(tmp_path)
+    assert len(bound_losses(path, **PAID)) == 5
+    with pytest.raises(InputError, match="must be one of azuma, freedman, kl, broken or all"):
+        bound_losses(path, **PAID, method="document")
+    with pytest.raises(InputError, match="cannot be imported: OSError: no library"):
+        bound_losses(path, **PAID, method="broken")
+
+
 def test_it_is_printed_without_a_value_where_its_column_is_missing(hoeffding: str) -> None:
     claim = Claim(257, 257, 10.0, 0.05, 2, methods=(hoeffding,), has_entropy=False, has_rank=False)
     tunings = choose_tunings(Evidence.from_losses([0.1, 2.0], vocab_size=257), claim)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.bounds.claim import DEFAULT_METHODS, Claim
-from tokenbound.bounds.lines import bound_named, method_names
+from tokenbound.bounds.lines import LINES, bound_named, find_bound, method_names
 from tokenbound.certificate.claim import plain
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL, protocol_bits
 from tokenbound.certificate.reduce import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
@@ -117,13 +117,14 @@ def given_protocol(text: str) -> dict[str, Any]:
 
 
 def _require_method(method: str) -> None:
-    """Refuse what is no bound, or needs more than losses token by token.
+    """Accept `all` and every bound that needs nothing but losses token by token.
 
     Raises:
-        InputError: the method is so.
+        InputError: the method is another.
     """
-    known = [name for name in method_names() if bound_named(name).shares_pass]
-    if method not in (*known, "all"):
+    found = None if method == "all" else find_bound(method)
+    if method != "all" and (found is None or not found.shares_pass):
+        known = [name for name in method_names() if name not in LINES.built_in or bound_named(name).shares_pass]
         raise InputError(f"--method {method!r} must be one of {', '.join(known)} or all")
 
 

@@ -47,15 +47,6 @@ def find_bound(name: str) -> Bound | None:
     return bound_named(name) if name in LINES.built_in or name in LINES.names() else None
 
 
-def counts_documents(methods: Iterable[str]) -> bool:
-    """Whether one of these bounds needs the number of documents with a scored token.
-
-    >>> counts_documents(["freedman"]), counts_documents(["freedman", "document"])
-    (False, True)
-    """
-    return any(bound_named(name).counts_documents for name in methods)
-
-
 @cache
 def automatic_bounds() -> tuple[Bound, ...]:
     """The bounds that nobody asks for by name: a claim that they apply to always prints them.
@@ -74,6 +65,15 @@ def method_names() -> tuple[str, ...]:
     """
     automatic = {bound.name for bound in automatic_bounds()}
     return tuple(name for name in LINES.names() if name not in automatic)
+
+
+def counts_documents(methods: Iterable[str]) -> bool:
+    """Whether a claim with these methods needs the number of documents that have a scored token.
+
+    >>> counts_documents(("freedman", "document")), counts_documents(("freedman", "kl"))
+    (True, False)
+    """
+    return any(bound_named(name).counts_documents for name in methods)
 
 
 def require_method(name: str) -> str:
