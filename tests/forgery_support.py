@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenbound.api import Certificate
 from tokenbound.certificate.claim import code_split, derived_fields
 from tokenbound.certificate.identity import applied_protocol, fingerprint
-from tokenbound.certificate.record import Certificate
 from tokenbound.certificate.reduce import reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.corpus.windows import hashed_order
 from tokenbound.store.losses import Losses, to_parquet

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenbound import cli
-from tokenbound.certificate.record import Certificate
+from tokenbound.api import Certificate
 from tokenbound.demo import demo_certificate
 from tokenbound.report.html import html_report
 from tokenbound.report.rows import EXPORTS

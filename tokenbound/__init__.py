@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbound import bounds
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.api import Certificate
 
 __all__ = ["Certificate", "bounds"]
 
@@ -20,7 +20,7 @@ __all__ = ["Certificate", "bounds"]
 def __getattr__(name: str) -> Any:
     """Load the certificate only when it is asked for: importing the package stays light."""
     if name == "Certificate":
-        from tokenbound.certificate.record import Certificate
+        from tokenbound.api import Certificate
 
         return Certificate
     raise AttributeError(f"module 'tokenbound' has no attribute {name!r}")

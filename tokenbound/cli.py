@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
     from tokenbound.compression.methods import CompressionMethod
     from tokenbound.report.sweep_report import SweepRow
     from tokenbound.store.history import HistoryEntry
@@ -230,7 +230,7 @@ def verify(
 
     What could not be checked is listed by name.
     """
-    from tokenbound.certificate.record import verify_beside
+    from tokenbound.certificate.verify import verify_beside
     from tokenbound.report.words import unchecked, verified_sentence
 
     checked, run, data = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
@@ -633,7 +633,7 @@ def report(
 
     Of a history, `--format` and `--log` take the latest certificate.
     """
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
     from tokenbound.report.rows import EXPORTS
     from tokenbound.report.sweep_report import ROWS
     from tokenbound.store.history import read_history
@@ -650,7 +650,7 @@ def report(
     entries = [] if named else read_history(home)
     latest = entries[-1].certificate if entries and not home.exists(CERTIFICATE) else CERTIFICATE
     path = run if named else home.place(latest)
-    certificate = Certificate.load(path)
+    certificate = CertificateRecord.load(path)
     if tracker is not None:
         from tokenbound.report.tracking import log_certificate
 
@@ -666,7 +666,7 @@ def report(
             _report_history(home, entries)
 
 
-def _show_and_write(certificate: Certificate, folder: str) -> None:
+def _show_and_write(certificate: CertificateRecord, folder: str) -> None:
     from tokenbound.errors import IncompleteError
     from tokenbound.report.details import run_details
     from tokenbound.report.html import write_report

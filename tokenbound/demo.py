@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tokenbound.config.run import RunConfig, validate
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.api import Certificate
 
 DEMO_WINDOWS = 1280
 """Windows that the demo scores: about a minute on two processors."""
@@ -60,7 +60,7 @@ def demo_certificate() -> Certificate:
     >>> demo_certificate().corpus["files"]
     1790
     """
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.api import Certificate
 
     text = resources.files("tokenbound").joinpath("data/demo.certificate.json").read_text(encoding="utf-8")
     return Certificate.model_validate_json(text)

@@ -13,7 +13,7 @@ import pytest
 from forgery_support import Forger, improved_ranks
 
 from tokenbound.certificate.identity import SOFTWARE_DECLARATIONS
-from tokenbound.certificate.record import verified_ledger, verify_beside
+from tokenbound.certificate.verify import verified_ledger, verify_beside
 from tokenbound.config.run import RunConfig, load_config
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.errors import MismatchError

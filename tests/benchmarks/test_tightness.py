@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokenbound.certificate.record import Certificate
+from tokenbound.api import Certificate
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import InputError

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
+from tokenbound.api import Certificate
 from tokenbound.bounds import format_bound
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line, Tuning
 from tokenbound.bounds.exact import LineSums
-from tokenbound.certificate.record import Certificate
 from tokenbound.certificate.reduce import exact_sums, full_evidence
 from tokenbound.errors import InputError
 from tokenbound.store.run import CERTIFICATE

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from plugins_support import install
 
+from tokenbound.api import Certificate
 from tokenbound.bounds.lines import bound_named
 from tokenbound.certificate.claim import derived_fields
 from tokenbound.certificate.identity import claim_identity, fingerprint
-from tokenbound.certificate.record import Certificate, verify_beside
 from tokenbound.certificate.reduce import reduce_ledger
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import BoundConfig
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.report.details import run_details

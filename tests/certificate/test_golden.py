@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tokenbound.api import Certificate
 from tokenbound.certificate.claim import derived_fields
-from tokenbound.certificate.record import Certificate, _agree
 from tokenbound.certificate.reduce import reduce_ledger
+from tokenbound.certificate.verify import _agree
 
 GOLDEN = Path(__file__).parent / "golden"
 

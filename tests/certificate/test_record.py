@@ -16,6 +16,7 @@ import pytest
 import torch
 from losses_support import make_losses
 
+from tokenbound.api import Certificate
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.certificate.claim import code_split, derived_fields
 from tokenbound.certificate.identity import (
@@ -25,8 +26,9 @@ from tokenbound.certificate.identity import (
     fingerprint,
     scoring_identity,
 )
-from tokenbound.certificate.record import Certificate, SamplingRecord, possible_tokens, verify_beside
+from tokenbound.certificate.record import SamplingRecord, possible_tokens
 from tokenbound.certificate.reduce import RunLedger, reduce_ledger, shard_evidence
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.compression.artifact import encode_artifact
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.config.run import BoundConfig, SampleConfig

@@ -13,8 +13,9 @@ from here_support import scoring_here
 from store_support import SECRET, Rule, Store, faulty
 
 from tokenbound import cli
+from tokenbound.api import Certificate
 from tokenbound.certificate.external import bound_losses
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tokenbound import cli
-from tokenbound.certificate.record import verify_beside
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.engine.cluster import session as cluster
 from tokenbound.engine.reevaluate import expand_models, reevaluate
 from tokenbound.errors import IncompleteError, InputError, MismatchError, WorseError

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tokenbound import cli
-from tokenbound.certificate.record import Certificate, SelectionRecord
+from tokenbound.api import Certificate
+from tokenbound.certificate.record import SelectionRecord
 from tokenbound.report.history_report import history_html, history_table, selection_lines
 from tokenbound.report.html import html_report
 from tokenbound.report.rows import EXPORTS

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenbound.certificate.identity import claim_identity, configuration, declarations, fingerprint
-from tokenbound.certificate.record import Certificate
+from tokenbound.certificate.record import CertificateRecord
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
@@ -103,7 +103,7 @@ def reevaluate(
     runs: Sequence[RunConfig],
     *,
     fail_if_worse: float | None = None,
-    on_certificate: Callable[[Certificate, str], None] | None = None,
+    on_certificate: Callable[[CertificateRecord, str], None] | None = None,
 ) -> list[HistoryEntry]:
     """Certify what is new. Nothing new costs a few seconds and starts no Ray.
 
@@ -139,7 +139,7 @@ def reevaluate(
     return entries
 
 
-def _certificates(night: Night) -> Iterator[tuple[Certificate, str]]:
+def _certificates(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
     """The present certificate of every model, made where it is not there yet."""
     if not unprepared_files(night.runs[0].what.corpus, night.corpus_root, run=_threads):
         manifest = load_manifest(night.corpus_root)
@@ -150,7 +150,7 @@ def _certificates(night: Night) -> Iterator[tuple[Certificate, str]]:
     yield from _made(night)
 
 
-def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
+def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
     from tokenbound.engine.cluster.session import ray_session
     from tokenbound.engine.corpus import open_corpus
     from tokenbound.engine.evaluate.prepare import check_run
@@ -167,13 +167,13 @@ def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
             if present is not None:
                 yield present
                 continue
-            found: list[tuple[Certificate, str]] = []
+            found: list[tuple[CertificateRecord, str]] = []
             placed = _placed(night, run, sha256_hex(artifact), corpus.manifest)
             evaluate(placed, on_certificate=lambda certificate, path: found.append((certificate, path)))  # noqa: B023
             yield from found
 
 
-def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certificate, str] | None:
+def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[CertificateRecord, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
     from tokenbound.engine.evaluate.prepare import artifact_plugins, base_identity, identities, register_of
 
@@ -191,7 +191,7 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
     claim = fingerprint(claim_identity(fingerprint(known[-1]), bound, declared, what.sample.evaluation))
     for name in (CERTIFICATE, claim_file(claim)):
         if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
-            return Certificate.load(place.place(name)), place.place(name)
+            return CertificateRecord.load(place.place(name)), place.place(name)
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from tokenbound.certificate.record import Certificate
+from tokenbound.certificate.record import CertificateRecord
 from tokenbound.config.sweep import SweepConfig, Trial, expand_trials, remember
 from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
 from tokenbound.engine.corpus import check_corpus, open_corpus
@@ -151,7 +151,7 @@ def _row(trial: Trial, home: RunDirectory) -> SweepRow:
     result = RunDirectory(trial.folder).read_json(RESULT)
     family = "given" if trial.training is None else trial.training.what.family.kind
     path = result["certificate"]
-    return sweep_row(trial.name, family, result["trained"], Certificate.load(path), home.relative(path))
+    return sweep_row(trial.name, family, result["trained"], CertificateRecord.load(path), home.relative(path))
 
 
 def _write_tables(directory: RunDirectory, rows: list[SweepRow]) -> None:

@@ -29,7 +29,7 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
     from tokenbound.compression.inspection import ArtifactReport
 
 WHAT_IF_RATE = 0.003
@@ -174,7 +174,7 @@ class ReportDetails:
 
 def report_details(
     evidence: Evidence,
-    certificate: Certificate,
+    certificate: CertificateRecord,
     *,
     artifact: ArtifactReport | None = None,
     positions: PositionLosses | None = None,
@@ -201,7 +201,7 @@ def report_details(
     )
 
 
-def run_details(run: RunDirectory, certificate: Certificate) -> ReportDetails:
+def run_details(run: RunDirectory, certificate: CertificateRecord) -> ReportDetails:
     """The details of a finished run, from its commit records, some of its losses and its artifact.
 
     Raises:
@@ -226,7 +226,7 @@ def run_details(run: RunDirectory, certificate: Certificate) -> ReportDetails:
 class _Curves:
     """The printed lines' values at other sizes, smoothing weights and stakes, by the evidence."""
 
-    def __init__(self, evidence: Evidence, certificate: Certificate) -> None:
+    def __init__(self, evidence: Evidence, certificate: CertificateRecord) -> None:
         lines = [Line.from_dict(row) for row in certificate.bounds if row["value"] is not None]
         self.shown = [line for line in lines if line.bounds_risk] or lines
         view = EvidenceView(evidence, _claim(certificate, evidence), certificate.sampling_plan())
@@ -268,7 +268,7 @@ class _Curves:
         return tuple(sorted({*grid.tolist(), float(m)}))
 
 
-def _claim(certificate: Certificate, evidence: Evidence) -> Claim:
+def _claim(certificate: CertificateRecord, evidence: Evidence) -> Claim:
     return replace(
         certificate.claim(),
         has_entropy=evidence.has_entropy,

@@ -22,7 +22,7 @@ from tokenbound.report.words import headline, line_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
 
 COMPLEXITY_ROLES = {
     "artifact": ("artifact", "code of the artifact"),
@@ -69,7 +69,7 @@ CUT = 2.2
 """Bars longer than this many random guesses are cut."""
 
 
-def plots(certificate: Certificate, details: ReportDetails | None) -> tuple[Plot, ...]:
+def plots(certificate: CertificateRecord, details: ReportDetails | None) -> tuple[Plot, ...]:
     """Every plot that certificate and details allow, in reading order."""
     given = details or ReportDetails()
     found: list[Plot | None] = [
@@ -110,7 +110,7 @@ def term_words(name: str) -> str:
     return SEGMENTS[name][1] if name in SEGMENTS else name.replace("_", " ")
 
 
-def composition(certificate: Certificate) -> Plot | None:
+def composition(certificate: CertificateRecord) -> Plot | None:
     """The parts of every bound on the loss; None where there is none."""
     lines = _loss_lines(certificate)
     if not lines:
@@ -124,7 +124,7 @@ def composition(certificate: Certificate) -> Plot | None:
     return Plot("composition", "Where each bound comes from", caption, inline_svg(figure, "composition"), legend)
 
 
-def composition_svg(certificate: Certificate) -> str:
+def composition_svg(certificate: CertificateRecord) -> str:
     """The parts of every bound on the loss as an SVG file of its own, with the claim above.
 
     Raises:
@@ -137,11 +137,11 @@ def composition_svg(certificate: Certificate) -> str:
     return standalone_svg(figure, legend, "composition", title=headline(certificate))
 
 
-def _loss_lines(certificate: Certificate) -> list[dict[str, Any]]:
+def _loss_lines(certificate: CertificateRecord) -> list[dict[str, Any]]:
     return [line for line in certificate.bounds if line["top_k"] is None and line["value"] is not None]
 
 
-def errors(certificate: Certificate) -> Plot | None:
+def errors(certificate: CertificateRecord) -> Plot | None:
     """The parts of every bound on a top-k error; None where there is none."""
     lines = [line for line in certificate.bounds if line["top_k"] is not None and line["value"] is not None]
     if not lines:
@@ -222,7 +222,7 @@ def _bar_words(axes: Axes, row: int, name: str, value: str, rest: str, *, cut: b
         )
 
 
-def _size(certificate: Certificate, details: ReportDetails) -> Plot | None:
+def _size(certificate: CertificateRecord, details: ReportDetails) -> Plot | None:
     if not details.size_curves:
         return None
     errors = certificate.bound_bits is None
@@ -361,7 +361,7 @@ def _y_range(curves: Sequence[Curve], guess: float | None) -> tuple[float, float
     return max(low - 0.22 * (high - low), min(0.0, low)), high
 
 
-def _distribution(certificate: Certificate, found: LossDistribution | None, *, smoothed: bool) -> Plot | None:
+def _distribution(certificate: CertificateRecord, found: LossDistribution | None, *, smoothed: bool) -> Plot | None:
     if found is None:
         return None
     edges = np.array(found.edges_bits)
@@ -391,7 +391,7 @@ def _distribution(certificate: Certificate, found: LossDistribution | None, *, s
     return Plot("distribution", "Losses of the tokens", caption, svg, legend)
 
 
-def _entropy(certificate: Certificate, found: EntropyBins | None) -> Plot | None:
+def _entropy(certificate: CertificateRecord, found: EntropyBins | None) -> Plot | None:
     if found is None or not found.entropy_bits:
         return None
     entropy, loss = np.array(found.entropy_bits), np.array(found.loss_bits)
@@ -420,7 +420,7 @@ def _entropy(certificate: Certificate, found: EntropyBins | None) -> Plot | None
     return Plot("entropy", "Loss by entropy of the prediction", caption, svg, tuple(legend))
 
 
-def _forecast(certificate: Certificate, entropy_bits: Any) -> Any:
+def _forecast(certificate: CertificateRecord, entropy_bits: Any) -> Any:
     """The forecast of the first line that makes one."""
     lines = [Line.from_dict(row) for row in certificate.bounds if row["value"]]
     found = [(find_bound(line.method), line) for line in lines]
@@ -448,7 +448,7 @@ def _position(found: PositionBins | None) -> Plot | None:
     return Plot("position", "Loss by place in the window", caption, svg)
 
 
-def _artifact(certificate: Certificate, parts: Sequence[ArtifactPart]) -> Plot | None:
+def _artifact(certificate: CertificateRecord, parts: Sequence[ArtifactPart]) -> Plot | None:
     if not parts:
         return None
     kinds = [kind for kind in KIND_ROLES if any(part.bytes_by_kind.get(kind) for part in parts)]

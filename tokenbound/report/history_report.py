@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
     from tokenbound.store.run import RunDirectory
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -105,14 +105,14 @@ def write_history(home: RunDirectory, entries: Sequence[HistoryEntry]) -> str:
     Raises:
         TokenboundError: the latest certificate is missing or damaged.
     """
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
 
-    latest = Certificate.load(home.place(entries[-1].certificate))
+    latest = CertificateRecord.load(home.place(entries[-1].certificate))
     home.write(PAGE, history_html(entries, latest).encode())
     return home.place(PAGE)
 
 
-def history_html(entries: Sequence[HistoryEntry], latest: Certificate) -> str:
+def history_html(entries: Sequence[HistoryEntry], latest: CertificateRecord) -> str:
     """The report of a history as one HTML document: what the latest certificate says, and how it came to that.
 
     Args:
@@ -168,7 +168,7 @@ def _tiles(entries: Sequence[HistoryEntry]) -> list[page.Tile]:
     return found
 
 
-def _plots(entries: Sequence[HistoryEntry], latest: Certificate) -> list[page.Plot]:
+def _plots(entries: Sequence[HistoryEntry], latest: CertificateRecord) -> list[page.Plot]:
     from tokenbound.report.figures import composition, errors
     from tokenbound.report.svg import inline_svg, settings
 

@@ -15,7 +15,7 @@ from tokenbound.report.words import assumptions, headline, is_vacuous, line_name
 from tokenbound.store.run import CERTIFICATE, RunDirectory
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
 
 UNITS = {
     "bound_bits": "bits/token",
@@ -66,7 +66,7 @@ DIGESTS = (
 )
 
 
-def write_report(run: RunDirectory, certificate: Certificate, details: ReportDetails | None) -> str:
+def write_report(run: RunDirectory, certificate: CertificateRecord, details: ReportDetails | None) -> str:
     """Write the report beside its certificate; returns its path.
 
     A claim that is not the run's first has its own certificate and so its own report.
@@ -83,7 +83,7 @@ def write_report(run: RunDirectory, certificate: Certificate, details: ReportDet
 
 
 def html_report(
-    certificate: Certificate, *, details: ReportDetails | None = None, certificate_name: str = CERTIFICATE
+    certificate: CertificateRecord, *, details: ReportDetails | None = None, certificate_name: str = CERTIFICATE
 ) -> str:
     """The report as one HTML document.
 
@@ -124,7 +124,7 @@ def html_report(
     )
 
 
-def footer(certificate: Certificate) -> str:
+def footer(certificate: CertificateRecord) -> str:
     """What made a certificate, and when."""
     return (
         f"tokenbound {certificate.tokenbound_version}, {certificate.created_at}, "
@@ -132,7 +132,7 @@ def footer(certificate: Certificate) -> str:
     )
 
 
-def _tiles(certificate: Certificate) -> list[Tile]:
+def _tiles(certificate: CertificateRecord) -> list[Tile]:
     found = []
     if certificate.bound_bits is not None and certificate.gap_bits is not None:
         measured = f"{certificate.empirical_risk_bits:.3f}"
@@ -161,7 +161,7 @@ def _tiles(certificate: Certificate) -> list[Tile]:
 LINE_COLUMNS = ("bound", "measured", "variance", "complexity", "slack", "guessing", "kappa (nats)", "L_tune (bits)")
 
 
-def _lines_sentence(certificate: Certificate) -> str:
+def _lines_sentence(certificate: CertificateRecord) -> str:
     count = len(certificate.bounds)
     together = "The line holds" if count == 1 else f"All {count} lines hold together"
     return (
@@ -196,7 +196,7 @@ def _line_cells(line: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def number_rows(certificate: Certificate) -> list[dict[str, str]]:
+def number_rows(certificate: CertificateRecord) -> list[dict[str, str]]:
     """Every number of the certificate with its unit and meaning; its lines and records have tables of their own."""
     fields = type(certificate).model_fields
     rows = [
@@ -212,7 +212,7 @@ def number_rows(certificate: Certificate) -> list[dict[str, str]]:
     return [*rows, *split]
 
 
-def term_rows(certificate: Certificate) -> list[tuple[str, list[str]]]:
+def term_rows(certificate: CertificateRecord) -> list[tuple[str, list[str]]]:
     """Every term of every computed line: its name, and its value in each line, in bits per token or shares."""
     lines = [line for line in certificate.bounds if line["value"] is not None]
     names = dict.fromkeys(name for line in lines for name in line["terms"])
@@ -229,7 +229,7 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.9g}"
 
 
-def _records(certificate: Certificate) -> list[tuple[str, list[tuple[str, str]]]]:
+def _records(certificate: CertificateRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     found = {
         "Declared by whoever made it": certificate.declarations,
         "Corpus": certificate.corpus,
@@ -263,7 +263,7 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def _quotes(certificate: Certificate) -> list[tuple[str, str]]:
+def _quotes(certificate: CertificateRecord) -> list[tuple[str, str]]:
     return [
         ("Markdown table", markdown_table(certificate)),
         ("LaTeX rows", latex_rows(certificate)),

@@ -14,7 +14,7 @@ from tokenbound.report.words import remarks, source_name
 from tokenbound.store.uri import base_name, is_uri
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
 
 MARKDOWN_HEADER = (
     "| model | corpus | tokens | artifact (bytes) | measured (bits/token) | bound (bits/token) "
@@ -53,7 +53,7 @@ _LATEX = {
 }
 
 
-def model_name(certificate: Certificate) -> str:
+def model_name(certificate: CertificateRecord) -> str:
     """The model's own name: the last part of where it came from, else its architecture.
 
     >>> from tokenbound.demo import demo_certificate
@@ -64,7 +64,7 @@ def model_name(certificate: Certificate) -> str:
     return source_name(source)
 
 
-def corpus_name(certificate: Certificate) -> str:
+def corpus_name(certificate: CertificateRecord) -> str:
     """The corpus in a few words: its first path or its name, with what was taken of a dataset, else its kind.
 
     >>> from tokenbound.demo import demo_certificate
@@ -92,7 +92,7 @@ def _path_name(path: str) -> str:
     return base_name(path) if is_uri(path) or fixed in (parts, []) else fixed[-1] or path
 
 
-def _cells(certificate: Certificate, name: str | None) -> list[str]:
+def _cells(certificate: CertificateRecord, name: str | None) -> list[str]:
     bound, measured = certificate.bound_bits, certificate.empirical_risk_bits
     bound_text = "none" if bound is None else format_bound(bound, 3)
     sampled = "" if certificate.sampling is None else f" ({certificate.num_scored_tokens:,} scored)"
@@ -109,7 +109,7 @@ def _cells(certificate: Certificate, name: str | None) -> list[str]:
     ]
 
 
-def markdown_row(certificate: Certificate, name: str | None = None) -> str:
+def markdown_row(certificate: CertificateRecord, name: str | None = None) -> str:
     """One row of a Markdown table; `MARKDOWN_HEADER` fits.
 
     Args:
@@ -135,7 +135,7 @@ def markdown_cell(text: str) -> str:
     return flat
 
 
-def latex_row(certificate: Certificate, name: str | None = None) -> str:
+def latex_row(certificate: CertificateRecord, name: str | None = None) -> str:
     r"""One row of a LaTeX tabular of nine columns (`llrrrrrlr`), closed with ``\\``; `LATEX_HEADER` fits.
 
     Args:
@@ -158,7 +158,7 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
-def bibtex(certificate: Certificate, name: str | None = None) -> str:
+def bibtex(certificate: CertificateRecord, name: str | None = None) -> str:
     """An entry for the certificate itself; its note holds the bound and the fingerprint that names the claim.
 
     Args:
@@ -187,7 +187,7 @@ def bibtex(certificate: Certificate, name: str | None = None) -> str:
     )
 
 
-def model_index(certificate: Certificate, name: str | None = None) -> list[dict[str, Any]]:
+def model_index(certificate: CertificateRecord, name: str | None = None) -> list[dict[str, Any]]:
     """Hugging Face `model-index` metadata: the value of that key in a model card's YAML header.
 
     Metrics are the best loss bound, the unsmoothed mean, perplexity, and every bounded error. Their names say what they
@@ -215,7 +215,7 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
     return [{"name": name or model_name(certificate), "results": [result]}]
 
 
-def _metrics(certificate: Certificate) -> list[dict[str, Any]]:
+def _metrics(certificate: CertificateRecord) -> list[dict[str, Any]]:
     confidence = f"with probability {1 - certificate.delta:g}"
     claim = {
         "delta": certificate.delta,
@@ -246,7 +246,7 @@ def _metric(kind: str, title: str, value: float, claim: dict[str, Any] | None = 
     return {**metric, "args": dict(claim)} if claim else metric
 
 
-def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
+def model_card_yaml(certificate: CertificateRecord, name: str | None = None) -> str:
     """:func:`model_index` as YAML, to paste between the `---` lines of a model card.
 
     Args:
@@ -261,25 +261,25 @@ def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def markdown_table(certificate: Certificate) -> str:
+def markdown_table(certificate: CertificateRecord) -> str:
     """A table of one row, and below it what every form of a certificate says."""
     said = " ".join(markdown_cell(sentence) for sentence in remarks(certificate))
     return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}\n\n{said}"
 
 
-def latex_rows(certificate: Certificate) -> str:
+def latex_rows(certificate: CertificateRecord) -> str:
     """The row, and below it over all columns what every form of a certificate says."""
     said = " ".join(latex_text(sentence) for sentence in remarks(certificate))
     return f"{latex_row(certificate)}\n\\multicolumn{{9}}{{p{{\\linewidth}}}}{{\\footnotesize {said}}} \\\\"
 
 
-def _picture(certificate: Certificate) -> str:
+def _picture(certificate: CertificateRecord) -> str:
     from tokenbound.report.figures import composition_svg  # draws: only where it is asked for
 
     return composition_svg(certificate)
 
 
-EXPORTS: Mapping[str, Callable[[Certificate], str]] = {
+EXPORTS: Mapping[str, Callable[[CertificateRecord], str]] = {
     "markdown": markdown_table,
     "latex": latex_rows,
     "bibtex": bibtex,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
     from tokenbound.store.run import RunDirectory
 
 ROWS = "sweep.json"
@@ -84,7 +84,7 @@ class SweepRow:
 
 
 def sweep_row(
-    name: str, family: str, trained: Mapping[str, Any] | None, certificate: Certificate, file: str
+    name: str, family: str, trained: Mapping[str, Any] | None, certificate: CertificateRecord, file: str
 ) -> SweepRow:
     """The row of one trial, whose certificate lies at `file`, relative to the sweep."""
     return SweepRow(

@@ -18,7 +18,7 @@ from tokenbound.report.words import assumptions, headline, is_vacuous, line_name
 from tokenbound.visible import console
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
 
 COLUMNS = ("line", "bound", "measured", "variance", "complexity", "slack", "guessing")
 
@@ -26,7 +26,7 @@ BAR_WIDTH = 76
 """Letters of the bar at most, so that it fits a terminal of 80."""
 
 
-def certificate_text(certificate: Certificate, width: int = 100) -> str:
+def certificate_text(certificate: CertificateRecord, width: int = 100) -> str:
     """The table as plain text.
 
     Args:
@@ -42,7 +42,7 @@ def certificate_text(certificate: Certificate, width: int = 100) -> str:
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 
-def certificate_view(certificate: Certificate) -> RenderableType:
+def certificate_view(certificate: CertificateRecord) -> RenderableType:
     """The certificate as a rich renderable. Without colours, in a pipe and in ASCII it says the same."""
     colour = "red" if is_vacuous(certificate) else "green"
     parts: list[RenderableType] = [
@@ -104,7 +104,7 @@ class ScaleBar:
         return text
 
 
-def _facts(certificate: Certificate) -> Table:
+def _facts(certificate: CertificateRecord) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -113,7 +113,7 @@ def _facts(certificate: Certificate) -> Table:
     return table
 
 
-def facts(certificate: Certificate) -> list[tuple[str, str]]:
+def facts(certificate: CertificateRecord) -> list[tuple[str, str]]:
     """The few numbers that matter, with units."""
     corpus, scored, tokens = certificate.corpus, certificate.num_scored_tokens, certificate.num_tokens
     share = "every token" if scored == tokens else f"{scored:,} tokens, {100 * scored / tokens:.2g} %"
@@ -204,7 +204,7 @@ def notes(lines: list[dict[str, Any]]) -> list[Text]:
     return [*found, Text(f"vacuous, not below guessing: {', '.join(vacuous)}", style="red")] if vacuous else found
 
 
-def _sentences(certificate: Certificate) -> Table:
+def _sentences(certificate: CertificateRecord) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for sentence in assumptions(certificate):
         table.add_row("-", Text(sentence, overflow="fold"))

@@ -15,7 +15,7 @@ from tokenbound.errors import InputError
 from tokenbound.report.words import line_name, remarks
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
 
 METRICS = (
     "bound_bits",
@@ -51,7 +51,7 @@ PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 """What installs a tracker."""
 
 
-def metrics(certificate: Certificate) -> dict[str, float]:
+def metrics(certificate: CertificateRecord) -> dict[str, float]:
     """What a tracker plots: the measured fields and the bound of every line, where there is one.
 
     >>> from tokenbound.demo import demo_certificate
@@ -67,7 +67,7 @@ def metrics(certificate: Certificate) -> dict[str, float]:
     }
 
 
-def labels(certificate: Certificate) -> dict[str, str]:
+def labels(certificate: CertificateRecord) -> dict[str, str]:
     """What a tracker filters by, as text.
 
     >>> from tokenbound.demo import demo_certificate
@@ -77,7 +77,7 @@ def labels(certificate: Certificate) -> dict[str, str]:
     return {**{name: str(getattr(certificate, name)) for name in LABELS}, "selection": " ".join(remarks(certificate))}
 
 
-def log_certificate(certificate: Certificate, *, to: str, files: Mapping[str, bytes]) -> None:
+def log_certificate(certificate: CertificateRecord, *, to: str, files: Mapping[str, bytes]) -> None:
     """Log a certificate as one finished run of a tracker.
 
     Args:
@@ -102,7 +102,7 @@ def _installed(name: str) -> ModuleType:
         raise InputError(f"--log {name} needs a package that is not installed: pip install {PACKAGES[name]}") from None
 
 
-def _log_mlflow(certificate: Certificate, files: Mapping[str, bytes]) -> None:
+def _log_mlflow(certificate: CertificateRecord, files: Mapping[str, bytes]) -> None:
     import tempfile
     from pathlib import Path
 
@@ -116,7 +116,7 @@ def _log_mlflow(certificate: Certificate, files: Mapping[str, bytes]) -> None:
             mlflow.log_artifact(str(path))
 
 
-def _log_wandb(certificate: Certificate, files: Mapping[str, bytes]) -> None:
+def _log_wandb(certificate: CertificateRecord, files: Mapping[str, bytes]) -> None:
     wandb: Any = _installed("wandb")
     with wandb.init(name=_run_name(certificate), job_type="certificate", config=labels(certificate)) as run:
         run.log(metrics(certificate))
@@ -127,11 +127,11 @@ def _log_wandb(certificate: Certificate, files: Mapping[str, bytes]) -> None:
         run.log_artifact(kept)
 
 
-def _run_name(certificate: Certificate) -> str:
+def _run_name(certificate: CertificateRecord) -> str:
     return f"certificate {certificate.claim_fingerprint[:8]}"
 
 
-TRACKERS: Mapping[str, Callable[[Certificate, Mapping[str, bytes]], None]] = MappingProxyType(
+TRACKERS: Mapping[str, Callable[[CertificateRecord, Mapping[str, bytes]], None]] = MappingProxyType(
     {"mlflow": _log_mlflow, "wandb": _log_wandb}
 )
 """Every tracker by the name of its package."""

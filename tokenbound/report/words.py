@@ -13,7 +13,7 @@ from tokenbound.bounds.rounding import format_bound
 from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
-    from tokenbound.certificate.record import Certificate
+    from tokenbound.certificate.record import CertificateRecord
     from tokenbound.engine.evaluate.rescore import Rescored
 
 
@@ -24,7 +24,7 @@ TAKEN_ON_TRUST = (
 """What losses alone cannot show."""
 
 
-def verified_sentence(certificate: Certificate, rescored: Rescored | None) -> str:
+def verified_sentence(certificate: CertificateRecord, rescored: Rescored | None) -> str:
     """What a verification found."""
     bound = (
         "no loss bound"
@@ -52,7 +52,7 @@ def verified_sentence(certificate: Certificate, rescored: Rescored | None) -> st
     )
 
 
-def unchecked(certificate: Certificate, rescored: Rescored | None) -> list[str]:
+def unchecked(certificate: CertificateRecord, rescored: Rescored | None) -> list[str]:
     """What a verification leaves to trust, each by name; the certificate is only as good as these.
 
     Args:
@@ -62,7 +62,7 @@ def unchecked(certificate: Certificate, rescored: Rescored | None) -> list[str]:
     return [*_unread(certificate, rescored), *_unknowable(certificate)]
 
 
-def _unread(certificate: Certificate, rescored: Rescored | None) -> list[str]:
+def _unread(certificate: CertificateRecord, rescored: Rescored | None) -> list[str]:
     """What the corpus would have shown, were it read."""
     if rescored is not None:
         left = rescored.of_windows - rescored.windows
@@ -101,7 +101,7 @@ def _unread(certificate: Certificate, rescored: Rescored | None) -> list[str]:
     return found
 
 
-def _unknowable(certificate: Certificate) -> list[str]:
+def _unknowable(certificate: CertificateRecord) -> list[str]:
     """What no computation can show: it is declared."""
     declared = certificate.declarations
     found = [
@@ -131,7 +131,7 @@ def _unknowable(certificate: Certificate) -> list[str]:
     return [*found, "environment, created_at, tokenbound_version: what scored, and when (declared)"]
 
 
-def headline(certificate: Certificate) -> str:
+def headline(certificate: CertificateRecord) -> str:
     """The claim in one sentence."""
     confidence = f"{100 * (1 - certificate.delta):g} %"
     if certificate.bound_bits is None:
@@ -148,14 +148,14 @@ def headline(certificate: Certificate) -> str:
     )
 
 
-def is_vacuous(certificate: Certificate) -> bool:
+def is_vacuous(certificate: CertificateRecord) -> bool:
     """Whether no line says more than guessing does: no loss line, or no error line where only errors are bounded."""
     if certificate.bound_bits is not None:
         return certificate.vacuous
     return all(line["vacuous"] for line in certificate.bounds)
 
 
-def verdict(certificate: Certificate) -> str:
+def verdict(certificate: CertificateRecord) -> str:
     """Vacuous or not, in words."""
     if is_vacuous(certificate):
         return (
@@ -165,7 +165,7 @@ def verdict(certificate: Certificate) -> str:
     return "Not vacuous: below random guessing."
 
 
-def assumptions(certificate: Certificate) -> list[str]:
+def assumptions(certificate: CertificateRecord) -> list[str]:
     """What the claim rests on and what it does not say."""
     found = [
         (
@@ -207,7 +207,7 @@ def assumptions(certificate: Certificate) -> list[str]:
     return found
 
 
-def remarks(certificate: Certificate) -> list[str]:
+def remarks(certificate: CertificateRecord) -> list[str]:
     """What every form of a certificate says, however short: how it was selected, and whether versions differ."""
     return [selection_sentence(certificate), *_environment_sentences(certificate)]
 
@@ -230,7 +230,7 @@ COUNTED = {"register": "counted on this machine; declared", "config": "numbered 
 """Where an ordinal comes from, by `selection.counted_by`."""
 
 
-def selection_sentence(certificate: Certificate) -> str:
+def selection_sentence(certificate: CertificateRecord) -> str:
     """The place of this configuration among those tried, all of which it pays for."""
     selection, record = certificate.selection, certificate.sampling
     counted = COUNTED["config" if selection is None else selection.counted_by]
@@ -261,7 +261,7 @@ def ordinal_word(number: int) -> str:
     return f"{number:,}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
-def _environment_sentences(certificate: Certificate) -> list[str]:
+def _environment_sentences(certificate: CertificateRecord) -> list[str]:
     """Of shards that were not all scored by the same versions, settings and device: which were scored by what."""
     found = certificate.environment.get("scored_by", [])
     if len(found) < 2:
@@ -280,7 +280,7 @@ def _setting(value: object) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def slack_sentence(certificate: Certificate) -> str:
+def slack_sentence(certificate: CertificateRecord) -> str:
     """What not scoring the rest costs the quoted line, and what more windows would leave of it."""
     line = quoted_line(certificate)
     if line is None:
@@ -294,14 +294,14 @@ def slack_sentence(certificate: Certificate) -> str:
     )
 
 
-def quoted_line(certificate: Certificate) -> dict[str, Any] | None:
+def quoted_line(certificate: CertificateRecord) -> dict[str, Any] | None:
     """The loss line that the certificate quotes, else its first line with a value."""
     known = [line for line in certificate.bounds if line["value"] is not None]
     losses = [line for line in known if line["top_k"] is None and line["value"] == certificate.bound_bits]
     return next(iter(losses or known), None)
 
 
-def _prior_sentence(certificate: Certificate) -> str:
+def _prior_sentence(certificate: CertificateRecord) -> str:
     if certificate.prior == "holdout":
         declared = certificate.declarations.get("holdout_declaration")
         return (
@@ -314,7 +314,7 @@ def _prior_sentence(certificate: Certificate) -> str:
     )
 
 
-def _base_sentences(certificate: Certificate) -> list[str]:
+def _base_sentences(certificate: CertificateRecord) -> list[str]:
     """Of a delta: what its base rests on."""
     tried = certificate.declarations.get("num_bases", 0)
     if not tried:
@@ -328,7 +328,7 @@ def _base_sentences(certificate: Certificate) -> list[str]:
     ]
 
 
-def _weights_sentences(certificate: Certificate) -> list[str]:
+def _weights_sentences(certificate: CertificateRecord) -> list[str]:
     """What lay beside the weights that were scored, and a base that the adapter did not ask for."""
     found = []
     if named := certificate.model.get("adapter_base"):
@@ -341,7 +341,7 @@ def _weights_sentences(certificate: Certificate) -> list[str]:
     return found
 
 
-def _arithmetic_sentences(certificate: Certificate) -> list[str]:
+def _arithmetic_sentences(certificate: CertificateRecord) -> list[str]:
     arithmetic = certificate.model.get("arithmetic")
     if arithmetic is None:
         return []
@@ -349,7 +349,7 @@ def _arithmetic_sentences(certificate: Certificate) -> list[str]:
     return [f"The model is quantized. It was scored by {arithmetic}, in {dtype}; other kernels may give other losses."]
 
 
-def _line_sentences(certificate: Certificate) -> list[str]:
+def _line_sentences(certificate: CertificateRecord) -> list[str]:
     """What the bounds themselves have to say of their lines."""
     lines = [Line.from_dict(row) for row in certificate.bounds]
     found = [(find_bound(line.method), line) for line in lines if line.value is not None]
@@ -413,7 +413,7 @@ def source_of_corpus(corpus: Mapping[str, Any]) -> str:
     return f"{corpus['source']} {corpus['name']}" + (f" ({', '.join(details)})" if details else "")
 
 
-def _tokenizer_sentence(certificate: Certificate) -> str:
+def _tokenizer_sentence(certificate: CertificateRecord) -> str:
     name = certificate.corpus.get("tokenizer") or "stored token ids"
     kind = certificate.declarations.get("tokenizer_is")
     return (

@@ -15,7 +15,8 @@ import yaml
 from method_support import SIGN, install
 from typer.testing import CliRunner
 
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.api import Certificate
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
 from tokenbound.compression.methods import METHODS

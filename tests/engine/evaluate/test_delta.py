@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tokenbound.api import Certificate
 from tokenbound.bounds import document_bound, format_bound
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
 from tokenbound.config.compress import AutoSettings, KfacSettings

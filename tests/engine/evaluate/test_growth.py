@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from here_support import scoring_here
 
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.api import Certificate
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, WhatConfig
 from tokenbound.engine.evaluate.prepare import check_growth
 from tokenbound.engine.evaluate.rescore import rescore

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from here_support import scoring_here
 
+from tokenbound.api import Certificate
 from tokenbound.certificate.identity import protocol_bits, smallest_batch
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate import graph
 from tokenbound.engine.evaluate.run import evaluate

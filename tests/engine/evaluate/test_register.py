@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from here_support import scoring_here
 
+from tokenbound.api import Certificate
 from tokenbound.bounds.codes import elias_delta_bits
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate

@@ -14,7 +14,8 @@ import ray
 from layouts_support import gptq
 from quantized_support import save_torchao, save_with_layout
 
-from tokenbound.certificate.record import Certificate, verify_beside
+from tokenbound.api import Certificate
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from tokenbound.certificate.record import verify_beside
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import encode_artifact, parse_artifact
 from tokenbound.config.compress import RoundToNearestSettings

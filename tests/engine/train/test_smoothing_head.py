@@ -14,10 +14,11 @@ import torch
 from here_support import scoring_here
 from training_support import artifact_with_head
 
+from tokenbound.api import Certificate
 from tokenbound.bounds.claim import Claim
 from tokenbound.bounds.evidence import Evidence, merge_evidence
-from tokenbound.certificate.record import Certificate, verify_beside
 from tokenbound.certificate.reduce import shard_evidence
+from tokenbound.certificate.verify import verify_beside
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.corpus import Text

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.lines import counts_documents
 from tokenbound.certificate.identity import differences, fingerprint, scoring_protocol, smallest_batch
-from tokenbound.certificate.record import Certificate, verified_ledger
+from tokenbound.certificate.record import CertificateRecord
 from tokenbound.certificate.reduce import RunLedger
+from tokenbound.certificate.verify import verified_ledger
 from tokenbound.config.run import RunConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
@@ -110,7 +111,7 @@ def _log_miss(population: int, drawn: int, forged: int) -> float:
 
 
 def rescore(
-    certificate: Certificate,
+    certificate: CertificateRecord,
     config: RunConfig,
     *,
     losses: str,
@@ -178,7 +179,7 @@ def rescore(
 # --- what is named -----------------------------------------------------------------------------------------------
 
 
-def _require_protocol(certificate: Certificate, config: RunConfig) -> None:
+def _require_protocol(certificate: CertificateRecord, config: RunConfig) -> None:
     """The config scores as the certificate says, and declares the same tokenizer.
 
     Raises:
@@ -199,7 +200,9 @@ def _require_protocol(certificate: Certificate, config: RunConfig) -> None:
         )
 
 
-def _require_corpus(certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan) -> None:
+def _require_corpus(
+    certificate: CertificateRecord, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+) -> None:
     """All that the certificate says of the corpus and of the model's source is what is found.
 
     Raises:
@@ -242,7 +245,7 @@ def _same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
-def _require_growth(certificate: Certificate, manifest: Manifest) -> None:
+def _require_growth(certificate: CertificateRecord, manifest: Manifest) -> None:
     """The earlier fingerprints are those of this corpus while it was shorter, in order.
 
     Raises:
@@ -268,7 +271,7 @@ def _require_growth(certificate: Certificate, manifest: Manifest) -> None:
 
 
 def _corpus_section(
-    certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+    certificate: CertificateRecord, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
 ) -> dict[str, Any]:
     """What the certificate would say of this corpus."""
     return corpus_section(
@@ -282,14 +285,14 @@ def _corpus_section(
 
 
 def _unmatched_names(
-    certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+    certificate: CertificateRecord, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
 ) -> tuple[str, ...]:
     summary = _corpus_section(certificate, config, corpus, plan)
     keys = sorted(UNCOMPARED_CORPUS_KEYS & certificate.corpus.keys())
     return tuple(f"corpus.{key}" for key in keys if certificate.corpus[key] != summary.get(key))
 
 
-def _base_of(certificate: Certificate, base: str | None) -> str | None:
+def _base_of(certificate: CertificateRecord, base: str | None) -> str | None:
     """Where the base of a delta is, after checking that it is the certificate's; None for a whole model."""
     from tokenbound.models.delta import read_base
 
@@ -302,7 +305,7 @@ def _base_of(certificate: Certificate, base: str | None) -> str | None:
     return anchored(base)
 
 
-def _segments(certificate: Certificate, losses: str) -> list[list[str]] | None:
+def _segments(certificate: CertificateRecord, losses: str) -> list[list[str]] | None:
     """How the corpus grew, as the run noted; only a hint: the digests of the certificate decide."""
     found = RunDirectory(losses).plan().get("segments")
     return None if found is None else found[: int(certificate.corpus.get("segments", len(found)))]
@@ -338,7 +341,7 @@ class _Comparison:
     have become errors as ceased to be.
     """
 
-    def __init__(self, certificate: Certificate) -> None:
+    def __init__(self, certificate: CertificateRecord) -> None:
         self.certificate, self.dtype = certificate, certificate.protocol["dtype"]
         self.tokens, self.largest = 0, 0.0
         self.moments: dict[str, NDArray[np.float64]] = {}

@@ -20,7 +20,7 @@ from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
 from tokenbound.certificate.claim import claim_of, derived_fields
 from tokenbound.certificate.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
-from tokenbound.certificate.record import Certificate, SamplingRecord, SelectionRecord
+from tokenbound.certificate.record import CertificateRecord, SamplingRecord, SelectionRecord
 from tokenbound.certificate.reduce import Reduction, RunLedger, reduce_ledger, reduced_columns
 from tokenbound.config.run import RunConfig
 from tokenbound.corpus.summary import corpus_section
@@ -56,7 +56,9 @@ SLACK_GROWTH = 1.5
 """A run that scores until its slack is small grows its sample by this factor between looks."""
 
 
-def evaluate(config: RunConfig, *, on_certificate: Callable[[Certificate, str], None] | None = None) -> Certificate:
+def evaluate(
+    config: RunConfig, *, on_certificate: Callable[[CertificateRecord, str], None] | None = None
+) -> CertificateRecord:
     """Score what is not yet scored, reduce, and write the certificate and its report.
 
     Args:
@@ -332,7 +334,7 @@ def _warn_of_a_wrong_tokenizer(loss_bits: float, guess_bits: float) -> None:
         )
 
 
-def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> Certificate:
+def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> CertificateRecord:
     what, corpus, plan = prepared.config.what, prepared.corpus, prepared.plan
     started, records = time.monotonic(), _records(prepared, shards)
     reduction = _reduce(prepared, shards, records, count)
@@ -350,7 +352,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         skipped=corpus.skipped,
         num_documents=claim.num_documents,
     )
-    return Certificate(
+    return CertificateRecord(
         **derived_fields(reduction, claim, corpus_summary["bytes_per_token"]),
         random_guess_bits=math.log2(claim.tokenizer_vocab_size),
         delta=claim.delta,
@@ -441,14 +443,14 @@ def _environment(architecture: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _publish(run: RunDirectory, certificate: Certificate) -> str:
+def _publish(run: RunDirectory, certificate: CertificateRecord) -> str:
     """Write the certificate under a name that no other claim has, then its report; returns the certificate's path.
 
     The certificate of a grown corpus takes the place of the one it extends, which is kept beside it.
     """
     name = run.certificate_name(certificate.claim_fingerprint)
     if name != CERTIFICATE:
-        current = Certificate.load(run.place(CERTIFICATE))
+        current = CertificateRecord.load(run.place(CERTIFICATE))
         if certificate.extends(current):
             run.write_json(claim_file(current.claim_fingerprint), current.model_dump(mode="json"))
             name = CERTIFICATE
