@@ -33,10 +33,10 @@ from tokenbound.bounds import (
     line_sums,
     loss_interval_bits,
 )
-from tokenbound.bounds.choice import as_float16
 from tokenbound.bounds.coded import require_coded, require_forecast
 from tokenbound.bounds.constants import ALPHA_GRID, ALPHA_SLOPES, T_GRID
 from tokenbound.bounds.rounding import arithmetic_guard, format_bound, round_up
+from tokenbound.bounds.search import as_float16
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level
 from tokenbound.errors import InputError, MismatchError
 
