@@ -15,7 +15,7 @@ from tokenbound import bounds
 
 FUNCTIONS = {
     "tokenbound.bounds": tuple(name for name in bounds.__all__ if inspect.isfunction(getattr(bounds, name))),
-    "tokenbound.certificate.record": ("verify_beside",),
+    "tokenbound.certificate.verify": ("verify_beside",),
     "tokenbound.compression.artifact": ("decode_artifact", "encode_artifact", "parse_artifact"),
     "tokenbound.compression.inspection": ("inspect_artifact",),
     "tokenbound.config.run": ("dump_config", "load_config", "validate"),

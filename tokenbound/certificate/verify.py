@@ -193,7 +193,8 @@ def _verify_corpus_section(certificate: CertificateRecord) -> None:
             _require_equal(f"corpus.{name}", corpus[name], certificate.protocol[name])
     if certificate.tokenizer_vocab_size > certificate.vocab_size:
         raise MismatchError(
-            f"tokenizer_vocab_size {certificate.tokenizer_vocab_size} exceeds vocab_size {certificate.vocab_size}: the model "
+            f"tokenizer_vocab_size {certificate.tokenizer_vocab_size} exceeds vocab_size {certificate.vocab_size}: "
+            f"the model "
             "could not predict every id"
         )
     if "tokens" in corpus:
@@ -275,7 +276,8 @@ def _verify_growth(certificate: CertificateRecord, records: tuple[CommitRecord, 
         raise MismatchError(f"earlier_fingerprints: no shard was scored under {min(unused)}")
     if len(earlier) >= certificate.corpus.get("segments", len(earlier) + 1):
         raise MismatchError(
-            f"earlier_fingerprints: {len(earlier)} of a corpus of {certificate.corpus['segments']} segments, which grew "
+            f"earlier_fingerprints: {len(earlier)} of a corpus of {certificate.corpus['segments']} segments, "
+            f"which grew "
             f"{certificate.corpus['segments'] - 1} times"
         )
 
@@ -381,7 +383,8 @@ def _verify_num_tokens(certificate: CertificateRecord, scored: int, largest: int
     lowest, highest = possible_tokens(certificate)
     if not lowest <= certificate.num_tokens <= highest:
         raise MismatchError(
-            f"num_tokens: the certificate says {certificate.num_tokens:,}, but {certificate.num_windows:,} windows of at most "
+            f"num_tokens: the certificate says {certificate.num_tokens:,}, but {certificate.num_windows:,} windows "
+            f"of at most "
             f"{limit:,} tokens, of which {scored:,} were seen, hold {lowest:,} to {highest:,}"
         )
 
