@@ -16,12 +16,12 @@ PACKAGE = Path(tokenbound.__file__).parent
 ALLOWED = {
     "bounds": set(),
     "store": {"bounds"},
-    "config": {"store"},
-    "corpus": {"config", "store", "bounds"},
-    "compression": {"config", "bounds"},
+    "compression": {"bounds"},
+    "config": {"compression", "bounds", "store"},
+    "corpus": {"config", "store"},
     "models": {"config", "compression", "bounds"},
     "training": {"config", "models", "compression", "bounds"},
-    "certificate": {"config", "bounds", "store", "corpus", "compression", "models", "report"},
+    "certificate": {"config", "bounds", "store", "corpus", "compression", "models"},
     "report": {"certificate", "bounds", "store", "compression"},
     "engine": {"config", "certificate", "bounds", "store", "corpus", "compression", "models", "training", "report"},
 }
@@ -90,3 +90,34 @@ def test_the_driver_starts_without_torch() -> None:
     code = "import sys, tokenbound.engine.evaluate.run, tokenbound.engine.plan.run; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"
+
+
+def imports_of(name: str, modules: dict[str, Path]) -> set[str]:
+    """Modules of the package that a module imports, inside functions too; what only the type checker reads is none."""
+    tree, found = ast.parse(modules[name].read_text()), set()
+    for_typing = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+        for node in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_typing:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & modules.keys() or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules.keys() - {name}
+
+
+def test_no_import_goes_in_a_circle_not_even_a_deferred_one() -> None:
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    left = {name: imports_of(name, modules) for name in modules}
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left, f"these modules import each other in a circle, or need some that do: {sorted(left)}"

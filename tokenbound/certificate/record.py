@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.certificate.reduce import RunLedger
-from tokenbound.certificate.sections import (
+from tokenbound.errors import MismatchError
+from tokenbound.store.losses import LIST_COLUMNS
+from tokenbound.store.run import (
+    RunDirectory,
+)
+from tokenbound.store.sections import (
     ClaimIdentityDict,
     CodeSplitDict,
     CorpusDict,
@@ -27,11 +32,6 @@ from tokenbound.certificate.sections import (
     Seed,
     Version,
     first_problem,
-)
-from tokenbound.errors import MismatchError
-from tokenbound.store.losses import LIST_COLUMNS
-from tokenbound.store.run import (
-    RunDirectory,
 )
 from tokenbound.store.uri import split
 

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tokenbound.certificate.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
+from tokenbound.store.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.store.strict_json import INTEGER_BITS, MAX_BYTES, SUM_BITS, StrictJsonError, parse_json
 from tokenbound.store.uri import is_uri, join
 
