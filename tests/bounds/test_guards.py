@@ -226,7 +226,7 @@ def test_what_is_rounded_up_is_already_above_the_exact_value(claim: Claim, monke
     """Nine decimals hide float64's own error nearly always; the allowance must cover it without their help."""
     import sys
 
-    monkeypatch.setattr(sys.modules["tokenbound.bounds.certify"], "round_up", lambda value: value)
+    monkeypatch.setattr(sys.modules["tokenbound.bounds.lines.base"], "round_up", lambda value: value)
     below = 0
     with mpmath.workdps(50):
         for tuning, line in lines_of(claim):
