@@ -18,7 +18,14 @@ from tokenbound.certificate.identity import applied_protocol, fingerprint
 from tokenbound.certificate.reduce import reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.corpus.windows import hashed_order
 from tokenbound.store.losses import Losses, to_parquet
-from tokenbound.store.run import CommitRecord, RunDirectory, canonical_json, losses_sha256, sha256_hex
+from tokenbound.store.run import (
+    CommitRecord,
+    RunDirectory,
+    canonical_json,
+    losses_sha256,
+    scoring_environments,
+    sha256_hex,
+)
 
 Tree = dict[str, Any]
 Edit = Callable[["Forger"], None]
@@ -40,6 +47,7 @@ class Forger:
             self.run.losses(self.run.record(shard)) for shard in range(self.tree["num_shards"])
         ]
         records = [self.run.record(shard) for shard in range(self.tree["num_shards"])]
+        self.environments = {record.shard: record.environment for record in records}
         self.signed_by: dict[int, str] = {
             record.shard: record.scoring_fingerprint
             for record in records
@@ -117,10 +125,12 @@ class Forger:
                 unscored_windows=int(losses.unscored.sum()),
                 evidence=evidence,
                 scoring_fingerprint=self.signed_by.get(shard, tree["scoring_fingerprint"]),
+                environment=self.environments.get(shard),
             )
             run.write(run.shard_file("shards", shard), canonical_json(asdict(record)))
             records.append(record)
         tree["num_shards"], tree["losses_sha256"] = len(records), losses_sha256(records)
+        tree["environment"]["scored_by"] = scoring_environments(records)
         shapes = [(record.batch, record.windows) for record in records]
         tree["protocol"] = applied_protocol(tree["scoring_identity"]["protocol"], shapes)
 

@@ -219,7 +219,7 @@ def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Con
     base = (last.get("base") or {}).get("sha256")
     claim: dict[str, Any] = {
         "methods": sorted(bound.methods),
-        "top_k": sorted(bound.top_k) if "kl" in bound.methods else [],
+        "top_k": sorted(bound.top_k),
         "delta": bound.delta,
         "sampling_delta_share": SAMPLING_DELTA_SHARE,
         "prior": bound.prior,
