@@ -25,7 +25,7 @@ from tokenbound.report.details import run_details
 from tokenbound.report.html import html_report
 from tokenbound.store.run import RunDirectory
 
-GOLDEN = Path(__file__).parent / "golden" / "full"
+GOLDEN = Path(__file__).parents[1] / "golden" / "full"
 GROUP, NAME, PACKAGE = "tokenbound.bounds", "fixed-alpha", "toy-fixed_alpha 1.0"
 SOURCE = """
 from dataclasses import replace

@@ -12,7 +12,7 @@ from tokenbound.certificate.claim import derived_fields
 from tokenbound.certificate.reduce import reduce_ledger
 from tokenbound.certificate.verify import _agree
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("name", ["full", "sampled"])

@@ -71,7 +71,7 @@ def build(
         evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
         records.append(run.commit(shard, losses, evidence, name))
     bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
-    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, **dict.fromkeys(SOFTWARE_DECLARATIONS, True)}
+    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, SOFTWARE_DECLARATIONS[0]: True}
     declared |= {"holdout_declaration": "a test"} if prior == "holdout" else {}
     claimed = claim_identity(name, bound, declared, sample.evaluation)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)

@@ -73,8 +73,8 @@ def test_an_unknown_key_is_named_with_what_was_meant(sections: dict[str, Any], w
 
 STRICT = [
     ("what.bound.delta", '"0.05"', "what.bound.delta: Input should be a valid number"),
-    ("what.bound.trial", "true", "what.bound.trial: Input should be a valid integer"),
-    ("what.bound.trial", '"2"', "what.bound.trial: Input should be a valid integer"),
+    ("what.bound.trial", "true", "what.bound.trial: Input should be 'auto' or a valid integer"),
+    ("what.bound.trial", '"2"', "what.bound.trial: Input should be 'auto' or a valid integer"),
     ("what.windows.length", "512.0", "what.windows.length: Input should be a valid integer"),
     ("what.corpus.add_bos", "0", "what.corpus.add_bos: Input should be a valid boolean"),
     ("what.bound.delta", ".nan", "nan is not a finite number"),

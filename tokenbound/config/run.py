@@ -23,6 +23,7 @@ from tokenbound.compression.methods import METHODS, CompressionMethod, built_in_
 from tokenbound.config.compress import CompressSettings, LosslessSettings
 from tokenbound.config.family import DenseFamily, Family
 from tokenbound.errors import InputError
+from tokenbound.store.sections import of_unions
 from tokenbound.store.strict_json import StrictJsonError, check_tree
 from tokenbound.store.strict_yaml import StrictYamlError, as_json, parse_yaml
 from tokenbound.store.uri import refuse_credentials, refuse_credentials_in, texts_in
@@ -608,7 +609,7 @@ def validate(kind: type[T], tree: object, *, origin: str) -> T:
     except (StrictJsonError, StrictYamlError) as error:
         raise InputError(f"config {origin}: {error}") from None
     except ValidationError as error:
-        problems = "; ".join(_problem(kind, item) for item in error.errors())
+        problems = "; ".join(_problem(kind, item) for item in of_unions(error.errors()))
         raise InputError(f"config {origin}: {problems}") from None
 
 

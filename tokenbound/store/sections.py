@@ -7,6 +7,8 @@ for a 1 is refused as well.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, WithJsonSchema
@@ -216,6 +218,35 @@ def _of(section: Any) -> Any:
     return AfterValidator(check)
 
 
+_BRANCH = re.compile(r"literal\[.*\]|constrained-\w+|int|float|str|bool|(list|tuple|dict)\[.*\]")
+"""How pydantic names a branch of a union, as a step of the path that is no field."""
+
+
+def of_unions(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pydantic's findings with one for each field: where a field may be one of several kinds it reports each of them.
+
+    >>> from pydantic import BaseModel, ValidationError
+    >>> class Example(BaseModel):
+    ...     trial: Literal["auto"] | int
+    >>> try:
+    ...     Example(trial="x")
+    ... except ValidationError as error:
+    ...     print([(item["loc"], item["msg"].partition(",")[0]) for item in of_unions(error.errors())])
+    [(('trial',), "Input should be 'auto' or a valid integer")]
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in errors:
+        place = tuple(item["loc"])
+        while len(place) > 1 and _BRANCH.fullmatch(str(place[-1])):
+            place = place[:-1]
+        if place in found and place != tuple(item["loc"]):
+            more = str(item["msg"]).removeprefix("Input should be ")
+            found[place]["msg"] = f"{found[place]['msg']} or {more}"
+        else:
+            found[place] = {**item, "loc": place}
+    return list(found.values())
+
+
 def first_problem(error: ValidationError, *, within: bool = False) -> str:
     """The first thing that is wrong with some data, with the field's path: one line.
 
@@ -223,7 +254,7 @@ def first_problem(error: ValidationError, *, within: bool = False) -> str:
         error: pydantic's report.
         within: the path is inside a section whose own name is put before it by the caller.
     """
-    item = error.errors()[0]
+    item = of_unions(error.errors())[0]
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         reason = "unknown key"

@@ -75,7 +75,7 @@ class ScoredRow(ShardRow):
     base_nll: NotRequired[Floats]
     base_entropy: NotRequired[Floats]
     alpha: NotRequired[Floats]
-    environment: str
+    environment: NotRequired[str]
     """JSON: what scored it."""
 
 
@@ -325,7 +325,7 @@ class CommitShard:
             reason = "NaN, infinite or negative loss"
             run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
         evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
-        known = json.loads(row["environment"]) if row["environment"] else None
+        known = json.loads(row["environment"]) if row.get("environment") else None
         run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch, known)
         return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
 
