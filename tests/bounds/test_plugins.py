@@ -23,6 +23,7 @@ from tokenbound.config.run import BoundConfig
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.report.details import run_details
 from tokenbound.report.html import html_report
+from tokenbound.report.terminal import certificate_text
 from tokenbound.store.run import RunDirectory
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "full"
@@ -87,7 +88,7 @@ def test_its_line_is_certified_shown_and_verified(toy: Path, tmp_path: Path) -> 
     assert line["value"] > line["empirical"] > certificate.bounds[0]["empirical"] - 1
     details = run_details(RunDirectory(run), certificate)
     assert NAME in [curve.label for curve in details.size_curves]
-    page, table = html_report(certificate, details=details), certificate.table()
+    page, table = html_report(certificate, details=details), certificate_text(certificate)
     for shown in (" ".join(table.split()), " ".join(page.split())):
         for words in (NAME, PACKAGE, "The alpha 0.25 was fixed by a toy."):
             assert words in shown, words

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tokenbound.api import Certificate
 from tokenbound.bounds import document_bound, format_bound
-from tokenbound.certificate.verify import verify_beside
+from tokenbound.certificate.verify import verify_beside, verify_record
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
 from tokenbound.config.compress import AutoSettings, KfacSettings
@@ -28,6 +28,7 @@ from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.models.delta import read_base
+from tokenbound.report.terminal import certificate_text
 from tokenbound.store.run import RunDirectory, losses_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -109,7 +110,7 @@ def test_a_fine_tune_pays_for_its_delta_alone(
     terms = relative["terms"]
     assert relative["value"] == pytest.approx(terms["excess"] + terms["base_bound"], abs=1e-8)
     assert terms["excess"] < terms["base_bound"]
-    for report in ((path.parent / "report.html").read_text(), " ".join(certificate.table().split())):
+    for report in ((path.parent / "report.html").read_text(), " ".join(certificate_text(certificate).split())):
         assert DECLARED in report
         assert f"excess over it at most {format_bound(terms['excess'], 4)}" in report
 
@@ -175,7 +176,9 @@ def forge(directory: RunDirectory, shards: int, column: str) -> str:
         record = directory.record(shard)
         losses = directory.losses(record)
         forged = replace(losses, **{column: getattr(losses, column) * np.float32(0.9)})
-        records.append(directory.commit(shard, forged, record.evidence, record.scoring_fingerprint))
+        records.append(
+            directory.commit(shard, forged, record.evidence, record.scoring_fingerprint, environment=record.environment)
+        )
     return losses_sha256(records)
 
 
@@ -199,7 +202,7 @@ def test_a_sampled_adapter_from_the_command_line(
     verify_beside(path)
     hidden = certificate.model_copy(update={"declarations": {**certificate.declarations, "num_bases": 1}})
     with pytest.raises(MismatchError, match="declarations"):
-        hidden.verify(losses=path.parent, artifact=out)
+        verify_record(hidden, losses=path.parent, artifact=out)
 
 
 @pytest.mark.usefixtures("scored_here", "compressed_here")
@@ -216,15 +219,17 @@ def test_another_base_and_other_weights_stand_on_the_certificate(
     certificate, path = run(run_tree(model=model, windows=windows))
     assert certificate.model["adapter_base"] == "org/other"
     assert certificate.model["other_weights"] == ["pytorch_model.bin"]
-    words = [" ".join(certificate.table().split()), (path.parent / "report.html").read_text()]
+    words = [" ".join(certificate_text(certificate).split()), (path.parent / "report.html").read_text()]
     for text in words:
         assert "The adapter says that it was trained on org/other; it was scored on the base" in text
         assert "The checkpoint also holds pytorch_model.bin, which were not read" in text
     verify_beside(path)
     hidden = {key: value for key, value in certificate.model.items() if key != "adapter_base"}
     with pytest.raises(MismatchError, match="adapter_base"):
-        certificate.model_copy(update={"model": hidden}).verify(
-            losses=path.parent, artifact=path.parent / "artifact.tokenbound"
+        verify_record(
+            certificate.model_copy(update={"model": hidden}),
+            losses=path.parent,
+            artifact=path.parent / "artifact.tokenbound",
         )
 
 

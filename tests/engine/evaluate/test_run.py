@@ -15,12 +15,13 @@ from layouts_support import gptq
 from quantized_support import save_torchao, save_with_layout
 
 from tokenbound.api import Certificate
-from tokenbound.certificate.verify import verify_beside
+from tokenbound.certificate.verify import verify_beside, verify_record
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import InputError, MismatchError, TokenboundError
 from tokenbound.models.quantized.methods import arithmetic_of
+from tokenbound.report.terminal import certificate_text
 from tokenbound.store.run import RunDirectory, losses_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -104,7 +105,13 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
     ):
         records = [directory.record(shard) for shard in range(certificate.num_shards)]
         records = [
-            directory.commit(old.shard, replace(losses, **forge(losses)), old.evidence, old.scoring_fingerprint)
+            directory.commit(
+                old.shard,
+                replace(losses, **forge(losses)),
+                old.evidence,
+                old.scoring_fingerprint,
+                environment=old.environment,
+            )
             for old, losses in zip(records, honest, strict=True)
         ]
         forged = certificate.model_copy(update={"losses_sha256": losses_sha256(records)})
@@ -114,7 +121,7 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
             rescore(forged, config, losses=directory.uri, artifact=artifact, windows=10)
     for shard, losses in enumerate(honest):
         record = directory.record(shard)
-        directory.commit(shard, losses, record.evidence, record.scoring_fingerprint)
+        directory.commit(shard, losses, record.evidence, record.scoring_fingerprint, environment=record.environment)
     for field in ("vocab_size", "tokenizer_vocab_size", "num_tokens", "num_windows"):
         forged = certificate.model_copy(update={field: getattr(certificate, field) + 1})
         with pytest.raises(MismatchError, match=f"^{field}: the certificate says"):
@@ -138,7 +145,9 @@ def test_a_quantized_checkpoint_as_deployed(
     assert certificate.artifact_bytes < (folder / "model.safetensors").stat().st_size
     assert certificate.model["arithmetic"] == arithmetic_of({"quantization_config": {"quant_method": method}})
     assert ("torchao" in certificate.environment) == (method == "torchao")
-    assert f"scored by {certificate.model['arithmetic']}, in {model['dtype']}" in " ".join(certificate.table().split())
+    assert f"scored by {certificate.model['arithmetic']}, in {model['dtype']}" in " ".join(
+        certificate_text(certificate).split()
+    )
     verify_beside(path)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     config = validate(RunConfig, tree, origin="test")
@@ -147,7 +156,7 @@ def test_a_quantized_checkpoint_as_deployed(
 
     forged = certificate.model_copy(update={"model": {**certificate.model, "arithmetic": "kernels"}})
     with pytest.raises(MismatchError, match=r"model\.arithmetic"):
-        forged.verify(losses=path.parent, artifact=artifact)
+        verify_record(forged, losses=path.parent, artifact=artifact)
     with pytest.raises(InputError, match=r"compress\.method 'rtn' would change what .* made of"):
         run(run_tree("other", model={**model, "compress": {"method": "rtn"}}))
 
@@ -320,7 +329,7 @@ def test_a_certificate_says_what_of_the_corpus_was_read_and_how(run_tree: Tree, 
     assert certificate.bound_bits_per_byte == pytest.approx(
         certificate.bound_bits * certificate.num_tokens / section["scored_text_bytes"], rel=1e-12
     )
-    for text in (certificate.table(), path.with_name("report.html").read_text()):
+    for text in (certificate_text(certificate), path.with_name("report.html").read_text()):
         flat = " ".join(text.split())
         assert "hidden files or folders (1), links to files that are listed anyway (1)" in flat
         assert "Text was decoded as" in flat

@@ -18,7 +18,7 @@ from tokenbound.api import Certificate
 from tokenbound.bounds.claim import Claim
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.certificate.reduce import shard_evidence
-from tokenbound.certificate.verify import verify_beside
+from tokenbound.certificate.verify import verify_beside, verify_record
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.corpus import Text
@@ -30,6 +30,7 @@ from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.generate import generate_ids
 from tokenbound.models.replica import Replica
 from tokenbound.models.smoothing_head import SMOOTHING, WEIGHT, SmoothingHead, take_head
+from tokenbound.report.terminal import certificate_text
 from tokenbound.report.words import line_name
 from tokenbound.store.run import RunDirectory
 
@@ -117,7 +118,7 @@ def test_a_certificate_prints_the_head_beside_fixed_alpha_and_alpha_of_entropy(
     assert certificate.head_alpha_min == 2.0**-6
     checked, run, data = verify_beside(path)
     assert rescore(checked, validate_config(run), losses=run, artifact=data, windows=3).largest_difference_nats < 1e-4
-    for shown in (certificate.table(), (path.parent / "report.html").read_text()):
+    for shown in (certificate_text(certificate), (path.parent / "report.html").read_text()):
         assert all(name in shown for name in names)
 
 
@@ -164,8 +165,10 @@ def test_another_lower_limit_does_not_verify(certified: tuple[Certificate, Path]
     certificate, path = certified
     for forged in (2.0**-5, None):  # without the head's lines, the others would share delta among fewer
         with pytest.raises(MismatchError, match="head_alpha_min"):
-            certificate.model_copy(update={"head_alpha_min": forged}).verify(
-                losses=str(path.parent), artifact=str(path.parent / "artifact.tokenbound")
+            verify_record(
+                certificate.model_copy(update={"head_alpha_min": forged}),
+                losses=str(path.parent),
+                artifact=str(path.parent / "artifact.tokenbound"),
             )
 
 
