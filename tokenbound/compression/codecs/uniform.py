@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tokenbound.compression.coder import Ints
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
-from tokenbound.compression.integers import decode_vector, encode_matrix, encode_vector, matrix_parts, vector_parts
+from tokenbound.compression.integers import decode_vector, encode_vector, vector_parts
+from tokenbound.compression.matrices import encode_matrix, matrix_parts
 from tokenbound.compression.symbols import MAX_BITS, Cut
 
 if TYPE_CHECKING:
