@@ -55,9 +55,10 @@ from tokenbound.compression.symbols import (
     TokenBytes,
     alphabet_size,
     blocks,
-    join_integers,
     low_bit_counts,
-    split_integers,
+    low_bits_of,
+    narrow_values,
+    tokens_of,
 )
 
 STATIC = 0x40
@@ -256,7 +257,7 @@ def _choose_classes(values: NDArray[Any], max_bits: int, predicted: tuple[Ints, 
     rows, columns = (
         np.arange(count) * size // count for count, size in zip((height, width), values.shape, strict=True)
     )
-    tokens = _tokens(values[np.ix_(rows, columns)], max_bits).astype(np.intp)
+    tokens = tokens_of(values[np.ix_(rows, columns)], max_bits).astype(np.intp)
     alphabet = alphabet_size(max_bits)
 
     def bits(sent: tuple[Ints, Ints]) -> float:
@@ -296,13 +297,6 @@ def _log_classes(sums: Ints, total: int) -> Ints:
     return np.clip(np.rint(logs * CLASSES_PER_OCTAVE), -WIDEST, WIDEST).astype(np.int64)
 
 
-def _tokens(values: NDArray[Any], max_bits: int) -> TokenBytes:
-    """Tokens of integers of any shape."""
-    if max_bits <= DIRECT_BITS:
-        return values.astype(np.uint8) + np.uint8((1 << max_bits) - 1)  # modulo 256, which is right for negative ones
-    return split_integers(values.reshape(-1), max_bits)[0].astype(np.uint8).reshape(values.shape)
-
-
 def _sorted_tokens(values: NDArray[Any], max_bits: int, plan: _Plan) -> tuple[TokenBytes, bytes]:
     """Tokens of the matrix with its rows and columns sorted, and all raw bits."""
     tokens = np.empty(values.shape, np.uint8)
@@ -310,12 +304,8 @@ def _sorted_tokens(values: NDArray[Any], max_bits: int, plan: _Plan) -> tuple[To
     raw = BitWriter()
     for rows, columns in blocks(values.shape):  # type: ignore[arg-type]
         part = values[rows, columns]
-        if max_bits <= DIRECT_BITS:
-            found = _tokens(part, max_bits)
-        else:
-            split, low, widths = split_integers(part.reshape(-1), max_bits)
-            found = split.astype(np.uint8).reshape(part.shape)
-            raw.add(low, widths)
+        found = tokens_of(part, max_bits)
+        raw.add(*low_bits_of(part.reshape(-1), found.reshape(-1), max_bits))
         if part.shape[1] == values.shape[1]:
             tokens[row_places[rows]] = found if plan.columns.is_sorted else np.take(found, plan.columns.order, axis=1)
         else:
@@ -438,5 +428,5 @@ def _values(
         else:
             flat = part.reshape(-1)
             low = raw.take(low_bit_counts(flat, max_bits))
-            yield (rows, columns), join_integers(flat, max_bits, low).reshape(part.shape)
+            yield (rows, columns), narrow_values(flat, max_bits, low).reshape(part.shape)
     raw.finish()
