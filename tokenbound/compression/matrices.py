@@ -2,8 +2,8 @@
 
 In a large matrix every row and every column has a class, which says on a log scale how large its values are (the
 encoder's classes are a quarter of an octave wide), and the sum of both classes chooses an element's table. Rows and
-columns are sorted by class, so that elements with one sum are a few rectangles, coded as whole vectors. Classes are sent
-beside what known exponents of grid steps predict. Tokens and raw bits are those of `symbols`.
+columns are sorted by class, so that elements with one sum are a few rectangles, coded as whole vectors. Classes are
+sent beside what known exponents of grid steps predict. Tokens and raw bits are those of `symbols`.
 
     static    0x40 | bits of the largest magnitude | row classes | column classes | where tables begin | tables | raw
               bits (a block) | segments
@@ -11,10 +11,10 @@ beside what known exponents of grid steps predict. Tokens and raw bits are those
               the class less the least of all rows (columns), so that each side has a class 0
     begin     for each sum of classes from 1 to the largest possible, one bit: whether another table begins there
     tables    `static.encode_tables`, of tokens, as many as begin
-    segments  `static`: the sums in rising order, of each the rows' classes in rising order. The rectangle of two classes
-              is cut into parts of whole rows, as many as `CUT_ELEMENTS` allow and at least one, and consecutive parts
-              under one table are joined to a segment while it has fewer than `CUT_ELEMENTS`. Rows and columns of one
-              class stand in their order in the matrix
+    segments  `static`: the sums in rising order, of each the rows' classes in rising order. The rectangle of two
+              classes is cut into parts of whole rows, as many as 2^17 elements allow and at least one, and consecutive
+              parts under one table are joined to a segment while it has fewer than 2^17. Rows and columns of one class
+              stand in their order in the matrix
     raw bits  of large tokens, in the order of `symbols.blocks` over the matrix as it is
 
 An adaptive stream begins with a byte that has neither 0x40 nor 0x20.
@@ -72,8 +72,10 @@ EXPONENT_CLASSES = CLASSES_PER_OCTAVE // 2
 """Classes by which a half octave of the grid step lowers what is expected."""
 WIDEST = 6 * CLASSES_PER_OCTAVE
 """How far the encoder lets a row's or column's class lie from that of the mean."""
-MIN_LANE = 32
-"""Rows and columns of fewer elements have no classes of their own."""
+MIN_SIDE = 64
+"""Rows and columns that a matrix under static tables has at least, so that classes take little beside its elements."""
+MIN_RECTANGLE = 64
+"""Elements that a matrix has at least for each pair of classes."""
 SAMPLE = 1 << 18
 """Elements by which it is decided whether classes are worth sending."""
 LEVEL_BITS = 3.5
@@ -88,7 +90,7 @@ def encode_matrix(
     >>> decode_matrix(encode_matrix(np.array([[1, -2], [300, 0]])), (2, 2)).tolist()
     [[1, -2], [300, 0]]
     """
-    if values.size < STATIC_ELEMENTS:
+    if values.size < STATIC_ELEMENTS or min(values.shape) < MIN_SIDE:
         return integers.encode_matrix(values, row_exponents, column_exponents)
     return encode_static(values, row_exponents, column_exponents)
 
@@ -141,7 +143,7 @@ class _Side:
 
     @staticmethod
     def of(classes: Ints) -> _Side:
-        classes = classes - classes.min(initial=0) if len(classes) else classes
+        classes = classes - classes.min()
         order = np.argsort(classes, kind="stable")
         present, starts = np.unique(classes[order], return_index=True)
         return _Side(order, present.tolist(), [*starts.tolist(), len(classes)])
@@ -177,16 +179,23 @@ class _Plan:
     @property
     def sums(self) -> int:
         """How many sums of classes are possible."""
-        return 1 + sum(max(side.classes, default=0) for side in (self.rows, self.columns))
+        return 1 + self.rows.classes[-1] + self.columns.classes[-1]
 
-    def rectangles(self) -> Iterator[tuple[int, Rectangle]]:
+    @property
+    def is_allowed(self) -> bool:
+        """Whether there are few sums and few rectangles, so that no forged stream can take for ever."""
+        elements = len(self.rows.order) * len(self.columns.order)
+        rectangles = len(self.rows.classes) * len(self.columns.classes)
+        return self.sums <= MAX_SUMS and rectangles * MIN_RECTANGLE <= elements
+
+    def rectangles(self) -> list[tuple[int, Rectangle]]:
         """The sum and place of all rectangles, in the order of the format."""
-        column_of = {value: index for index, value in enumerate(self.columns.classes)}
-        for total in range(self.sums):
-            for row, value in enumerate(self.rows.classes):
-                column = column_of.get(total - value)
-                if column is not None:
-                    yield total, (_span(self.rows, row), _span(self.columns, column))
+        rows, columns = (
+            [(value, slice(*edge)) for value, edge in zip(side.classes, pairwise(side.edges), strict=True)]
+            for side in (self.rows, self.columns)
+        )
+        found = [(row + column, row, (high, wide)) for row, high in rows for column, wide in columns]
+        return [(total, place) for total, _, place in sorted(found, key=lambda item: item[:2])]
 
     def segments(self, table_of: Ints) -> Iterator[tuple[int, list[Rectangle]]]:
         """The table and the parts of rectangles of each segment."""
@@ -206,10 +215,6 @@ class _Plan:
             yield last, parts
 
 
-def _span(side: _Side, index: int) -> slice:
-    return slice(side.edges[index], side.edges[index + 1])
-
-
 def _predicted(exponents: Ints | None, count: int) -> Ints:
     """What a class is sent beside."""
     return np.zeros(count, np.int64) if exponents is None else exponents.astype(np.int64) * EXPONENT_CLASSES
@@ -219,7 +224,7 @@ def _predicted(exponents: Ints | None, count: int) -> Ints:
 
 
 def encode_static(values: NDArray[Any], row_exponents: Ints | None, column_exponents: Ints | None) -> bytes:
-    """Code a matrix with at least one element under static tables, whatever its size; see `encode_matrix`."""
+    """Code a matrix of at least `MIN_SIDE` rows and columns under static tables; see `encode_matrix`."""
     max_bits = integers.bit_length(values)
     predicted = _predicted(row_exponents, values.shape[0]), _predicted(column_exponents, values.shape[1])
     sent = _choose_classes(values, max_bits, predicted)
@@ -247,11 +252,9 @@ def _choose_classes(values: NDArray[Any], max_bits: int, predicted: tuple[Ints, 
     """What is sent of rows and of columns: measured classes or zeros, whichever promises the shorter code."""
     options = []
     for known, found in zip(predicted, _measured_classes(values), strict=True):
-        is_wide = values.size >= MIN_LANE * len(known)
-        options.append([np.zeros_like(known), *([found + known] if is_wide and found.any() else [])])
+        choices = [np.zeros_like(known), *([found + known] if found.any() else [])]
+        options.append([(sent, len(encode_vector(sent))) for sent in choices])
     pairs = [(rows, columns) for rows in options[0] for columns in options[1]]
-    if len(pairs) == 1:
-        return pairs[0]
     height = min(values.shape[0], isqrt(SAMPLE))
     width = min(values.shape[1], SAMPLE // height)
     rows, columns = (
@@ -260,16 +263,17 @@ def _choose_classes(values: NDArray[Any], max_bits: int, predicted: tuple[Ints, 
     tokens = tokens_of(values[np.ix_(rows, columns)], max_bits).astype(np.intp)
     alphabet = alphabet_size(max_bits)
 
-    def bits(sent: tuple[Ints, Ints]) -> float:
-        row, column = (part - known for part, known in zip(sent, predicted, strict=True))
-        if np.ptp(row) + np.ptp(column) >= MAX_SUMS:
+    def size(pair: tuple[tuple[Ints, int], tuple[Ints, int]]) -> float:
+        row, column = (sent - known for (sent, _), known in zip(pair, predicted, strict=True))
+        if not _Plan(_Side.of(row), _Side.of(column)).is_allowed:
             return inf
         sums = (row[rows] - row.min())[:, None] + (column[columns] - column.min())[None, :]
         counts = np.bincount((sums * alphabet + tokens).reshape(-1), minlength=MAX_SUMS * alphabet)
         entropy = float(_entropies(counts.reshape(-1, alphabet)).sum())
-        return entropy * (values.size / tokens.size) + 8 * sum(len(encode_vector(part)) for part in sent)
+        return entropy / 8 * (values.size / tokens.size) + sum(length for _, length in pair)
 
-    return min(pairs, key=bits)
+    (row, _), (column, _) = min(pairs, key=size)
+    return row, column
 
 
 def _measured_classes(values: NDArray[Any]) -> tuple[Ints, Ints]:
@@ -288,13 +292,15 @@ def _sizes(values: NDArray[Any]) -> NDArray[Any]:
     """Magnitudes as far as they are looked at."""
     if values.dtype == np.int8:
         return np.abs(values).view(np.uint8)  # as which even that of -128 is right
-    return np.minimum(np.abs(values.astype(np.int64)), MAX_SEEN)
+    sizes: Ints = np.minimum(np.abs(values.astype(np.int64)), MAX_SEEN)
+    return sizes
 
 
 def _log_classes(sums: Ints, total: int) -> Ints:
     """round(log2(sum / total) * `CLASSES_PER_OCTAVE`), within limits."""
     logs = np.log2(np.maximum(sums, 1) / total)
-    return np.clip(np.rint(logs * CLASSES_PER_OCTAVE), -WIDEST, WIDEST).astype(np.int64)
+    classes: Ints = np.clip(np.rint(logs * CLASSES_PER_OCTAVE), -WIDEST, WIDEST).astype(np.int64)
+    return classes
 
 
 def _sorted_tokens(values: NDArray[Any], max_bits: int, plan: _Plan) -> tuple[TokenBytes, bytes]:
@@ -327,7 +333,8 @@ def _count(tokens: TokenBytes, plan: _Plan) -> Ints:
 def _entropies(counts: NDArray[Any]) -> NDArray[np.float64]:
     """Empirical entropy of each row of counts, in bits; an estimate to choose by, never part of a code."""
     sums = counts.sum(axis=-1, keepdims=True)
-    return -(counts * np.log2(np.maximum(counts, 1) / np.maximum(sums, 1))).sum(axis=-1)
+    bits: NDArray[np.float64] = -(counts * np.log2(np.maximum(counts, 1) / np.maximum(sums, 1))).sum(axis=-1)
+    return bits
 
 
 def _fit_tables(counts: Ints) -> tuple[Ints, list[Table]]:
@@ -369,14 +376,12 @@ def static_parts(
     """
     reader = Reader(data, "an integer stream")
     _, max_bits = reader.take(2)
-    if max_bits > MAX_BITS or not min(shape):
+    if max_bits > MAX_BITS or min(shape) < MIN_SIDE:
         raise ArtifactError("artifact: an integer stream has a header that the encoder does not write")
     exponents = (row_exponents, column_exponents)
-    plan = _Plan(
-        *(_read_side(reader, count, known) for count, known in zip(shape, exponents, strict=True))
-    )
-    if plan.sums > MAX_SUMS:
-        raise ArtifactError(f"artifact: an integer stream has {plan.sums} sums of classes, more than {MAX_SUMS}")
+    plan = _Plan(*(_read_side(reader, count, known) for count, known in zip(shape, exponents, strict=True)))
+    if not plan.is_allowed:
+        raise ArtifactError("artifact: an integer stream has more classes than the encoder makes")
     table_of = np.concatenate([[0], np.cumsum(read_bits(reader, plan.sums - 1))]).astype(np.int64)
     tables = decode_tables(reader)
     if len(tables) != 1 + int(table_of[-1]):

@@ -85,7 +85,8 @@ class Table:
         total = 1 << PAIR_BITS if self.paired else TOTAL
         found = np.maximum(1, weights * total // weights.sum())
         found[weights.argmax()] += total - found.sum()
-        return found
+        frequencies: Ints = found
+        return frequencies
 
     @cached_property
     def model(self) -> Any:
@@ -206,21 +207,25 @@ class SegmentReader:
 
     def read(self, table: Table, count: int) -> Bytes:
         """The next segment, of so many symbols."""
-        symbols = table.symbols
-        if len(symbols) == 1:
-            return np.full(count, symbols[0], np.uint8)
         out = np.empty(count, np.uint8)
-        if not table.paired:
+        self.read_into(table, out)
+        return out
+
+    def read_into(self, table: Table, out: Bytes) -> None:
+        """The next segment, into an array of its length."""
+        symbols, size, count = table.symbols, len(table.symbols), len(out)
+        if size == 1:
+            out[:] = symbols[0]
+        elif not table.paired:
             for part in _pieces(count):
                 out[part] = np.take(symbols, self._coder.decode(table.model, part.stop - part.start))
-            return out
-        both = np.stack([symbols.repeat(len(symbols)), np.tile(symbols, len(symbols))], axis=1).view(np.uint16)[:, 0]
-        pairs = out[: count // 2 * 2].view(np.uint16)
-        for part in _pieces(count // 2):
-            pairs[part] = np.take(both, self._coder.decode(table.model, part.stop - part.start))
-        if count % 2:
-            out[-1] = symbols[self._coder.decode(table.last_model, 1)[0]]
-        return out
+        else:
+            both = np.stack([symbols.repeat(size), np.tile(symbols, size)], axis=1).view(np.uint16)[:, 0]
+            for part in _pieces(count // 2):
+                pairs = np.take(both, self._coder.decode(table.model, part.stop - part.start))
+                out[2 * part.start : 2 * part.stop] = pairs.view(np.uint8)
+            if count % 2:
+                out[-1] = symbols[self._coder.decode(table.last_model, 1)[0]]
 
     def finish(self) -> None:
         """Require that the words are used up: an encoder starts from nothing."""

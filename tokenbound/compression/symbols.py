@@ -72,14 +72,14 @@ def tokens_of(values: NDArray[Any], max_bits: int) -> TokenBytes:
     if max_bits <= DIRECT_BITS:
         return values.astype(np.uint8) + np.uint8((1 << max_bits) - 1)  # modulo 256, which is right for negative ones
     if values.dtype in (np.int8, np.int16) and max_bits < 8 * values.itemsize:
-        places = values.view(np.uint8 if values.itemsize == 1 else np.uint16)
+        places: NDArray[Any] = values.view(np.uint8 if values.itemsize == 1 else np.uint16)
         return np.take(_token_table(max_bits, values.itemsize), places)
     return split_integers(values.reshape(-1), max_bits)[0].astype(np.uint8).reshape(values.shape)
 
 
 @lru_cache(maxsize=16)
 def _token_table(max_bits: int, itemsize: int) -> TokenBytes:
-    """Token of each integer of so many bytes, by its bits as an unsigned one; those of more than max_bits are not used."""
+    """Token of each integer of so many bytes and at most so many bits, by what it is as an unsigned one."""
     every = np.arange(1 << 8 * itemsize, dtype=np.uint16).astype(f"u{itemsize}").view(f"i{itemsize}")
     within = np.abs(every.astype(np.int32)) >> max_bits == 0
     table = np.zeros(len(every), np.uint8)

@@ -205,7 +205,8 @@ def _steps(base: int, rows: Ints | None, columns: Ints | None) -> Floats:
         return steps_of(base + row[:, None] + column[None, :])
     least = rows.min() + columns.min()
     table = steps_of(base + np.arange(least, rows.max() + columns.max() + 1))
-    return np.take(table, (rows - least)[:, None] + columns[None, :])
+    steps: Floats = np.take(table, (rows - least)[:, None] + columns[None, :])
+    return steps
 
 
 def _shrunk(integers: NDArray[np.signedinteger[Any]], shrink: int) -> Floats:
