@@ -36,6 +36,7 @@ from tokenbound.compression.coder import Ints
 from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.integers import MAX_SEEN, decode_vector, encode_vector
 from tokenbound.compression.static import (
+    CUT_ELEMENTS,
     MAX_TABLES,
     SYMBOLS,
     SegmentReader,
@@ -64,9 +65,10 @@ from tokenbound.compression.symbols import (
 STATIC = 0x40
 STATIC_ELEMENTS = 1 << 18
 """Matrices of at least so many elements are coded under static tables."""
+SHORT_BYTES = 1 << 11
+"""Codes of up to this many bytes, of which classes and tables are a good part, are held against the adaptive ones."""
 MAX_SUMS = 256
 """Sums of classes that a matrix may have."""
-CUT_ELEMENTS = 1 << 17
 CLASSES_PER_OCTAVE = 4
 EXPONENT_CLASSES = CLASSES_PER_OCTAVE // 2
 """Classes by which a half octave of the grid step lowers what is expected."""
@@ -92,7 +94,10 @@ def encode_matrix(
     """
     if values.size < STATIC_ELEMENTS or min(values.shape) < MIN_SIDE:
         return integers.encode_matrix(values, row_exponents, column_exponents)
-    return encode_static(values, row_exponents, column_exponents)
+    coded = encode_static(values, row_exponents, column_exponents)
+    if len(coded) > SHORT_BYTES:
+        return coded
+    return min(coded, integers.encode_matrix(values, row_exponents, column_exponents), key=len)
 
 
 def decode_matrix(
@@ -285,13 +290,14 @@ def _measured_classes(values: NDArray[Any]) -> tuple[Ints, Ints]:
         rows[cut[0]] += sizes.sum(axis=1, dtype=np.int64)
         columns[cut[1]] += sizes.sum(axis=0, dtype=np.int64)
     total = max(1, int(rows.sum()))
-    return tuple(_log_classes(sums * len(sums), total) for sums in (rows, columns))  # type: ignore[return-value]
+    return _log_classes(rows * len(rows), total), _log_classes(columns * len(columns), total)
 
 
 def _sizes(values: NDArray[Any]) -> NDArray[Any]:
     """Magnitudes as far as they are looked at."""
     if values.dtype == np.int8:
-        return np.abs(values).view(np.uint8)  # as which even that of -128 is right
+        narrow: NDArray[Any] = np.abs(values).view(np.uint8)  # as which even that of -128 is right
+        return narrow
     sizes: Ints = np.minimum(np.abs(values.astype(np.int64)), MAX_SEEN)
     return sizes
 

@@ -51,6 +51,8 @@ PAIR_LOSS = 1 / 1000
 LEVELS_PER_OCTAVE = 8
 MAX_LEVEL = 1 + LEVELS_PER_OCTAVE * PRECISION_BITS
 MAX_TABLES = 256
+CUT_ELEMENTS = 1 << 17
+"""Symbols of a segment of what is coded in parts, about; a constant of the formats that say so."""
 PIECE = 1 << 16
 """Symbols or pairs that are coded at once: vectors that a core's cache holds."""
 
