@@ -254,7 +254,10 @@ def encode_static(values: NDArray[Any], row_exponents: Ints | None, column_expon
 
 
 def _choose_classes(values: NDArray[Any], max_bits: int, predicted: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
-    """What is sent of rows and of columns: measured classes or zeros, whichever promises the shorter code."""
+    """What is sent of rows and of columns: measured classes or zeros, whichever promises the shorter code.
+
+    Where the known exponents make more classes than the format allows, it is what makes all classes 0.
+    """
     options = []
     for known, found in zip(predicted, _measured_classes(values), strict=True):
         choices = [np.zeros_like(known), *([found + known] if found.any() else [])]
@@ -277,8 +280,8 @@ def _choose_classes(values: NDArray[Any], max_bits: int, predicted: tuple[Ints, 
         entropy = float(_entropies(counts.reshape(-1, alphabet)).sum())
         return entropy / 8 * (values.size / tokens.size) + sum(length for _, length in pair)
 
-    (row, _), (column, _) = min(pairs, key=size)
-    return row, column
+    best, pair = min(((size(pair), pair) for pair in pairs), key=lambda item: item[0])
+    return predicted if best == inf else (pair[0][0], pair[1][0])
 
 
 def _measured_classes(values: NDArray[Any]) -> tuple[Ints, Ints]:
