@@ -37,6 +37,8 @@ WORTH_TRYING = 0.02
 """Part by which a slow codec must shorten a large tensor's code."""
 SAMPLE_RUN, SAMPLE_RUNS = 1 << 16, 4
 """Bytes in a row, and how often, that are tried before a large tensor's."""
+SMALL_SAMPLE = 1 << 15
+"""Bytes of which LZMA2, at ten milliseconds, is asked whether it sees what a quick zstd does not."""
 _GROUP_BYTES = 32
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1 << 16
@@ -206,21 +208,23 @@ def encode_general(data: Bytes, best_so_far: int | None = None) -> bytes:
 def promising_general(data: Bytes, best_so_far: int, margin: float) -> bytes | None:
     """A general codec's code of large data, if one promises to be shorter by more than `WORTH_TRYING`.
 
-    LZMA2 and zstd -19 see a sample only if a quick zstd of it comes close to the code in hand, and the better of them
-    sees everything only if it is better than that. What repeats at a distance is not in a sample; where much does,
-    everything is given to both.
+    LZMA2 and zstd -19 see a sample only if a quick zstd of it, or LZMA2 of a small part, comes close to the code in hand,
+    and the better of them sees everything only if it is better than that. What repeats at a distance is not in a sample;
+    where much does, everything is given to both.
 
     Args:
         data: The bytes [n].
         best_so_far: Length of a code already in hand.
-        margin: How close the quick zstd must come to it: `QUICK_FLOATS` where general codecs are at their worst, or
+        margin: How close they must come to it: `QUICK_FLOATS` where general codecs are at their worst, or
             `QUICK_MARGIN`.
     """
     ends = np.linspace(0, max(0, len(data) - SAMPLE_RUN), SAMPLE_RUNS).astype(np.int64) & -_GROUP_BYTES
     sample = np.concatenate([data[start : start + SAMPLE_RUN] for start in ends.tolist()])
     bar = best_so_far / len(data) * len(sample)
     slow: list[Callable[[Bytes], bytes]] = [_bare_zstd, _tagged_xz]
-    if len(zstd_level(3).compress(sample)) <= margin * bar:
+    part = sample[SAMPLE_RUN : SAMPLE_RUN + SMALL_SAMPLE]
+    quick = min(len(zstd_level(3).compress(sample)) / len(sample), len(_xz(part)) / max(1, len(part)))
+    if quick <= margin * best_so_far / len(data):
         best = min(slow, key=lambda code: len(code(sample)))
         slow = [best] if len(best(sample)) <= (1 - WORTH_TRYING) * bar else []
     elif _repeated_share(data) < WORTH_TRYING:

@@ -93,7 +93,8 @@ def _encode_stream(data: Bytes, allowed: float) -> bytes:
         allowed: Bytes by which the code may be longer than their entropy, where that makes it faster.
     """
     raw = bytes([RAW])
-    if _entropy_bytes(_counts(data[:: max(1, len(data) // SAMPLE)])) >= WORTH_CODING * min(len(data), SAMPLE):
+    sample = data[:: max(1, len(data) // SAMPLE)]
+    if _entropy_bytes(_counts(sample)) >= WORTH_CODING * len(sample):
         return raw + data.tobytes()
     counts = _counts(data)
     if int(counts.max()) == len(data):
