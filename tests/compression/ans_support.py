@@ -16,7 +16,9 @@ class AnsDecoder:
         self.words = [word for (word,) in struct.iter_unpack("<I", coded)]
         self.state = 0
         for _ in range(2):
-            self.state = self.state << 32 | (self.words.pop() if self.words else 0) if self.state < 1 << 32 else self.state
+            self.state = (
+                self.state << 32 | (self.words.pop() if self.words else 0) if self.state < 1 << 32 else self.state
+            )
 
     @property
     def is_empty(self) -> bool:
@@ -25,10 +27,11 @@ class AnsDecoder:
     def symbol(self, frequencies: list[int]) -> int:
         """The next of symbols with these frequencies, which sum to 2^24."""
         place, left = self.state & 0xFFFFFF, 0
-        for symbol, width in enumerate(frequencies):
-            if place < left + width:
-                break
-            left += width
+        symbol = 0
+        while place >= left + frequencies[symbol]:
+            left += frequencies[symbol]
+            symbol += 1
+        width = frequencies[symbol]
         self.state = width * (self.state >> 24) + place - left
         if self.state < 1 << 32 and self.words:
             self.state = self.state << 32 | self.words.pop()

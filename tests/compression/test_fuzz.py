@@ -72,6 +72,7 @@ def seeds() -> dict[str, bytes]:
     smoothed = {"model_type": "llama", SMOOTHING: {"alpha_min": 2.0**-10}}
     return {
         "codecs": (GOLDEN / "every_codec.tokenbound").read_bytes(),
+        "static": (GOLDEN / "static.tokenbound").read_bytes(),
         "markov": (GOLDEN / "ngrams.tokenbound").read_bytes(),
         "difference": encode_difference({}, base, tuned, chosen),
         "adapter": encode_adapter({}, base, lora, {"r": 2, "lora_alpha": 4}, LosslessSettings()),
@@ -80,7 +81,7 @@ def seeds() -> dict[str, bytes]:
     }
 
 
-KINDS = ("codecs", "markov", "difference", "adapter", "smoothing", "repeats")
+KINDS = ("codecs", "static", "markov", "difference", "adapter", "smoothing", "repeats")
 
 
 def use(data: bytes) -> None:

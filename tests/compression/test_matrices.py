@@ -10,7 +10,7 @@ from ans_support import AnsDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenbound.compression import integers, matrices
+from tokenbound.compression import integers
 from tokenbound.compression.container import ArtifactError, Reader, block, varint
 from tokenbound.compression.integers import decode_vector, encode_vector
 from tokenbound.compression.matrices import (
@@ -151,7 +151,8 @@ FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
     "outlying columns": lambda draw, shape: draw.normal(size=shape) * np.where(draw.random(shape[1]) < 0.01, 20, 0.7),
     "uneven": lambda draw, shape: uneven(shape, 1.0, int(draw.integers(99)))[0],
     "in blocks": lambda draw, shape: (
-        draw.normal(size=shape) * np.kron(np.exp(0.8 * draw.normal(size=(8, 16))), np.ones((shape[0] // 8, shape[1] // 16)))
+        draw.normal(size=shape)
+        * np.kron(np.exp(0.8 * draw.normal(size=(8, 16))), np.ones((shape[0] // 8, shape[1] // 16)))
     ),
 }
 

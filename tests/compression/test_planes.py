@@ -1,4 +1,4 @@
-"""Large tensors coded exactly in two passes: every dtype and value, sizes beside today's, general codecs, hostile bytes."""
+"""Large tensors coded exactly in two passes: every dtype and value, sizes, general codecs, hostile bytes."""
 
 from __future__ import annotations
 

@@ -118,11 +118,19 @@ def test_words_that_are_left_over_cut_off_or_no_words_are_refused() -> None:
     data = drawn(1000, 3.0)
     table = table_for(data)
     coded = encode_segments([(table, data)])
-    for wrong, message in ((coded[:-1], "words"), (coded + b"\0\0\0\0", "words"), (b"\1\0\0\0" + coded, "mean nothing")):
+    for wrong, message in (
+        (coded[:-1], "words"),
+        (coded + b"\0\0\0\0", "words"),
+        (b"\1\0\0\0" + coded, "mean nothing"),
+    ):
         with pytest.raises(ArtifactError, match=message):
-            source = SegmentReader(wrong, "segments")
-            source.read(table, len(data))
-            source.finish()
+            read_all(wrong, table, len(data))
+
+
+def read_all(coded: bytes, table: Table, count: int) -> None:
+    source = SegmentReader(coded, "segments")
+    source.read(table, count)
+    source.finish()
 
 
 def form(levels: list[list[int]], paired: list[bool]) -> bytes:

@@ -78,11 +78,12 @@ def decode_planes(reader: Reader, data: Bytes) -> None:
             continue
         if index == data.shape[1] - 1:
             raise ArtifactError(f"artifact: {reader.what} split a plane that none is above")
-        is_zero = ~data[:, index + 1 :].any(axis=1)
-        for where in (~is_zero, is_zero):
+        where = data[:, index + 1 :].any(axis=1)
+        for _ in range(2):
             part = np.empty(np.count_nonzero(where), np.uint8)
             _decode_stream(reader, reader.byte(), part)
             plane[where] = part
+            np.logical_not(where, out=where)
 
 
 def _encode_stream(data: Bytes, allowed: float) -> bytes:
