@@ -17,20 +17,29 @@ import torch
 from losses_support import make_losses
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
-from tokenbound.certificate import Certificate, SamplingRecord, code_split, derived_fields, verify_beside
+from tokenbound.certificate import (
+    Certificate,
+    SamplingRecord,
+    code_split,
+    derived_fields,
+    possible_tokens,
+    verify_beside,
+)
 from tokenbound.compression.artifact import encode_artifact
 from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import BoundConfig, SampleConfig
 from tokenbound.corpus.windows import hashed_order
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.identity import DEFAULT_PROTOCOL, claim_identity, fingerprint, scoring_identity
+from tokenbound.identity import DEFAULT_PROTOCOL, SOFTWARE_DECLARATIONS, claim_identity, fingerprint, scoring_identity
 from tokenbound.ledger import RunLedger, reduce_ledger, shard_evidence
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory, losses_sha256, sha256_hex
 
 V = 257
 FULL = SampleConfig()
-ARTIFACT_BYTES = encode_artifact({"vocab_size": V}, {"w": torch.arange(64.0)}, LosslessSettings())
+ARTIFACT_BYTES = encode_artifact(
+    {"vocab_size": V, "model_type": "llama"}, {"w": torch.arange(64.0)}, LosslessSettings()
+)
 
 
 def build(
@@ -60,7 +69,8 @@ def build(
         evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
         records.append(run.commit(shard, losses, evidence, name))
     bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
-    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior}
+    declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, **dict.fromkeys(SOFTWARE_DECLARATIONS, True)}
+    declared |= {"holdout_declaration": "a test"} if prior == "holdout" else {}
     claimed = claim_identity(name, bound, declared, sample.evaluation)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)
     scored = sum(record.tokens for record in records)
@@ -234,7 +244,14 @@ def reforged(path: Path, **fields: Any) -> Certificate:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("pilot_windows", 12), ("pilot_windows", 20), ("evaluation", 1), ("evaluation", None), ("max_window_tokens", 15)],
+    [
+        ("pilot_windows", 12),
+        ("pilot_windows", 20),
+        ("evaluation", 1),
+        ("evaluation", None),
+        ("max_window_tokens", 15),
+        ("seed", 1),
+    ],
 )
 def test_a_draw_is_decided_before_it(tmp_path: Path, field: str, value: int | None) -> None:
     """A pilot chosen afterwards, or a cheaper ordinal, does not verify although all numbers follow from it."""
@@ -245,6 +262,53 @@ def test_a_draw_is_decided_before_it(tmp_path: Path, field: str, value: int | No
     record = sound.sampling.model_copy(update={field: value})
     with pytest.raises((MismatchError, InputError), match=field.replace("max_window_tokens", "at most 15")):
         reforged(path, sampling=record).verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+
+
+def test_a_draw_with_another_seed_than_the_runs_does_not_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The windows are those that the printed seed draws, and every number follows; but the run was named for seed 0."""
+    monkeypatch.setitem(globals(), "drawn", lambda identity, name, draw=drawn: draw({**identity, "seed": 7}, name))
+    path = build(tmp_path, sample=SampleConfig(windows=24, pilot_windows=8))
+    drawn_by_seven = Certificate.load(path).sampling
+    assert drawn_by_seven is not None
+    forged = reforged(path, sampling=drawn_by_seven.model_copy(update={"seed": 7}))
+    with pytest.raises(MismatchError, match=r"^seed: the certificate says 7"):
+        forged.verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+    identity = {**forged.scoring_identity, "seed": 7}  # renamed as well: the shards were then committed by another run
+    renamed = forged.model_copy(update={"scoring_identity": identity, "scoring_fingerprint": fingerprint(identity)})
+    with pytest.raises(MismatchError):
+        renamed.verify(losses=tmp_path, artifact=ARTIFACT_BYTES)
+
+
+def with_declared_tokens(path: Path, declared: int, earlier: list[str]) -> Certificate:
+    """The certificate with m declared beforehand; identities and every number say so throughout."""
+    certificate = Certificate.load(path)
+    declarations = {**certificate.declarations, "declared_tokens": declared}
+    claimed = {**certificate.claim_identity, "declarations": declarations}
+    return reforged(
+        path,
+        declared_tokens=declared,
+        declarations=declarations,
+        claim_identity=claimed,
+        claim_fingerprint=fingerprint(claimed),
+        earlier_fingerprints=earlier,
+    )
+
+
+def test_a_declared_m_of_a_grown_corpus_does_not_verify(finished: Path) -> None:
+    """Azuma at m fixed is tighter; a corpus that grew was looked at before, so its m was not fixed."""
+    m = Certificate.load(finished).num_tokens
+    sound = with_declared_tokens(finished, m, [])
+    sound.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
+    azuma = next(line for line in sound.bounds if line["method"] == "azuma")
+    assert azuma["parameters"]["form"] == "fixed m"
+    grown = with_declared_tokens(finished, m, ["0" * 64])
+    with pytest.raises(MismatchError, match="declared beforehand, of a corpus that has grown"):
+        grown.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
+    silent = sound.model_copy(update={"declarations": Certificate.load(finished).declarations})
+    with pytest.raises(MismatchError, match="declar"):
+        silent.verify(losses=finished.parent, artifact=ARTIFACT_BYTES)
 
 
 def test_a_sample_cannot_be_shortened_to_its_luckiest_windows(tmp_path: Path) -> None:
@@ -354,3 +418,67 @@ def test_certificates_meet_the_published_schema(tmp_path: Path) -> None:
     del tree["bounds"][0]["kappa_nats"]
     with pytest.raises(jsonschema.ValidationError, match="kappa_nats"):
         jsonschema.validate(tree, schema)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("delta", "0.05", "'delta': Input should be a valid number"),
+        ("num_tokens", True, "'num_tokens': Input should be a valid integer"),
+        ("num_tokens", 384.0, "'num_tokens': Input should be a valid integer"),
+        ("vacuous", 1, "'vacuous': Input should be a valid boolean"),
+        ("schema_version", True, "no field 'schema_version' with a number"),
+        ("schema_version", 3, "'schema_version'"),
+        ("scoring_fingerprint", "A" * 64, "'scoring_fingerprint'"),
+        ("created_at", "yesterday", "'created_at'"),
+        ("tokenbound_version", "\x1b[2J", "'tokenbound_version'"),
+        ("note", 7, "'note': unknown key"),
+        ("trial", 2**63, "'trial'"),
+        ("methods", "freedman", "'methods'"),
+        ("environment", {"torch": 2}, "'environment.torch'"),
+        ("model", {"architecture": "llama", "source": ["x"]}, "'model.source'"),
+        ("corpus", {"source": "text", "documents": "3"}, "'corpus.documents'"),
+        ("corpus", {"source": "text"}, "'corpus.documents': missing"),
+    ],
+)
+def test_a_field_of_another_type_is_named(finished: Path, field: str, value: Any, reason: str) -> None:
+    finished.write_text(json.dumps({**json.loads(finished.read_text()), field: value}))
+    with pytest.raises(MismatchError, match=reason) as caught:
+        Certificate.load(finished)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"delta": 0.05', '"delta": 0.05, "delta": 0.5', "the key 'delta' is given twice"),
+        ('"delta": 0.05', '"delta": NaN', "delta': NaN is not a number"),
+        ('"num_shards": 3', '"num_shards": 36893488147419103232', "does not fit into 64 bits"),
+        ('"num_shards": 3', '"num_shards": ' + "[" * 50 + "]" * 50, "levels deep"),
+    ],
+)
+def test_a_certificate_is_read_in_one_way(finished: Path, old: str, new: str, reason: str) -> None:
+    text = finished.read_text()
+    assert old in text
+    finished.write_text(text.replace(old, new))
+    with pytest.raises(MismatchError, match=reason):
+        Certificate.load(finished)
+
+
+def test_a_line_with_an_unknown_key_is_named(finished: Path) -> None:
+    tree = json.loads(finished.read_text())
+    tree["bounds"][0]["note2"] = ""
+    finished.write_text(json.dumps(tree))
+    with pytest.raises(MismatchError, match=r"bounds\.0\.note2"):
+        Certificate.load(finished)
+
+
+def test_a_packed_stream_leaves_little_room_for_its_size() -> None:
+    """Every window of one stream is full but the last, so the number of tokens is known but for one window."""
+    from tokenbound.demo import demo_certificate
+
+    certificate = demo_certificate()
+    low, high = possible_tokens(certificate)
+    assert low <= certificate.num_tokens <= high
+    assert high - low < 512
+    assert low > (certificate.num_windows - 2) * 512

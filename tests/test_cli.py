@@ -345,3 +345,23 @@ def test_inspect_accounts_for_every_byte(
     made = json.loads(capsys.readouterr().out)
     assert (made["prompt"] + made["text"]).startswith(shown.removesuffix("\n"))  # half a letter waits for its end
     assert 0 < len(made["tokens"]) <= 5
+
+
+def test_verify_lists_what_it_did_not_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = Path(__file__).parent / "golden"
+    assert call(monkeypatch, "verify", str(golden / "sampled")) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    _, _, listed = shown.partition("Not checked:")
+    for name in ("losses", "corpus_sha256", "num_tokens", "trial 1", "seed 0", "tokenizer_is", "methods", "software"):
+        assert f"- {name}" in listed or f", {name}" in listed, name
+    assert "24,026" not in listed
+    assert "its windows could hold 15,134 to 24,206 tokens" in listed
+    assert call(monkeypatch, "verify", str(golden / "full"), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verified"]
+    assert found["rescored_windows"] == 0
+    names = [point.partition(":")[0] for point in found["not_checked"]]
+    assert "losses" in names
+    assert not any(name.startswith(("seed", "num_tokens")) for name in names)

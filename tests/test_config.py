@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from tokenbound.compression.methods import METHODS
-from tokenbound.config import RunConfig, WhatConfig, validate
+from tokenbound.config import RunConfig, WhatConfig, dump_config, load_config, validate
+from tokenbound.demo import demo_config
 from tokenbound.errors import InputError
 
 CORPUS = {"source": "text", "paths": ["x"], "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False}
@@ -66,3 +69,61 @@ def test_an_unknown_key_is_named_with_what_was_meant(sections: dict[str, Any], w
     tree = {"model": {"artifact": "demo"}, "corpus": {**CORPUS, "add_eos": True}, **sections}
     with pytest.raises(InputError, match=words):
         validate(RunConfig, {"what": tree, "how": {"output": "x"}}, origin="test")
+
+
+STRICT = [
+    ("what.bound.delta", '"0.05"', "what.bound.delta: Input should be a valid number"),
+    ("what.bound.trial", "true", "what.bound.trial: Input should be a valid integer"),
+    ("what.bound.trial", '"2"', "what.bound.trial: Input should be a valid integer"),
+    ("what.windows.length", "512.0", "what.windows.length: Input should be a valid integer"),
+    ("what.corpus.add_bos", "0", "what.corpus.add_bos: Input should be a valid boolean"),
+    ("what.bound.delta", ".nan", "nan is not a finite number"),
+    ("how.progress_interval_s", ".inf", "inf is not a finite number"),
+    ("what.sample.seed", "18446744073709551616", "does not fit into 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), STRICT)
+def test_numbers_are_numbers(key: str, value: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(demo_config("runs/demo")))
+    with pytest.raises(InputError, match=re.escape(reason)) as caught:
+        load_config(RunConfig, path, [f"{key}={value}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("what: {a: 1, a: 2}", "line 1: the key 'a' is given twice"),
+        ("what:\n  bound:\n    delta: 0.05\n    delta: 0.5", "line 4: the key 'delta' is given twice"),
+        ("what: {1: 2}", "line 1: the key 1 is not text"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(8)),
+            "more than 1,000,000 values",
+        ),
+        ("a: " + "[" * 5000, "nested too deeply|not readable"),
+        ("a: " + "[" * 40 + "]" * 40, "levels deep"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_what_yaml_could_mean_twice_is_refused_in_a_line(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=reason) as caught:
+        load_config(RunConfig, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_exponent_needs_no_point(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(demo_config("runs/demo")).replace("delta: 0.05", "delta: 5e-2"))
+    assert load_config(RunConfig, path).what.bound.delta == 0.05
+    assert load_config(RunConfig, path, ["what.bound.delta=1E-3"]).what.bound.delta == 0.001
+
+
+def test_texts_that_cannot_be_stored_are_refused_with_their_place() -> None:
+    with pytest.raises(InputError, match=r"how\.output: 'run-\\udcff' is not UTF-8 and cannot be stored"):
+        validate(RunConfig, {"how": {"output": "run-\udcff"}}, origin="x")

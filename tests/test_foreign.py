@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from losses_support import make_losses
 
+from tokenbound import cli
 from tokenbound.bounds import azuma_anytime_bound
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.foreign import bound_losses, open_ledger
+from tokenbound.foreign import bound_losses, given_protocol, open_ledger
+from tokenbound.identity import DEFAULT_PROTOCOL, protocol_bits
 from tokenbound.ledger import shard_evidence
 from tokenbound.store.run import RunDirectory
 
@@ -136,6 +139,53 @@ def test_a_later_trial_pays_for_the_earlier_ones(tmp_path: Path) -> None:
     first, ninth = (bound_losses(path, **PAID, method="azuma", trial=trial)[0] for trial in (1, 9))
     assert ninth["tune_bits"] == pytest.approx(first["tune_bits"] + 7)
     assert ninth["value"] > first["value"]
+
+
+def test_the_protocol_is_paid_for_where_it_is_given(tmp_path: Path) -> None:
+    """The package's own costs a bit; another is spelled out. What is left out is the package's own."""
+    path = write(tmp_path / "a.parquet", nll=NLL)
+    (tmp_path / "protocol.json").write_text('{"length": 2048, "dtype": "bfloat16"}')
+    free, usual, other = (
+        bound_losses(path, **PAID, method="azuma", protocol=protocol)[0]["kappa_nats"]
+        for protocol in (None, given_protocol("default"), given_protocol(str(tmp_path / "protocol.json")))
+    )
+    bits = protocol_bits({**DEFAULT_PROTOCOL, "length": 2048, "stride": 2048, "dtype": "bfloat16"})
+    assert bits > 500
+    assert usual - free == pytest.approx(math.log(2))
+    assert other - free == pytest.approx(bits * math.log(2), rel=0.02)  # azuma's j may move
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nowhere.json", "give `default`, a JSON object, or a file"),
+        ("{length: 1}", "not JSON"),
+        ('{"lenght": 64}', "unknown key 'lenght'; the keys are"),
+        ('{"length": "64"}', "length is '64'; give a value such as 512"),
+        ('{"length": true}', "length is True"),
+        ('{"batch": 0}', "batch is 0"),
+    ],
+)
+def test_a_protocol_that_is_not_understood_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=f"--protocol.*{words}") as refused:
+        given_protocol(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_bound_says_whether_a_protocol_was_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write(tmp_path / "a.parquet", nll=NLL))
+    asked = ["tokenbound", "bound", path, "--vocab-size", "257", "--code-length-bits", "1000"]
+    for more, words in (
+        ([], "No protocol was paid for beyond --code-length-bits"),
+        (["--protocol", "default"], "The protocol's 1 bits are paid for besides"),
+    ):
+        monkeypatch.setattr("sys.argv", [*asked, *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-7, 80.0])

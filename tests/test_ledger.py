@@ -15,8 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from losses_support import make_losses, with_base
 
-from tokenbound.bounds import Claim, SamplingPlan, choose_tunings, first_prefix, line_sums
-from tokenbound.bounds.relative import RelativeTuning, certify_relative, relative_sums
+from tokenbound.bounds import (
+    Claim,
+    RelativeTuning,
+    SamplingPlan,
+    certify_relative,
+    choose_tunings,
+    first_prefix,
+    line_sums,
+    relative_sums,
+)
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.ledger import (
     ForeignLedger,

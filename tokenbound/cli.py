@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.measure import Measurement
 from typer.core import TyperGroup
 
@@ -22,6 +21,7 @@ from tokenbound.compression.methods import built_in_methods
 from tokenbound.errors import InputError, StoppedError, TokenboundError
 from tokenbound.signals import first_signal
 from tokenbound.store.uri import base_name, join, split
+from tokenbound.visible import VisibleFormatter, console, visible, visible_json
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _log_to_stderr() -> None:
     for old in [handler for handler in ours.handlers if isinstance(handler, logging.StreamHandler)]:
         ours.removeHandler(old)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     ours.addHandler(handler)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -135,7 +135,7 @@ def _root(
     if not sys.stderr.isatty():
         _hide_bars()
     if context.invoked_subcommand is None:
-        Console().print(
+        console(markup=True).print(
             "[bold]tokenbound[/bold]: an upper bound on a language model's expected loss, from every training "
             "token.\n\n"
             "  tokenbound demo                 try it now: no network, no GPU, two minutes\n"
@@ -180,17 +180,17 @@ def _evaluate_and_print(config: object, *, as_json: bool) -> None:
     if as_json:
         _print_json(certificate.model_dump(mode="json"))
         return
-    console = Console()
-    console.print(certificate_view(certificate))
+    screen = console()
+    screen.print(certificate_view(certificate))
     if config.what.corpus.source == "python-stdlib":
-        console.print(
+        screen.print(
             "The standard library differs between Python builds, so your figures may differ from published ones."
         )
     shown = _near(paths[0])
     folder, name = split(shown)
     page = join(folder, f"{name.replace('certificate', 'report').removesuffix('.json')}.html")
     check = f"tokenbound verify {shlex.quote(shown)}"
-    console.print(f"certificate  {shown}\nreport       {page}\ncheck it     {check}", soft_wrap=True)
+    screen.print(f"certificate  {shown}\nreport       {page}\ncheck it     {check}", soft_wrap=True)
 
 
 def _near(path: str) -> str:
@@ -211,43 +211,56 @@ def verify(
     certificate: Annotated[str, typer.Argument(help="certificate.json, or the run directory that holds it.")],
     losses: Annotated[str | None, typer.Option(help="Run directory; default beside the certificate.")] = None,
     artifact: Annotated[str | None, typer.Option(help="The artifact; default beside the certificate.")] = None,
-    rescore: Annotated[int, typer.Option(help="Also score so many random windows again.", min=0)] = 0,
+    rescore: Annotated[
+        int, typer.Option(help="Re-score this many randomly chosen windows (more than there are: all).", min=0)
+    ] = 0,
     corpus: Annotated[
-        str | None, typer.Option(help="Run config naming the corpus; default config.yaml beside.")
+        str | None,
+        typer.Option(help="Run config that defines the corpus [default: config.yaml in the run directory]."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Base of a delta, for --rescore; default where the run config says.")
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the draw of --rescore, to repeat a check; default unpredictable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute a certificate from its losses and artifact; exit 0 only if it holds."""
-    from tokenbound.bounds import format_bound
+    """Recompute a certificate from its losses and artifact; exit 0 only if it holds.
+
+    What could not be checked is listed by name.
+    """
     from tokenbound.certificate import verify_beside
+    from tokenbound.report.words import unchecked, verified_sentence
 
     checked, run, data = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
-    worst = None
+    found = None
     if rescore:
         from tokenbound.config import RunConfig, load_config
         from tokenbound.engine.rescore import rescore as score_again
 
         config = load_config(RunConfig, corpus or f"{run}/config.yaml")
-        worst = score_again(checked, config, losses=run, artifact=data, windows=rescore, base=base)
+        found = score_again(checked, config, losses=run, artifact=data, windows=rescore, base=base, seed=seed)
+    open_points = unchecked(checked, found)
     if as_json:
         kept = ("bound_bits", "method", "num_scored_tokens", "artifact_bytes", "claim_fingerprint")
-        found = {name: getattr(checked, name) for name in kept}
-        _print_json({"verified": True, **found, "rescored_windows": rescore, "largest_difference_nats": worst})
+        _print_json(
+            {
+                "verified": True,
+                **{name: getattr(checked, name) for name in kept},
+                "rescored_windows": 0 if found is None else found.windows,
+                "recorded_windows": None if found is None else found.of_windows,
+                "largest_difference_nats": None if found is None else found.largest_difference_nats,
+                "detectable_share": None if found is None else found.detectable_share,
+                "not_checked": open_points,
+            }
+        )
         return
-    bound = (
-        "no loss bound"
-        if checked.bound_bits is None
-        else f"{format_bound(checked.bound_bits, 4)} bits/token ({checked.method}{', vacuous' * checked.vacuous})"
-    )
-    text = f"verified: {checked.num_scored_tokens:,} losses and {checked.artifact_bytes:,} artifact bytes give {bound}."
-    if worst is not None:
-        text += f" {rescore} random windows scored again agree to {worst:.2g} nats per token."
-    else:
-        text += " That this corpus has these losses was not checked: add --rescore 20."
-    Console().print(text, soft_wrap=True)
+    screen = console()
+    screen.print(verified_sentence(checked, found), soft_wrap=True)
+    screen.print("Not checked:", soft_wrap=True)
+    for point in open_points:
+        screen.print(f"- {point}", soft_wrap=True)
 
 
 @app.command()
@@ -256,18 +269,29 @@ def bound(
         str, typer.Argument(help="Parquet file or directory with an `nll` column (nats), flat or lists.")
     ],
     vocab_size: Annotated[int, typer.Option(help="V: width of the logits.", min=2)],
-    code_length_bits: Annotated[float, typer.Option(help="L(h): bits of the model's prefix-free code.", min=0)],
+    code_length_bits: Annotated[float, typer.Option(help="Bits of the model's prefix-free code.", min=0)],
     delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
-    method: Annotated[str, typer.Option(help="azuma, freedman, kl or all.")] = "all",
+    method: Annotated[str, typer.Option(help="azuma, freedman, kl, all of these, or a plugin's bound.")] = "all",
     tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
     trial: Annotated[int, typer.Option(help="Ordinal of this claim among all tried on these tokens.", min=1)] = 1,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model was applied, to add the bits of its code: `default`, or what differs from it as JSON "
+            "or a file of JSON. Without it --code-length-bits must include them.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
-    from tokenbound.foreign import bound_losses
+    from tokenbound.bounds.lines import LINES
+    from tokenbound.foreign import bound_losses, given_protocol
+    from tokenbound.identity import protocol_bits
+    from tokenbound.plugins import plugins_used
     from tokenbound.report.terminal import LinesTable, notes
-    from tokenbound.report.words import TAKEN_ON_TRUST
+    from tokenbound.report.words import TAKEN_ON_TRUST, plugin_sentences
 
+    applied = None if protocol is None else given_protocol(protocol)
     lines = bound_losses(
         losses,
         vocab_size=vocab_size,
@@ -276,11 +300,20 @@ def bound(
         delta=delta,
         method=method,
         trial=trial,
+        protocol=applied,
     )
+    paid = None if applied is None else protocol_bits(applied)
+    plugins = plugins_used((LINES, (line["method"] for line in lines)))
     if as_json:
-        _print_json({"bounds": lines})
-    else:
-        Console().print(LinesTable(lines, delta), *notes(lines), TAKEN_ON_TRUST, sep="\n")
+        found = {"bounds": lines, "protocol": applied, "protocol_bits": paid}
+        _print_json({**found, **({"plugins": plugins} if plugins else {})})
+        return
+    console().print(LinesTable(lines, delta), *notes(lines), *plugin_sentences(plugins), TAKEN_ON_TRUST, sep="\n")
+    console().print(
+        "No protocol was paid for beyond --code-length-bits; give --protocol if those bits are of the model alone."
+        if paid is None
+        else f"The protocol's {paid:,} bits are paid for besides --code-length-bits."
+    )
 
 
 @app.command()
@@ -323,7 +356,7 @@ def compress(
     if as_json:
         _print_json({"digest": report.sha256, **report.to_dict()})
     else:
-        Console().print(
+        console().print(
             f"{out}: {report.num_bytes:,} bytes, {report.bits_per_weight:.3f} bits per weight, "
             f"C(h) = {report.code_length_bits:,} bits",
             soft_wrap=True,
@@ -336,19 +369,23 @@ def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -
     Raises:
         InputError: an unknown method or option, or a value out of range.
     """
-    import yaml
-
     from tokenbound.config import CompressChoice, validate
+    from tokenbound.store.strict_yaml import StrictYamlError, parse_yaml
+
+    def value_of(pair: str) -> object:
+        try:
+            return parse_yaml(pair.partition("=")[2])
+        except StrictYamlError as error:
+            raise InputError(f"option {pair!r}: the value is not valid YAML: {error}") from None
 
     usual = "rtn" if rate is None else "kfac"
     chosen: dict[str, object] = {"method": "auto" if rate == "auto" else method or usual}
     if rate not in (None, "auto"):
-        chosen["rate"] = yaml.safe_load(str(rate))
+        chosen["rate"] = value_of(f"rate={rate}")
     for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator:
+        if "=" not in pair:
             raise InputError(f"option {pair!r} must look like step=0.5")
-        chosen[key] = yaml.safe_load(text)
+        chosen[pair.partition("=")[0]] = value_of(pair)
     return validate(CompressChoice, {"compress": chosen}, origin="of compress").compress
 
 
@@ -366,7 +403,7 @@ def inspect(
     if as_json:
         _print_json({"code_length_bits": report.code_length_bits, "digest": report.sha256, **report.to_dict()})
     else:
-        Console().print(artifact_view(report))
+        console().print(artifact_view(report))
 
 
 def _read_artifact(name: str) -> bytes:
@@ -396,7 +433,7 @@ def pretrain(
     loss = (
         "no training" if trained.loss_bits is None else f"trained to {trained.loss_bits:.4f} bits/token (training loss)"
     )
-    Console().print(
+    console().print(
         f"{loss}\nmodel     {trained.model}\nartifact  {trained.artifact} ({trained.artifact_bytes:,} bytes)",
         soft_wrap=True,
     )
@@ -417,7 +454,7 @@ def reevaluate(
     from tokenbound.engine.reevaluate import expand_models
     from tokenbound.engine.reevaluate import reevaluate as run_reevaluation
     from tokenbound.errors import WorseError
-    from tokenbound.report.history import PAGE, history_table
+    from tokenbound.report.history import PAGE, history_table, selection_lines
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -433,10 +470,11 @@ def reevaluate(
     if as_json:
         _print_json([asdict(entry) for entry in entries if entry.name not in known])
     elif len(entries) == len(known):
-        Console().print("nothing new")
+        console().print("nothing new")
     else:
         _print_whole(history_table(entries[-10:]))
-        Console().print(f"history      {_near(home.place(PAGE))}", soft_wrap=True)
+        console().print(*selection_lines(entries[-10:]), sep="\n", soft_wrap=True)
+        console().print(f"history      {_near(home.place(PAGE))}", soft_wrap=True)
     if alert is not None:
         raise alert
 
@@ -449,7 +487,7 @@ def history(
 ) -> None:
     """What was certified and when: a table and a sparkline of the bounds."""
     from tokenbound.errors import IncompleteError
-    from tokenbound.report.history import history_svg, history_table, sparkline
+    from tokenbound.report.history import history_svg, history_table, selection_lines, sparkline
     from tokenbound.store.history import read_history
     from tokenbound.store.run import RunDirectory
 
@@ -463,7 +501,7 @@ def history(
     else:
         bounds = sparkline([entry.bound_bits for entry in entries])
         _print_whole(history_table(entries))
-        Console().print(f"bound  {bounds}", soft_wrap=True)
+        console().print(f"bound  {bounds}", *selection_lines(entries), sep="\n", soft_wrap=True)
 
 
 @app.command()
@@ -507,7 +545,7 @@ def plan(
     if as_json:
         _print_json(found.to_dict())
     else:
-        Console().print(plan_view(found))
+        console().print(plan_view(found))
 
 
 @app.command()
@@ -558,7 +596,8 @@ def generate(
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text)
+    # A model may say anything; a file or a pipe gets it as it is.
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -573,7 +612,7 @@ def status(run: Annotated[str, typer.Argument(help="Run directory.")], as_json: 
     if as_json:
         _print_json(asdict(found))
     else:
-        Console().print(status_view(run, found), soft_wrap=True)
+        console().print(status_view(run, found), soft_wrap=True)
     if not found.certificate:
         raise IncompleteError(f"{run} has no certificate yet; run its command again to resume")
 
@@ -620,7 +659,7 @@ def report(
     if kind == "json":
         _print_json(certificate.model_dump(mode="json"))
     elif kind is not None:
-        sys.stdout.write(EXPORTS[kind](certificate).rstrip("\n") + "\n")
+        sys.stdout.write(visible(EXPORTS[kind](certificate)).rstrip("\n") + "\n")
     else:
         _show_and_write(certificate, split(path)[0])
         if entries:
@@ -634,21 +673,22 @@ def _show_and_write(certificate: Certificate, folder: str) -> None:
     from tokenbound.report.terminal import certificate_view
     from tokenbound.store.run import RunDirectory
 
-    directory, console = RunDirectory(folder), Console()
-    console.print(certificate_view(certificate))
+    directory, screen = RunDirectory(folder), console()
+    screen.print(certificate_view(certificate))
     try:
         details = run_details(directory, certificate)
     except IncompleteError as error:
         details = None
-        console.print(f"The report goes without the plots of the losses: {error}.", soft_wrap=True)
-    console.print(f"report       {_near(write_report(directory, certificate, details))}", soft_wrap=True)
+        screen.print(f"The report goes without the plots of the losses: {error}.", soft_wrap=True)
+    screen.print(f"report       {_near(write_report(directory, certificate, details))}", soft_wrap=True)
 
 
 def _report_history(home: RunDirectory, entries: list[HistoryEntry]) -> None:
-    from tokenbound.report.history import history_table, write_history
+    from tokenbound.report.history import history_table, selection_lines, write_history
 
     _print_whole(history_table(entries[-10:]))
-    Console().print(f"history      {_near(write_history(home, entries))}", soft_wrap=True)
+    console().print(*selection_lines(entries[-10:]), sep="\n", soft_wrap=True)
+    console().print(f"history      {_near(write_history(home, entries))}", soft_wrap=True)
 
 
 def _report_sweep(home: RunDirectory, kind: str | None, tracker: str | None) -> None:
@@ -665,32 +705,32 @@ def _report_sweep(home: RunDirectory, kind: str | None, tracker: str | None) -> 
         asked = "--log" if tracker is not None else f"--format {kind}"
         raise InputError(f"{asked} is for one certificate; name a trial: tokenbound report {home.place(rows[0].file)}")
     if kind is not None:
-        sys.stdout.write(forms[kind](rows))
+        sys.stdout.write(visible(forms[kind](rows)))
         return
     _print_comparison(rows, f"report  {_near(write_sweep(home, rows))}")
 
 
 def _rows_json(rows: Sequence[SweepRow]) -> str:
-    return json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False) + "\n"
+    return visible_json(json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False)) + "\n"
 
 
 def _print_comparison(rows: Sequence[SweepRow], where: str) -> None:
-    from tokenbound.report.sweep import comparison_table
+    from tokenbound.report.sweep import comparison_table, selection_lines
 
     _print_whole(comparison_table(rows))
-    Console().print(where, soft_wrap=True)
+    console().print(*selection_lines(rows), where, sep="\n", soft_wrap=True)
 
 
 def _print_whole(table: Table) -> None:
     """A table at its own width, however narrow the terminal: a digit that is cut off cannot be read from a log."""
-    console = Console()
-    unlimited = console.options.update(max_width=10_000)
-    console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
-    console.print(table)
+    screen = console()
+    unlimited = screen.options.update(max_width=10_000)
+    screen.width = max(screen.width, Measurement.get(screen, unlimited, table).maximum)
+    screen.print(table)
 
 
 def _print_json(tree: object) -> None:
-    sys.stdout.write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(visible_json(json.dumps(tree, indent=2, ensure_ascii=False)) + "\n")
 
 
 def run_command(name: str) -> None:
@@ -710,11 +750,12 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TokenboundError as error:
-        sys.stderr.write(f"tokenbound: {error}\n")
+        sys.stderr.write(f"tokenbound: {visible(str(error), lines=False)}\n")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"tokenbound: {place}{error.strerror}; {DISK_ERRORS[error.errno]}\n")
+        text = f"{place}{error.strerror}; {DISK_ERRORS[error.errno]}"
+        sys.stderr.write(f"tokenbound: {visible(text, lines=False)}\n")
         sys.exit(InputError.exit_code)

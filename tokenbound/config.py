@@ -7,25 +7,31 @@ the tokenizer is given or counted, and the BOS/EOS rule, must be written down.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tokenbound.bounds.claim import DEFAULT_METHODS
+from tokenbound.bounds.lines import bound_named, require_method
+from tokenbound.bounds.lines.base import Setting
 from tokenbound.compression.methods import METHODS, CompressionMethod, built_in_methods
 from tokenbound.compression.settings import CompressSettings, LosslessSettings
 from tokenbound.errors import InputError
 from tokenbound.models.structured.settings import DenseFamily, Family
-from tokenbound.store.uri import refuse_credentials, refuse_credentials_in
+from tokenbound.store.strict_json import StrictJsonError, check_tree
+from tokenbound.store.strict_yaml import StrictYamlError, as_json, parse_yaml
+from tokenbound.store.uri import refuse_credentials, refuse_credentials_in, texts_in
 
 T = TypeVar("T", bound=BaseModel)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ModelConfig(_Section):
@@ -77,15 +83,45 @@ class CompressChoice(_Section):
     """The method and its options."""
 
 
+TOKEN_WIDTHS = {"uint16": 1 << 16, "uint32": 1 << 32}
+"""How many ids each type of flat token files can tell apart."""
+
+APPLIES_TO = {
+    "text_field": ("jsonl", "parquet", "hf"),
+    "encoding": ("text", "jsonl", "python-stdlib"),
+    "errors": ("text", "jsonl", "python-stdlib"),
+    "special_tokens": ("text", "jsonl", "parquet", "hf", "python-stdlib"),
+    "dtype": ("tokens",),
+    "eos_id": ("tokens",),
+    "vocab_size": ("tokens",),
+    "name": ("hf",),
+    "subset": ("hf",),
+    "split": ("hf",),
+    "revision": ("hf",),
+}
+"""Keys of `CorpusConfig` that only some sources can apply, and those sources; elsewhere they are refused."""
+
+
 class CorpusConfig(_Section):
     """The training corpus and how its documents become token ids."""
 
     source: Literal["python-stdlib", "text", "jsonl", "parquet", "tokens", "hf"]
     """Kind of source."""
     paths: tuple[str, ...] = ()
-    """Files, directories or globs, in the order given; a file matched twice is refused."""
+    """Files, directories or globs, in the order given; a file that two entries name is refused. For `hf`: the data
+    files of `name`."""
     text_field: str = "text"
     """Name of the text column of `jsonl`, `parquet` and `hf` sources."""
+    encoding: str = "utf-8"
+    """Encoding of `text` and `jsonl` files, and of `python-stdlib` under a Hugging Face tokenizer: a text codec of
+    Python, such as `latin-1`, `cp1252` or `utf-16`. `utf-8` keeps a byte order mark that begins a `text` file as part
+    of the document; `utf-8-sig` removes it."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are invalid in `encoding`. `strict`: the file is refused. `replace`: each becomes U+FFFD, and the
+    certificate says in how many documents."""
+    special_tokens: Literal["text", "parse", "refuse"] = "text"
+    """Text in a document that spells a special token of a Hugging Face tokenizer, such as `<|endoftext|>`. `text`: it
+    is tokenised like any other text. `parse`: it becomes the special id. `refuse`: the document is refused."""
     tokenizer: str | None = None
     """`bytes`, or directory or hub id of a Hugging Face fast tokenizer. Not used by `tokens`."""
     tokenizer_is: Literal["given", "counted"]
@@ -105,9 +141,66 @@ class CorpusConfig(_Section):
     subset: str | None = None
     """For `hf`: the dataset's configuration name."""
     split: str = "train"
-    """For `hf`: the split."""
+    """For `hf`: the split, or a slice such as `train[:1000]` or `train[:10%]+test`."""
     revision: str | None = None
     """For `hf`: the commit or tag to pin."""
+
+    @field_validator("paths")
+    @classmethod
+    def _utf8_paths(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not _is_utf8(path):
+                raise ValueError(f"{path!r} is not UTF-8; name its directory, or a glob that matches the file")
+        return paths
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        """The codec's own name, so that two spellings of one codec are one config."""
+        try:
+            "a".encode(encoding)
+            return codecs.lookup(encoding).name
+        except (LookupError, UnicodeError, ValueError):
+            raise ValueError(f"{encoding!r} is not a text encoding of Python; give one such as `latin-1`") from None
+
+    @model_validator(mode="after")
+    def _keys_apply(self) -> Self:
+        """A key that the source would ignore is refused; defaults are allowed, as resolved configs spell them out."""
+        for key, sources in APPLIES_TO.items():
+            value = getattr(self, key)
+            if value == type(self).model_fields[key].default:
+                continue
+            if self.source not in sources:
+                raise ValueError(
+                    f"`{key}: {value}` does not apply to source `{self.source}`; remove it (it applies to "
+                    f"{', '.join(sources)})"
+                )
+            if key == "special_tokens" and self.tokenizer == "bytes":
+                raise ValueError(f"`{key}: {value}` does not apply to tokenizer `bytes`, which has none; remove it")
+            if key in ("encoding", "errors") and self.keeps_bytes:
+                raise ValueError(
+                    f"`{key}: {value}` does not apply: tokenizer `bytes` takes the bytes of `python-stdlib` as they "
+                    "are; remove it"
+                )
+        return self
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the bytes of the files are the ids, whatever they spell: some modules of Python are not UTF-8."""
+        return self.source == "python-stdlib" and self.tokenizer == "bytes"
+
+    @model_validator(mode="after")
+    def _ids_fit(self) -> Self:
+        if self.vocab_size is None:
+            return self
+        if self.dtype is not None and self.vocab_size > TOKEN_WIDTHS[self.dtype]:
+            raise ValueError(
+                f"`vocab_size` {self.vocab_size} does not fit `dtype: {self.dtype}`, which holds ids up to "
+                f"{TOKEN_WIDTHS[self.dtype] - 1}; set `dtype: uint32`, or correct `vocab_size`"
+            )
+        if self.eos_id is not None and self.eos_id >= self.vocab_size:
+            raise ValueError(f"`eos_id` {self.eos_id} is outside `vocab_size` {self.vocab_size}; correct one of them")
+        return self
 
     @model_validator(mode="after")
     def _fields_of_source(self) -> Self:
@@ -165,8 +258,9 @@ class SampleConfig(_Section):
     pilot_windows: int = Field(default=256, ge=1)
     """First windows of the order; they choose the grid point and stay outside the sequence."""
     evaluation: int | None = Field(default=None, ge=1)
-    """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta.
-    `reevaluate` counts by itself. Null: the corpus does not grow."""
+    """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta, and
+    configurations need not be counted anew at every length. `reevaluate` counts by itself. Null: a draw from a grown
+    corpus is counted behind all draws before (`bound.trial`)."""
 
     @model_validator(mode="after")
     def _more_than_a_pilot(self) -> Self:
@@ -192,11 +286,14 @@ class BoundConfig(_Section):
     """`code`: pay for the artifact's bits. `holdout`: the hypothesis was chosen without the scored tokens."""
     holdout_declaration: str | None = None
     """For `holdout`: what these tokens were not used for, in your words; printed on the certificate."""
-    trial: int = Field(default=1, ge=1)
-    """Ordinal of this configuration among all tried on these tokens."""
-    methods: tuple[Literal["freedman", "azuma", "kl", "document"], ...] = ("freedman", "azuma", "kl")
+    trial: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Ordinal of this configuration among all tried on these tokens; each pays for those before it. `auto` counts in
+    the register of draws, `draws/` beside the prepared corpora (`how.cache`). A number below the register's is
+    refused; give one where configurations were tried that the register does not know of."""
+    methods: tuple[Annotated[str, AfterValidator(require_method)], ...] = DEFAULT_METHODS
     """Which bounds to print; each line pays for standing beside the others. `document` is the older baseline that takes
-    documents for independent draws; it bounds another risk and is never the bound quoted."""
+    documents for independent draws; it bounds another risk and is never the bound quoted. Installed packages may
+    provide more."""
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100)
     """Top-k errors that `kl` bounds."""
     declared_tokens: int | None = Field(default=None, ge=1)
@@ -204,14 +301,23 @@ class BoundConfig(_Section):
     unscorable: Literal["refuse", "worst_case"] = "refuse"
     """What a window without a finite loss does: stop the certificate, or count at the worst-case loss."""
 
+    @property
+    def ordinal(self) -> int:
+        """The trial as a number; `auto` is the first until a register has counted it (see :meth:`numbered`)."""
+        return 1 if self.trial == "auto" else self.trial
+
+    def numbered(self, ordinal: int) -> Self:
+        """The same claim with its trial as it was counted."""
+        return self.model_copy(update={"trial": ordinal})
+
     @model_validator(mode="after")
     def _declared(self) -> Self:
         if self.prior == "holdout" and not self.holdout_declaration:
             raise ValueError("prior `holdout` needs `holdout_declaration`: say what these tokens were not used for")
         if len(set(self.methods)) != len(self.methods) or not self.methods:
             raise ValueError("`methods` must name at least one method, each once")
-        if self.methods == ("document",):
-            raise ValueError("method `document` is a baseline; name another method beside it")
+        if not any(bound_named(name).stands_alone for name in self.methods):
+            raise ValueError(f"method `{self.methods[0]}` is a baseline; name another method beside it")
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError("`top_k` must not repeat a value")
         return self
@@ -228,7 +334,7 @@ class WhatConfig(_Section):
 
     @model_validator(mode="after")
     def _methods_fit(self) -> Self:
-        errors_only = not {"freedman", "azuma"} & set(self.bound.methods) and self.model.base is None
+        errors_only = self.model.base is None and not any(bound_named(name).bounds_risk for name in self.bound.methods)
         if self.sample.until_slack_bits is not None and errors_only:
             raise ValueError("`sample.until_slack_bits` needs a loss line; add freedman or azuma to `bound.methods`")
         method = self.model.compress
@@ -238,9 +344,20 @@ class WhatConfig(_Section):
                 "tokens; encode the checkpoint first with `tokenbound compress --config` on other tokens, and name the "
                 "artifact"
             )
-        if "document" in self.bound.methods and not (self.windows.context == "document" and self.sample.is_full):
-            raise ValueError("method `document` needs `windows.context: document` and every window scored")
+        objection = self.objection()
+        if objection is not None:
+            raise ValueError(f"method {objection}")
         return self
+
+    def objection(self, times_grown: int = 0) -> str | None:
+        """The first method of `bound.methods` that cannot be used and the reason; None where all can.
+
+        Args:
+            times_grown: how often the corpus has grown.
+        """
+        setting = Setting(self.windows.context, sampled=not self.sample.is_full, times_grown=times_grown)
+        found = [(name, bound_named(name).objection(setting)) for name in self.bound.methods]
+        return next((f"`{name}` {reason}" for name, reason in found if reason is not None), None)
 
 
 class HowConfig(_Section):
@@ -449,12 +566,11 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         InputError: the file is missing or is not YAML.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"config {path} does not exist; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        reason = " ".join(str(error).rstrip(" ^").split())
-        raise InputError(f"config {path} is not readable YAML: {reason}") from None
+    except (StrictYamlError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"config {path} is not readable YAML: {error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path} must be a mapping with the keys `what` and `how`")
     for override in overrides:
@@ -464,6 +580,8 @@ def load_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     """Validate plain data, turning pydantic's report into one line per problem.
+
+    Types are strict: a number as text, or `true` for a 1, is a mistake and not a spelling.
 
     Args:
         kind: model that it must fit.
@@ -478,11 +596,29 @@ def validate(kind: type[T], tree: Any, *, origin: str) -> T:
     tokenbound.errors.InputError: config example: delta: Input should be less than 1 (got 2)
     """
     refuse_credentials_in(tree)
+    for place, text in texts_in(tree):
+        if not _is_utf8(text):
+            raise InputError(
+                f"config {origin}: {place}: {text!r} is not UTF-8 and cannot be stored; give another name, or of a "
+                "corpus file its directory or a glob"
+            )
     try:
-        return kind.model_validate(tree)
+        check_tree(tree)
+        return kind.model_validate_json(as_json(tree), strict=True)
+    except (StrictJsonError, StrictYamlError) as error:
+        raise InputError(f"config {origin}: {error}") from None
     except ValidationError as error:
         problems = "; ".join(_problem(kind, item) for item in error.errors())
         raise InputError(f"config {origin}: {problems}") from None
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written into a config; names of files need not be UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _problem(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
@@ -552,9 +688,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise InputError(f"override {override!r}: {parent!r} is not a section of the config")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not valid YAML") from None
+        node[leaf] = parse_yaml(text)
+    except StrictYamlError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
 
 def dump_config(config: BaseModel) -> str:

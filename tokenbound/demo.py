@@ -53,7 +53,9 @@ def demo_artifact() -> bytes:
 
 
 def demo_certificate() -> Certificate:
-    """What `make demo` wrote where the model was trained: the certificate that the README shows.
+    """The demo's model on every token of the standard library that it was trained on, as the README shows it.
+
+    `make demo` scores a sample of that library, which pays for the models that were tried on samples of it before.
 
     >>> demo_certificate().corpus["files"]
     1790

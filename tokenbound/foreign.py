@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.bounds.claim import METHODS, Claim
+from tokenbound.bounds.claim import DEFAULT_METHODS, Claim
+from tokenbound.bounds.lines import bound_named, method_names
 from tokenbound.certificate import plain
 from tokenbound.errors import InputError, MismatchError
+from tokenbound.identity import DEFAULT_PROTOCOL, protocol_bits
 from tokenbound.ledger import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
 from tokenbound.store.foreign import common_columns, find_row_groups, named_windows
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, canonical_json
 from tokenbound.store.uri import base_name, split
 
 TOP_K = (1, 10, 100)
@@ -29,6 +33,7 @@ def bound_losses(
     delta: float = 0.05,
     method: str = "all",
     trial: int = 1,
+    protocol: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Every line that these losses allow, as plain data.
 
@@ -36,10 +41,11 @@ def bound_losses(
         path: Parquet file, directory of them, or a run directory (then its commit records are followed).
         vocab_size: V.
         tokenizer_vocab_size: V_tok.
-        code_length_bits: L(h), protocol included.
+        code_length_bits: L(h); of the model alone where the protocol is given, else with the protocol's bits.
         delta: failure probability of all lines together.
-        method: `azuma`, `freedman`, `kl` or `all`.
+        method: `azuma`, `freedman`, `kl`, a bound that an installed package provides, or `all` of the first three.
         trial: ordinal of this claim among all tried on these tokens, from 1.
+        protocol: how the model was applied (:func:`given_protocol`); the bits of its code are added.
 
     Raises:
         InputError: no readable `nll`, or an unknown method.
@@ -54,23 +60,71 @@ def bound_losses(
     >>> lines[0]["method"], lines[0]["empirical"] < lines[0]["value"] < lines[0]["random_guess"]
     ('azuma', True)
     """
-    if method != "all" and method not in METHODS:
-        raise InputError(f"--method {method!r} must be one of {', '.join(METHODS)} or all")
+    _require_method(method)
+    applied = 0 if protocol is None else protocol_bits(dict(protocol))
     ledger, columns = open_ledger(path, vocab_size)
     evidence = full_evidence(ledger, TOP_K)
     claim = Claim(
         vocab_size=vocab_size,
         tokenizer_vocab_size=tokenizer_vocab_size,
-        code_length_bits=code_length_bits,
+        code_length_bits=code_length_bits + applied,
         delta=delta,
         num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
         top_k=TOP_K,
-        methods=METHODS if method == "all" else (method,),
+        methods=DEFAULT_METHODS if method == "all" else (method,),
         trial=trial,
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
     )
     return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim, evidence=evidence).lines]
+
+
+def given_protocol(text: str) -> dict[str, Any]:
+    """The protocol that a user describes: the package's default, changed where it says so.
+
+    Args:
+        text: `default`, a JSON object, or the path of a file that holds one.
+
+    Raises:
+        InputError: not JSON, or a key or value that no protocol has.
+
+    >>> given_protocol('{"length": 2048, "stride": 2048}')["length"]
+    2048
+    """
+    if text.strip() == "default":
+        return dict(DEFAULT_PROTOCOL)
+    source = text
+    if not text.lstrip().startswith("{"):
+        try:
+            source = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f"--protocol {text}: give `default`, a JSON object, or a file that holds one") from None
+    try:
+        changes = json.loads(source)
+    except json.JSONDecodeError as error:
+        usual = canonical_json(DEFAULT_PROTOCOL).decode()
+        raise InputError(f"--protocol is not JSON ({error}); write it like {usual}") from None
+    if not isinstance(changes, dict):
+        raise InputError('--protocol must be a JSON object such as {"length": 2048}')
+    for name, value in changes.items():
+        if name not in DEFAULT_PROTOCOL:
+            raise InputError(f"--protocol: unknown key {name!r}; the keys are {', '.join(DEFAULT_PROTOCOL)}")
+        default = DEFAULT_PROTOCOL[name]
+        if type(value) is not type(default) or (type(value) is int and value < 1):
+            raise InputError(f"--protocol: {name} is {value!r}; give a value such as {json.dumps(default)}")
+    # Windows do not overlap unless a stride is given.
+    return {**DEFAULT_PROTOCOL, "stride": changes.get("length", DEFAULT_PROTOCOL["stride"]), **changes}
+
+
+def _require_method(method: str) -> None:
+    """Refuse what is no bound, or needs more than losses token by token.
+
+    Raises:
+        InputError: the method is so.
+    """
+    known = [name for name in method_names() if bound_named(name).shares_pass]
+    if method not in (*known, "all"):
+        raise InputError(f"--method {method!r} must be one of {', '.join(known)} or all")
 
 
 def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
@@ -81,7 +135,7 @@ def open_ledger(path: str, vocab_size: int) -> tuple[Ledger, tuple[str, ...]]:
     for root in (path, *([split(path)[0]] if base_name(path) == "losses" else [])):
         run = RunDirectory(root)
         if run.exists("shards"):
-            if run.exists("plan.json") and run.read_json("plan.json").get("scoring_identity", {}).get("sampled"):
+            if run.exists("plan.json") and run.plan().get("scoring_identity", {}).get("sampled"):
                 raise InputError(
                     f"{root} holds a sample of its corpus, which `bound` would take for the whole; use its certificate"
                 )
@@ -105,7 +159,7 @@ def _refuse_missing(run: RunDirectory, windows: int) -> None:
     Raises:
         InputError: fewer windows are committed than planned.
     """
-    planned = run.read_json("plan.json").get("num_windows", windows) if run.exists("plan.json") else windows
+    planned = run.plan().get("num_windows", windows) if run.exists("plan.json") else windows
     if windows < planned:
         raise InputError(
             f"{run.uri}: shards are missing ({windows} of {planned} windows are there); finish the run first"

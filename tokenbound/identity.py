@@ -6,13 +6,22 @@ them. Stopping rules (`sample.windows`, `sample.until_slack_bits`) and everythin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from tokenbound.bounds.codes import protocol_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
-from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, SampleConfig, WhatConfig, WindowsConfig
+from tokenbound.bounds.lines import LINES
+from tokenbound.config import CorpusConfig, ModelConfig, WhatConfig, WindowsConfig
+from tokenbound.plugins import plugins_used
+from tokenbound.store.draws import Configuration
 from tokenbound.store.run import canonical_json, sha256_hex
+
+SOFTWARE_DECLARATIONS = (
+    "package_torch_and_device_chosen_without_regard_to_the_tokens",
+    "transformers_numpy_compile_and_threads_chosen_without_regard_to_the_tokens",
+)
+"""What every certificate declares; those made before the second was known make the first alone."""
 
 DEFAULT_PROTOCOL: dict[str, Any] = {
     "add_bos": False,
@@ -84,12 +93,13 @@ def scoring_identity(
     corpus_sha256: str,
     tokens_sha256: str,
     protocol: dict[str, Any],
-    sample: SampleConfig,
+    sample: Drawn,
     base: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the losses of a run and the order in which windows are drawn.
 
-    `base` is the identity of the base that a delta changes, absent for a whole model.
+    `sample` is the section of the run's config, or what a certificate says of it where it is verified. `base` is the
+    identity of the base that a delta changes, absent for a whole model.
     """
     return {
         **({} if base is None else {"base": base}),
@@ -101,7 +111,23 @@ def scoring_identity(
     }
 
 
-def drawing(sample: SampleConfig) -> dict[str, Any]:
+class Drawn(Protocol):
+    """How windows are drawn, as far as it is part of the identity."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every window is scored."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order."""
+
+    @property
+    def pilot_windows(self) -> int:
+        """First windows of the order."""
+
+
+def drawing(sample: Drawn) -> dict[str, Any]:
     """What of a sample is part of the identity: not where it stops."""
     return {
         "sampled": not sample.is_full,
@@ -110,12 +136,17 @@ def drawing(sample: SampleConfig) -> dict[str, Any]:
     }
 
 
-def declarations(what: WhatConfig) -> dict[str, Any]:
-    """What the user vouches for; nothing here can be recomputed."""
+def declarations(what: WhatConfig, encoded_by: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:
+    """What the user vouches for; nothing here can be recomputed.
+
+    Args:
+        what: of the run.
+        encoded_by: the plugin that encoded the artifact, as `compression.methods.plugins_of` gives it.
+    """
     found: dict[str, Any] = {
         "tokenizer_is": what.corpus.tokenizer_is,
         "prior": what.bound.prior,
-        "package_torch_and_device_chosen_without_regard_to_the_tokens": True,
+        **dict.fromkeys(SOFTWARE_DECLARATIONS, True),
     }
     if what.bound.prior == "holdout":
         found["holdout_declaration"] = what.bound.holdout_declaration
@@ -124,24 +155,92 @@ def declarations(what: WhatConfig) -> dict[str, Any]:
     if what.model.base is not None:
         found["base_is_independent"] = what.model.base_is_independent
         found["num_bases"] = what.model.num_bases
-    return found
+    plugins = plugins_used((LINES, what.bound.methods))
+    plugins |= {group: dict(names) for group, names in (encoded_by or {}).items()}
+    return {**found, **({"plugins": plugins} if plugins else {})}
+
+
+class Claimed(Protocol):
+    """What a config claims, and what a certificate says that it claimed."""
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """Bounds that are printed."""
+
+    @property
+    def top_k(self) -> Sequence[int]:
+        """Errors that are bounded."""
+
+    @property
+    def delta(self) -> float:
+        """Probability that any line fails."""
+
+    @property
+    def ordinal(self) -> int:
+        """Which of the configurations tried on these tokens it is, from 1."""
+
+    @property
+    def unscorable(self) -> str:
+        """What a window without a finite loss does."""
 
 
 def claim_identity(
-    scoring_fingerprint: str, bound: BoundConfig, declared: dict[str, Any], evaluation: int | None = None
+    scoring_fingerprint: str, bound: Claimed, declared: dict[str, Any], evaluation: int | None = None
 ) -> dict[str, Any]:
-    """Everything that is claimed about the losses of a run."""
+    """Everything that is claimed about the losses of a run.
+
+    `bound` is the section of the run's config, or the certificate itself where it is verified.
+    """
     return {
         "scoring_fingerprint": scoring_fingerprint,
         "methods": list(bound.methods),
         "top_k": list(bound.top_k),
         "delta": bound.delta,
         "sampling_delta_share": SAMPLING_DELTA_SHARE,
-        "trial": bound.trial,
+        "trial": bound.ordinal,
         "unscorable": bound.unscorable,
         "declarations": declared,
         **({} if evaluation is None else {"evaluation": evaluation}),
     }
+
+
+def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Configuration:
+    """What the register of draws counts: not a text of the config, but what makes another event of a failure.
+
+    With every token scored under the prior `code` the lines hold for all models and protocols at once, so only the
+    claim is counted, and the base of a delta, which pays no code. A sample, or a holdout, is drawn for one model,
+    protocol, seed and pilot. Where scoring stops, and the order of methods, are in neither.
+
+    Args:
+        what: the run.
+        identities: its scoring identity, behind those it had while its corpus was shorter.
+    """
+    bound, last = what.bound, identities[-1]
+    base = (last.get("base") or {}).get("sha256")
+    claim: dict[str, Any] = {
+        "methods": sorted(bound.methods),
+        "top_k": sorted(bound.top_k) if "kl" in bound.methods else [],
+        "delta": bound.delta,
+        "sampling_delta_share": SAMPLING_DELTA_SHARE,
+        "prior": bound.prior,
+        "declared_tokens": bound.declared_tokens,
+        "unscorable": bound.unscorable,
+        "base_sha256": base,
+        "num_bases": what.model.bases_tried,
+    }
+    holdout = bound.prior == "holdout"
+    group = {"claim": claim, **({name: last[name] for name in ("artifact_sha256", "protocol")} if holdout else {})}
+    if what.sample.is_full and not holdout:
+        return Configuration((fingerprint({"claim": claim}),), fingerprint(group), words={"claim": claim})
+    evaluation = None if what.sample.is_full else what.sample.evaluation
+    drawn = {"claim": claim, "evaluation": evaluation}
+    keys = tuple(fingerprint({**drawn, "draw": fingerprint(identity)}) for identity in identities)
+    words = {**drawn, "scoring_fingerprint": fingerprint(last), **{name: last[name] for name in SAID if name in last}}
+    return Configuration(keys, fingerprint(group), evaluation, words)
+
+
+SAID = ("artifact_sha256", "protocol", "seed", "pilot_windows")
+"""What the register says of a draw besides its name."""
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

@@ -13,37 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tokenbound.bounds.certify import certify
-from tokenbound.bounds.choice import choose_tunings
-from tokenbound.bounds.claim import DOCUMENT, Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.columns import Piece
 from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
-from tokenbound.bounds.document import (
-    DocumentSums,
-    certify_document,
-    choose_document,
-    document_sums,
-    merge_document_sums,
-)
 from tokenbound.bounds.evidence import Evidence, merge_evidence
-from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
-from tokenbound.bounds.relative import (
-    RelativeSums,
-    RelativeTuning,
-    certify_relative,
-    choose_relative,
-    merge_relative_sums,
-    relative_path,
-    relative_sums,
-)
-from tokenbound.bounds.sampling import SamplingPath, sampling_path
-from tokenbound.errors import InputError, MismatchError
+from tokenbound.bounds.exact import LineSums
+from tokenbound.bounds.reduction import Sums, Tunings, certified_lines, loss_paths
+from tokenbound.bounds.sampling import SamplingPath
+from tokenbound.errors import MismatchError
 from tokenbound.store.foreign import iter_foreign
-from tokenbound.store.losses import Losses
+from tokenbound.store.losses import LIST_COLUMNS, Losses
 from tokenbound.store.run import CommitRecord, RunDirectory
 
 A = TypeVar("A")
@@ -55,7 +38,8 @@ REDUCED_COLUMNS = ("nll", "entropy", "rank", "alpha", "base_nll", "base_entropy"
 
 def reduced_columns(claim: Claim) -> tuple[str, ...]:
     """What the reduction of a claim reads."""
-    return (*REDUCED_COLUMNS, "document") if DOCUMENT in claim.methods else REDUCED_COLUMNS
+    needed = dict.fromkeys(name for bound in claim.bounds if bound.rows(claim) for name in bound.columns)
+    return (*REDUCED_COLUMNS, *(name for name in needed if name not in REDUCED_COLUMNS))
 
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -102,6 +86,8 @@ class RunLedger:
     """Where a sample stops inside its last shard: how many windows of that shard count. None: all of them."""
     earlier_fingerprints: tuple[str, ...] = ()
     """What the run was called while its corpus was shorter; shards committed under these names stand."""
+    records: tuple[CommitRecord, ...] | None = None
+    """The commit records, where they were read already: what they vouch for cannot change any more."""
 
     def first_windows(self, count: int) -> RunLedger:
         """The same ledger, cut after this many windows, which lie in its last shard.
@@ -122,7 +108,7 @@ class RunLedger:
             IncompleteError: the shard is not committed.
             MismatchError: it was committed by another run.
         """
-        record = RunDirectory(self.uri).record(shard)
+        record = RunDirectory(self.uri).record(shard) if self.records is None else self.records[shard]
         if record.scoring_fingerprint not in (self.scoring_fingerprint, *self.earlier_fingerprints):
             raise MismatchError(
                 f"{self.uri}: shard {shard} was scored for another model, corpus or protocol; use another run directory"
@@ -219,45 +205,34 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
 
 def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> Evidence:
     """Mergeable evidence of a shard; tokens of unscored windows are counted apart."""
-    own, base = _finite(losses)
-    windows: dict[str, Any] = {"window_lengths": losses.window_lengths, "worst_case": losses.unscored}
-    found = Evidence.from_losses(
-        own.nll,
-        own.entropy,
-        own.rank,
+    piece = _piece(losses, by_window=True)
+    nll, entropy, alpha = piece.finite("nll"), piece.find("entropy"), piece.find("alpha")
+    has_base = {"base_nll", "base_entropy"} <= set(piece.columns)
+    from_losses = partial(
+        Evidence.from_losses,
+        nll,
+        entropy,
         vocab_size=vocab_size,
-        top_k=top_k,
-        base_nll=None if base is None else base.nll,
-        base_entropy=None if base is None else base.entropy,
-        **windows,
+        window_lengths=piece.window_lengths,
+        worst_case=piece.worst_case,
     )
-    if own.alpha is None:
-        return found
-    head = Evidence.from_losses(own.nll, own.entropy, alpha=own.alpha, vocab_size=vocab_size, **windows)
-    return replace(found, head=head)
+    found = from_losses(
+        rank=piece.find("rank"),
+        top_k=top_k,
+        base_nll=piece.find("base_nll") if has_base else None,
+        base_entropy=piece.find("base_entropy") if has_base else None,
+    )
+    return found if alpha is None else replace(found, head=from_losses(alpha=alpha))
 
 
-class _Columns(NamedTuple):
-    nll: NDArray[Any]
-    entropy: NDArray[Any] | None
-    rank: NDArray[Any] | None
-    alpha: NDArray[Any] | None
-
-
-class _BaseColumns(NamedTuple):
-    nll: NDArray[Any]
-    entropy: NDArray[Any]
-
-
-def _finite(losses: Losses) -> tuple[_Columns, _BaseColumns | None]:
-    """The columns that the bounds read, of the model and of its base, without the tokens of unscored windows."""
+def _piece(losses: Losses, *, by_window: bool) -> Piece:
+    """Losses as the bounds read them."""
     failed = losses.token_unscored
-    kept = slice(None) if failed is None else ~failed
-    columns = (losses.entropy, losses.rank, losses.alpha)
-    own = _Columns(losses.nll[kept], *(None if column is None else column[kept] for column in columns))
-    if losses.base_nll is None or losses.base_entropy is None:
-        return own, None
-    return own, _BaseColumns(losses.base_nll[kept], losses.base_entropy[kept])
+    columns = {name: getattr(losses, name) for name in LIST_COLUMNS}
+    recorded = {name: column for name, column in columns.items() if column is not None}
+    if by_window:
+        return Piece(recorded, failed, losses.window_lengths, losses.unscored)
+    return Piece(recorded, failed, None, 0 if failed is None else int(failed.sum()))
 
 
 @dataclass(frozen=True)
@@ -272,79 +247,6 @@ class Reduction:
     lines: tuple[Line, ...]
     loss_paths: tuple[SamplingPath, ...] = ()
     """Of a sampled run: what each line that bounds the loss could say after every window drawn."""
-
-
-@dataclass(frozen=True)
-class Tunings:
-    """The grid points of everything that one exact pass evaluates."""
-
-    lines: tuple[Tuning, ...]
-    """Those of the claim's methods."""
-    relative: RelativeTuning | None = None
-    """Of a delta on a base."""
-    companions: tuple[tuple[Tuning, ...], ...] = ()
-    """Those of the claim's companions: of a model with a smoothing head."""
-    document: Tuning | None = None
-    """Of the document-level baseline."""
-
-    @classmethod
-    def chosen(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None = None) -> Tunings:
-        """The grid points that the evidence favours.
-
-        Raises:
-            InputError: a document line of a sample.
-            MismatchError: the claim speaks of a base, or of a smoothing head, whose columns were not recorded.
-        """
-        if claim.head_lines and evidence.head is None:
-            raise MismatchError("the model has a smoothing head, but its column `alpha` is missing")
-        if claim.num_bases and evidence.relative is None:
-            raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
-        if DOCUMENT in claim.methods and sampling is not None:
-            raise InputError("method `document` needs every window scored; leave it out of a sampled run")
-        relative, sources = evidence.relative, {False: evidence, True: evidence.head}
-        beside = [(each, sources[each.has_alpha]) for each in claim.companions]
-        return cls(
-            choose_tunings(evidence, claim, sampling),
-            relative=choose_relative(relative, claim, sampling) if claim.num_bases and relative is not None else None,
-            companions=tuple(choose_tunings(own, each, sampling) for each, own in beside if own is not None),
-            document=choose_document(evidence, claim) if DOCUMENT in claim.methods else None,
-        )
-
-    @property
-    def of_losses(self) -> tuple[Tuning, ...]:
-        """Those of the claim and of its companions, in the order of their sums."""
-        return (*self.lines, *chain.from_iterable(self.companions))
-
-    def sections(self, claim: Claim) -> Iterator[tuple[Claim, tuple[Tuning, ...], slice]]:
-        """The claim and its companions, each with its tunings and the place of their sums."""
-        start = 0
-        for each, own in zip((claim, *claim.companions), (self.lines, *self.companions), strict=True):
-            yield each, own, slice(start, start + len(own))
-            start += len(own)
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Exact sums of everything that was tuned, over some shards."""
-
-    lines: LineSums
-    relative: RelativeSums | None = None
-    document: DocumentSums | None = None
-
-    @classmethod
-    def merged(cls, parts: Sequence[Sums]) -> Sums:
-        """The sums of all shards together, in order."""
-        relative = [part.relative for part in parts if part.relative is not None]
-        document = [part.document for part in parts if part.document is not None]
-        return cls(
-            merge_sums([part.lines for part in parts]),
-            merge_relative_sums(relative) if relative else None,
-            merge_document_sums(document) if document else None,
-        )
-
-    def collapsed(self) -> Sums:
-        """The same sums as of one shard."""
-        return Sums(self.lines.collapsed(), None if self.relative is None else self.relative.collapsed(), self.document)
 
 
 def reduce_ledger(
@@ -375,27 +277,9 @@ def reduce_ledger(
     tunings = Tunings.chosen(evidence, claim, sampling)
     sums = _all_sums(ledger, tunings, by_window=sampling is not None, run=run)
     own = sums.lines.select(slice(len(tunings.lines)))
-    lines = tuple(_certified(tunings, sums, claim, sampling))
-    paths = () if sampling is None else tuple(_loss_paths(tunings, sums, claim, sampling))
+    lines = tuple(certified_lines(tunings, sums, claim, sampling))
+    paths = () if sampling is None else tuple(loss_paths(tunings, sums, claim, sampling))
     return Reduction(evidence, tunings.lines, own, lines, paths)
-
-
-def _certified(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan | None) -> Iterator[Line]:
-    for each, own, place in tunings.sections(claim):
-        yield from certify(own, sums.lines.select(place), each, sampling)
-    if tunings.relative is not None and sums.relative is not None:
-        yield certify_relative(tunings.relative, sums.relative, claim, sampling)
-    if tunings.document is not None and sums.document is not None:
-        yield certify_document(tunings.document, sums.document, claim)
-
-
-def _loss_paths(tunings: Tunings, sums: Sums, claim: Claim, sampling: SamplingPlan) -> Iterator[SamplingPath]:
-    for each, own, place in tunings.sections(claim):
-        for line, tuning in enumerate(own, place.start):
-            if tuning.method != "kl":
-                yield sampling_path(tuning, line, sums.lines, each, sampling)
-    if tunings.relative is not None and sums.relative is not None:
-        yield relative_path(tunings.relative, sums.relative, claim, sampling)
 
 
 def full_evidence(ledger: Ledger, top_k: tuple[int, ...], *, run: Run = map) -> Evidence:
@@ -450,21 +334,6 @@ def _merged_sums(ledger: Ledger, tunings: Tunings, by_window: bool, shards: rang
 
 
 def _shard_sums(ledger: Ledger, tunings: Tunings, by_window: bool, shard: int) -> Sums:
-    return Sums.merged([_piece_sums(tunings, by_window, piece) for piece in ledger.pieces(shard)]).collapsed()
-
-
-def _piece_sums(tunings: Tunings, by_window: bool, losses: Losses) -> Sums:
-    own, base = _finite(losses)
-    failed = losses.token_unscored
-    windows: dict[str, Any] = {"worst_case": 0 if failed is None else int(failed.sum())}
-    if by_window:
-        windows = {"window_lengths": losses.window_lengths, "worst_case": losses.unscored}
-    relative = document = None
-    if tunings.relative is not None:
-        if base is None or own.entropy is None:
-            raise MismatchError("the model is a delta, but the columns base_nll and base_entropy are missing")
-        pair = own.nll, base.nll, own.entropy, base.entropy
-        relative = relative_sums(tunings.relative, *pair, **windows)
-    if tunings.document is not None:
-        document = document_sums(tunings.document, losses.nll, losses.document, failed=failed)
-    return Sums(line_sums(tunings.of_losses, *own, **windows), relative, document)
+    return Sums.merged(
+        [Sums.of(tunings, _piece(losses, by_window=by_window)) for losses in ledger.pieces(shard)]
+    ).collapsed()

@@ -78,7 +78,7 @@ class Registry(Generic[T]):
             if self._fulfils(found) and found.__module__ == module.__name__
         }
 
-    def _fulfils(self, found: Any) -> bool:
+    def _fulfils(self, found: object) -> bool:
         """Whether an object is a concrete class of the contract that has a name."""
         module, _, base = self._contract.partition(":")
         contract = getattr(import_module(module), base)

@@ -1,16 +1,16 @@
 """Many configurations in one launch: what a sweep's config says, and the runs that come out of it.
 
 Under the prior `code` with every token scored each artifact pays its own code, so all certificates of a sweep hold at
-once and each keeps the same `trial`. A sample, or a holdout, was drawn for all of them: there each artifact is a trial
-of its own; and everywhere each changed claim is one (a trial that sets keys of `evaluate.bound`). The ordinals are
-written down when a trial is first seen and never change, whatever is added later.
+once. A sample, or a holdout, was drawn for all of them: there each artifact is a trial of its own; and everywhere each
+changed claim is one. `evaluate` counts them in the register of draws beside the prepared corpus, where an ordinal once
+given stays.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,7 +70,7 @@ class Trial:
     training: PretrainConfig | None
     run: RunConfig
     identity: str
-    """Names all that decides its certificate but its ordinal."""
+    """Names all that decides its certificate."""
 
     @property
     def folder(self) -> str:
@@ -83,33 +83,52 @@ def expand_trials(config: SweepConfig, known: Mapping[str, Mapping[str, Any]]) -
 
     Args:
         config: the sweep.
-        known: trials seen before, by name: `ordinal` and `identity`.
+        known: trials seen before, by name: their `identity`.
 
     Raises:
         InputError: a name or a key that cannot be used; the message names the trial.
         MismatchError: a trial that was seen before has another configuration now.
     """
-    trials, taken = [], {name: int(entry["ordinal"]) for name, entry in known.items()}
+    trials: list[Trial] = []
     for name, changes in config.trials.items():
-        ordinal = taken.setdefault(name, len(taken) + 1)
-        trial = _trial(config, name, changes, ordinal)
+        trial = _trial(config, name, changes)
         if name in known and known[name]["identity"] != trial.identity:
             raise MismatchError(
                 f"trial {name!r} of {config.how.output} had another configuration; give the new one a new name"
             )
         trials.append(trial)
+    _refuse_shared_ordinals(trials)
     return tuple(trials)
+
+
+def _refuse_shared_ordinals(trials: Sequence[Trial]) -> None:
+    """A number for several draws is none of them.
+
+    Raises:
+        InputError: two trials that share a sample or a holdout are given one ordinal.
+    """
+    given: dict[int, str] = {}
+    for trial in trials:
+        what = trial.run.what
+        if what.bound.trial == "auto" or (what.sample.is_full and what.bound.prior == "code"):
+            continue
+        other = given.setdefault(what.bound.trial, trial.name)
+        if other != trial.name:
+            raise InputError(
+                f"trials {other!r} and {trial.name!r}: evaluate.bound.trial {what.bound.trial} cannot number both; set "
+                "it to auto, which counts them"
+            )
 
 
 def remember(trials: tuple[Trial, ...], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`known` for the next start: what was known, and the new trials behind it in order."""
     found = {name: dict(entry) for name, entry in known.items()}
     for trial in trials:
-        found.setdefault(trial.name, {"ordinal": len(found) + 1, "identity": trial.identity})
+        found.setdefault(trial.name, {"identity": trial.identity})
     return found
 
 
-def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any], ordinal: int) -> Trial:
+def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any]) -> Trial:
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise InputError(f"trials: the name {name!r} must be letters, digits and . _ + -: it becomes a folder")
     tree: dict[str, Any] = {"train": copy.deepcopy(config.train), "evaluate": copy.deepcopy(config.evaluate)}
@@ -135,7 +154,7 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any], ordinal: 
     how = {**config.how.evaluate, "output": f"{folder}/run", "cache": cache}
     run = validate(RunConfig, {"what": {**tree["evaluate"], "corpus": corpus}, "how": how}, origin=origin)
     identity = [None if training is None else training.what.model_dump(mode="json"), run.what.model_dump(mode="json")]
-    return Trial(name, training, _numbered(run, ordinal, changes), sha256_hex(canonical_json(identity)))
+    return Trial(name, training, run, sha256_hex(canonical_json(identity)))
 
 
 def _change(tree: dict[str, Any], key: str, value: Any, trial: str) -> None:
@@ -153,15 +172,3 @@ def _change(tree: dict[str, Any], key: str, value: Any, trial: str) -> None:
         if not isinstance(node, dict):
             raise InputError(f"trial {trial!r}: {key!r}: {parent!r} is not a section of the config")
     node[leaf] = copy.deepcopy(value)
-
-
-def _numbered(run: RunConfig, ordinal: int, changes: Mapping[str, Any]) -> RunConfig:
-    """The run with its `trial`: an ordinal where artifacts share a draw or a holdout, or the claim is another one."""
-    what = run.what
-    shared = not what.sample.is_full or what.bound.prior == "holdout"
-    other_claim = any(key.split(".")[:2] == ["evaluate", "bound"] and key != "evaluate.bound.trial" for key in changes)
-    if not (shared or other_claim):
-        return run
-    # Other claims are numbered behind the first, which is that of all trials whose claim is the base's.
-    bound = what.bound.model_copy(update={"trial": what.bound.trial + (ordinal - 1 if shared else ordinal)})
-    return run.model_copy(update={"what": what.model_copy(update={"bound": bound})})

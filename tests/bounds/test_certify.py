@@ -222,3 +222,13 @@ def test_losses_that_a_forecast_meets_exactly_have_a_line():
     assert line.terms["oracle_gap"] == 0
     assert "gap_over_oracle" not in line.terms
     json.dumps(line.to_dict(), allow_nan=False)
+
+
+def test_sums_of_other_lines_than_the_tunings_are_refused():
+    """A row too many or too few would put one line's losses under another's bound."""
+    evidence = Evidence.from_losses(NLL, ENTROPY, RANK, vocab_size=V, top_k=CLAIM.top_k)
+    tunings = choose_tunings(evidence, CLAIM)
+    sums = line_sums(tunings, NLL, ENTROPY, RANK)
+    for other in (line_sums([*tunings, tunings[-1]], NLL, ENTROPY, RANK), sums.select(slice(0, 4))):
+        with pytest.raises(MismatchError, match=r"sums of . lines were given for 5 tunings"):
+            certify(tunings, other, CLAIM)

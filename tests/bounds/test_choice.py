@@ -9,9 +9,9 @@ import pytest
 from scipy.optimize import minimize
 
 from tokenbound.bounds import Claim, Evidence, SamplingPlan, certify, choose_tunings, line_sums
-from tokenbound.bounds.choice import best_m0_index
 from tokenbound.bounds.codes import elias_delta_bits, freedman_tune_bits, kappa_nats
 from tokenbound.bounds.constants import ALPHA_GRID, T_GRID
+from tokenbound.bounds.lines.azuma import best_m0_index
 from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
 from tokenbound.errors import InputError, MismatchError
 

@@ -24,7 +24,7 @@ from tokenbound.bounds import (
     relative_sums,
 )
 from tokenbound.bounds.coded import require_coded
-from tokenbound.bounds.relative import base_claim
+from tokenbound.bounds.relative_search import base_claim
 from tokenbound.errors import InputError, MismatchError
 
 V, SIZE = 300, 4000
@@ -155,3 +155,14 @@ def test_a_document_line_is_checked(forged: dict[str, Any]) -> None:
     forgery = replace(tuning, **forged)
     with pytest.raises(MismatchError):
         certify_document(forgery, document_sums(forgery, NLL, DOCUMENT), CLAIM)
+
+
+@pytest.mark.parametrize(("alpha", "y0"), [(0.5, -4.0), (0.5, 0.0), (2.0**-7, 0.0)])
+def test_a_floor_below_the_smallest_loss_does_not_widen_the_range(alpha: float, y0: float) -> None:
+    """y0' = max(A, y0): where y0 lies below A, lambda is t / (B - A), and nothing else is its code word."""
+    low, high = loss_interval_bits(alpha=alpha, vocab_size=V)
+    tuning = replace(TUNINGS[0], alpha=alpha, alpha_slope=0, t=0.5, y0=y0)
+    assert low > y0
+    require_coded(replace(tuning, lam=0.5 / (high - low)), CLAIM)
+    with pytest.raises(MismatchError, match="lambda"):
+        require_coded(replace(tuning, lam=0.5 / (high - y0)), CLAIM)

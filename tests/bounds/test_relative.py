@@ -32,7 +32,8 @@ from tokenbound.bounds import (
 from tokenbound.bounds.codes import freedman_tune_bits, relative_tune_bits
 from tokenbound.bounds.constants import RELATIVE_ROWS, RELATIVE_ROWS_PER_SHARD
 from tokenbound.bounds.exact import highest_value
-from tokenbound.bounds.relative import base_claim, excess_claim, relative_path
+from tokenbound.bounds.lines.relative import relative_path
+from tokenbound.bounds.relative_search import base_claim, excess_claim
 from tokenbound.errors import InputError, MismatchError
 
 V, SIZE = 300, 12_000
@@ -109,6 +110,22 @@ def test_delta_is_split_in_advance_and_all_tuning_is_paid(chosen):
     alone = certify_relative(tuning, sums, CLAIM)
     extra = math.log(7) / (tuning.base.lam * SIZE)
     assert picked.value - alone.value == pytest.approx(extra, abs=3e-9)
+
+
+@pytest.mark.parametrize(("prior", "paid"), [("code", 37.0), ("holdout", 0.0)])
+def test_the_base_pays_for_the_protocol_too(chosen, prior, paid):
+    """A base that was fixed beforehand is still applied in a way that may have been chosen on the tokens."""
+    columns, _ = chosen
+    split = {"artifact": 163.0, "protocol": 37.0}
+    claim, sums = replace(CLAIM, prior=prior), {}
+    for known in ({}, split):
+        tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim)
+        sums[len(known)] = certify_relative(
+            tuning, relative_sums(tuning, *columns), replace(claim, code_split=known)
+        ).terms["base_bound"]
+    extra = math.log(2) * paid / (tuning.base.lam * SIZE)
+    assert sums[2] - sums[0] == pytest.approx(extra, abs=3e-9)
+    assert (extra > 0) == (prior == "code")
 
 
 def test_a_small_change_of_a_good_base_is_certified_tighter_than_from_scratch():

@@ -21,7 +21,8 @@ from tokenbound.bounds import (
     sampling_path,
 )
 from tokenbound.bounds.exact import highest_value
-from tokenbound.bounds.sampling import expected_slacks, mixture_stakes, running_moments, total_upper_bounds
+from tokenbound.bounds.sampled_lines import expected_slacks
+from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
 from tokenbound.bounds.theorems import azuma_anytime_gap
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 

@@ -98,3 +98,19 @@ def test_intervals_of_an_array_agree_with_the_scalar_ones():
     lows, highs = loss_intervals_bits(alpha=alphas, vocab_size=50257)
     for alpha, low, high in zip(ALPHA_GRID, lows, highs, strict=True):
         assert (low, high) == pytest.approx(loss_interval_bits(alpha=alpha, vocab_size=50257), rel=1e-14)
+
+
+def test_the_smallest_loss_that_counts_as_zero_is_minus_1e_5():
+    at_zero = smoothed_loss_bits([0.0], alpha=0.1, vocab_size=256)
+    assert smoothed_loss_bits([-1e-5], alpha=0.1, vocab_size=256) == at_zero
+    with pytest.raises(InputError, match="below zero"):
+        smoothed_loss_bits([math.nextafter(-1e-5, -1.0)], alpha=0.1, vocab_size=256)
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, math.nan])
+def test_one_unusable_alpha_among_many_is_refused(bad):
+    for alphas in ([0.1, bad], [bad, 0.1]):
+        with pytest.raises(InputError, match="alpha"):
+            smoothed_loss_bits([1.0, 2.0], alpha=alphas, vocab_size=256)
+        with pytest.raises(InputError, match="alpha"):
+            loss_intervals_bits(alpha=alphas, vocab_size=256)

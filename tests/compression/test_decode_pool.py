@@ -17,14 +17,13 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.slow  # for a process needs seconds to start
-def test_processes_share_the_tensors_of_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_tensors_of_an_artifact() -> None:
     data = (GOLDEN / "every_codec.tokenbound").read_bytes()
     alone = decode_artifact(data)
-    monkeypatch.setattr(decode_pool, "WORTH_ELEMENTS", 0)
-    together = decode_artifact(data, workers=2)
-    assert list(together.tensors) == list(alone.tensors)
+    together = decode_pool.decode_in_processes(parse_artifact(data).coded, 2)
+    assert list(together) == list(alone.tensors)
     for name, tensor in alone.tensors.items():
-        other = together.tensors[name]
+        other = together[name]
         assert (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
         assert np.array_equal(tensor_bytes(other), tensor_bytes(tensor))
 
@@ -37,9 +36,8 @@ def test_the_error_of_a_process_names_the_tensor() -> None:
         decode_pool.decode_in_processes(coded, 2)
 
 
-def test_little_is_decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise AssertionError("processes were started")
-
-    monkeypatch.setattr(decode_pool, "decode_in_processes", refuse)
-    assert decode_artifact((GOLDEN / "every_codec.tokenbound").read_bytes(), workers=8).tensors
+def test_processes_are_started_where_there_is_much_to_decode() -> None:
+    coded = parse_artifact((GOLDEN / "every_codec.tokenbound").read_bytes()).coded
+    assert decode_pool.num_processes(coded, 8) == 1
+    large = [replace(coded[0], shape=(decode_pool.WORTH_ELEMENTS,))]
+    assert [decode_pool.num_processes(large, workers) for workers in (0, 1, 8)] == [1, 1, 8]

@@ -7,7 +7,14 @@ import torch
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.container import ArtifactError
-from tokenbound.compression.delta import apply_delta, encode_adapter, encode_difference, tensors_sha256
+from tokenbound.compression.delta import (
+    adapter_delta,
+    apply_delta,
+    difference,
+    encode_delta,
+    encode_difference,
+    tensors_sha256,
+)
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import InputError, MismatchError
@@ -64,58 +71,52 @@ def test_fine_tunes_that_are_none_are_refused(change: dict[str, torch.Tensor], m
 
 def adapter_tensors(rank: int = 3) -> dict[str, torch.Tensor]:
     make = torch.Generator().manual_seed(2)
-    prefix = "base_model.model.layers.0.q"
     return {
-        f"{prefix}.lora_A.weight": torch.randn(rank, 16, generator=make),
-        f"{prefix}.lora_B.weight": torch.randn(24, rank, generator=make),
-        "base_model.model.layers.0.norm.weight": torch.full((16,), 2.0),
+        "layers.0.q.lora_A.weight": torch.randn(rank, 16, generator=make),
+        "layers.0.q.lora_B.weight": torch.randn(24, rank, generator=make),
+        "layers.0.norm.weight": torch.full((16,), 2.0),
     }
 
 
-@pytest.mark.parametrize(("stabilized", "scaling"), [(False, 2.0), (True, 6 / 3**0.5)])
-def test_an_adapter_adds_its_scaled_product(stabilized: bool, scaling: float) -> None:
+@pytest.mark.parametrize("scaling", [2.0, 6 / 3**0.5])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_an_adapter_adds_its_scaled_product(scaling: float, transposed: bool) -> None:
     base, adapter = base_model(), adapter_tensors()
-    config = {"r": 3, "lora_alpha": 6, "use_rslora": stabilized, "peft_type": "LORA"}
-    artifact = decode_artifact(encode_adapter({}, base, adapter, config, LosslessSettings()))
-    tuned = apply_delta(artifact, base)
-    a, b = (adapter[f"base_model.model.layers.0.q.lora_{part}.weight"] for part in "AB")
-    torch.testing.assert_close(tuned["layers.0.q.weight"], base["layers.0.q.weight"] + scaling * (b @ a))
+    if transposed:
+        base["layers.0.q.weight"] = base["layers.0.q.weight"].T.contiguous()
+    delta = adapter_delta(base, adapter, scaling=scaling, transposed=transposed)
+    tuned = apply_delta(decode_artifact(encode_delta({}, delta, LosslessSettings())), base)
+    product = scaling * (adapter["layers.0.q.lora_B.weight"] @ adapter["layers.0.q.lora_A.weight"])
+    expected = base["layers.0.q.weight"] + (product.T if transposed else product)
+    torch.testing.assert_close(tuned["layers.0.q.weight"], expected)
     assert torch.equal(tuned["layers.0.norm.weight"], torch.full((16,), 2.0))
     assert torch.equal(tuned["layers.0.k.weight"], base["layers.0.k.weight"])
 
 
-def test_a_peft_adapter_as_saved_gives_the_merged_model(tmp_path: object) -> None:
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=8, vocab_size=20)).eval()
-    base = {name: value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=8, target_modules=["c_attn"], fan_in_fan_out=True))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    adapter = get_peft_model_state_dict(wrapped)
-    config = wrapped.peft_config["default"].to_dict()
-    tuned = apply_delta(decode_artifact(encode_adapter({}, base, adapter, config, LosslessSettings())), base)
-    merged = wrapped.merge_and_unload().state_dict()
-    for name in base:
-        torch.testing.assert_close(tuned[name], merged[name])
+@pytest.mark.parametrize("kind", ["adapter", "difference"])
+def test_a_side_that_is_untied_starts_as_a_copy(kind: str) -> None:
+    base, untied = base_model(), {"head.weight": "layers.0.q.weight"}
+    head = base["layers.0.q.weight"] + 1
+    if kind == "adapter":
+        delta = adapter_delta(base, {"head.weight": head}, scaling=1.0, untied=untied)
+    else:
+        delta = difference(base, {**base, "head.weight": head}, untied=untied)
+    assert set(delta.tensors) == {"head.weight"}
+    tuned = apply_delta(decode_artifact(encode_delta({}, delta, LosslessSettings())), base)
+    torch.testing.assert_close(tuned["head.weight"], head)
+    assert torch.equal(tuned["layers.0.q.weight"], base["layers.0.q.weight"])
+    for wrong in ({"head.weight": "nowhere"}, {"layers.0.k.weight": "layers.0.q.weight"}):
+        with pytest.raises(ArtifactError, match="untied"):
+            adapter_delta(base, {}, scaling=1.0, untied=wrong)
 
 
 @pytest.mark.parametrize(
-    ("change", "config", "message"),
+    ("change", "message"),
     [
-        ({}, {"use_dora": True}, "plain LoRA"),
-        ({}, {"peft_type": "IA3"}, "plain LoRA"),
-        ({"base_model.model.nowhere.lora_A.weight": torch.ones(3, 16)}, {}, "does not have"),
-        ({"base_model.model.layers.0.q.lora_B.weight": torch.ones(5, 3)}, {}, "does not fit"),
+        ({"nowhere.lora_A.weight": torch.ones(3, 16)}, "does not have"),
+        ({"layers.0.q.lora_B.weight": torch.ones(5, 3)}, "does not fit"),
     ],
 )
-def test_adapters_that_do_not_fit_are_refused(
-    change: dict[str, torch.Tensor], config: dict[str, object], message: str
-) -> None:
+def test_adapters_that_do_not_fit_are_refused(change: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        encode_adapter(
-            {}, base_model(), {**adapter_tensors(), **change}, {"r": 3, "lora_alpha": 6, **config}, LosslessSettings()
-        )
+        adapter_delta(base_model(), {**adapter_tensors(), **change}, scaling=2.0)

@@ -26,7 +26,7 @@ from rich.console import Console
 from tokenbound.compression.artifact import Artifact, decode_artifact, encode_artifact
 from tokenbound.compression.bytestreams import decode_text, encode_text
 from tokenbound.compression.container import read_container, varint, write_container
-from tokenbound.compression.delta import apply_delta, encode_adapter, encode_difference
+from tokenbound.compression.delta import adapter_delta, apply_delta, difference, encode_delta, encode_difference
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.ngram_codec import TensorSource, read_tree
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
@@ -61,13 +61,15 @@ def base_model() -> dict[str, torch.Tensor]:
     return {"q.weight": torch.randn(24, 16, generator=make), "norm.weight": torch.ones(16), "b.weight": torch.ones(6)}
 
 
+COPY = {"head.weight": "q.weight"}
+
+
 @lru_cache(maxsize=1)
 def seeds() -> dict[str, bytes]:
     """One artifact of every kind."""
     base, chosen = base_model(), RoundToNearestSettings(step=0.3)
     tuned = {**base, "q.weight": base["q.weight"] * 1.1, "norm.weight": base["norm.weight"] * 2}
     factors = {"q.lora_A.weight": torch.ones(2, 16), "q.lora_B.weight": torch.ones(24, 2)}
-    lora = {f"base_model.model.{name}": tensor for name, tensor in factors.items()}
     head = {WEIGHT: torch.ones(1, 16), BIAS: torch.zeros(1), **base}
     smoothed = {"model_type": "llama", SMOOTHING: {"alpha_min": 2.0**-10}}
     return {
@@ -75,13 +77,14 @@ def seeds() -> dict[str, bytes]:
         "static": (GOLDEN / "static.tokenbound").read_bytes(),
         "markov": (GOLDEN / "ngrams.tokenbound").read_bytes(),
         "difference": encode_difference({}, base, tuned, chosen),
-        "adapter": encode_adapter({}, base, lora, {"r": 2, "lora_alpha": 4}, LosslessSettings()),
+        "adapter": encode_delta({}, adapter_delta(base, factors, scaling=2.0), LosslessSettings()),
+        "untied": encode_delta({}, difference(base, {**tuned, "head.weight": base["q.weight"]}, untied=COPY), chosen),
         "smoothing": encode_artifact(smoothed, head, chosen, tokenizer=b"tokens" * 9),
         "repeats": encode_artifact({}, {f"{n}.{name}": base[name] for n in "abc" for name in base}, LosslessSettings()),
     }
 
 
-KINDS = ("codecs", "static", "markov", "difference", "adapter", "smoothing", "repeats")
+KINDS = ("codecs", "static", "markov", "difference", "adapter", "untied", "smoothing", "repeats")
 
 
 def use(data: bytes) -> None:
@@ -228,9 +231,8 @@ def test_an_adapter_with_a_scaling_that_is_no_number_is_refused(scaling: object)
 
 def test_factors_of_a_vector_are_refused() -> None:
     factors = {"b.lora_A.weight": torch.ones(2), "b.lora_B.weight": torch.ones(6)}
-    lora = {f"base_model.model.{name}": tensor for name, tensor in factors.items()}
     with pytest.raises(TokenboundError, match="does not fit"):
-        encode_adapter({}, base_model(), lora, {"r": 2, "lora_alpha": 4}, LosslessSettings())
+        adapter_delta(base_model(), factors, scaling=2.0)
 
 
 def test_names_are_neither_markup_nor_escapes() -> None:

@@ -163,9 +163,7 @@ def test_candidates_come_in_order_whatever_the_parts(counts: list[int], data: st
         lambda rows, places: (places, rows),
     )
     expected = [(row, place) for row, n in enumerate(counts) for place in range(first[row], first[row] + n)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngram_codec, "_MAX_BLOCK", 3)
-        parts = list(every.parts(sizes))
+    parts = list(every.parts(sizes, lookup_rows=3))
     assert [len(owners) for owners, _, _ in parts] == sizes
     assert [pair for owners, places, _ in parts for pair in zip(owners, places, strict=True)] == expected
 

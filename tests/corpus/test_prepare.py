@@ -18,7 +18,7 @@ from pyarrow.fs import LocalFileSystem
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tokenbound.config import CorpusConfig
-from tokenbound.corpus import prepare, prepared
+from tokenbound.corpus import prepare, prepared, stored
 from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus, tokenise_part
 from tokenbound.corpus.prepared import (
     Manifest,
@@ -166,7 +166,7 @@ def test_missing_bos_names_the_cure(tmp_path):
     ],
 )
 def test_token_documents_end_with_their_eos(tmp_path, monkeypatch, block, ids, eos, expected):
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", block)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", block)
     np.array(ids, dtype=np.uint16).tofile(tmp_path / "a.bin")
     np.array([9], dtype=np.uint16).tofile(tmp_path / "b.bin")
     paths = (tmp_path / "a.bin", tmp_path / "b.bin")
@@ -179,7 +179,7 @@ def test_token_documents_end_with_their_eos(tmp_path, monkeypatch, block, ids, e
 def test_npy_of_any_integer_type(tmp_path, dtype):
     ids = np.arange(200).astype(dtype)
     np.save(tmp_path / "a.npy", ids)
-    corpus = prepare_corpus(tokens_config(tmp_path / "a.npy", dtype=None), str(tmp_path / "out"))
+    corpus = prepare_corpus(tokens_config(tmp_path / "a.npy", dtype=None, vocab_size=200), str(tmp_path / "out"))
     assert documents(corpus) == [ids.tolist()]
 
 
@@ -218,13 +218,13 @@ def test_unusable_token_files_are_refused(tmp_path, content, fields, message):
 def test_unusable_arrays_are_refused(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(InputError, match=message):
-        prepare_corpus(tokens_config(tmp_path / "a.npy"), str(tmp_path / "out"))
+        prepare_corpus(tokens_config(tmp_path / "a.npy", dtype=None), str(tmp_path / "out"))
 
 
 def test_truncated_and_foreign_npy_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(100, np.uint16))
     whole = (tmp_path / "a.npy").read_bytes()
-    for content, message in ((whole[:-3], "does not hold as many ids"), (b"no array", "no readable .npy")):
+    for content, message in ((whole[:-3], "does not hold as many ids"), (b"no array", "not a readable .npy")):
         (tmp_path / "a.npy").write_bytes(content)
         with pytest.raises(InputError, match=message):
             prepare_corpus(tokens_config(tmp_path / "a.npy"), str(tmp_path / "out"))
@@ -371,8 +371,8 @@ def test_manifest_round_trip_and_tampering(tmp_path):
     sha256 = manifest.segments[0].parts[0].ids_sha256
     with pytest.raises(MismatchError, match="altered"):
         Manifest.from_json(manifest.to_json().replace(sha256.encode(), b"0" * 64))
-    with pytest.raises(InputError, match="version 2"):
-        Manifest.from_json(manifest.to_json().replace(b'"schema_version": 1', b'"schema_version": 2'))
+    with pytest.raises(InputError, match="version 3"):
+        Manifest.from_json(manifest.to_json().replace(b'"schema_version": 2', b'"schema_version": 3'))
     for damaged in (b"", b"[]", manifest.to_json()[:-5], b"{}"):
         with pytest.raises(InputError, match="damaged"):
             Manifest.from_json(damaged)

@@ -144,7 +144,7 @@ def test_empty_directory_is_refused(tmp_path):
 
 def test_file_uris_are_paths(tmp_path):
     (tmp_path / "a b.txt").write_text("x")
-    assert documents(config("text", (tmp_path / "a b.txt").as_uri())) == [b"x"]
+    assert documents(config("text", (tmp_path / "a b.txt").as_uri())) == ["x"]
 
 
 def test_unknown_scheme_is_refused():
@@ -156,10 +156,10 @@ def test_unknown_scheme_is_refused():
 
 
 def test_text_is_one_document_per_file_byte_for_byte(tmp_path):
-    data = {"a.txt": b"line\r\nline\xff\x00", "b.txt": b""}
+    data = {"a.txt": b"\xef\xbb\xbfline\r\nline\xc3\xa9\x0c", "b.txt": b""}
     for name, content in data.items():
         (tmp_path / name).write_bytes(content)
-    assert documents(config("text", tmp_path)) == list(data.values())
+    assert [text.encode() for text in documents(config("text", tmp_path))] == list(data.values())
 
 
 def test_python_stdlib_is_every_module_and_nothing_installed():
@@ -240,14 +240,14 @@ def test_jsonl_lone_surrogates_become_replacement_characters(tmp_path):
         (b'{"text": ', "not a JSON object"),
         (b"[1]", "JSON list, not an object"),
         (b'{"body": "x"}', "no field 'text'.*body.*text_field"),
-        (b'{"text": null}', "NoneType, not text"),
-        (b'{"text": 3}', "int, not text"),
+        (b'{"text": null}', "must be a string, got NoneType"),
+        (b'{"text": 3}', "must be a string, got int"),
     ],
 )
 def test_bad_jsonl_lines_are_named(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "ok"}\n\n' + line + b"\n")
-    with pytest.raises(InputError, match=rf"a\.jsonl, line 3: .*{message}"):
+    with pytest.raises(InputError, match=rf"a\.jsonl', line 3: .*{message}"):
         documents(config("jsonl", path))
 
 
@@ -297,16 +297,18 @@ def test_parquet_without_the_column_names_the_others(tmp_path):
         documents(config("parquet", tmp_path))
 
 
-@pytest.mark.parametrize(("column", "kind"), [(["x", None], "null"), ([1, 2], "int")])
+@pytest.mark.parametrize(
+    ("column", "kind"), [(["x", None], "row 1: column 'text' is null"), ([1, 2], "column 'text' is int64")]
+)
 def test_parquet_rows_without_text_are_named(tmp_path, column, kind):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=rf"row \d: column 'text' is {kind}"):
+    with pytest.raises(InputError, match=kind):
         documents(config("parquet", tmp_path))
 
 
 def test_file_that_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InputError, match="no readable Parquet"):
+    with pytest.raises(InputError, match="not a readable Parquet"):
         documents(config("parquet", tmp_path))
 
 
@@ -368,3 +370,79 @@ def test_cause_of_a_failed_load_is_told(tmp_path, datasets):
     (tmp_path / "a.jsonl").write_bytes(b"{broken\n")
     with pytest.raises(InputError, match="JSON"):
         find_files(config("hf", tmp_path / "a.jsonl", name="json"))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:1]", ["a"]),
+        ("train[1:]", ["b", "c", "d"]),
+        ("train[:50%]", ["a", "b"]),
+        ("train[-1:]+train[:1]", ["d", "a"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["dataset", "splits", "directory", "builder"])
+def test_slices_apply_to_every_kind_of_dataset(tmp_path, datasets, split, expected, kind):
+    place, rows = tmp_path / "data", datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"]})
+    if kind == "dataset":
+        rows.save_to_disk(place)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(place)
+    else:
+        place.mkdir()
+        (place / "train.jsonl").write_bytes(jsonl(["a", "b", "c", "d"]))
+    if kind == "builder":
+        assert documents(config("hf", place / "train.jsonl", name="json", split=split)) == expected
+    else:
+        assert documents(config("hf", name=str(place), split=split)) == expected
+
+
+def test_a_dataset_saved_alone_is_taken_for_no_other_split(tmp_path, datasets):
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    for split in ("test", "test[:1]", "train+test", "nonsense[["):
+        with pytest.raises(InputError, match=r"split .* cannot be loaded"):
+            find_files(config("hf", name=str(tmp_path / "saved"), split=split))
+
+
+def test_the_slice_that_was_saved_is_its_own_split(tmp_path, datasets):
+    (tmp_path / "train.jsonl").write_bytes(jsonl(["a", "b"]))
+    datasets.load_dataset(str(tmp_path), split="train[:1]").save_to_disk(tmp_path / "saved")
+    assert documents(config("hf", name=str(tmp_path / "saved"), split="train[:1]")) == ["a"]
+    with pytest.raises(InputError, match="cannot be loaded"):
+        find_files(config("hf", name=str(tmp_path / "saved"), split="train"))
+
+
+@pytest.mark.parametrize("key", ["subset", "revision", "paths"])
+@pytest.mark.parametrize("kind", ["dataset", "splits", "directory", "builder"])
+def test_keys_of_a_dataset_apply_or_are_refused(tmp_path, datasets, key, kind):
+    place, rows = tmp_path / "data", datasets.Dataset.from_dict({"text": ["a"]})
+    if kind == "dataset":
+        rows.save_to_disk(place)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": rows}).save_to_disk(place)
+    else:
+        place.mkdir()
+        (place / "train.jsonl").write_bytes(jsonl(["a"]))
+        (place / "other.jsonl").write_bytes(jsonl(["b"]))
+    name = "json" if kind == "builder" else str(place)
+    fields = {"paths": (str(place / "other.jsonl"),)} if key == "paths" or kind == "builder" else {}
+    if key == "paths" and kind in ("directory", "builder"):
+        assert documents(CorpusConfig(**CONFIG, name=name, **fields)) == ["b"]
+        return
+    fields |= {} if key == "paths" else {key: "v1"}
+    applies = kind == "directory" and key == "subset"  # the library looks for it, and finds none
+    with pytest.raises(
+        InputError, match="'v1' not found" if applies else rf"corpus\.{key}: .* does not apply to .*remove"
+    ):
+        find_files(CorpusConfig(**CONFIG, name=name, **fields))
+
+
+CONFIG = {"source": "hf", "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False, "add_eos": False}
+
+
+def test_files_that_the_library_does_not_take_are_counted(tmp_path, datasets):
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_bytes(jsonl(["a"]))
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    assert sources.find_corpus(config("hf", name=str(tmp_path))).skipped == {"not read by datasets": 2}

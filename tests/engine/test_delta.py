@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -25,7 +27,7 @@ from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.models.delta import read_base
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, losses_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -120,17 +122,17 @@ def test_a_fine_tune_pays_for_its_delta_alone(
     verify_beside(path)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     arguments = {"losses": str(path.parent), "artifact": artifact, "windows": 4}
-    assert rescore(certificate, config_of(tree), **arguments) < 1e-4
+    assert rescore(certificate, config_of(tree), **arguments).largest_difference_nats < 1e-4
     with pytest.raises(IncompleteError, match="--base"):
         rescore(certificate, config_of(run_tree()), **arguments)
     with pytest.raises(MismatchError, match="not the certificate's"):
         rescore(certificate, config_of(tree), base=str(fine_tune), **arguments)
     for column in ("base_entropy", "base_nll"):  # both are forged in the second round, which names the first found
-        forge(directory, certificate.num_shards, column)
+        digest = forge(directory, certificate.num_shards, column)
         with pytest.raises(MismatchError):
             verify_beside(path)
         with pytest.raises(MismatchError, match=column):
-            rescore(certificate, config_of(tree), **arguments)
+            rescore(certificate.model_copy(update={"losses_sha256": digest}), config_of(tree), **arguments)
 
 
 def check_document_line(certificate: Certificate, directory: RunDirectory) -> None:
@@ -165,13 +167,15 @@ def first_losses(checkpoint: Path, text_folder: Path, length: int) -> np.ndarray
     return -logits.gather(-1, window[:, 1:, None]).flatten().numpy()
 
 
-def forge(directory: RunDirectory, shards: int, column: str) -> None:
-    """Make a column a tenth smaller and commit it as a scorer would."""
+def forge(directory: RunDirectory, shards: int, column: str) -> str:
+    """Make a column a tenth smaller and commit it as a scorer would; returns the digest of all losses."""
+    records = []
     for shard in range(shards):
         record = directory.record(shard)
         losses = directory.losses(record)
         forged = replace(losses, **{column: getattr(losses, column) * np.float32(0.9)})
-        directory.commit(shard, forged, record.evidence, record.scoring_fingerprint)
+        records.append(directory.commit(shard, forged, record.evidence, record.scoring_fingerprint))
+    return losses_sha256(records)
 
 
 @pytest.mark.usefixtures("scored_here")
@@ -195,6 +199,48 @@ def test_a_sampled_adapter_from_the_command_line(
     hidden = certificate.model_copy(update={"declarations": {**certificate.declarations, "num_bases": 1}})
     with pytest.raises(MismatchError, match="declarations"):
         hidden.verify(losses=path.parent, artifact=out)
+
+
+@pytest.mark.usefixtures("scored_here", "compressed_here")
+def test_another_base_and_other_weights_stand_on_the_certificate(
+    run_tree: Tree, adapter: Path, fine_tune: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "adapter"
+    shutil.copytree(adapter, renamed)
+    config = json.loads((renamed / "adapter_config.json").read_text())
+    (renamed / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    (renamed / "pytorch_model.bin").write_bytes(b"another model")
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 2048}
+    model = delta_model(renamed, tiny_checkpoint, compress={"method": "lossless"})
+    certificate, path = run(run_tree(model=model, windows=windows))
+    assert certificate.model["adapter_base"] == "org/other"
+    assert certificate.model["other_weights"] == ["pytorch_model.bin"]
+    words = [" ".join(certificate.table().split()), (path.parent / "report.html").read_text()]
+    for text in words:
+        assert "The adapter says that it was trained on org/other; it was scored on the base" in text
+        assert "The checkpoint also holds pytorch_model.bin, which were not read" in text
+    verify_beside(path)
+    hidden = {key: value for key, value in certificate.model.items() if key != "adapter_base"}
+    with pytest.raises(MismatchError, match="adapter_base"):
+        certificate.model_copy(update={"model": hidden}).verify(
+            losses=path.parent, artifact=path.parent / "artifact.tokenbound"
+        )
+
+
+@pytest.mark.usefixtures("compressed_here")
+def test_an_adapter_that_becomes_a_difference_is_still_searched_by_step(
+    run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """DoRA's factors are merged; there is no calibration of what they change."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=1, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), config).save_pretrained(tmp_path)
+    settings = AutoSettings(low=1e-4, high=1e-2, tries=2)
+    data = compress_checkpoint(str(tmp_path), settings, config_of(run_tree()), str(tiny_checkpoint))
+    assert parse_artifact(data).base["kind"] == "difference"
+    assert parse_artifact(data).settings["method"] == "rtn"
 
 
 TRIED = re.compile(r"(rate|step) (\S+): (\d+) bytes, predicted bound (\S+) bits/token")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tokenbound.compression.settings import KfacSettings
 from tokenbound.config import PretrainConfig, RunConfig, validate
 from tokenbound.engine import cluster, compress, evaluate, planning, sweep, train
 from tokenbound.engine.reevaluate import expand_models, reevaluate
@@ -107,7 +108,7 @@ def test_a_compression(bad: dict[str, tuple[Tree, str]], run_tree: Callable[...,
     with pytest.raises(InputError, match="absent does not exist"):
         compress.compress_checkpoint(str(tiny_checkpoint), settings, None, "./absent")
     with pytest.raises(InputError, match="needs tokens to calibrate on"):
-        compress.compress_checkpoint(str(tiny_checkpoint), compress.KfacSettings(), None)
+        compress.compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tokenbound.engine.evaluate import evaluate
 from tokenbound.engine.rescore import rescore
 from tokenbound.errors import InputError, MismatchError, TokenboundError
 from tokenbound.models.quantized.methods import arithmetic_of
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, losses_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -73,14 +73,15 @@ def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoi
     assert without_times(again) == without_times(certificate)
     assert (directory / "shards/00000.json").stat().st_mtime_ns == kept
 
-    worst = rescore(
+    found = rescore(
         certificate,
         validate(RunConfig, tree, origin="test"),
         losses=str(directory),
         artifact=(directory / "artifact.tokenbound").read_bytes(),
         windows=5,
     )
-    assert worst < 1e-4
+    assert found.largest_difference_nats < 1e-4
+    assert found.windows == 5
 
 
 @pytest.mark.usefixtures("scored_here")
@@ -100,11 +101,16 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
         ("tokens are not the corpus's", lambda losses: {"token": losses.token[::-1]}),
         ("column document is not the corpus's", lambda losses: {"document": losses.document + 1}),
     ):
-        for shard, losses in enumerate(honest):
-            record = directory.record(shard)
-            directory.commit(shard, replace(losses, **forge(losses)), record.evidence, record.scoring_fingerprint)
-        with pytest.raises(MismatchError, match=found):
+        records = [directory.record(shard) for shard in range(certificate.num_shards)]
+        records = [
+            directory.commit(old.shard, replace(losses, **forge(losses)), old.evidence, old.scoring_fingerprint)
+            for old, losses in zip(records, honest, strict=True)
+        ]
+        forged = certificate.model_copy(update={"losses_sha256": losses_sha256(records)})
+        with pytest.raises(MismatchError, match="losses_sha256"):
             rescore(certificate, config, losses=directory.uri, artifact=artifact, windows=10)
+        with pytest.raises(MismatchError, match=found):
+            rescore(forged, config, losses=directory.uri, artifact=artifact, windows=10)
     for shard, losses in enumerate(honest):
         record = directory.record(shard)
         directory.commit(shard, losses, record.evidence, record.scoring_fingerprint)
@@ -135,7 +141,8 @@ def test_a_quantized_checkpoint_as_deployed(
     verify_beside(path)
     artifact = (path.parent / "artifact.tokenbound").read_bytes()
     config = validate(RunConfig, tree, origin="test")
-    assert rescore(certificate, config, losses=str(path.parent), artifact=artifact, windows=3) < 1e-4
+    found = rescore(certificate, config, losses=str(path.parent), artifact=artifact, windows=3)
+    assert found.largest_difference_nats < 1e-4
 
     forged = certificate.model_copy(update={"model": {**certificate.model, "arithmetic": "kernels"}})
     with pytest.raises(MismatchError, match=r"model\.arithmetic"):
@@ -287,3 +294,34 @@ def test_progress_is_recorded(run_tree: Tree) -> None:
     events = [json.loads(line) for line in (path.parent / "progress.jsonl").read_text().splitlines()]
     assert events[0]["event"] == "start"
     assert events[-1]["done_tokens"] == events[-1]["total_tokens"]
+
+
+def test_a_certificate_says_what_of_the_corpus_was_read_and_how(run_tree: Tree, tmp_path: Path) -> None:
+    """In a run directory whose name is not ASCII, over several shards."""
+    folder = tmp_path / "d\u00e9j\u00e0"
+    folder.mkdir()
+    for number in range(4):
+        text = " ".join(f"caf\u00e9 {number * index}" for index in range(200))
+        (folder / f"{number}.txt").write_bytes(text.encode("latin-1"))
+    (folder / ".hidden.txt").write_text("x")
+    (folder / "same.txt").symlink_to("0.txt")
+    corpus = run_tree()["what"]["corpus"] | {"paths": [str(folder)], "encoding": "latin-1"}
+    windows = {"length": 32, "context": "document", "batch": 4, "shard_tokens": 2048}
+    tree = run_tree("run-\u00e9", corpus=corpus, windows=windows)
+    certificate, path = run(tree, replicas=2)
+    assert certificate.num_shards > 1
+    section = certificate.corpus
+    assert section["skipped"] == {"hidden": 1, "link to a listed file": 1}
+    assert section["encoding"] == "iso8859-1"
+    # Four first bytes are never predicted; the ends of the documents are, and spell nothing.
+    assert section["scored_text_bytes"] == section["text_bytes"] - 4
+    assert section["bytes_per_token"] == section["scored_text_bytes"] / certificate.num_tokens
+    assert certificate.bound_bits_per_byte == pytest.approx(
+        certificate.bound_bits * certificate.num_tokens / section["scored_text_bytes"], rel=1e-12
+    )
+    for text in (certificate.table(), path.with_name("report.html").read_text()):
+        flat = " ".join(text.split())
+        assert "hidden files or folders (1), links to files that are listed anyway (1)" in flat
+        assert "Text was decoded as" in flat
+        assert "iso8859-1" in flat
+    verify_beside(path)

@@ -35,6 +35,33 @@ time.sleep(120)
 """
 
 
+@pytest.mark.parametrize("count", [("count_shard", "run-é", 3, 1.0), ("count_retry", "run-é"), ("count_halving", "é")])
+def test_a_metric_takes_any_run_directory_and_never_stops_a_run(
+    count: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tokenbound.engine import metrics
+
+    tags: list[str] = []
+
+    class Failing:
+        def inc(self, value: float, labels: dict[str, str]) -> None:
+            tags.extend(labels.values())
+            raise RuntimeError("the exporter\nis gone")
+
+        set = inc
+
+    monkeypatch.setattr(metrics, "_counter", lambda name: Failing())
+    monkeypatch.setattr(metrics, "_gauge", lambda name: Failing())
+    name, *arguments = count
+    for _ in range(2):
+        getattr(metrics, name)(*arguments)
+    assert all(tag.isascii() for tag in tags)
+    assert tags
+    assert [record.getMessage() for record in caplog.records] == [
+        "metrics of this run are incomplete: the exporter is gone"
+    ]
+
+
 @pytest.mark.slow
 def test_prometheus_sees_the_run(run_tree: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.exporter.prometheus", reason="Ray exports metrics with ray[default]")

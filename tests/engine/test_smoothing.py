@@ -115,7 +115,7 @@ def test_a_certificate_prints_the_head_beside_fixed_alpha_and_alpha_of_entropy(
     assert lines["freedman"]["value"] == pytest.approx(best, abs=1e-6)
     assert certificate.head_alpha_min == 2.0**-6
     checked, run, data = verify_beside(path)
-    assert rescore(checked, validate_config(run), losses=run, artifact=data, windows=3) < 1e-4
+    assert rescore(checked, validate_config(run), losses=run, artifact=data, windows=3).largest_difference_nats < 1e-4
     for shown in (certificate.table(), (path.parent / "report.html").read_text()):
         assert all(name in shown for name in names)
 

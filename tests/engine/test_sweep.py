@@ -65,17 +65,18 @@ def config(tree: Tree, **changes: Any) -> SweepConfig:
     return validate(SweepConfig, {**tree, **changes}, origin="test")
 
 
-def ordinals(tree: Tree) -> list[int]:
-    return [trial.run.what.bound.trial for trial in expand_trials(config(tree), {})]
-
-
-def test_artifacts_are_trials_only_where_they_share_a_draw(tree: Tree) -> None:
-    assert ordinals(tree) == [1, 1]
-    sampled = {**tree["evaluate"], "sample": {"windows": 300}}
-    assert ordinals({**tree, "evaluate": sampled}) == [1, 2]
-    assert ordinals({**tree, "evaluate": {**sampled, "bound": {"trial": 5}}}) == [5, 6]
-    holdout = {**tree["evaluate"], "bound": {"prior": "holdout", "holdout_declaration": "nothing"}}
-    assert ordinals({**tree, "evaluate": holdout}) == [1, 2]
+def test_one_number_cannot_be_that_of_several_draws(tree: Tree) -> None:
+    """The register counts; a number given to all is refused before anything runs, except where all share one claim."""
+    numbered = {**tree["evaluate"], "bound": {"trial": 5}}
+    assert len(expand_trials(config({**tree, "evaluate": numbered}), {})) == 2
+    for shared in (
+        {"sample": {"windows": 300}},
+        {"bound": {"trial": 5, "prior": "holdout", "holdout_declaration": "no"}},
+    ):
+        with pytest.raises(
+            InputError, match=r"'fine' and 'coarse': evaluate\.bound\.trial 5 cannot number both; set it to"
+        ):
+            expand_trials(config({**tree, "evaluate": {**numbered, **shared}}), {})
 
 
 def test_what_is_trained_on_the_tokens_is_no_holdout(tree: Tree) -> None:
@@ -84,18 +85,10 @@ def test_what_is_trained_on_the_tokens_is_no_holdout(tree: Tree) -> None:
         expand_trials(config({**tree, "train": {"model": {}}, "trials": {"a": {}}, "evaluate": holdout}), {})
 
 
-def test_a_changed_claim_is_a_trial_of_its_own(tree: Tree) -> None:
-    claims = {"loss": {"evaluate.bound.methods": ["azuma"]}, "delta": {"evaluate.bound": {"delta": 0.01}}}
-    numbered = {"evaluate.bound.trial": 9}
-    assert ordinals({**tree, "trials": {**tree["trials"], **claims, "own": numbered}}) == [1, 1, 4, 5, 9]
-
-
-def test_an_ordinal_once_given_never_changes(tree: Tree) -> None:
-    tree["evaluate"]["sample"] = {"windows": 300}
+def test_a_trial_keeps_its_configuration(tree: Tree) -> None:
     known = remember(expand_trials(config(tree), {}), {})
     tree["trials"] = {"new": {"evaluate.model.compress.step": 0.5}, **tree["trials"]}
-    trials = expand_trials(config(tree), known)
-    assert {trial.name: trial.run.what.bound.trial for trial in trials} == {"fine": 1, "coarse": 2, "new": 3}
+    assert len(expand_trials(config(tree), known)) == 3
     tree["trials"]["fine"] = {"evaluate.model.compress.step": 0.2}
     with pytest.raises(MismatchError, match="'fine'"):
         expand_trials(config(tree), known)
@@ -142,9 +135,12 @@ def test_trials_are_certified_compared_and_resumed(tree: Tree, tmp_path: Path) -
     rows = json.loads((output / "sweep.json").read_text())
     assert [row["trial"] for row in rows] == ["fine", "coarse"]
     assert rows[0]["artifact_bytes"] > rows[1]["artifact_bytes"]
-    table = list(csv.DictReader((output / "sweep.csv").open()))
-    assert float(table[0]["freedman"]) == rows[0]["lines"]["freedman"]
-    assert len((output / "sweep.md").read_text().splitlines()) == 4
+    numbers = list(csv.DictReader((output / "sweep.csv").open()))
+    assert float(numbers[0]["freedman"]) == rows[0]["lines"]["freedman"]
+    table, said = (output / "sweep.md").read_text().split("\n\n", 1)
+    assert len(table.splitlines()) == 4
+    assert "This is the 1st configuration tried on this corpus (counted on this machine; declared)" in said
+    assert [row["ordinal"] for row in rows] == [1, 1], "each artifact pays its own code"
     assert "fine" in "".join(ElementTree.parse(output / "sweep.svg").getroot().itertext())
     assert all(f"{name}/run/certificate.json" in (output / "sweep.html").read_text() for name in ("fine", "coarse"))
     before = (output / "fine/run/certificate.json").read_bytes()

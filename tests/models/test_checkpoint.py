@@ -22,7 +22,15 @@ from transformers import (
 )
 
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import build_model, clean_architecture, read_checkpoint
+from tokenbound.models.checkpoint import (
+    blank_model,
+    build_model,
+    check_checkpoint,
+    clean_architecture,
+    other_weights,
+    read_checkpoint,
+)
+from tokenbound.models.replica import Replica
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -132,24 +140,139 @@ def test_sharded_checkpoints(saved):
     again = build(read_checkpoint(directory))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     shards[0].unlink()
-    with pytest.raises(InputError, match=f"{shards[0].name} is missing"):
+    with pytest.raises(InputError, match=f"the index .* is stale: it names {shards[0].name}, which is missing"):
         read_checkpoint(directory)
 
 
 def test_shard_index_is_checked(saved):
     directory, model = saved
+    (directory / "model.safetensors").unlink()
     model.save_pretrained(directory, max_shard_size="12KB")
     index = directory / "model.safetensors.index.json"
     content = json.loads(index.read_text())
     places = content["weight_map"]
     index.write_text(json.dumps({"weight_map": places | {"extra.weight": next(iter(places.values()))}}))
-    with pytest.raises(InputError, match=r"disagree about tensor 'extra\.weight'"):
+    with pytest.raises(
+        InputError, match=r"the index .* is stale: it and its shards disagree about tensor 'extra\.weight'"
+    ):
         read_checkpoint(directory)
     index.write_text(json.dumps({"weight_map": places | {"extra.weight": "../outside.safetensors"}}))
     with pytest.raises(InputError, match="not a file beside it"):
         read_checkpoint(directory)
     index.write_text("{}")
     with pytest.raises(InputError, match="weight_map"):
+        read_checkpoint(directory)
+
+
+def random_gpt2(seed):
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(CONFIGS["gpt2"]).eval()
+
+
+def loaded_by_transformers(directory):
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    return {name: tensor for name, tensor in model.state_dict().items() if "wte" in name}
+
+
+def same(ours, theirs):
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs if name in ours)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Shards with an index, and another model of the same shape in one file, of which transformers takes the latter."""
+    random_gpt2(1).save_pretrained(tmp_path / "model", max_shard_size="12KB")
+    random_gpt2(2).save_pretrained(tmp_path / "other")
+    return tmp_path / "model", tmp_path / "other" / "model.safetensors"
+
+
+def test_two_sets_of_weights_are_refused_by_both_names(sharded):
+    directory, single = sharded
+    shutil.copy(single, directory)
+    assert same(load_file(single), loaded_by_transformers(directory))
+    for look in (read_checkpoint, check_checkpoint):
+        with pytest.raises(
+            InputError, match=r"two sets of weights, model\.safetensors and model\.safetensors\.index\.json"
+        ):
+            look(directory)
+    (directory / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match=r"two sets of weights, model\.safetensors and model-00001-of-"):
+        read_checkpoint(directory)
+
+
+def test_an_index_of_the_one_file_is_one_set(saved):
+    directory, _ = saved
+    places = dict.fromkeys(load_file(directory / "model.safetensors"), "model.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert read_checkpoint(directory).tensors.keys() == places.keys()
+
+
+def test_shards_that_the_index_does_not_name(sharded):
+    directory, single = sharded
+    shutil.copy(single, directory / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        InputError, match=r"stale, or .* two sets of weights: model-00001-of-00002\.safetensors is not in"
+    ):
+        read_checkpoint(directory)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.fp16.safetensors",
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "model-q4.gguf",
+        "adapter_model.safetensors",
+    ],
+)
+def test_other_weights_are_named_and_not_read(name, saved, sharded, caplog):
+    directory, _ = saved
+    shutil.copy(sharded[1], directory / name)
+    for harmless in ("training_args.bin", "optimizer.pt", "rng_state_0.pth", "tokenizer.json"):
+        (directory / harmless).write_bytes(b"{}")
+    assert same(load_file(directory / "model.safetensors"), loaded_by_transformers(directory))
+    with caplog.at_level("WARNING", logger="tokenbound"):
+        assert same(read_checkpoint(directory).tensors, loaded_by_transformers(directory))
+    assert f"also holds {name}, which" in caplog.text
+    assert other_weights(directory) == [name]
+
+
+def test_an_adapter_beside_full_weights_is_refused_as_transformers_would_apply_it(saved):
+    from peft import LoraConfig, get_peft_model
+
+    directory, model = saved
+    plain = loaded_by_transformers(directory)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["c_attn"], modules_to_save=["wte"], fan_in_fan_out=True))
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 1
+    wrapped.save_pretrained(directory)
+    config = json.loads((directory / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(directory)
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    applied = AutoModelForCausalLM.from_pretrained(directory)
+    assert any("lora_A" in name for name, _ in applied.named_parameters())
+    assert not any("lora_A" in name for name in plain)
+    for look in (read_checkpoint, check_checkpoint):
+        with pytest.raises(InputError, match=r"full weights \(model\.safetensors\) and an adapter \(adapter_config"):
+            look(directory)
+
+
+def test_adapters_in_sub_folders_are_pointed_to(tmp_path):
+    (tmp_path / "french").mkdir()
+    (tmp_path / "french" / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no config\.json, but adapters in french; give the folder of one"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_config_that_names_other_weights_is_refused(saved):
+    directory, _ = saved
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    with pytest.raises(InputError, match=r"transformers_weights names the weights 'other\.safetensors'"):
         read_checkpoint(directory)
 
 
@@ -289,6 +412,98 @@ def test_unknown_quantizations_are_refused_early(saved):
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"quantized with 'aqlm'.*dequantize"):
         read_checkpoint(directory)
+
+
+SAME = {
+    "return_dict": False,
+    "use_return_dict": False,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "output_router_logits": True,
+    "torchscript": True,
+    "is_decoder": True,
+    "tie_encoder_decoder": True,
+    "problem_type": "regression",
+    "chunk_size_feed_forward": 4,
+    "pad_token_id": -1,
+    "eos_token_id": [1, 400],
+    "architectures": ["BertModel"],
+    "use_cache": "anything",
+    "gradient_checkpointing": True,
+    "temperature": 2.0,
+}
+"""Keys that change no logits."""
+
+REFUSED = {
+    "pruned_heads": ({"0": [1]}, r"pruned_heads = .*'0': \[1\].* is not supported; prune the weights"),
+    "pad_token_id": (61, r"llama architecture .* pad_token_id = 61 is outside the vocabulary of 61, so set it to null"),
+    "is_encoder_decoder": (True, "encoder-decoder"),
+    "tie_word_embeddings": ("yes", "llama config is not valid"),
+    "model_type": (["llama"], "not known to the installed transformers"),
+    "hidden_act": ("nope", "llama architecture does not define a model: KeyError: 'nope'; correct config.json"),
+    "num_attention_heads": (0, "llama .*; correct config.json"),
+    "rope_parameters": ({"rope_type": "nope"}, "llama .*; correct config.json"),
+    "sub_configs": ({}, "llama config is not valid"),
+    "to_dict": (1, "llama config is not valid"),
+}
+"""Keys with values of which no model can be made: one line that names the architecture and the cause."""
+
+
+@pytest.fixture(scope="module")
+def small_llama(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("llama"), make_model("llama")
+    model.save_pretrained(folder)
+    with torch.inference_mode():
+        return folder, json.loads((folder / "config.json").read_text()), model(torch.arange(20).view(1, 20)).logits
+
+
+@pytest.mark.parametrize("key", SAME)
+def test_keys_that_choose_outputs_change_no_losses(key, small_llama, tmp_path):
+    folder, config, expected = small_llama
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: SAME[key]}))
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    model = build(read_checkpoint(tmp_path))
+    with torch.inference_mode():
+        assert torch.equal(model(torch.arange(20).view(1, 20)).logits, expected)
+    replica = Replica(model, batch=2, length=16)
+    assert replica.head is not None  # the body's hidden states are found too
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_configs_that_define_no_model_are_refused_in_one_line(key, small_llama, tmp_path):
+    folder, config, _ = small_llama
+    value, message = REFUSED[key]
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    for look in (read_checkpoint, check_checkpoint):
+        with pytest.raises(InputError, match=message) as caught:
+            look(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_outputs_of_a_nested_config_are_left_out_too():
+    config = {**LlamaConfig(**SMALL, **HEADS).to_dict(), "inner": {"return_dict": False, "width": 2}}
+    assert blank_model(config).config.inner == {"width": 2}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("stored", ["one", "same", "other"])
+def test_a_tie_that_contradicts_the_tensors_is_what_transformers_loads_or_refused(tied, stored, tmp_path):
+    make_model("tied llama").save_pretrained(tmp_path)
+    tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    embeddings = tensors["model.embed_tokens.weight"]
+    if stored != "one":
+        tensors["lm_head.weight"] = embeddings + (stored == "other")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    if not tied and stored == "one":
+        with pytest.raises(InputError, match=r"no tensor for lm_head\.weight; they would be random"):
+            build(read_checkpoint(tmp_path))
+        return
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.arange(20).view(1, 20)
+    with torch.inference_mode():
+        assert torch.equal(build(read_checkpoint(tmp_path))(ids).logits, theirs(ids).logits)
 
 
 def test_nothing_in_a_config_names_code_to_run(saved):

@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tokenbound.models.delta import Weights, read_base
+from tokenbound.engine.compress import check_encoding
+from tokenbound.errors import InputError
+from tokenbound.models.delta import Weights, read_base, read_delta
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "model.safetensors"
@@ -80,17 +83,56 @@ def replica(queue: Any) -> None:
     queue.put(weights.identity["sha256"])
 
 
+def use_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send what asks for the hub to a server here."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_an_adapter_on_the_hub_is_fetched_beside_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1)
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "repository"
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    adapted.save_pretrained(adapter)
+    (adapter / "README.md").write_text("about it")
+    base, asked = read_base(str(tmp_path / "base")), Counter[str]()
+    with fake_hub(adapter, asked) as address:
+        use_hub(address, tmp_path / "cache", monkeypatch)
+        architecture = check_encoding("org/name", None, base=str(tmp_path / "base"))
+        assert set(asked) == {"adapter_config.json"}
+        assert read_delta("org/name", base)[1].tensors.keys() == read_delta(str(adapter), base)[1].tensors.keys()
+        assert set(asked) == {"adapter_config.json", "adapter_model.safetensors"}
+        with pytest.raises(InputError, match=r"adapter without its base model; name the base"):
+            check_encoding("org/name", None)
+    assert architecture["model_type"] == "gpt2"
+
+
+def test_an_adapter_on_the_hub_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    (tmp_path / "repository").mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"]}
+    (tmp_path / "repository" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "repository" / "adapter_model.bin").write_bytes(b"would run code")
+    with fake_hub(tmp_path / "repository", Counter()) as address:
+        use_hub(address, tmp_path / "cache", monkeypatch)
+        with pytest.raises(InputError, match=r"no adapter_model\.safetensors; .*adapter_model\.bin is a pickle"):
+            read_delta("org/name", read_base(str(tmp_path / "base")))
+
+
 def test_replicas_of_a_machine_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=40, n_embd=8, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "repository")
     asked: Counter[str] = Counter()
     with fake_hub(tmp_path / "repository", asked) as address:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        use_hub(address, tmp_path / "cache", monkeypatch)
         context = multiprocessing.get_context("fork")  # they inherit the address, and what is imported
         queue = context.Queue()
         processes = [context.Process(target=replica, args=(queue,)) for _ in range(3)]

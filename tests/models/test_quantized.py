@@ -13,7 +13,16 @@ import torch
 from quantized_support import save_compressed, save_torchao, save_with_layout
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AwqConfig,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTQConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.dtypes import tensor_bytes
@@ -22,8 +31,16 @@ from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import build_model, read_checkpoint
 from tokenbound.models.delta import read_base
 from tokenbound.models.probe import probe_causality
+from tokenbound.models.quantized.keys import KNOWN
 from tokenbound.models.quantized.layouts import LAYOUTS, unpack_stream
-from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, arithmetic_of, require_package
+from tokenbound.models.quantized.methods import (
+    METHODS,
+    QUANTIZATION,
+    RECORDS,
+    arithmetic_of,
+    method_of,
+    require_package,
+)
 from tokenbound.models.replica import Replica
 
 IDS = torch.arange(40).view(2, 20)
@@ -382,3 +399,124 @@ def test_no_delta_of_codes(plain: Path, tmp_path: Path) -> None:
     save_with_layout(plain, tmp_path, *DENSE["awq"])
     with pytest.raises(InputError, match="a delta cannot be taken of awq codes"):
         read_base(str(tmp_path))
+
+
+# --- Zero points and keys -----------------------------------------------------------------------------------------
+
+
+def symmetric_layer(bits: int, stored: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A layer of symmetric codes whose zero points are stored as one number, and its weights."""
+    torch.manual_seed(0)
+    codes = torch.randint(0, 1 << bits, (32, 64)).numpy()
+    scales = (torch.rand(2, 64) + 0.5).half()
+    zeros = torch.full((2, 64), stored).numpy()
+    parts = {
+        ".qweight": torch.from_numpy(layouts.pack_stream(codes, bits)),
+        ".qzeros": torch.from_numpy(layouts.pack_stream(zeros.T, bits)).T.contiguous(),
+        ".scales": scales,
+        ".g_idx": torch.arange(32, dtype=torch.int32) // 16,
+    }
+    centred = torch.from_numpy(codes).float() - (1 << bits - 1)
+    return parts, (centred * scales.float().repeat_interleave(16, 0)).T
+
+
+FORMATS = [{}, *({key: value} for key in ("checkpoint_format", "format") for value in ("gptq", "gptq_v2"))]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize("stated", FORMATS, ids=str)
+def test_symmetric_zeros_are_the_middle_whatever_the_format_says(
+    bits: int, newer: bool, stated: dict[str, str]
+) -> None:
+    (layout,) = LAYOUTS["gptq"]
+    parts, weights = symmetric_layer(bits, (1 << bits - 1) - (0 if newer else 1))
+    assert torch.equal(layout.restore(parts, {"bits": bits, "sym": True, **stated}), weights)
+    assert torch.equal(layout.restore(parts, {"bits": bits, **stated}), weights)
+    by_field = layout.restore(parts, {"bits": bits, "sym": False, **stated})
+    agrees = newer == ("gptq_v2" in stated.values())
+    assert torch.equal(by_field, weights) == agrees
+    parts, _ = symmetric_layer(bits, (1 << bits - 1) + 1)
+    with pytest.raises(InputError, match=r"sym is true, but the stored zero points .* save it again"):
+        layout.restore(parts, {"bits": bits, "sym": True, **stated})
+
+
+@pytest.mark.parametrize(
+    ("settings", "edit", "message"),
+    [
+        ({"checkpoint_format": "gptq", "format": "gptq_v2"}, {}, "disagree"),
+        ({"checkpoint_format": "gptq_v3"}, {}, "gptq_v3"),
+        ({"desc_act": True}, {".g_idx": None}, "no g_idx"),
+        ({}, {".g_idx": torch.zeros(32, dtype=torch.int32)}, "uses 1 of 2 groups"),
+    ],
+)
+def test_gptq_layers_that_kernels_read_differently_are_refused(
+    settings: dict[str, Any], edit: dict[str, Any], message: str
+) -> None:
+    (layout,) = LAYOUTS["gptq"]
+    parts = {name: part for name, part in ({**symmetric_layer(4, 7)[0], **edit}).items() if part is not None}
+    with pytest.raises(InputError, match=message):
+        layout.restore(parts, {"bits": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_point": False}, "zero_point is false"),
+        ({"group_size": 2 * GROUP}, "group_size 32 does not give"),
+        ({"version": "gemm", "format": "gemv"}, "gemm and gemv"),
+        ({"bits": 8}, "8 bits is not known"),
+    ],
+)
+def test_awq_keys_that_contradict_the_tensors(settings: dict[str, Any], message: str) -> None:
+    (layout,) = LAYOUTS["awq"]
+    parts, weights = layouts.awq(layouts.random_weights(64, 64), GROUP)
+    assert torch.equal(layout.restore(parts, {"group_size": GROUP, "zero_point": True}), torch.from_numpy(weights))
+    with pytest.raises(InputError, match=message):
+        layout.restore(parts, settings)
+
+
+ODD = [
+    ("gptq", "adapter", {"rank": 8}),
+    ("gptq", "rotation", "hadamard"),
+    ("gptq", "is_marlin_format", True),
+    ("gptq", "pack_dtype", "int64"),
+    ("gptq", "data_type", "mx_fp"),
+    ("gptq", "dynamic", {"+:.*q_proj": {"sym": False}}),
+    ("gptq", "dynamic", {"+:.*q_proj": {"rotation": "hadamard"}}),
+    ("awq", "backend", "llm-awq"),
+    ("awq", "rotation", "hadamard"),
+    ("bitsandbytes", "llm_int8_has_fp16_weight", True),
+    ("bitsandbytes", "bnb_4bit_quant_type", "int4"),
+    ("hqq", "quant_zero", True),
+    ("quip#", "had_left", True),
+    ("compressed-tensors", "kv_cache_scheme", {"num_bits": 8}),
+    ("compressed-tensors", "transform_config", {"config_groups": {"u": {}}}),
+    ("compressed-tensors", "sparsity_config", {"format": "sparse-24-bitmask"}),
+    ("torchao", "quant_type_kwargs", {"group_size": 8}),
+    *((name, "unheard_of_key", 1) for name in METHODS),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), ODD)
+def test_a_key_that_is_not_understood_is_refused(name: str, key: str, value: Any) -> None:
+    for empty in (None, False, "", {}, []):
+        method_of({QUANTIZATION: {"quant_method": name, key: empty}})
+    with pytest.raises(InputError, match=rf"quantization_config: {key} = .* is not understood for {name}; if it"):
+        method_of({QUANTIZATION: {"quant_method": name, key: value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("gptq", GPTQConfig(bits=4, sym=False, desc_act=True)),
+        ("awq", AwqConfig(bits=4)),
+        ("bitsandbytes", BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")),
+        ("bitsandbytes", BitsAndBytesConfig(load_in_8bit=True)),
+    ],
+)
+def test_every_key_that_transformers_writes_is_thought_about(name: str, config: Any) -> None:
+    """A key that a new version of transformers writes fails here until it is on a list."""
+    written = config.to_dict()
+    assert written.keys() <= KNOWN[name] | {"llm_int8_has_fp16_weight"}
+    assert method_of({QUANTIZATION: {**written, "quant_method": name}}) is not None

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from tokenbound.compression.artifact import encode_artifact
-from tokenbound.compression.delta import encode_adapter, encode_difference, tensors_sha256
+from tokenbound.compression.delta import adapter_delta, encode_delta, encode_difference, tensors_sha256
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.settings import LosslessSettings, RoundToNearestSettings
 from tokenbound.demo import demo_artifact
@@ -36,7 +36,7 @@ def delta(kind: str) -> bytes:
     if kind == "difference":
         return encode_difference({}, BASE, {**BASE, "n.weight": BASE["n.weight"] * 2}, RoundToNearestSettings())
     lora = {"layers.0.q.lora_A.weight": torch.ones(2, 16), "layers.0.q.lora_B.weight": torch.ones(24, 2)}
-    return encode_adapter({}, BASE, lora, {"r": 2, "lora_alpha": 4}, LosslessSettings())
+    return encode_delta({}, adapter_delta(BASE, lora, scaling=2.0), LosslessSettings())
 
 
 @pytest.mark.parametrize("compare", [False, True])

@@ -80,7 +80,9 @@ def test_a_name_is_whole_and_is_copied_as_it_is(trials, read_page):
 def test_certificates_of_different_claims_are_not_said_to_hold_at_once(trials, read_page):
     assert hold_together(trials)
     assert "all bounds below hold" in read_page(sweep_html(trials)).text
-    for change in ({"delta": 0.01}, {"prior": "holdout"}, {"sampled": True}, {"lines": {"azuma": 4.0}}):
+    protocol = {**trials[1].protocol, "length": 128}
+    changes = [{"delta": 0.01}, {"prior": "holdout"}, {"sampled": True}, {"lines": {"azuma": 4.0}}]
+    for change in (*changes, {"protocol": protocol}, {"base": "b" * 64}):
         mixed = [trials[0], replace(trials[1], **change)]
         text = read_page(sweep_html(mixed)).text
         assert "each certificate holds by itself" in text

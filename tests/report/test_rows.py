@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tokenbound import cli
+from tokenbound.report.html import html_report
 from tokenbound.report.rows import (
     LATEX_HEADER,
     MARKDOWN_HEADER,
@@ -123,3 +124,17 @@ def test_the_command_prints_every_form_from_the_certificate_alone(cases, tmp_pat
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
+
+
+def test_all_of_a_dataset_is_named(cases):
+    corpus = {"source": "hf", "name": "you/data", "subset": "en", "split": "train[:1]", "revision": "v1", "paths": []}
+    certificate = cases["full"].certificate.model_copy(
+        update={"corpus": {**cases["full"].certificate.corpus, **corpus}}
+    )
+    assert corpus_name(certificate) == "you/data (en, train[:1])"
+    [model] = model_index(certificate)
+    dataset = model["results"][0]["dataset"]
+    assert {"type": "you/data", "config": "en", "split": "train[:1]", "revision": "v1"}.items() <= dataset.items()
+    assert "hf you/data (subset en, split train[:1], revision v1)" in " ".join(certificate.table().split())
+    page = html_report(certificate)
+    assert all(f">{value}<" in page for value in ("you/data", "en", "train[:1]", "v1"))

@@ -44,7 +44,7 @@ def test_a_wide_table_is_set_closer_and_not_cut(cases, monkeypatch, name):
 
 
 def test_the_same_note_of_several_lines_is_said_once(cases):
-    line = {**cases["full"].certificate.bounds[0], "value": None, "note": "not computed: no ranks"}
+    line = {**cases["full"].certificate.bounds[0], "method": "kl", "value": None, "note": "not computed: no ranks"}
     found = notes([{**line, "top_k": 1}, {**line, "top_k": 10}])
     assert [text.plain for text in found] == ["top-1 error, top-10 error: not computed: no ranks"]
 

@@ -1,12 +1,13 @@
 """The mathematics: code lengths, bounds, the choice of tunings and their exact evaluation.
 
 NumPy and SciPy only; no I/O, no torch, no Ray. Reading order: `smoothing` (the loss and its interval), `codes` (what
-is paid), `theorems` (each bound as it is proved), then the reducer: `claim` (records), `evidence` (what shards say),
-`choice` (grid points), `exact` (sums over every loss), `sampling` (a sample for the whole), `certify` (printed
-lines), `relative` (models on a base), `document` (the baseline that counts documents).
+is paid), `theorems` (each bound as it is proved), `lines` (one class per bound: how it is tuned, coded, evaluated and
+printed; `lines/base` says how to add one). What they share is the reducer: `claim` (records), `evidence` (what shards
+say), `search` and `forecast_search` (grid points), `blocks` and `exact` (sums over every loss), `sampling` (a sample
+for the whole), `printing` and `certify` (printed lines), `curves` (what a report draws), and `reduction` (all of it).
 """
 
-from tokenbound.bounds.certify import certify, random_guess
+from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.codes import (
@@ -15,26 +16,27 @@ from tokenbound.bounds.codes import (
     kappa_nats,
     protocol_code_length_bits,
 )
-from tokenbound.bounds.document import (
+from tokenbound.bounds.evidence import Evidence, merge_evidence
+from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
+from tokenbound.bounds.lines.document import (
     DocumentSums,
     certify_document,
     choose_document,
     document_sums,
     merge_document_sums,
 )
-from tokenbound.bounds.evidence import Evidence, merge_evidence
-from tokenbound.bounds.exact import LineSums, line_sums, merge_sums
-from tokenbound.bounds.relative import (
+from tokenbound.bounds.lines.relative import (
     RelativeSums,
-    RelativeTuning,
     certify_relative,
-    choose_relative,
     merge_relative_sums,
     relative_sums,
 )
+from tokenbound.bounds.printing import random_guess
 from tokenbound.bounds.relative_evidence import RelativeEvidence, merge_relative_evidence
+from tokenbound.bounds.relative_search import RelativeTuning, choose_relative
 from tokenbound.bounds.rounding import format_bound, round_up
-from tokenbound.bounds.sampling import SamplingPath, first_prefix, sampling_path
+from tokenbound.bounds.sampled_lines import sampling_path
+from tokenbound.bounds.sampling import SamplingPath, first_prefix
 from tokenbound.bounds.smoothing import loss_interval_bits, loss_intervals_bits, smoothed_loss_bits
 from tokenbound.bounds.theorems import (
     azuma_anytime_bound,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from tokenbound.bounds.codes import elias_delta_bits, shared_tune_bits
 from tokenbound.bounds.constants import PILOT_TARGET_RATIO, SAMPLING_DELTA_SHARE
+from tokenbound.bounds.lines import automatic_bounds, bound_named, require_method
 from tokenbound.bounds.smoothing import check_vocab_size
 from tokenbound.errors import InputError
 
-LOSS_METHODS = ("freedman", "azuma")
-METHODS = (*LOSS_METHODS, "kl")
-"""What can be said about any losses."""
-DOCUMENT = "document"
-"""The document-level baseline: of another risk than R, so it is never the bound that a certificate quotes."""
+if TYPE_CHECKING:
+    from tokenbound.bounds.lines.base import Bound
+
+AlphaKind = Literal["constant", "entropy"]
+DEFAULT_METHODS = ("freedman", "azuma", "kl")
+"""The bounds that are printed unless others are named; they can be had of any losses."""
+
+PROTOCOL = "protocol"
+"""Name of the protocol's bits in `code_split`."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Claim:
     """Probability that any printed line fails."""
     num_tokens: int
     """m: scored positions of the whole corpus, counted exactly."""
-    methods: tuple[str, ...] = ("freedman", "azuma", "kl")
-    """Lines to print, named before scoring: `freedman`, `azuma`, `kl` (one line per top-k)."""
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """Bounds to print, named before scoring."""
     top_k: tuple[int, ...] = (1, 10, 100)
     """Top-k errors that `kl` bounds."""
     trial: int = 1
@@ -57,7 +62,8 @@ class Claim:
     alpha_min: float | None = None
     """With a smoothing head: the lower limit of its alphas, a constant of the hypothesis."""
     code_split: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Bits of `code_length_bits` by what they pay for, e.g. artifact, protocol, tokenizer."""
+    """Bits of `code_length_bits` by what they pay for, e.g. artifact, protocol, tokenizer. What stands under `protocol`
+    is paid by the base of a delta too."""
     what_if: bool = False
     """`num_tokens` is hypothetical: the same losses, a larger m. Never a certificate."""
     num_bases: int = 0
@@ -69,7 +75,7 @@ class Claim:
     head_alpha_min: float | None = None
     """Of a model with a smoothing head: the lower limit of the head's alphas, a constant of the hypothesis. Its
     `companions` are then printed too."""
-    alphas: Literal["any", "constant", "entropy"] = "any"
+    alphas: Literal["any"] | AlphaKind = "any"
     """What `freedman` may choose from: a constant alpha, alpha(H), or whichever is better."""
     beside_lines: int = 0
     """Lines that another claim about the same losses prints beside these; they count in K."""
@@ -87,21 +93,9 @@ class Claim:
             raise InputError(f"num_tokens must be positive, got {self.num_tokens!r}")
         if not (math.isfinite(self.code_length_bits) and self.code_length_bits >= 0):
             raise InputError(f"code_length_bits must be finite and >= 0, got {self.code_length_bits!r}")
-        known = {*METHODS, DOCUMENT}
-        if not self.methods or len(set(self.methods)) != len(self.methods) or not set(self.methods) <= known:
-            raise InputError(f"methods must name some of {(*METHODS, DOCUMENT)}, each once, got {self.methods!r}")
-        if self.methods == (DOCUMENT,):
-            raise InputError("`document` is a baseline: name another method beside it")
-        if DOCUMENT in self.methods and (self.num_documents is None or self.num_documents < 1):
-            raise InputError(f"`document` needs the number of documents with a scored token: {self.num_documents!r}")
         if self.num_bases < 0:
             raise InputError(f"num_bases counts the bases tried, from 1; got {self.num_bases!r}")
-        if self.num_bases and (self.has_alpha or self.head_alpha_min is not None):
-            raise InputError("a delta on a base cannot have a smoothing head: its excess is bounded at constant alphas")
-        if "kl" in self.methods and not (
-            self.top_k and len(set(self.top_k)) == len(self.top_k) and min(self.top_k) >= 1
-        ):
-            raise InputError(f"top_k must name positive ranks, each once, got {self.top_k!r}")
+        self._check_methods()
         if self.prior not in ("code", "holdout"):
             raise InputError(f"prior is `code` or `holdout`, got {self.prior!r}")
         if self.has_alpha != (self.alpha_min is not None):
@@ -116,32 +110,46 @@ class Claim:
             )
         elias_delta_bits(self.trial)
 
+    def _check_methods(self) -> None:
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise InputError(f"methods must name some bounds, each once, got {self.methods!r}")
+        baselines = [name for name in self.methods if not bound_named(require_method(name)).stands_alone]
+        if len(baselines) == len(self.methods):
+            raise InputError(f"`{baselines[0]}` is a baseline: name another method beside it")
+        for bound in self.bounds:
+            bound.check_claim(self)
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        """Those that may have lines in this claim: what comes with it by itself, then what `methods` names."""
+        return (*automatic_bounds(), *map(bound_named, self.methods))
+
     @property
     def lines(self) -> tuple[tuple[str, int | None], ...]:
-        """(method, top_k) of the lines that :func:`~tokenbound.bounds.certify.certify` prints, in order."""
-        loss: list[tuple[str, int | None]] = [(method, None) for method in self.methods if method in LOSS_METHODS]
-        return (*loss, *(("kl", k) for k in self.top_k if "kl" in self.methods))
+        """(method, top_k) of the lines that :func:`~tokenbound.bounds.certify.certify` prints, in order.
+
+        Those that bound the risk come first.
+        """
+        shared = sorted((bound for bound in self.bounds if bound.shares_pass), key=lambda bound: not bound.bounds_risk)
+        return tuple((bound.name, top_k) for bound in shared for top_k in bound.rows(self))
 
     @property
     def num_lines(self) -> int:
         """K, unavailable lines included: they were named before scoring."""
-        others = (self.num_bases > 0) + (DOCUMENT in self.methods)
-        return len(self.lines) + others + self.head_lines + self.beside_lines
+        return sum(len(bound.rows(self)) for bound in self.bounds) + self.head_lines + self.beside_lines
 
     @property
     def head_lines(self) -> int:
-        """How many lines a smoothing head adds: one for each bound on the loss, and what `freedman` has without it."""
-        return 0 if self.head_alpha_min is None else len(self._loss_methods) + len(self._compared_alphas)
+        """How many lines a smoothing head adds: one for each bound that knows it, and those to compare with."""
+        return 0 if self.head_alpha_min is None else self._smoothed_by_head + len(self._compared)
 
     @property
-    def _loss_methods(self) -> tuple[str, ...]:
-        return tuple(method for method in self.methods if method in LOSS_METHODS)
+    def _smoothed_by_head(self) -> int:
+        return sum(len(bound.rows(self)) for bound in self.bounds if bound.smooths_by_head)
 
     @property
-    def _compared_alphas(self) -> tuple[Literal["constant", "entropy"], ...]:
-        if "freedman" not in self.methods:
-            return ()
-        return ("constant", "entropy") if self.has_entropy else ("constant",)
+    def _compared(self) -> tuple[tuple[str, AlphaKind], ...]:
+        return tuple((bound.name, kind) for bound in self.bounds for kind in bound.compared_alphas(self))
 
     @property
     def companions(self) -> tuple[Claim, ...]:
@@ -151,19 +159,20 @@ class Claim:
         """
         if not self.head_lines:
             return ()
-        alone = replace(self, methods=("freedman",), head_alpha_min=None, beside_lines=self.num_lines - 1)
-        return (*(replace(alone, alphas=kind) for kind in self._compared_alphas), self.head_claim)
+        alone = replace(self, head_alpha_min=None, beside_lines=self.num_lines - 1)
+        compared = (replace(alone, methods=(name,), alphas=kind) for name, kind in self._compared)
+        return (*compared, self.head_claim)
 
     @property
     def head_claim(self) -> Claim:
         """What is claimed of the model as its own head smooths it; it holds together with this claim."""
         return replace(
             self,
-            methods=self._loss_methods,
+            methods=tuple(bound.name for bound in self.bounds if bound.smooths_by_head),
             has_alpha=True,
             alpha_min=self.head_alpha_min,
             head_alpha_min=None,
-            beside_lines=self.num_lines - len(self._loss_methods),
+            beside_lines=self.num_lines - self._smoothed_by_head,
         )
 
     @property
@@ -240,7 +249,7 @@ class Tuning:
     """The grid point of one line. Everything here is coded in `tune_bits`, or fixed by the hypothesis."""
 
     method: str
-    """`freedman`, `azuma` or `kl`."""
+    """Name of the bound."""
     vocab_size: int
     """V."""
     top_k: int | None = None
@@ -283,7 +292,7 @@ class Line:
     __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}  # the published schema describes each field
 
     method: str
-    """`freedman`, `azuma`, `kl`, `relative` or `document`."""
+    """Name of the bound: `freedman`, `azuma`, `kl`, `relative`, `document`, or that of a plugin."""
     top_k: int | None
     """k of an error line; null for a loss line."""
     value: float | None
@@ -308,7 +317,7 @@ class Line:
     @property
     def bounds_risk(self) -> bool:
         """Whether it bounds the risk per token that a certificate quotes: no error, and no risk of documents."""
-        return self.top_k is None and self.method != DOCUMENT
+        return self.top_k is None and bound_named(self.method).bounds_risk
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -317,3 +326,8 @@ class Line:
             "terms": dict(self.terms),
             "parameters": dict(self.parameters),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{each.name: data[each.name] for each in fields(cls)})

@@ -13,14 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenbound.bounds.claim import Claim, Tuning
-from tokenbound.bounds.codes import (
-    azuma_predictable_tune_bits,
-    azuma_tune_bits,
-    freedman_tune_bits,
-    kl_tune_bits,
-)
-from tokenbound.bounds.constants import ALPHA_GRID, ALPHA_SLOPES, AZUMA_LAMBDA_GRID, T_GRID
-from tokenbound.bounds.smoothing import loss_interval_bits
+from tokenbound.bounds.constants import ALPHA_GRID, T_GRID
+from tokenbound.bounds.lines.base import token_bound
 from tokenbound.errors import MismatchError
 
 _ROUNDING = 1e-9
@@ -28,7 +22,7 @@ _ROUNDING = 1e-9
 
 
 def require_coded(tuning: Tuning, claim: Claim) -> None:
-    """Refuse a tuning that the package's code cannot name, or that pays less than its code word.
+    """Refuse a tuning that its line's code cannot name, or that pays less than its code word.
 
     Args:
         tuning: of one line.
@@ -38,39 +32,15 @@ def require_coded(tuning: Tuning, claim: Claim) -> None:
         MismatchError: the field that is outside the code.
 
     >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=100, methods=("azuma",))
-    >>> require_coded(Tuning("azuma", vocab_size=256, alpha=0.125, tune_bits=azuma_tune_bits(
-    ...     m0_index=None, choose_alpha=True) + claim.shared_bits), claim)
+    >>> bound = token_bound("azuma")
+    >>> require_coded(bound.charged(Tuning("azuma", vocab_size=256, alpha=0.125), claim), claim)
     """
     if tuning.vocab_size != claim.vocab_size:
         raise MismatchError(f"a line was tuned for V = {tuning.vocab_size}, the claim says {claim.vocab_size}")
-    require_paid(tuning.method, tuning.tune_bits, _word_bits(tuning) + claim.shared_bits)
-    if tuning.unavailable is not None or tuning.method == "kl":
-        return
-    _require_smoothing(tuning, claim)
-    if tuning.method == "azuma" and tuning.alpha_column:
-        _require_member("lambda", tuning.lam, AZUMA_LAMBDA_GRID)
-    if tuning.method == "freedman":
-        low, high = loss_interval_bits(alpha=float(tuning.alpha or 0.0), vocab_size=claim.vocab_size)
-        require_forecast(tuning.coefficients, tuning.degree + 1, tuning.y0)
-        require_stake(tuning.t, tuning.lam, high - max(low, float(tuning.y0 or 0.0)))
-
-
-def _word_bits(tuning: Tuning) -> float:
-    if tuning.method == "kl":
-        return kl_tune_bits()
-    if tuning.method == "freedman":
-        return freedman_tune_bits(tuning.degree, choose_alpha=not tuning.alpha_column)
-    if tuning.alpha_column:
-        return azuma_predictable_tune_bits()
-    return azuma_tune_bits(m0_index=None, choose_alpha=True)
-
-
-def _require_smoothing(tuning: Tuning, claim: Claim) -> None:
-    if tuning.alpha_column:
-        _require_member("alpha", tuning.alpha, (claim.alpha_min,))
-    else:
-        _require_member("alpha", tuning.alpha, ALPHA_GRID)
-    _require_member("alpha_slope", tuning.alpha_slope, ALPHA_SLOPES if tuning.method == "freedman" else (0,))
+    bound = token_bound(tuning.method)
+    require_paid(tuning.method, tuning.tune_bits, bound.code_bits(tuning) + claim.shared_bits)
+    if tuning.unavailable is None:
+        bound.require_coded(tuning, claim)
 
 
 def require_paid(line: str, paid: float, length: float) -> None:
@@ -102,7 +72,7 @@ def require_stake(t: float | None, lam: float | None, distance: float) -> None:
     Raises:
         MismatchError: either is so.
     """
-    _require_member("t", t, T_GRID)
+    require_member("t", t, T_GRID)
     if t is None or lam is None or not math.isclose(lam * distance, t, rel_tol=_ROUNDING):
         raise MismatchError(f"lambda {lam!r} is not t / (B - y0') = {t!r} / {distance!r}")
 
@@ -113,9 +83,14 @@ def require_grid_alpha(name: str, alpha: float | None) -> None:
     Raises:
         MismatchError: it is outside.
     """
-    _require_member(name, alpha, ALPHA_GRID)
+    require_member(name, alpha, ALPHA_GRID)
 
 
-def _require_member(name: str, value: float | None, grid: Sequence[float | None]) -> None:
+def require_member(name: str, value: float | None, grid: Sequence[float | None]) -> None:
+    """Refuse a value that is not in its grid.
+
+    Raises:
+        MismatchError: it is not.
+    """
     if value not in grid:
         raise MismatchError(f"{name} {value!r} of a line is not in the grid that its code word points into")

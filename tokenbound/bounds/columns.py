@@ -4,15 +4,54 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, MismatchError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive windows of recorded losses, as a bound with a pass of its own reads them."""
+
+    columns: Mapping[str, NDArray[Any]]
+    """[T] each, by name: those recorded, of every token."""
+    failed: NDArray[np.bool_] | None
+    """[T] tokens of windows without a finite loss; None where there are none."""
+    window_lengths: Ints | None
+    """[W] tokens of each window, where a sample needs the sums of windows."""
+    worst_case: NDArray[np.bool_] | int
+    """Which windows failed ([W]), or without `window_lengths` how many tokens."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """A column of every token.
+
+        Raises:
+            MismatchError: it was not recorded.
+        """
+        if name not in self.columns:
+            raise MismatchError(f"the losses have no column `{name}`, which the claim needs; score them again")
+        return self.columns[name]
+
+    def finite(self, name: str) -> NDArray[Any]:
+        """A column of the tokens that have a finite loss.
+
+        Raises:
+            MismatchError: it was not recorded.
+        """
+        column = self[name]
+        return column if self.failed is None else column[~self.failed]
+
+    def find(self, name: str) -> NDArray[Any] | None:
+        """As :meth:`finite`; None where the column was not recorded."""
+        return self.finite(name) if name in self.columns else None
 
 
 def check_length(column: NDArray[Any], size: int, name: str) -> NDArray[Any]:

@@ -148,6 +148,11 @@ class Evidence:
         """Unsmoothed mean over the tokens with a finite loss, to 2^-32 nats per shard."""
         return self.sums["nll"] / _FIXED_POINT / max(self.num_tokens, 1)
 
+    @property
+    def mean_square_range(self) -> float:
+        """With an alpha column: mean of D_i^2, the squared ranges of the smoothed losses in bits."""
+        return self.sums["range_squared"] / _FIXED_POINT / self.num_tokens
+
     def cells(self) -> tuple[Ints, Floats, Floats]:
         """Counts, representative nll in nats and representative entropy in nats of the non-empty cells."""
         rows, columns = np.nonzero(self.histogram)

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import polygamma
 
-from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning
+from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.columns import Floats, Ints
 from tokenbound.bounds.constants import STAKE_CAP, STAKE_TARGET_FACTOR
-from tokenbound.bounds.exact import LineSums, highest_value
 from tokenbound.errors import IncompleteError, InputError
 
 _NEWTON_STEPS = 12
@@ -165,39 +164,25 @@ class SamplingPath:
         return np.asarray(self.upper - self.sample_mean, dtype=np.float64)
 
 
-def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampling: SamplingPlan) -> SamplingPath:
-    """Slack of every prefix of the draw, for one line.
+def path_of_windows(
+    values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
+) -> SamplingPath:
+    """Slack of every prefix of the draw, for values per token that never exceed ``highest_value``.
 
     The pilot's windows enter exactly. The others enter as u_j = sum over window j of (z_i - c), c the pilot's mean,
     each at most (z_max - c) s_max; the draw's total is c * (tokens outside the pilot) + sum of u_j.
 
     Args:
-        tuning: the line, chosen from the pilot.
-        line: its row in ``sums``.
-        sums: of a prefix of the draw, in draw order.
+        values: [W] sums of each window, in draw order.
+        window_lengths: [W] tokens of each window.
+        highest_value: z_max.
         claim: for delta, K and m.
         sampling: the plan.
 
     Raises:
         IncompleteError: no window beyond the pilot was scored.
-        InputError: sums without windows, or windows that contradict the plan.
-
-    >>> from tokenbound.bounds import line_sums
-    >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=10_000, methods=("kl",), top_k=(1,))
-    >>> plan = SamplingPlan(num_units=1_000, max_unit_tokens=10, pilot_units=8)
-    >>> top_1 = [Tuning("kl", vocab_size=256, top_k=1)]
-    >>> sums = line_sums(top_1, nll=[1.0] * 2_000, rank=[0, 0, 0, 0, 2] * 400, window_lengths=[10] * 200)
-    >>> path = sampling_path(top_1[0], 0, sums, claim, plan)
-    >>> [(int(path.num_windows[i]), round(float(path.slack[i]), 3)) for i in (41, 91, -1)]
-    [(50, 0.084), (100, 0.037), (200, 0.017)]
+        InputError: windows that contradict the plan.
     """
-    return path_of_windows(*_windows_of(line, sums), highest_value(tuning), claim, sampling)
-
-
-def path_of_windows(
-    values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
-) -> SamplingPath:
-    """:func:`sampling_path` for any windows' sums of per-token values that never exceed ``highest_value``."""
     pilot = sampling.pilot_units
     _check_windows(window_lengths, claim, sampling)
     centre = _pilot_centre(values, window_lengths, sampling)
@@ -212,27 +197,16 @@ def path_of_windows(
     )
 
 
-def expected_slacks(
-    tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampling: SamplingPlan
+def expected_slacks_of_windows(
+    values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
 ) -> dict[int, float]:
     """Slack per token that 2 n and 4 n windows would leave if the further ones were like the n drawn. No bound.
 
     The same sequence runs on over the windows beyond the pilot, repeated; a multiple beyond N is left out, since all
     windows leave no slack.
-
-    Args:
-        tuning: the line.
-        line: its row in ``sums``.
-        sums: of a prefix of the draw, in draw order.
-        claim: for delta, K and m.
-        sampling: the plan.
-
-    Raises:
-        InputError: sums without windows.
     """
-    values, lengths = _windows_of(line, sums)
-    units, pilot, highest = _centred(values, lengths, highest_value(tuning), sampling)
-    others, drawn = sampling.num_units - sampling.pilot_units, lengths.size
+    units, pilot, highest = _centred(values, window_lengths, highest_value, sampling)
+    others, drawn = sampling.num_units - sampling.pilot_units, window_lengths.size
     found = {}
     for factor in SLACK_MULTIPLES:
         if factor * drawn < sampling.num_units:
@@ -240,12 +214,6 @@ def expected_slacks(
             upper = float(_upper_totals(repeated, pilot, others, highest, claim, sampling)[-1])
             found[factor] = max(upper - others * float(repeated.mean()), 0.0) / claim.num_tokens
     return found
-
-
-def _windows_of(line: int, sums: LineSums) -> tuple[Floats, Ints]:
-    if sums.windows is None or sums.window_lengths is None:
-        raise InputError("a sampled run needs sums taken with window_lengths")
-    return sums.windows[line], sums.window_lengths
 
 
 def _centred(
@@ -311,7 +279,7 @@ def first_prefix(paths: Sequence[SamplingPath], slack_bits: float) -> int | None
     Raises:
         InputError: no line to watch.
 
-    >>> from tokenbound.bounds import line_sums
+    >>> from tokenbound.bounds import Tuning, line_sums, sampling_path
     >>> claim = Claim(256, 256, code_length_bits=0, delta=0.05, num_tokens=10_000, methods=("azuma",))
     >>> plan = SamplingPlan(num_units=1_000, max_unit_tokens=10, pilot_units=8)
     >>> azuma = (Tuning("azuma", vocab_size=256, alpha=0.1),)

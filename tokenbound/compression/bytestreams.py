@@ -208,9 +208,9 @@ def encode_general(data: Bytes, best_so_far: int | None = None) -> bytes:
 def promising_general(data: Bytes, best_so_far: int, margin: float) -> bytes | None:
     """A general codec's code of large data, if one promises to be shorter by more than `WORTH_TRYING`.
 
-    LZMA2 and zstd -19 see a sample only if a quick zstd of it, or LZMA2 of a small part, comes close to the code in hand,
-    and the better of them sees everything only if it is better than that. What repeats at a distance is not in a sample;
-    where much does, everything is given to both.
+    LZMA2 and zstd -19 see a sample only if a quick zstd of it, or LZMA2 of a small part, comes close to the code in
+    hand, and the better of them sees everything only if it is better than that. What repeats at a distance is not in
+    a sample; where much does, everything is given to both.
 
     Args:
         data: The bytes [n].

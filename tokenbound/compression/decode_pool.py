@@ -36,9 +36,14 @@ def decode_tensors(coded: Sequence[CodedTensor], workers: int) -> dict[str, torc
     Raises:
         ArtifactError: a payload is not what its codec writes; the message names the tensor.
     """
-    if workers < 2 or sum(item.elements for item in coded) < WORTH_ELEMENTS:
+    if num_processes(coded, workers) == 1:
         return {item.name: decode_tensor(item) for item in coded}
     return decode_in_processes(coded, workers)
+
+
+def num_processes(coded: Sequence[CodedTensor], workers: int) -> int:
+    """How many processes it is worth to decode in, this one included where it is alone."""
+    return max(1, workers) if sum(item.elements for item in coded) >= WORTH_ELEMENTS else 1
 
 
 def decode_in_processes(coded: Sequence[CodedTensor], workers: int) -> dict[str, torch.Tensor]:

@@ -7,6 +7,9 @@ everywhere.
 
     difference   tuned = base + decoded
     adapter      tuned = base + scaling * (B_1 A_1' + B_2 A_2' + ...)      (LoRA: Hu et al. 2021, arXiv 2106.09685)
+
+How the config of a LoRA adapter becomes such factors is in `tokenbound.models.adapters`. A fine-tune that changes one
+side of a tied pair names the copy in `untied`: the base's tensor is first copied under the other name.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbound.compression.artifact import Artifact, assemble_artifact
+from tokenbound.compression.artifact import Artifact, assemble_artifact, parse_artifact
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.methods import CompressionMethod
@@ -30,8 +33,8 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 
-_PEFT_PREFIX = "base_model.model."
-_UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "use_qalora", "megatron_config")
+NAMED_BASE = "adapter_base"
+"""Key of a delta's reference: the base that an adapter says it was trained on, where that is not the one given."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,13 @@ class Delta:
 
     tensors: dict[str, torch.Tensor]
     reference: dict[str, Any]
+
+
+def named_base(artifact: bytes) -> str | None:
+    """The base that an adapter inside an artifact says it was trained on, where that is not the one it was put on."""
+    reference = parse_artifact(artifact).base or {}
+    found = reference.get(NAMED_BASE)
+    return None if found is None else str(found)
 
 
 def tensors_sha256(tensors: Tensors) -> str:
@@ -81,17 +91,35 @@ def encode_difference(
     return _encode(architecture, difference(base, tuned), settings, calibration)
 
 
-def difference(base: Tensors, tuned: Tensors) -> Delta:
+def difference(base: Tensors, tuned: Tensors, *, untied: Mapping[str, str] | None = None) -> Delta:
     """The tensors that a fine-tune changed, as float32 differences.
+
+    Args:
+        base: The declared base's tensors.
+        tuned: The fine-tuned tensors.
+        untied: Names that only the fine-tune has, each with the base's tensor that it starts as a copy of.
 
     Raises:
         InputError: names or shapes differ, or a changed tensor is not floating point; by name.
     """
-    if set(base) != set(tuned):
-        raise InputError(f"base and fine-tune differ in tensors: {sorted(set(base) ^ set(tuned))[:5]}")
-    changes = {name: _difference(name, base[name], tuned[name]) for name in sorted(tuned)}
+    reference: dict[str, Any] = {"kind": "difference", "sha256": tensors_sha256(base)}
+    reference |= {"untied": dict(untied)} if untied else {}
+    full = _with_copies(base, reference)
+    if set(full) != set(tuned):
+        raise InputError(f"base and fine-tune differ in tensors: {sorted(set(full) ^ set(tuned))[:5]}")
+    changes = {name: _difference(name, full[name], tuned[name]) for name in sorted(tuned)}
     kept = {name: change for name, change in changes.items() if change is not None}
-    return Delta(kept, {"kind": "difference", "sha256": tensors_sha256(base)})
+    return Delta(kept, reference)
+
+
+def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The base's tensors, and those that a fine-tune untied from them."""
+    untied = reference.get("untied") or {}
+    if not isinstance(untied, Mapping) or any(
+        name in base or not isinstance(source, str) or source not in base for name, source in untied.items()
+    ):
+        raise ArtifactError("artifact: the untied tensors of the delta do not fit its base")
+    return {**base, **{name: base[source] for name, source in untied.items()}}
 
 
 def _encode(
@@ -113,59 +141,49 @@ def _difference(name: str, base: torch.Tensor, tuned: torch.Tensor) -> torch.Ten
     return tuned.detach().float().cpu() - base.detach().float().cpu()
 
 
-def encode_adapter(
+def encode_delta(
     architecture: Mapping[str, Any],
-    base: Tensors,
-    adapter: Tensors,
-    adapter_config: Mapping[str, Any],
+    delta: Delta,
     settings: CompressionMethod,
     *,
     calibration: Calibration | None = None,
 ) -> bytes:
-    """Encode a peft LoRA adapter: its A and B factors and any fully trained modules.
+    """Encode a delta that is already known.
 
     Args:
-        architecture: Config of the model.
+        architecture: Config of the fine-tuned model.
+        delta: From `difference` or `adapter_delta`.
+        settings: How to code its tensors.
+        calibration: For the methods that need one, by the delta's tensor names.
+    """
+    return _encode(architecture, delta, settings, calibration)
+
+
+def adapter_delta(
+    base: Tensors,
+    tensors: Tensors,
+    *,
+    scaling: float,
+    transposed: bool = False,
+    untied: Mapping[str, str] | None = None,
+) -> Delta:
+    """The factors of a low-rank update, and tensors that are replaced as a whole.
+
+    Args:
         base: The declared base's tensors.
-        adapter: As in `adapter_model.safetensors`.
-        adapter_config: As in `adapter_config.json`: `r`, `lora_alpha`, `use_rslora`, `fan_in_fan_out` are read.
-        settings: How to code the adapter's tensors.
-        calibration: For the methods that need one, by adapter tensor names.
+        tensors: By the base's names: `X.lora_A.weight` [r, inputs] and `X.lora_B.weight` [outputs, r] for a tensor
+            `X.weight`, and whole tensors under their own names.
+        scaling: Of every product; rounded to float32 where it is applied.
+        transposed: The base keeps the updated tensors as [inputs, outputs].
+        untied: New tensor names, each with the base's tensor that it starts as a copy of.
 
     Raises:
-        InputError: an adapter that is not plain LoRA, or does not fit the base; by name.
+        InputError: tensors that do not fit the base; by name.
     """
-    return _encode(architecture, adapter_delta(base, adapter, adapter_config), settings, calibration)
-
-
-def adapter_delta(base: Tensors, adapter: Tensors, adapter_config: Mapping[str, Any]) -> Delta:
-    """The factors of a peft LoRA adapter, named as in the base.
-
-    Raises:
-        InputError: an adapter that is not plain LoRA, or does not fit the base; by name.
-    """
-    scaling = _scaling(adapter_config)
-    tensors = {name.removeprefix(_PEFT_PREFIX): value for name, value in adapter.items()}
-    reference = {
-        "kind": "adapter",
-        "sha256": tensors_sha256(base),
-        "scaling": scaling,
-        "transposed": bool(adapter_config.get("fan_in_fan_out", False)),
-    }
-    _check_adapter(tensors, base, transposed=bool(reference["transposed"]))
-    return Delta(tensors, reference)
-
-
-def _scaling(config: Mapping[str, Any]) -> float:
-    """lora_alpha / r, or lora_alpha / sqrt(r) with rank stabilization; rounded to float32 where it is applied."""
-    kind = str(getattr(config.get("peft_type"), "value", config.get("peft_type", "LORA")))
-    used = [key for key in _UNSUPPORTED if config.get(key)]
-    if kind.upper() != "LORA" or used:
-        raise InputError(
-            f"only plain LoRA adapters can be encoded, not {kind} with {', '.join(used) or 'its settings'}"
-        )
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    reference = {"kind": "adapter", "sha256": tensors_sha256(base), "scaling": scaling, "transposed": transposed}
+    reference |= {"untied": dict(untied)} if untied else {}
+    _check_adapter(tensors, _with_copies(base, reference), transposed=transposed)
+    return Delta(dict(tensors), reference)
 
 
 def _target(name: str) -> tuple[str, str]:
@@ -205,9 +223,10 @@ def apply_delta(artifact: Artifact, base: Tensors) -> dict[str, torch.Tensor]:
         raise ArtifactError("artifact: this is not a delta artifact, or of a kind unknown to this version")
     if (found := tensors_sha256(base)) != reference.get("sha256"):
         raise MismatchError(f"this delta was made on base {reference.get('sha256')}; the given base is {found}")
+    full = _with_copies(base, reference)
     if reference["kind"] == "difference":
-        return {name: _add(name, base, artifact.tensors) for name in base}
-    return _apply_adapter(artifact.tensors, base, reference)
+        return {name: _add(name, full, artifact.tensors) for name in full}
+    return _apply_adapter(artifact.tensors, full, reference)
 
 
 def _add(name: str, base: Tensors, changes: Tensors) -> torch.Tensor:

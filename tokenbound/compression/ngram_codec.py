@@ -109,13 +109,18 @@ class Candidates:
     look: Callable[[Ints, Ints], tuple[Ints, Ints]]
     """Rows and places to symbols and expected levels."""
 
-    def parts(self, sizes: Iterable[int]) -> Iterator[Part]:
-        """All candidates in order, in parts of these sizes; the owner of a candidate is its row."""
+    def parts(self, sizes: Iterable[int], *, lookup_rows: int = _MAX_BLOCK) -> Iterator[Part]:
+        """All candidates in order, in parts of these sizes; the owner of a candidate is its row.
+
+        Args:
+            sizes: Candidates of each part.
+            lookup_rows: Rows whose spans are asked for at once.
+        """
         row = done = 0
         for size in sizes:
             owners, places = _none(0), _none(0)
             while len(owners) < size:
-                rows = np.arange(row, min(row + _MAX_BLOCK, self.num_rows))
+                rows = np.arange(row, min(row + lookup_rows, self.num_rows))
                 first, counts = self.spans(rows)
                 ends = np.cumsum(counts)
                 stop = min(done + size - len(owners), int(ends[-1]))

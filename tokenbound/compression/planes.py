@@ -78,7 +78,7 @@ def decode_planes(reader: Reader, data: Bytes) -> None:
             continue
         if index == data.shape[1] - 1:
             raise ArtifactError(f"artifact: {reader.what} split a plane that none is above")
-        where = data[:, index + 1 :].any(axis=1)
+        where: NDArray[np.bool_] = np.asarray(data[:, index + 1 :].any(axis=1))
         for _ in range(2):
             part = np.empty(np.count_nonzero(where), np.uint8)
             _decode_stream(reader, reader.byte(), part)

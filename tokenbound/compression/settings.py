@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Field, SerializeAsAny, TypeAdapter, WrapValidator
+from pydantic import Field, SerializeAsAny, TypeAdapter, ValidationInfo, WrapValidator
 
 from tokenbound.compression.methods import METHODS, CompressionMethod
 from tokenbound.compression.methods.auto import AutoSettings
@@ -29,16 +30,21 @@ __all__ = [
 BY_METHOD = Field(discriminator="method")
 
 
-def _of_any_method(value: Any, of_built_in: Callable[[Any], Any]) -> Any:
+def _of_any_method(value: Any, of_built_in: Callable[[Any], Any], info: ValidationInfo) -> Any:
     """Validate settings by the class of the method that they name, which a plugin may bring.
 
     Raises:
         ValueError: there is no such method, its plugin cannot be used, or the settings are not what it takes.
     """
     name = value.get("method") if isinstance(value, Mapping) else getattr(value, "method", None)
-    if not isinstance(name, str) or name in METHODS.built_in:
+    if not isinstance(name, str):
         return of_built_in(value)
-    return _of_plugin(METHODS.get(name)).validate_python(value)
+    method = METHODS.get(name)  # also of a built-in name, which a plugin must not claim
+    if name in METHODS.built_in:
+        return of_built_in(value)
+    if info.mode == "json":  # where a number as text is a mistake; pydantic does not say here whether it is
+        return _of_plugin(method).validate_json(json.dumps(value), strict=True)
+    return _of_plugin(method).validate_python(value)
 
 
 @cache

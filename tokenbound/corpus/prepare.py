@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,11 +27,14 @@ import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
 from tokenbound.config import CorpusConfig
+from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
 from tokenbound.corpus.prepared import (
+    SCHEMA_VERSION,
     CorpusRule,
     Manifest,
     PartRecord,
     PreparedCorpus,
+    Segment,
     append_segment,
     ids_path,
     load_manifest,
@@ -39,9 +43,17 @@ from tokenbound.corpus.prepared import (
     save_manifest,
     segment_name,
 )
-from tokenbound.corpus.sources import BLOCK_BYTES, SourceFile, digest_file, find_files, open_source, read_documents
+from tokenbound.corpus.sources import (
+    Listing,
+    SourceFile,
+    digest_file,
+    find_corpus,
+    find_files,
+    read_documents,
+)
+from tokenbound.corpus.stored import check_ids, stored_ids
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.filesystem import anchored, open_atomic, require_writable, resolve, write_bytes
 from tokenbound.store.uri import is_uri, join
 
@@ -74,6 +86,21 @@ class _Batch(NamedTuple):
     ends: npt.NDArray[np.int64]
     """Where documents end, counted from the start of the batch."""
     text_bytes: int
+    first_bytes: Sequence[int] = ()
+    """Of each document that begins in it, the bytes of text that its first token spells."""
+    replaced: int = 0
+    """Documents with a U+FFFD, where bytes may have been replaced."""
+
+
+class _Written(NamedTuple):
+    """What a part came to."""
+
+    offsets: npt.NDArray[np.int64]
+    text_bytes: int
+    ids_sha256: str
+    first_tokens_bytes: int
+    first_token_bytes: int
+    replaced_documents: int
 
 
 class _Job(NamedTuple):
@@ -97,26 +124,58 @@ def prepare_corpus(
     Raises:
         InputError: a source, its content or the tokenizer cannot be used, the corpus holds no id, or there is something
             to prepare and ``root`` cannot be written.
-        MismatchError: a file changed under its name or disappeared, or ``root`` was made by another rule.
+        MismatchError: a file changed under its name or disappeared, ``root`` was made by another rule, or by an earlier
+            version that read these files differently.
     """
     if config.tokenizer is not None:
         config = config.model_copy(update={"tokenizer": anchored(config.tokenizer)})
-    files = list(run(partial(digest_file, config), find_files(config)))
+    listing = find_corpus(config)
+    _log_skipped(listing)
+    files = list(run(partial(digest_file, config), listing.files))
     manifest = load_manifest(root) or Manifest(rule=corpus_rule(config))
     manifest.require_rule(corpus_rule(config))
     pending = pending_files(manifest, files)
+    names = [set(names) for names in segments] if segments is not None else [{file.name for file in pending}]
+    earlier = manifest.segments if manifest.version < SCHEMA_VERSION else ()
+    if earlier:
+        logger.info("the prepared corpus is of an earlier version; preparing it anew")
+        names = [{file.name for file in segment.files} for segment in earlier] + names
+        manifest, pending = Manifest(rule=manifest.rule), files
     if pending:  # a prepared corpus may be shared where this user only reads
         require_writable(root, field="how.cache (by default beside how.output)")
-    names = [set(names) for names in segments] if segments is not None else [{file.name for file in pending}]
     for chosen in names:
         new = [file for file in pending if file.name in chosen]
         if new:
             logger.info("tokenising %s files, %s bytes", f"{len(new):,}", f"{sum(file.bytes for file in new):,}")
+            pending = [file for file in pending if file.name not in chosen]
             name = segment_name(len(manifest.segments), new)
             jobs = _jobs(new, root, name)
             manifest = append_segment(manifest, name, new, list(run(partial(_tokenise_job, config), jobs)))
-            save_manifest(manifest, root)
-    return PreparedCorpus(root)
+            _require_same_ids(earlier, manifest)
+            if len(manifest.segments) >= len(earlier):
+                save_manifest(manifest, root)
+    return PreparedCorpus(root, listing.skipped)
+
+
+EXPECTED = (HIDDEN, LINKED, BROKEN)
+"""Rules by which nothing is missed."""
+
+
+def _log_skipped(listing: Listing) -> None:
+    for rule, count in listing.skipped.items():
+        names = ", ".join(map(repr, listing.examples.get(rule, [])))
+        level = logging.INFO if rule in EXPECTED else logging.WARNING
+        logger.log(level, "left out of the corpus by the rule `%s`: %s, such as %s", rule, f"{count:,}", names)
+
+
+def _require_same_ids(earlier: Sequence[Segment], manifest: Manifest) -> None:
+    """What an earlier version prepared is taken over only where it is read the same way today."""
+    for old, new in zip(earlier, manifest.segments, strict=False):
+        if (old.sha256, old.files) != (new.sha256, new.files):
+            raise MismatchError(
+                "the corpus was prepared by an earlier version that read some of its files differently; use another "
+                "how.cache and another how.output"
+            )
 
 
 def unprepared_files(config: CorpusConfig, root: str, *, run: Run = map) -> list[SourceFile]:
@@ -141,7 +200,10 @@ def cache_name(config: CorpusConfig) -> str:
     Raises:
         InputError: the tokenizer cannot be loaded.
     """
-    fields = config.model_dump(mode="json", exclude={"tokenizer", "tokenizer_is"})
+    # The rule holds the keys of the text, where they are not the default.
+    fields = config.model_dump(
+        mode="json", exclude={"tokenizer", "tokenizer_is", "encoding", "errors", "special_tokens"}
+    )
     fields["paths"] = [path if is_uri(path) else os.path.abspath(path) for path in config.paths]  # noqa: PTH100
     fields["rule"] = corpus_rule(config).to_dict()
     if config.source == "python-stdlib":
@@ -173,6 +235,9 @@ def corpus_rule(config: CorpusConfig) -> CorpusRule:
         bos_id=_required_id("bos", tokenizer.bos_id, config) if config.add_bos else None,
         eos_id=_required_id("eos", tokenizer.eos_id, config) if config.add_eos else None,
         text_field=config.text_field if config.source in ("jsonl", "parquet", "hf") else None,
+        encoding=None if config.encoding == "utf-8" else config.encoding,
+        errors=None if config.errors == "strict" else config.errors,
+        special_tokens=None if config.special_tokens == "text" else config.special_tokens,
     )
 
 
@@ -216,17 +281,20 @@ def tokenise_part(
     """
     rule = corpus_rule(config)
     with open_atomic(filesystem, ids_path(out_prefix)) as stream:
-        offsets, text_bytes, ids_sha256 = _write_ids(_batches(config, rule, files), rule.dtype, stream)
-    encoded = _npy(offsets)
+        written = _write_ids(_batches(config, rule, files), rule.dtype, stream)
+    encoded = _npy(written.offsets)
     write_bytes(filesystem, offsets_path(out_prefix), encoded)
     return PartRecord(
         name=out_prefix.rpartition("/")[2],
-        tokens=int(offsets[-1]),
-        documents=len(offsets) - 1,
-        text_bytes=text_bytes,
-        ids_sha256=ids_sha256,
+        tokens=int(written.offsets[-1]),
+        documents=len(written.offsets) - 1,
+        text_bytes=written.text_bytes,
+        ids_sha256=written.ids_sha256,
         offsets_sha256=hashlib.sha256(encoded).hexdigest(),
         rule_sha256=rule.digest,
+        first_tokens_bytes=written.first_tokens_bytes,
+        first_token_bytes=written.first_token_bytes,
+        replaced_documents=written.replaced_documents,
     )
 
 
@@ -246,7 +314,26 @@ def _tokenise_job(config: CorpusConfig, job: _Job) -> PartRecord:
 def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile]) -> Iterator[_Batch]:
     if config.source == "tokens":
         return (batch for file in files for batch in _stored_batches(file, rule))
-    return _text_batches(_tokenizer(config), rule, (text for file in files for text in read_documents(config, file)))
+    tokenizer = _tokenizer(config)
+    return _text_batches(tokenizer, rule, (text for file in files for text in _documents(config, file, tokenizer)))
+
+
+def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[str | bytes]:
+    """The documents of a file; under `special_tokens: refuse`, after looking for special tokens."""
+    documents = read_documents(config, file)
+    if config.special_tokens != "refuse" or not tokenizer.special_texts:
+        yield from documents
+        return
+    special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_texts, key=len, reverse=True))))
+    for number, text in enumerate(documents, start=1):
+        found = special.search(text if isinstance(text, str) else text.decode(errors="replace"))
+        if found:
+            raise InputError(
+                f"corpus file {file.path!r}, document {number}{' of its part' if file.span else ''}: its text holds "
+                f"the special token {found.group()!r} at character {found.start()}; remove it, or set "
+                "`corpus.special_tokens` to `text` or `parse`"
+            )
+        yield text
 
 
 def _spans(file: SourceFile, target_bytes: int) -> list[SourceFile]:
@@ -279,12 +366,27 @@ def _required_id(kind: str, token: int | None, config: CorpusConfig) -> int:
 
 def _text_batches(tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes]) -> Iterator[_Batch]:
     before, after = _as_ids(rule.bos_id, rule), _as_ids(rule.eos_id, rule)
+    parse, replace_errors = rule.special_tokens == "parse", rule.errors == "replace"
     for texts in _grouped(documents):
-        encoded = tokenizer.encode_batch(texts)
+        encoded = tokenizer.encode_batch(texts, parse_special=parse)
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64) + (len(before) + len(after))
         flat = np.concatenate([piece for ids in encoded for piece in (before, ids, after)])
-        text_bytes = sum(len(text) if isinstance(text, bytes) else len(text.encode()) for text in texts)
-        yield _Batch(flat, np.cumsum(lengths), text_bytes)
+        replaced = [text.count("\ufffd") if replace_errors and isinstance(text, str) else 0 for text in texts]
+        # A replaced byte became three; counted as one, nothing divides by more bytes than there were.
+        text_bytes = sum(_utf8_bytes(text) for text in texts) - 2 * sum(replaced)
+        first = (
+            [0] * len(texts)  # BOS spells nothing, and every token behind it is predicted
+            if len(before)
+            else [
+                tokenizer.first_token_bytes(text, ids, parse_special=parse)
+                for text, ids in zip(texts, encoded, strict=True)
+            ]
+        )
+        yield _Batch(flat, np.cumsum(lengths), text_bytes, first, sum(count > 0 for count in replaced))
+
+
+def _utf8_bytes(text: str | bytes) -> int:
+    return len(text) if isinstance(text, bytes) else len(text.encode())
 
 
 def _as_ids(token: int | None, rule: CorpusRule) -> Ids:
@@ -311,8 +413,8 @@ def _grouped(documents: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
 def _stored_batches(file: SourceFile, rule: CorpusRule) -> Iterator[_Batch]:
     """Ids of one `tokens` file, checked against the vocabulary and cut after each `eos_id`."""
     first = open_end = 0
-    for ids in _stored_ids(file, rule):
-        _check_ids(ids, first, file, rule)
+    for ids in stored_ids(file, rule):
+        check_ids(ids, first, file, rule)
         ends = np.flatnonzero(ids == rule.eos_id) + 1 if rule.eos_id is not None else np.empty(0, np.int64)
         first += len(ids)
         open_end = len(ids) - int(ends[-1]) if len(ends) else open_end + len(ids)
@@ -322,74 +424,30 @@ def _stored_batches(file: SourceFile, rule: CorpusRule) -> Iterator[_Batch]:
         yield _Batch(np.empty(0, rule.dtype), np.zeros(1, np.int64), 0)
 
 
-def _stored_ids(file: SourceFile, rule: CorpusRule) -> Iterator[npt.NDArray[np.integer[Any]]]:
-    with open_source(file) as stream:
-        dtype, count = _npy_layout(stream, file) if file.name.endswith(".npy") else _flat_layout(file, rule)
-        rest = b""
-        for block in iter(lambda: stream.read(BLOCK_BYTES), b""):
-            data = rest + block
-            whole = len(data) - len(data) % dtype.itemsize
-            rest = data[whole:]
-            ids = np.frombuffer(data[:whole], dtype=dtype)
-            count -= len(ids)
-            yield ids
-    if count or rest:
-        raise InputError(f"tokens file {file.path!r} does not hold as many ids as its size or header says; restore it")
-
-
-def _flat_layout(file: SourceFile, rule: CorpusRule) -> tuple[np.dtype[Any], int]:
-    if rule.stored_dtype is None:
-        raise InputError(f"tokens file {file.path!r} has no header; set `corpus.dtype` to uint16 or uint32")
-    dtype = np.dtype(rule.stored_dtype).newbyteorder("<")
-    if file.bytes % dtype.itemsize:
-        raise InputError(
-            f"tokens file {file.path!r} has {file.bytes} bytes, no multiple of the {dtype.itemsize} of "
-            f"`{rule.stored_dtype}`; correct `corpus.dtype` or restore the file"
-        )
-    return dtype, file.bytes // dtype.itemsize
-
-
-def _npy_layout(stream: IO[bytes], file: SourceFile) -> tuple[np.dtype[Any], int]:
-    """Read the header; what follows it is the ids. Nothing is unpickled."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(stream)
-    except ValueError as error:
-        raise InputError(f"tokens file {file.path!r} is no readable .npy: {' '.join(str(error).split())}") from None
-    if len(shape) != 1 or dtype.kind not in "ui":
-        raise InputError(f"tokens file {file.path!r} holds {dtype} {list(shape)}; save a one-dimensional integer array")
-    return dtype, shape[0]
-
-
-def _check_ids(ids: npt.NDArray[np.integer[Any]], first: int, file: SourceFile, rule: CorpusRule) -> None:
-    if not len(ids) or (ids.max() <= rule.max_id and ids.min() >= 0):
-        return
-    index = int(np.flatnonzero((ids > rule.max_id) | (ids < 0))[0])
-    raise InputError(
-        f"tokens file {file.path!r} holds id {int(ids[index])} at index {first + index}, outside `corpus.vocab_size` "
-        f"{rule.vocab_size}; correct `vocab_size` or `dtype`"
-    )
-
-
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
-def _write_ids(
-    batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes]
-) -> tuple[npt.NDArray[np.int64], int, str]:
-    """Stream ids out; returns document offsets, bytes of text and the SHA-256 of the ids."""
+def _write_ids(batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes]) -> _Written:
+    """Stream ids out."""
     digest = hashlib.sha256()
     ends = [np.zeros(1, dtype=np.int64)]
-    tokens = text_bytes = 0
+    tokens = text_bytes = first_tokens = first_token = replaced = 0
     for batch in batches:
         data = batch.ids.astype(dtype.newbyteorder("<"), copy=False).tobytes()
         stream.write(data)
         digest.update(data)
         ends.append(batch.ends + tokens)
+        if not tokens and len(batch.ids):
+            # The part's first token is that of its first document with one.
+            starts = np.concatenate([np.zeros(1, np.int64), batch.ends[:-1]])
+            first = int(np.argmax(batch.ends > starts)) if len(batch.ends) else 0
+            first_token = batch.first_bytes[first] if batch.first_bytes else 0
         tokens += len(batch.ids)
         text_bytes += batch.text_bytes
-    return np.concatenate(ends), text_bytes, digest.hexdigest()
+        first_tokens += sum(batch.first_bytes)
+        replaced += batch.replaced
+    offsets = np.concatenate(ends)
+    return _Written(offsets, text_bytes, digest.hexdigest(), first_tokens, first_token, replaced)
 
 
 def _npy(array: npt.NDArray[np.int64]) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -32,7 +32,9 @@ from tokenbound.store.uri import join
 T = TypeVar("T")
 Offsets = npt.NDArray[np.int64]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 did not say which text bytes belong to tokens that are never predicted, and read some files as text that
+were none. It can be opened; `prepare_corpus` makes it anew."""
 
 OPEN_PARTS = 64
 """Memory maps and offset tables kept open per reader; each map holds a file descriptor."""
@@ -57,6 +59,12 @@ class CorpusRule:
     """Column the text comes from, where there are columns."""
     stored_dtype: str | None = None
     """Id type of flat token files."""
+    encoding: str | None = None
+    """Encoding of the text; null for UTF-8."""
+    errors: str | None = None
+    """What became of bytes that are not in the encoding; null where they are refused."""
+    special_tokens: str | None = None
+    """What became of text that spells a special token; null where it is text like any other."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -69,8 +77,11 @@ class CorpusRule:
         return _sha256(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data, without the fields of `OPTIONAL_FIELDS` that are null: a digest stays when there is a new one."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in OPTIONAL_FIELDS}
+
+
+OPTIONAL_FIELDS = ("encoding", "errors", "special_tokens")
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,13 @@ class PartRecord:
     offsets_sha256: str
     rule_sha256: str
     """Digest of the rule it was made by: the tokenizer must be the same on every machine."""
+    first_tokens_bytes: int | None = None
+    """At least how many bytes of text the first tokens of all documents spell: a document's first token is never
+    predicted where contexts are documents. 0 where it is BOS. Null in manifests of version 1."""
+    first_token_bytes: int | None = None
+    """The same of the first token of the part alone, which is never predicted where a stream begins with it."""
+    replaced_documents: int = 0
+    """Under `errors: replace`, documents with a U+FFFD."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,19 @@ class Segment:
     def text_bytes(self) -> int:
         """Bytes of the original text."""
         return sum(part.text_bytes for part in self.parts)
+
+    def unpredicted_bytes(self, context: str) -> int | None:
+        """At least how many bytes of text belong to tokens that no window predicts; None where nobody counted them.
+
+        Args:
+            context: `document` or `packed`.
+        """
+        if context == "document":
+            counts = [part.first_tokens_bytes for part in self.parts]
+        else:
+            counts = [part.first_token_bytes for part in self.parts if part.tokens][:1]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     @cached_property
     def sha256(self) -> str:
@@ -152,6 +183,8 @@ class Manifest:
 
     rule: CorpusRule
     segments: tuple[Segment, ...] = field(default=())
+    version: int = SCHEMA_VERSION
+    """Of the form in which it was stored."""
 
     @property
     def tokens(self) -> int:
@@ -167,6 +200,30 @@ class Manifest:
     def text_bytes(self) -> int:
         """Bytes of the original text; 0 where the source held ids."""
         return sum(segment.text_bytes for segment in self.segments)
+
+    def predicted_bytes(self, context: str) -> int | None:
+        """At most how many bytes of text the predicted tokens spell, the divisor of bits per byte.
+
+        Null where the source held ids, where it is not known, or where there is nothing to divide by.
+
+        Args:
+            context: `document` or `packed`.
+        """
+        counts = [segment.unpredicted_bytes(context) for segment in self.segments]
+        known = [count for count in counts if count is not None]
+        if not self.text_bytes or len(known) < len(counts):
+            return None
+        return max(self.text_bytes - sum(known), 0) or None
+
+    @property
+    def replaced_documents(self) -> int:
+        """Under `errors: replace`, documents with a U+FFFD."""
+        return sum(part.replaced_documents for segment in self.segments for part in segment.parts)
+
+    @property
+    def empty_files(self) -> int:
+        """Files without a byte; they are read like others."""
+        return sum(file.bytes == 0 for segment in self.segments for file in segment.files)
 
     @property
     def vocab_size(self) -> int:
@@ -196,14 +253,18 @@ class Manifest:
             MismatchError: this corpus was prepared by another rule.
         """
         ours, theirs = self.rule.to_dict(), rule.to_dict()
-        changed = [f"{key} {ours[key]!r} -> {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
+        changed = [
+            f"{key} {ours.get(key)!r} -> {theirs.get(key)!r}"
+            for key in ours | theirs
+            if ours.get(key) != theirs.get(key)
+        ]
         if changed:
             raise MismatchError(f"corpus was prepared by another rule ({', '.join(changed)}); use another cache folder")
 
     def to_json(self) -> bytes:
         """Serialise."""
         tree = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.version,
             "corpus_sha256": self.corpus_sha256,
             "tokens_sha256": self.tokens_sha256,
             "rule": self.rule.to_dict(),
@@ -222,11 +283,11 @@ class Manifest:
         try:
             tree = json.loads(data)
             version = tree["schema_version"]
-            manifest = cls(CorpusRule(**tree["rule"]), tuple(_segment(item) for item in tree["segments"]))
+            manifest = cls(CorpusRule(**tree["rule"]), tuple(_segment(item) for item in tree["segments"]), version)
             stated = (tree["corpus_sha256"], tree["tokens_sha256"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"manifest of the prepared corpus is damaged: {error!r}; remove its folder") from None
-        if version != SCHEMA_VERSION:
+        if version not in (1, SCHEMA_VERSION):
             raise InputError(
                 f"manifest of the prepared corpus has version {version}; remove its folder and prepare anew"
             )
@@ -311,8 +372,12 @@ def offsets_path(prefix: str) -> str:
 class PreparedCorpus:
     """Random access to the ids of a prepared corpus; cheap to pickle, opened files stay behind."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, skipped: Mapping[str, int] | None = None) -> None:
         """Open a prepared corpus.
+
+        Args:
+            root: where it is.
+            skipped: how many files of the places named are not part of it, by the name of the rule.
 
         Raises:
             IncompleteError: nothing was prepared there.
@@ -323,14 +388,15 @@ class PreparedCorpus:
         if manifest is None:
             raise IncompleteError(f"no prepared corpus at {root!r}; prepare it first")
         self.root = root
+        self.skipped = dict(skipped or {})
         self.manifest = manifest
         self._filesystem, self._path = resolve(root)
         self._ids: OrderedDict[tuple[int, int], Ids] = OrderedDict()
         self._offsets: OrderedDict[tuple[int, int], Offsets] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[PreparedCorpus], tuple[str]]:
+    def __reduce__(self) -> tuple[type[PreparedCorpus], tuple[str, dict[str, int]]]:
         """Pickle by place."""
-        return PreparedCorpus, (self.root,)
+        return PreparedCorpus, (self.root, self.skipped)
 
     def read_ids(self, segment: int, start: int, stop: int) -> Ids:
         """Ids ``start`` to ``stop`` of a segment's stream, across parts, as a copy in the stored type.

@@ -1,7 +1,8 @@
 """Text to token ids: raw bytes, or any Hugging Face fast tokenizer.
 
 Only the tokenizer's text pipeline runs here: no truncation, no padding, no BOS/EOS template, no merge dropout.
-Text that looks like a special token is plain text: ``<s>`` in a document is three characters, never id 1.
+Text that looks like a special token is plain text: ``<s>`` in a document is three characters, never id 1, unless the
+config says `special_tokens: parse`.
 Putting BOS and EOS around documents is the corpus config's business (`tokenbound.corpus.prepare`).
 """
 
@@ -24,6 +25,9 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 BYTES_END_ID = 256
 """The one id of the `bytes` tokenizer that is no byte: the end of a document, used before one as BOS too."""
+
+HEAD_CHARACTERS = 64
+"""Of a document, what is tokenised again to see where its first token ends."""
 
 GENERIC_CLASSES = (None, "TokenizersBackend", "PreTrainedTokenizerFast")
 """Values of ``tokenizer_class`` that bring no BOS or EOS of their own."""
@@ -52,8 +56,20 @@ class Tokenizer(Protocol):
     def digest(self) -> str:
         """SHA-256 (hex) of `files`."""
 
-    def encode_batch(self, documents: Sequence[str | bytes]) -> list[Ids]:
-        """Ids of each document, without BOS or EOS; one array per document."""
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """How the special tokens are spelled."""
+
+    def encode_batch(self, documents: Sequence[str | bytes], *, parse_special: bool = False) -> list[Ids]:
+        """Ids of each document, without BOS or EOS; one array per document.
+
+        Args:
+            documents: texts.
+            parse_special: whether text that spells a special token becomes its id.
+        """
+
+    def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
+        """At least how many UTF-8 bytes of a document its first token spells; 0 where it has no token."""
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of ids, special ones left out."""
@@ -109,10 +125,16 @@ class BytesTokenizer:
         """SHA-256 (hex) of `files`."""
         return hashlib.sha256(self.files()).hexdigest()
 
-    def encode_batch(self, documents: Sequence[str | bytes]) -> list[Ids]:
+    special_texts: tuple[str, ...] = ()
+
+    def encode_batch(self, documents: Sequence[str | bytes], *, parse_special: bool = False) -> list[Ids]:
         """Byte values; text is encoded as UTF-8 first."""
         stored = (text.encode() if isinstance(text, str) else text for text in documents)
         return [np.frombuffer(data, dtype=np.uint8).astype(np.uint16) for data in stored]
+
+    def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
+        """One byte."""
+        return min(1, len(ids))
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of the byte ids; broken UTF-8 becomes U+FFFD."""
@@ -141,6 +163,8 @@ class FastTokenizer:
         self._files = _canonical({"tokenizer": self._definition, "bos_id": bos_id, "eos_id": eos_id})
         self._decoder = _build(self._definition)
         self._encoder = _plain_text_encoder(self._definition)
+        added = self._definition.get("added_tokens") or ()
+        self.special_texts: tuple[str, ...] = tuple(token["content"] for token in added if token["special"])
         ids = self._decoder.get_vocab(with_added_tokens=True).values()
         self.vocab_size = len(set(ids))
         self.max_id = max(ids, default=-1)
@@ -153,11 +177,28 @@ class FastTokenizer:
         """SHA-256 (hex) of `files`."""
         return hashlib.sha256(self._files).hexdigest()
 
-    def encode_batch(self, documents: Sequence[str | bytes]) -> list[Ids]:
+    def encode_batch(self, documents: Sequence[str | bytes], *, parse_special: bool = False) -> list[Ids]:
         """Ids of each document; bytes are decoded as UTF-8, undecodable ones becoming U+FFFD."""
-        texts = [text if isinstance(text, str) else text.decode(errors="replace") for text in documents]
-        encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._pipeline(parse_special).encode_batch_fast(_as_texts(documents), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
+
+    def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
+        """At least how many UTF-8 bytes of a document its first token spells: all up to where that token ends.
+
+        Only the beginning is tokenised again, with the places of its tokens; all of it where its end could matter.
+        """
+        if not len(ids):
+            return 0
+        [text], pipeline = _as_texts([document]), self._pipeline(parse_special)
+        for head in dict.fromkeys((text[:HEAD_CHARACTERS], text)):
+            found = pipeline.encode(head, add_special_tokens=False)
+            if len(head) == len(text) or (found.ids and found.ids[0] == ids[0] and found.offsets[0][1] < len(head)):
+                break
+        end = found.offsets[0][1] if found.ids else len(text)
+        return len(text[:end].encode())
+
+    def _pipeline(self, parse_special: bool) -> Any:
+        return self._decoder if parse_special else self._encoder
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of ids, special ones left out."""
@@ -166,6 +207,10 @@ class FastTokenizer:
     def files(self) -> bytes:
         """Canonical serialisation."""
         return self._files
+
+
+def _as_texts(documents: Sequence[str | bytes]) -> list[str]:
+    return [text if isinstance(text, str) else text.decode(errors="replace") for text in documents]
 
 
 # --- loading ---------------------------------------------------------------------------------------------------

@@ -134,11 +134,12 @@ def check_encoding(
         InputError: the files are not there, or the method cannot encode them.
     """
     from tokenbound.models.checkpoint import check_checkpoint
-    from tokenbound.models.delta import check_base, is_adapter
+    from tokenbound.models.delta import check_adapter, check_base, is_adapter
 
     method, path = settings or LosslessSettings(), local_copy(anchored(path))
     adapter = base is not None and is_adapter(path)
     if adapter:
+        check_adapter(path)
         _require_factors(method)
     if not has_text:
         _require_text(method)
@@ -239,10 +240,8 @@ class _Content:
     """What a delta says of its base."""
     base: Weights | None = None
 
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the tensors are an adapter's factors, of which there is no calibration."""
-        return self.reference is not None and self.reference["kind"] == "adapter"
+    is_adapter: bool = False
+    """Whether the tensors are an adapter's factors, or come from them: there is no calibration of those."""
 
 
 def _content(path: str, base: str | None, method: CompressionMethod) -> _Content:
@@ -252,15 +251,16 @@ def _content(path: str, base: str | None, method: CompressionMethod) -> _Content
         InputError: they cannot be read, or the method cannot encode this delta.
     """
     from tokenbound.models.checkpoint import read_checkpoint
-    from tokenbound.models.delta import read_base, read_delta
+    from tokenbound.models.delta import is_adapter, read_base, read_delta
 
     if base is None:
         checkpoint = read_checkpoint(local_copy(path))
         _require_exact(checkpoint.architecture, method, path)
         return _Content(checkpoint.architecture, checkpoint.tensors)
     weights = read_base(local_copy(base))
-    architecture, delta = read_delta(local_copy(path), weights)
-    content = _Content(architecture, delta.tensors, delta.reference, weights)
+    source = local_copy(path)
+    architecture, delta = read_delta(source, weights, base_name=base)
+    content = _Content(architecture, delta.tensors, delta.reference, weights, is_adapter(source))
     if content.is_adapter:
         _require_factors(method)
     return content

@@ -18,15 +18,15 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate import Certificate, SamplingRecord, claim_of, derived_fields
-from tokenbound.config import CorpusConfig, RunConfig
-from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.certificate import Certificate, SamplingRecord, SelectionRecord, claim_of, derived_fields
+from tokenbound.config import RunConfig
+from tokenbound.corpus.summary import corpus_section
 from tokenbound.engine.cluster import plain_errors, ray_session
 from tokenbound.engine.devices import replica_gpus
 from tokenbound.engine.graph import Placement, Shard, place_replicas, score_shards
 from tokenbound.engine.metrics import count_halving, count_shard
 from tokenbound.engine.parallel import ray_map
-from tokenbound.engine.preparation import Prepared, check_place, check_run, prepare, sample_size
+from tokenbound.engine.preparation import Prepared, artifact_plugins, check_place, check_run, prepare, sample_size
 from tokenbound.engine.progress import TokenProgress
 from tokenbound.engine.scoring import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory, TokenboundError
@@ -43,6 +43,7 @@ from tokenbound.store.run import (
     claim_file,
     losses_sha256,
     missing_shards,
+    scoring_environments,
 )
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,14 @@ def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
     prepared.run.log_progress(event="out_of_memory", batch=batch // 2)
     count_halving(prepared.run.uri)
     return batch // 2
+
+
+def _named_base(artifact: bytes) -> dict[str, str]:
+    """The base that an adapter says it was trained on, where that is another one."""
+    from tokenbound.compression.delta import NAMED_BASE, named_base
+
+    named = named_base(artifact)
+    return {} if named is None else {NAMED_BASE: named}
 
 
 def _applied_protocol(prepared: Prepared, records: Mapping[int, CommitRecord]) -> dict[str, Any]:
@@ -248,7 +257,7 @@ def _claim(prepared: Prepared, records: Mapping[int, CommitRecord], vocab_size: 
     from tokenbound.models.smoothing import alpha_min_of
 
     return claim_of(
-        prepared.config.what.bound,
+        prepared.bound,
         artifact_bytes=len(prepared.artifact),
         protocol=_applied_protocol(prepared, records),
         vocab_size=vocab_size,
@@ -268,7 +277,7 @@ def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None
         num_units=prepared.plan.num_windows,
         max_unit_tokens=prepared.plan.max_window_tokens,
         pilot_units=sample.pilot_windows,
-        trial=prepared.config.what.bound.trial,
+        trial=prepared.bound.ordinal,
         evaluation=sample.evaluation,
     )
 
@@ -282,7 +291,7 @@ def _reduce(
         IncompleteError: shards are missing.
         MismatchError: unscored windows that the claim does not count at the worst case.
     """
-    run, bound = prepared.run, prepared.config.what.bound
+    run, bound = prepared.run, prepared.bound
     missing = list(missing_shards(len(shards), records))
     if missing:
         some = ", ".join(map(str, missing[:8]))
@@ -328,13 +337,20 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     reduction = _reduce(prepared, shards, records, count)
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
     claim = _claim(prepared, records, reduction.evidence.vocab_size)
-    declared = declarations(what)
-    claimed = claim_identity(prepared.fingerprint, what.bound, declared, what.sample.evaluation)
+    declared = declarations(what, artifact_plugins(prepared.artifact))
+    claimed = claim_identity(prepared.fingerprint, prepared.bound, declared, what.sample.evaluation)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest
-    bytes_per_token = manifest.text_bytes / plan.num_tokens if manifest.text_bytes else None
+    corpus_summary = corpus_section(
+        what.corpus,
+        manifest,
+        plan,
+        context=what.windows.context,
+        skipped=corpus.skipped,
+        num_documents=claim.num_documents,
+    )
     return Certificate(
-        **derived_fields(reduction, claim, bytes_per_token),
+        **derived_fields(reduction, claim, corpus_summary["bytes_per_token"]),
         random_guess_bits=math.log2(claim.tokenizer_vocab_size),
         delta=claim.delta,
         num_tokens=plan.num_tokens,
@@ -348,29 +364,32 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         head_alpha_min=claim.head_alpha_min,
         num_worst_case_tokens=reduction.sums.worst_case_tokens,
         prior=what.bound.prior,
-        trial=what.bound.trial,
+        trial=prepared.bound.ordinal,
         methods=list(what.bound.methods),
         top_k=list(what.bound.top_k),
         declared_tokens=what.bound.declared_tokens,
         unscorable=what.bound.unscorable,
         protocol=_applied_protocol(prepared, records),
         sampling=_sampling_record(prepared, count),
+        selection=_selection_record(prepared),
         declarations=declared,
-        corpus={
-            **_corpus_summary(what.corpus, corpus, bytes_per_token),
-            **({} if claim.num_documents is None else {"scored_documents": claim.num_documents}),
-        },
+        corpus=corpus_summary,
         model={
             "architecture": prepared.architecture.get("model_type"),
             **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
             "source": what.model.artifact or what.model.checkpoint,
             **({} if what.model.base is None else {"base": what.model.base}),
+            **_named_base(prepared.artifact),
+            **({"other_weights": list(prepared.other_weights)} if prepared.other_weights else {}),
         },
-        environment=_environment(prepared.architecture),
+        environment={
+            **_environment(prepared.architecture),
+            "scored_by": scoring_environments(records[shard.number] for shard in shards),
+        },
         scoring_identity=prepared.identity,
         claim_identity=claimed,
         scoring_fingerprint=prepared.fingerprint,
-        earlier_fingerprints=list(prepared.earlier),
+        earlier_fingerprints=_borne(prepared.earlier, records),
         claim_fingerprint=fingerprint(claimed),
         artifact_sha256=prepared.identity["artifact_sha256"],
         corpus_sha256=manifest.corpus_sha256,
@@ -380,6 +399,12 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         tokenbound_version=metadata.version("tokenbound"),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _borne(earlier: Sequence[str], records: Mapping[int, CommitRecord]) -> list[str]:
+    """The earlier names of a run under which shards were scored; a run that began on the grown corpus has none."""
+    names = {record.scoring_fingerprint for record in records.values()}
+    return [name for name in earlier if name in names]
 
 
 def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | None:
@@ -397,26 +422,11 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
     )
 
 
-def _corpus_summary(config: CorpusConfig, corpus: PreparedCorpus, bytes_per_token: float | None) -> dict[str, Any]:
-    manifest = corpus.manifest
-    summary: dict[str, Any] = {
-        "source": config.source,
-        "paths": list(config.paths),
-        "tokenizer": config.tokenizer,
-        "files": sum(len(segment.files) for segment in manifest.segments),
-        "segments": len(manifest.segments),
-        "documents": manifest.documents,
-        "tokens": manifest.tokens,
-        "text_bytes": manifest.text_bytes or None,
-        "bytes_per_token": bytes_per_token,
-        "add_bos": config.add_bos,
-        "add_eos": config.add_eos,
-    }
-    if config.source == "python-stdlib":
-        summary["python"] = (
-            f"{platform.python_implementation()} {platform.python_version()} ({' '.join(platform.python_build())})"
-        )
-    return summary
+def _selection_record(prepared: Prepared) -> SelectionRecord | None:
+    selection = prepared.selection
+    if selection is None:
+        return None
+    return SelectionRecord(counted_by=selection.counted_by, shipped=selection.shipped)
 
 
 def _environment(architecture: dict[str, Any]) -> dict[str, Any]:

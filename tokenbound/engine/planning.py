@@ -21,6 +21,7 @@ from tokenbound.certificate import best_loss_line, claim_of
 from tokenbound.compression.methods import CompressionMethod
 from tokenbound.compression.settings import LosslessSettings
 from tokenbound.config import RunConfig, WindowsConfig
+from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import shard_slices
 from tokenbound.engine.cluster import cluster_resources, plain_errors, ray_session
 from tokenbound.engine.compress import Text, lines_if_all, text_of
@@ -32,8 +33,10 @@ from tokenbound.engine.preparation import (
     artifact_architecture,
     check_model,
     drawn_windows,
+    identities,
     load_artifact,
     read_artifact,
+    register_of,
     require_tokens,
     sampled_shard_windows,
     shard_tokens_of,
@@ -42,10 +45,11 @@ from tokenbound.engine.scoring import ReplicaSpec, open_plan
 from tokenbound.engine.speed import Probe, measure_speed
 from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError
-from tokenbound.identity import scoring_protocol
+from tokenbound.identity import configuration, scoring_protocol
 from tokenbound.models.quantized.methods import method_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
+from tokenbound.store.run import sha256_hex
 
 if TYPE_CHECKING:
     from tokenbound.models.memory import ReplicaMemory
@@ -398,9 +402,9 @@ def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size
     if model.num_bytes is None:
         return None
     width = probe.vocab_size if probe else max(tokenizer_size, int(model.architecture.get("vocab_size", 0)))
-    plan = open_plan(text.corpus_root, text.spec)[1]
+    corpus, plan = open_plan(text.corpus_root, text.spec)
     claim = claim_of(
-        config.what.bound,
+        config.what.bound.numbered(_expected_ordinal(config, model, corpus)),
         artifact_bytes=model.num_bytes,
         protocol=scoring_protocol(config.what.model, config.what.corpus, config.what.windows),
         vocab_size=width,
@@ -409,6 +413,13 @@ def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size
         num_documents=plan.num_sequences,
     )
     return replace(claim, what_if=True)
+
+
+def _expected_ordinal(config: RunConfig, model: _Model, corpus: PreparedCorpus) -> int:
+    """The run's place in the register of draws, or the place it would get; nothing is entered."""
+    what, artifact = config.what, model.artifact
+    known = identities(what, "" if artifact is None else sha256_hex(artifact), corpus.manifest, None)
+    return register_of(corpus.root, corpus.manifest).check(configuration(what, known), what.bound.trial)
 
 
 def _outlook(claim: Claim | None, probe: Probe | None, tokenizer_size: int) -> Outlook:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenbound.bounds.claim import DOCUMENT
-from tokenbound.config import CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
+from tokenbound.bounds.lines import counts_documents
+from tokenbound.config import BoundConfig, CorpusConfig, ModelConfig, RunConfig, SampleConfig, WhatConfig, dump_config
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.demo import demo_artifact
@@ -30,12 +30,21 @@ from tokenbound.engine.graph import Shard
 from tokenbound.engine.scoring import WindowSpec, open_plan
 from tokenbound.engine.tokens import check_corpus, open_corpus
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.identity import differences, drawing, fingerprint, scoring_identity, scoring_protocol
+from tokenbound.identity import (
+    configuration,
+    differences,
+    drawing,
+    fingerprint,
+    scoring_identity,
+    scoring_protocol,
+)
 from tokenbound.models.quantized.methods import require_package
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
+from tokenbound.store.draws import Register, Selection
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+from tokenbound.store.uri import split
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +73,16 @@ class Prepared:
     """Windows of which a shard takes whole multiples where it can."""
     earlier: tuple[str, ...] = ()
     """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
+    other_weights: tuple[str, ...] = ()
+    """Weight files beside those of the checkpoint, which were not read."""
+    selection: Selection | None = None
+    """The run's place in the register of draws, which it has before anything is scored."""
+
+    @property
+    def bound(self) -> BoundConfig:
+        """The claim with its ordinal."""
+        assert self.selection is not None, "the run was not entered in the register of draws"
+        return self.config.what.bound.numbered(self.selection.ordinal)
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +92,7 @@ class Prepared:
     @property
     def num_documents(self) -> int | None:
         """Documents with a scored token, where the claim has a line for documents."""
-        return self.plan.num_sequences if DOCUMENT in self.config.what.bound.methods else None
+        return self.plan.num_sequences if counts_documents(self.config.what.bound.methods) else None
 
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""
@@ -142,7 +161,7 @@ def check_place(config: RunConfig, given: Given | None) -> None:
     known = {"protocol": scoring_protocol(what.model, what.corpus, what.windows), **drawing(what.sample)}
     if given is not None:
         known["artifact_sha256"] = sha256_hex(given.data)
-    found = run.read_json("plan.json").get("scoring_identity", {})
+    found = run.plan().get("scoring_identity", {})
     _require_same_run(run, {name: found.get(name) for name in known}, known)
 
 
@@ -176,6 +195,8 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
     check_growth(what, len(corpus.manifest.segments) - 1)
+    register, wanted = register_of(corpus.root, corpus.manifest), configuration(what, [*earlier, identity])
+    register.check(wanted, what.bound.trial)
     prepared = Prepared(
         config,
         run,
@@ -189,8 +210,14 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         shard_tokens_of(config, plan),
         what.windows.batch,
         tuple(map(fingerprint, earlier)),
+        _other_weights(what.model),
     )
-    return _open_run(prepared)
+    return replace(_open_run(prepared), selection=register.assign(wanted, what.bound.trial))
+
+
+def register_of(corpus_root: str, manifest: Manifest) -> Register:
+    """The register of draws of a corpus, beside its prepared form: whatever names these tokens, it is one corpus."""
+    return Register(split(corpus_root)[0], [corpus.tokens_sha256 for corpus in manifest.prefixes()])
 
 
 def identities(
@@ -217,27 +244,20 @@ def identities(
 
 
 def check_growth(what: WhatConfig, times: int) -> None:
-    """Refuse what takes the corpus for fixed, or does not count its draws, where it has grown.
+    """Refuse what takes the corpus for fixed where it has grown.
 
     Raises:
-        InputError: a document line, a declared number of tokens, or a sample without its ordinal.
+        InputError: a document line, or a declared number of tokens.
     """
     if times == 0:
         return
-    if DOCUMENT in what.bound.methods:
-        raise InputError(
-            f"what.bound.methods: `document` takes the number of documents for fixed; the corpus grew {times} times; "
-            "leave it out"
-        )
+    objection = what.objection(times_grown=times)
+    if objection is not None:
+        raise InputError(f"what.bound.methods: {objection}")
     if what.bound.declared_tokens is not None:
         raise InputError(
             f"what.bound.declared_tokens: the corpus grew {times} times, so its size was not fixed beforehand; leave "
             "it out"
-        )
-    if not what.sample.is_full and what.sample.evaluation is None:
-        raise InputError(
-            f"what.sample.evaluation: the corpus grew {times} times, and each draw from it spends a share of delta; "
-            "say which draw this is, from 1 (`reevaluate` counts by itself)"
         )
 
 
@@ -293,6 +313,14 @@ def read_artifact(name: str) -> bytes:
         raise InputError(f"what.model.artifact: {name} does not exist; make it with `tokenbound compress`") from None
 
 
+def _other_weights(model: ModelConfig) -> tuple[str, ...]:
+    from tokenbound.models.checkpoint import other_weights
+
+    if model.artifact is not None or model.checkpoint is None:
+        return ()
+    return tuple(other_weights(local_copy(anchored(model.checkpoint))))
+
+
 def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
     """Digests of the base that a delta changes; None for a whole model.
 
@@ -340,6 +368,14 @@ def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, An
     return parsed.architecture
 
 
+def artifact_plugins(artifact: bytes) -> dict[str, dict[str, str]]:
+    """The plugin that encoded an artifact, as it is declared on a certificate; empty for the built-in methods."""
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.compression.methods import plugins_of
+
+    return plugins_of(parse_artifact(artifact).settings)
+
+
 def check_model(architecture: dict[str, Any], max_id: int, length: int) -> None:
     """What the architecture alone refuses, before an actor starts.
 
@@ -355,7 +391,7 @@ def _open_run(prepared: Prepared) -> Prepared:
     """Create the run directory, or check that it is this run's, on this corpus or an earlier part of it."""
     run, plan = prepared.run, prepared.plan
     if run.exists("plan.json"):
-        found = run.read_json("plan.json")
+        found = run.plan()
         # Shards stay as they were first cut: runs whose plan names no batch did not look at it.
         prepared = replace(prepared, shard_tokens=found["shard_tokens"], shard_batch=found.get("shard_batch", 1))
         if found.get("scoring_fingerprint") == prepared.fingerprint:

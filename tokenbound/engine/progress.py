@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tokenbound.report.words import duration
+from tokenbound.visible import console as visible_console
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class TokenProgress:
         self.started = self.last_line = time.monotonic()
         self.first: tuple[float, int] | None = None
         """When the first new tokens were done, and how many tokens were done then."""
-        console = console or Console(file=sys.stderr)
+        console = console or visible_console(file=sys.stderr)
         self.bar = (
             Progress(
                 TextColumn("{task.description}"),

@@ -2,7 +2,8 @@
 
 With every token scored the bound holds for all sizes of the corpus and all models at once, so a night costs no
 confidence. A sample is drawn afresh from every longer corpus: the j-th draw spends 1/(j(j+1)) of the sampling's
-share of delta, and each model counts as a trial (BOUNDS.md section 4).
+share of delta, and each model counts as a trial. The register of draws beside the prepared corpus counts both, together
+with what `evaluate` and `sweep` tried there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from tokenbound.config import RunConfig, validate
 from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
 from tokenbound.errors import InputError, WorseError
-from tokenbound.identity import claim_identity, declarations, fingerprint
+from tokenbound.identity import claim_identity, configuration, declarations, fingerprint
 from tokenbound.report.history import write_history
+from tokenbound.report.words import remarks
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import model_files
 from tokenbound.store.history import HistoryEntry, append_history, read_history
@@ -33,9 +35,6 @@ from tokenbound.store.run import CERTIFICATE, RunDirectory, canonical_json, clai
 from tokenbound.store.uri import base_name, is_uri, join, split
 
 logger = logging.getLogger(__name__)
-
-REGISTRY = "ordinals.json"
-"""Digests in the order in which they were first seen: artifacts (trials) and corpora (draws)."""
 
 CONFIG = "config.json"
 
@@ -130,7 +129,7 @@ def reevaluate(
             if certificate.claim_fingerprint in known:
                 continue
             place = night.home.relative(path)
-            entries.append(HistoryEntry.of(certificate.model_dump(mode="json"), place))
+            entries.append(HistoryEntry.of(certificate.model_dump(mode="json"), place, " ".join(remarks(certificate))))
             append_history(night.home, entries[-1])
             if on_certificate is not None:
                 on_certificate(certificate, path)
@@ -169,37 +168,40 @@ def _made(night: Night) -> Iterator[tuple[Certificate, str]]:
                 yield present
                 continue
             found: list[tuple[Certificate, str]] = []
-            numbered = _numbered(night, run, sha256_hex(artifact), corpus.manifest, remember=True)
-            evaluate(numbered, on_certificate=lambda certificate, path: found.append((certificate, path)))  # noqa: B023
+            placed = _placed(night, run, sha256_hex(artifact), corpus.manifest)
+            evaluate(placed, on_certificate=lambda certificate, path: found.append((certificate, path)))  # noqa: B023
             yield from found
 
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certificate, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.engine.preparation import base_identity, identities
+    from tokenbound.engine.preparation import artifact_plugins, base_identity, identities, register_of
 
     artifact = _artifact(night, run)
     if artifact is None:
         return None
-    numbered = _numbered(night, run, sha256_hex(artifact), manifest, remember=False)
-    what, place = numbered.what, RunDirectory(numbered.how.output)
-    identity = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model))[-1]
-    claim = fingerprint(claim_identity(fingerprint(identity), what.bound, declarations(what), what.sample.evaluation))
+    placed = _placed(night, run, sha256_hex(artifact), manifest)
+    what, place = placed.what, RunDirectory(placed.how.output)
+    known = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model))
+    selection = register_of(night.corpus_root, manifest).look_up(configuration(what, known), what.bound.trial)
+    if selection is None:
+        return None
+    bound = what.bound.numbered(selection.ordinal)
+    declared = declarations(what, artifact_plugins(artifact))
+    claim = fingerprint(claim_identity(fingerprint(known[-1]), bound, declared, what.sample.evaluation))
     for name in (CERTIFICATE, claim_file(claim)):
         if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
             return Certificate.load(place.place(name)), place.place(name)
     return None
 
 
-def _numbered(night: Night, run: RunConfig, artifact_sha256: str, manifest: Manifest, *, remember: bool) -> RunConfig:
-    """The run of one model: its own directory, and the ordinals that it pays for."""
-    what = run.what
-    if not what.sample.is_full or what.bound.prior == "holdout":
-        trial = what.bound.trial + _ordinal(night.home, "artifacts", artifact_sha256, remember=remember) - 1
-        what = what.model_copy(update={"bound": what.bound.model_copy(update={"trial": trial})})
-    output = _place(night.home, artifact_sha256)
+def _placed(night: Night, run: RunConfig, artifact_sha256: str, manifest: Manifest) -> RunConfig:
+    """The run of one model: its own directory, and of a sample the ordinal of the draw."""
+    from tokenbound.engine.preparation import register_of
+
+    what, output = run.what, _place(night.home, artifact_sha256)
     if not what.sample.is_full:
-        draw = _ordinal(night.home, "corpora", manifest.tokens_sha256, remember=remember)
+        draw = register_of(night.corpus_root, manifest).evaluation()
         what = what.model_copy(update={"sample": what.sample.model_copy(update={"evaluation": draw})})
         output = night.home.place(f"models/{artifact_sha256[:16]}/draw-{draw:05d}")
     if what.model.checkpoint is not None:
@@ -212,21 +214,10 @@ def _numbered(night: Night, run: RunConfig, artifact_sha256: str, manifest: Mani
 def _place(home: RunDirectory, artifact_sha256: str) -> str:
     """Where a model is scored: the place itself if `evaluate` has begun there with this model, else a folder of it."""
     if home.exists("plan.json"):
-        identity = home.read_json("plan.json").get("scoring_identity", {})
+        identity = home.plan().get("scoring_identity", {})
         if identity.get("artifact_sha256") == artifact_sha256:
             return home.uri
     return home.place(f"models/{artifact_sha256[:16]}")
-
-
-def _ordinal(home: RunDirectory, kind: str, digest: str, *, remember: bool) -> int:
-    """Place of a digest, from 1, among those of its kind in the order in which they were first seen."""
-    registry = home.read_json(REGISTRY) if home.exists(REGISTRY) else {}
-    seen = list(registry.get(kind, []))
-    if digest not in seen:
-        seen.append(digest)
-        if remember:
-            home.write_json(REGISTRY, {**registry, kind: seen})
-    return seen.index(digest) + 1
 
 
 def _artifact(night: Night, run: RunConfig) -> bytes | None:

@@ -2,33 +2,111 @@
 
 from __future__ import annotations
 
-import secrets
+import math
+import random
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.certificate import Certificate
+from tokenbound.bounds.lines import counts_documents
+from tokenbound.certificate import Certificate, verified_ledger
 from tokenbound.config import RunConfig
 from tokenbound.corpus.prepare import prepare_corpus
-from tokenbound.corpus.windows import gather
+from tokenbound.corpus.prepared import Manifest, PreparedCorpus
+from tokenbound.corpus.summary import corpus_section
+from tokenbound.corpus.windows import CorpusPlan, gather
 from tokenbound.engine.scoring import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import IncompleteError, MismatchError
-from tokenbound.identity import smallest_batch
+from tokenbound.identity import differences, fingerprint, scoring_protocol, smallest_batch
 from tokenbound.ledger import RunLedger
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.losses import Losses
-from tokenbound.store.run import RunDirectory
+from tokenbound.store.run import RunDirectory, sha256_hex
 
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest difference of one token's loss between two machines, nats, by dtype of the body; its mean over a window may
 be a tenth."""
 
-FLIP_SHARE = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.05}
-"""Largest share of a window's tokens, one token apart, that two machines may put on different sides of a top-k."""
+TIE_LOGITS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
+"""Two logits this close may be ordered either way on another machine: a rank may differ by the logits within it of the
+target's, and by no other."""
+
+SYSTEMATIC_NATS = {"float32": 1e-5, "bfloat16": 2e-3, "float16": 5e-4}
+"""Mean difference of all tokens scored again that needs no excuse: what another order of the same float additions
+leaves. Means of float32 losses on other batch shapes and numbers of threads agree to 1e-7; a bound is printed to four
+decimals, 1e-4 bits or 7e-5 nats."""
+
+TYPICAL_NATS = {"float32": 1e-3, "bfloat16": 0.08, "float16": 0.02}
+"""Most that the standard deviation of one token's rounding may count for: a forger may not buy room for a shift of the
+mean by adding noise."""
+
+STANDARD_ERRORS = 4.0
+"""How many of its own standard errors the mean of symmetric rounding may be off: one honest check in 16,000 fails."""
+
+CONFIDENCE = 0.95
+"""With which forged windows would have been found, where `Rescored` says how many."""
+
+UNCOMPARED_CORPUS_KEYS = frozenset({"paths", "python", "skipped"})
+"""What may differ on another machine although the corpus is the same: where its files are, the build of the Python
+whose library it is, and files in the same folders that are no part of it. Digests decide about the contents."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What was scored again, and how well it agreed."""
+
+    windows: int
+    """Distinct windows that were scored again."""
+    of_windows: int
+    """Recorded windows, from which they were drawn without replacement."""
+    tokens: int
+    """Tokens in them."""
+    largest_difference_nats: float
+    """Largest difference of any recorded column from the model's, over one token."""
+    detectable_share: float
+    """Of the recorded windows: were this share forged beyond the tolerances, one would have been drawn with 95 %."""
+    unmatched_names: tuple[str, ...] = ()
+    """Names on the certificate that are not those of the config; the digests agree."""
+
+
+def detectable_share(population: int, drawn: int, confidence: float = CONFIDENCE) -> float:
+    """The smallest share of a population of which a draw without replacement meets one with this probability.
+
+    Args:
+        population: all windows.
+        drawn: how many of them were drawn.
+        confidence: the probability of meeting at least one.
+
+    >>> detectable_share(1000, 1000), detectable_share(1000, 20), detectable_share(100, 0)
+    (0.001, 0.138, 1.0)
+    """
+    if drawn == 0:
+        return 1.0
+    low, high = 1, population
+    while low < high:
+        middle = (low + high) // 2
+        if _log_miss(population, drawn, middle) <= math.log(1 - confidence):
+            high = middle
+        else:
+            low = middle + 1
+    return low / population
+
+
+def _log_miss(population: int, drawn: int, forged: int) -> float:
+    """Logarithm of the hypergeometric probability that a draw meets none of the forged windows."""
+    honest = population - forged
+    if drawn > honest:
+        return -math.inf
+    return (
+        math.lgamma(honest + 1)
+        - math.lgamma(honest - drawn + 1)
+        - math.lgamma(population + 1)
+        + math.lgamma(population - drawn + 1)
+    )
 
 
 def rescore(
@@ -40,52 +118,175 @@ def rescore(
     windows: int,
     base: str | None = None,
     device: str = "cpu",
-) -> float:
+    seed: int | None = None,
+) -> Rescored:
     """Prepare the corpus again, draw windows that nobody could foresee, score them and compare.
 
     Args:
         certificate: one whose losses and artifact have been verified.
-        config: its run config; only the corpus and window sections are used.
+        config: its run config: where the corpus is, and how it is read, cut and scored.
         losses: its run directory.
         artifact: its artifact's bytes.
-        windows: how many windows to draw.
+        windows: how many windows to draw, without replacement; more than there are means all.
         base: where a delta's base is; default where the config says.
         device: where to score.
+        seed: of the draw, for a check that is to be repeated; default unpredictable.
 
     Returns:
-        The largest difference of a token's nll, nats.
+        How much was scored again, and how well it agreed.
 
     Raises:
-        IncompleteError: the model is a delta and nothing says where its base is.
-        MismatchError: the corpus is another one, or a recorded loss is not what the model gives.
+        IncompleteError: the model is a delta and nothing says where its base is, or there is no plan of the run.
+        MismatchError: artifact, losses, corpus or protocol are not the certificate's, or a recorded loss is not what
+            the model gives.
     """
+    if sha256_hex(artifact) != certificate.artifact_sha256:
+        raise MismatchError("artifact_sha256: this artifact is not the certificate's")
+    ledger = verified_ledger(certificate, losses)
+    base = base or config.what.model.base
+    if base is None and "base" in certificate.scoring_identity:
+        raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")
+    _require_protocol(certificate, config)
     with tempfile.TemporaryDirectory() as cache:
         corpus = prepare_corpus(config.what.corpus, cache, segments=_segments(certificate, losses))
-        manifest = corpus.manifest
-        if (manifest.corpus_sha256, manifest.tokens_sha256) != (certificate.corpus_sha256, certificate.tokens_sha256):
-            raise MismatchError("this corpus is not the certificate's: files, tokenizer or BOS/EOS rule differ")
         protocol = certificate.protocol
-        segments = len(manifest.segments)
-        spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], segments)
+        spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], len(corpus.manifest.segments))
         plan = open_plan(cache, spec)[1]
-        planned = {
-            "num_tokens": plan.num_tokens,
-            "num_windows": plan.num_windows,
-            "tokenizer_vocab_size": manifest.vocab_size,
-        }
-        if certificate.sampling is not None:
-            planned["max_window_tokens"] = plan.max_window_tokens
-        claimed = {**certificate.model_dump(), **(certificate.sampling.model_dump() if certificate.sampling else {})}
-        for name, value in planned.items():
-            if claimed[name] != value:
-                raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
-        ledger = certificate.ledger(losses)
+        _require_corpus(certificate, config, corpus, plan)
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
-        found = _base_of(certificate, base or config.what.model.base)
+        found = _base_of(certificate, base)
         score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
-        return max(
-            _compare(score, corpus, plan, spec, recorded, row, certificate) for recorded, row in _draw(ledger, windows)
+        drawn, total = _draw(ledger, windows, seed)
+        check = _Comparison(certificate)
+        for recorded, rows in drawn:
+            for some in np.split(rows, range(shape[1], len(rows), shape[1])):
+                check.compare(
+                    score, gather(corpus, plan.windows(recorded.window_id[some]), spec.length), recorded, some
+                )
+        check.finish()
+    count = sum(len(rows) for _, rows in drawn)
+    return Rescored(
+        windows=count,
+        of_windows=total,
+        tokens=check.tokens,
+        largest_difference_nats=check.largest,
+        detectable_share=detectable_share(total, count),
+        unmatched_names=_unmatched_names(certificate, config, corpus, plan),
+    )
+
+
+# --- what is named -----------------------------------------------------------------------------------------------
+
+
+def _require_protocol(certificate: Certificate, config: RunConfig) -> None:
+    """The config scores as the certificate says, and declares the same tokenizer.
+
+    Raises:
+        MismatchError: it does not.
+    """
+    what = config.what
+    protocol = scoring_protocol(what.model, what.corpus, what.windows)
+    claimed = certificate.scoring_identity.get("protocol", {})
+    if protocol != claimed:
+        raise MismatchError(
+            f"protocol: the config scores otherwise than the certificate says: {differences(claimed, protocol)}; give "
+            "the config of this run with --corpus"
         )
+    kind = certificate.declarations.get("tokenizer_is")
+    if kind != what.corpus.tokenizer_is:
+        raise MismatchError(
+            f"declarations.tokenizer_is: the certificate says {kind!r}, the config {what.corpus.tokenizer_is!r}"
+        )
+
+
+def _require_corpus(certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan) -> None:
+    """All that the certificate says of the corpus and of the model's source is what is found.
+
+    Raises:
+        MismatchError: a digest, a count or a name differs.
+    """
+    manifest = corpus.manifest
+    if (manifest.corpus_sha256, manifest.tokens_sha256) != (certificate.corpus_sha256, certificate.tokens_sha256):
+        raise MismatchError("this corpus is not the certificate's: files, tokenizer or BOS/EOS rule differ")
+    planned: dict[str, Any] = {
+        "num_tokens": plan.num_tokens,
+        "num_windows": plan.num_windows,
+        "tokenizer_vocab_size": manifest.vocab_size,
+    }
+    if certificate.sampling is not None:
+        planned["max_window_tokens"] = plan.max_window_tokens
+    claimed = {**certificate.model_dump(), **(certificate.sampling.model_dump() if certificate.sampling else {})}
+    for name, value in planned.items():
+        if claimed[name] != value:
+            raise MismatchError(f"{name}: the certificate says {claimed[name]}, the corpus has {value}")
+    summary = _corpus_section(certificate, config, corpus, plan)
+    for name in sorted({*summary, *certificate.corpus} - UNCOMPARED_CORPUS_KEYS):
+        if not _same(certificate.corpus.get(name), summary.get(name)):
+            raise MismatchError(
+                f"corpus.{name}: the certificate says {certificate.corpus.get(name)!r}, the config and corpus give "
+                f"{summary.get(name)!r}"
+            )
+    source = config.what.model.artifact or config.what.model.checkpoint
+    for name, value in (("source", source), ("base", config.what.model.base)):
+        if name in certificate.model and certificate.model[name] != value:
+            raise MismatchError(
+                f"model.{name}: the certificate says {certificate.model[name]!r}, the config {value!r}; a name is only "
+                "declared: give it to the config as it is on the certificate"
+            )
+    _require_growth(certificate, manifest)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-9)
+    return type(left) is type(right) and bool(left == right)
+
+
+def _require_growth(certificate: Certificate, manifest: Manifest) -> None:
+    """The earlier fingerprints are those of this corpus while it was shorter, in order.
+
+    Raises:
+        MismatchError: one is not.
+    """
+    known = [
+        fingerprint(
+            {
+                **certificate.scoring_identity,
+                "corpus_sha256": shorter.corpus_sha256,
+                "tokens_sha256": shorter.tokens_sha256,
+            }
+        )
+        for shorter in [*manifest.prefixes()][:-1]
+    ]
+    left = iter(known)
+    for earlier in certificate.earlier_fingerprints:
+        if earlier not in left:  # consumes what comes before it, so the order counts
+            raise MismatchError(
+                f"earlier_fingerprints: {earlier} is not this corpus at an earlier size; shards scored under it belong "
+                "to another model, corpus or protocol"
+            )
+
+
+def _corpus_section(
+    certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+) -> dict[str, Any]:
+    """What the certificate would say of this corpus."""
+    return corpus_section(
+        config.what.corpus,
+        corpus.manifest,
+        plan,
+        context=config.what.windows.context,
+        skipped=corpus.skipped,
+        num_documents=plan.num_sequences if counts_documents(certificate.methods) else None,
+    )
+
+
+def _unmatched_names(
+    certificate: Certificate, config: RunConfig, corpus: PreparedCorpus, plan: CorpusPlan
+) -> tuple[str, ...]:
+    summary = _corpus_section(certificate, config, corpus, plan)
+    keys = sorted(UNCOMPARED_CORPUS_KEYS & certificate.corpus.keys())
+    return tuple(f"corpus.{key}" for key in keys if certificate.corpus[key] != summary.get(key))
 
 
 def _base_of(certificate: Certificate, base: str | None) -> str | None:
@@ -93,10 +294,8 @@ def _base_of(certificate: Certificate, base: str | None) -> str | None:
     from tokenbound.models.delta import read_base
 
     recorded = certificate.scoring_identity.get("base")
-    if recorded is None:
+    if recorded is None or base is None:
         return None
-    if base is None:
-        raise IncompleteError("the certificate is of a delta; give its base with --base to score windows again")
     found = read_base(local_copy(anchored(base))).identity
     if found != recorded:
         raise MismatchError(f"base {base} is not the certificate's: digests {found}, not {recorded}")
@@ -105,91 +304,166 @@ def _base_of(certificate: Certificate, base: str | None) -> str | None:
 
 def _segments(certificate: Certificate, losses: str) -> list[list[str]] | None:
     """How the corpus grew, as the run noted; only a hint: the digests of the certificate decide."""
-    found = RunDirectory(losses).read_json("plan.json").get("segments")
+    found = RunDirectory(losses).plan().get("segments")
     return None if found is None else found[: int(certificate.corpus.get("segments", len(found)))]
 
 
-def _draw(ledger: RunLedger, count: int) -> list[tuple[Losses, int]]:
-    """Random recorded windows: (losses of the shard, row), from the system's entropy."""
+# --- what is scored ----------------------------------------------------------------------------------------------
+
+
+def _draw(ledger: RunLedger, count: int, seed: int | None = None) -> tuple[list[tuple[Losses, NDArray[Any]]], int]:
+    """Recorded windows drawn without replacement, from the system's entropy unless a seed is given.
+
+    Returns:
+        Of each shard that was met its losses and the rows drawn; and how many windows there were to draw from.
+    """
     sizes = np.cumsum([0, *(ledger.record(shard).windows for shard in range(ledger.num_shards))])
     sizes[-1] = sizes[-1] if ledger.last_windows is None else sizes[-2] + ledger.last_windows
-    drawn = sorted({secrets.randbelow(int(sizes[-1])) for _ in range(count)})
+    total = int(sizes[-1])
+    generator = random.SystemRandom() if seed is None else random.Random(seed)
+    drawn = np.sort(np.array(generator.sample(range(total), min(count, total)), np.int64))
     shards = np.searchsorted(sizes, drawn, side="right") - 1
-    opened = {int(shard): ledger.losses(int(shard)) for shard in set(shards)}
-    return [(opened[int(shard)], int(window - sizes[shard])) for shard, window in zip(shards, drawn, strict=True)]
+    found = [(ledger.losses(int(shard)), drawn[shards == shard] - sizes[shard]) for shard in np.unique(shards)]
+    return found, total
 
 
-def _compare(
-    score: ScoreShard,
-    corpus: object,
-    plan: object,
-    spec: WindowSpec,
-    recorded: Losses,
-    row: int,
-    certificate: Certificate,
-) -> float:
-    dtype = certificate.protocol["dtype"]
-    window = recorded.window_id[row : row + 1]
-    batch = gather(corpus, plan.windows(window), spec.length)  # type: ignore[arg-type, attr-defined]
-    scored = score(
-        {
-            "shard": 0,
-            "windows": window.tobytes(),
-            "inputs": batch.inputs,
-            "targets": batch.targets,
-            "mask": batch.mask,
-            "document": batch.document,
-            "position": batch.position,
-        }
-    )
-    if scored["vocab_size"] != certificate.vocab_size:
-        raise MismatchError(
-            f"vocab_size: the certificate says {certificate.vocab_size}, the model's logits have {scored['vocab_size']}"
-        )
-    cut = slice(int(recorded.offsets[row]), int(recorded.offsets[row + 1]))
-    if recorded.token is not None and not np.array_equal(recorded.token[cut], scored["token"]):
-        raise MismatchError(f"window {int(window[0])}: the recorded tokens are not the corpus's")
-    for name in ("document", "position"):
-        if not np.array_equal(getattr(recorded, name)[cut], scored[name]):
-            raise MismatchError(f"window {int(window[0])}: the recorded column {name} is not the corpus's")
-    if bool(recorded.unscored[row]):
-        return 0.0
-    if (recorded.alpha is None) != ("alpha" not in scored):
-        raise MismatchError(f"window {int(window[0])}: the column `alpha` and the model's smoothing head do not agree")
-    if recorded.rank is None:
-        raise MismatchError(f"window {int(window[0])}: no ranks are recorded")
-    _require_same_errors(recorded.rank[cut], scored["rank"], certificate.top_k, dtype)
-    columns = [name for name in ("nll", "entropy", "alpha", "base_nll", "base_entropy") if name in scored]
-    return max(_largest_difference(recorded, cut, scored[name], name, dtype) for name in columns)
+class _Comparison:
+    """Recorded losses against those of the model, window by window and in the mean.
 
-
-def _require_same_errors(recorded: NDArray[Any], scored: NDArray[Any], top_k: Sequence[int], dtype: str) -> None:
-    """Which tokens were among the k most probable, up to what two machines can differ in near ties.
-
-    Raises:
-        MismatchError: too many tokens changed sides.
+    Rounding differs between machines, but symmetrically: over many tokens its mean is far smaller than over one. A
+    shift that hides inside the tolerance of every token is therefore found in the mean, of which nothing is left but
+    `SYSTEMATIC_NATS` and a few standard errors. The bound depends on losses through means, so what passes here moves it
+    by no more than that. Single tokens are not tested for signs: a few that are shifted move no mean. Ranks are
+    counted, not averaged, so there the signs are tested: among the tokens that changed sides of a top-k, as many must
+    have become errors as ceased to be.
     """
-    for k in top_k:
-        flipped = int(((recorded >= k) != (scored >= k)).sum())
-        if flipped > 1 + FLIP_SHARE[dtype] * len(scored):
-            raise MismatchError(f"{flipped} of a window's {len(scored)} recorded ranks are not the model's at top-{k}")
 
+    def __init__(self, certificate: Certificate) -> None:
+        self.certificate, self.dtype = certificate, certificate.protocol["dtype"]
+        self.tokens, self.largest = 0, 0.0
+        self.moments: dict[str, NDArray[np.float64]] = {}
+        """Of each column: number, sum and sum of squares of the differences."""
+        self.flipped = {k: [0, 0] for k in certificate.top_k}
+        """Of each k: tokens that are errors only for the model, and only in the record."""
 
-def _largest_difference(recorded: Losses, cut: slice, scored: NDArray[Any], name: str, dtype: str) -> float:
-    """Of one column over one window, nats.
+    def compare(self, score: ScoreShard, batch: Any, recorded: Losses, rows: NDArray[Any]) -> None:
+        """Score some windows of a shard again.
 
-    Raises:
-        MismatchError: more than two machines can differ.
-    """
-    column = getattr(recorded, name)
-    if column is None or len(column[cut]) != len(scored):
-        raise MismatchError(f"a window's {name} is not recorded for every token")
-    found, expected = column[cut].astype(np.float64), scored.astype(np.float64)
-    # What an alpha does to a loss is at most the ratio of the two, in nats.
-    off = np.abs(np.log(found / expected) if name == "alpha" else found - expected)
-    tolerance = TOLERANCE_NATS[dtype]
-    if off.max(initial=0.0) > tolerance or off.mean() > tolerance / 10:
-        raise MismatchError(
-            f"a window's recorded {name} differs from the model's by up to {off.max():.4f} nats (tolerance {tolerance})"
+        Raises:
+            MismatchError: one differs by more than two machines can.
+        """
+        scored = score(
+            {
+                "shard": 0,
+                "windows": recorded.window_id[rows].tobytes(),
+                "inputs": batch.inputs,
+                "targets": batch.targets,
+                "mask": batch.mask,
+                "document": batch.document,
+                "position": batch.position,
+            }
         )
-    return float(off.max(initial=0.0))
+        if scored["vocab_size"] != self.certificate.vocab_size:
+            raise MismatchError(
+                f"vocab_size: the certificate says {self.certificate.vocab_size}, the model's logits have "
+                f"{scored['vocab_size']}"
+            )
+        limits = score.replica.rank_limits(batch.inputs, batch.targets, batch.mask, TIE_LOGITS[self.dtype])
+        scored |= {"lowest_rank": limits[0][batch.mask], "highest_rank": limits[1][batch.mask]}
+        ends = np.cumsum([0, *scored["lengths"]])
+        for row, start, stop in zip(rows, ends, ends[1:], strict=False):
+            own = {name: value[start:stop] for name, value in scored.items() if _is_flat(value, int(ends[-1]))}
+            self._window(recorded, int(row), own)
+
+    def _window(self, recorded: Losses, row: int, scored: dict[str, NDArray[Any]]) -> None:
+        window = int(recorded.window_id[row])
+        cut = slice(int(recorded.offsets[row]), int(recorded.offsets[row + 1]))
+        if recorded.token is not None and not np.array_equal(recorded.token[cut], scored["token"]):
+            raise MismatchError(f"window {window}: the recorded tokens are not the corpus's")
+        for name in ("document", "position"):
+            if not np.array_equal(getattr(recorded, name)[cut], scored[name]):
+                raise MismatchError(f"window {window}: the recorded column {name} is not the corpus's")
+        if bool(recorded.unscored[row]):  # counted at the worst case, whatever the model gives
+            return
+        if (recorded.alpha is None) != ("alpha" not in scored):
+            raise MismatchError(f"window {window}: the column `alpha` and the model's smoothing head do not agree")
+        if recorded.rank is None:
+            raise MismatchError(f"window {window}: no ranks are recorded")
+        for name in ("nll", "entropy", "alpha", "base_nll", "base_entropy"):
+            if name in scored:
+                self._column(recorded, cut, scored[name], name)
+        self._ranks(recorded.rank[cut], scored, window)
+        self.tokens += cut.stop - cut.start
+
+    def _column(self, recorded: Losses, cut: slice, scored: NDArray[Any], name: str) -> None:
+        """Compare one column over one window.
+
+        Raises:
+            MismatchError: a token, or the window's mean, differs by more than two machines can.
+        """
+        column = getattr(recorded, name)
+        if column is None or len(column[cut]) != len(scored):
+            raise MismatchError(f"a window's {name} is not recorded for every token")
+        found, expected = column[cut].astype(np.float64), scored.astype(np.float64)
+        # What an alpha does to a loss is at most the ratio of the two, in nats.
+        with np.errstate(invalid="ignore"):
+            off = np.log(found / expected) if name == "alpha" else found - expected
+        size, tolerance = np.abs(off), TOLERANCE_NATS[self.dtype]
+        if not (size.max(initial=0.0) <= tolerance and size.sum() <= tolerance / 10 * max(len(size), 1)):
+            raise MismatchError(
+                f"a window's recorded {name} differs from the model's by up to {size.max():.4f} nats (tolerance "
+                f"{tolerance})"
+            )
+        self.largest = max(self.largest, float(size.max(initial=0.0)))
+        moments = np.array([len(off), off.sum(), np.square(off).sum()])
+        self.moments[name] = self.moments.get(name, np.zeros(3)) + moments
+
+    def _ranks(self, recorded: NDArray[Any], scored: dict[str, NDArray[Any]], window: int) -> None:
+        """A rank lies where the logits that tie with the target's leave it.
+
+        Raises:
+            MismatchError: one does not.
+        """
+        low, high = scored["lowest_rank"], scored["highest_rank"]
+        outside = int(((recorded < low) | (recorded > high)).sum())
+        if outside:
+            at = int(np.flatnonzero((recorded < low) | (recorded > high))[0])
+            top = next((k for k in self.certificate.top_k if (recorded[at] >= k) != (scored["rank"][at] >= k)), None)
+            where = "" if top is None else f" at top-{top}"
+            raise MismatchError(
+                f"window {window}: {outside} of {len(recorded)} recorded ranks are not the model's{where}: the first "
+                f"is {int(recorded[at])}, and logits closer than {TIE_LOGITS[self.dtype]} leave {int(low[at])} to "
+                f"{int(high[at])}"
+            )
+        for k, counts in self.flipped.items():
+            counts[0] += int(((scored["rank"] >= k) & (recorded < k)).sum())
+            counts[1] += int(((scored["rank"] < k) & (recorded >= k)).sum())
+
+    def finish(self) -> None:
+        """Compare the means over all windows.
+
+        Raises:
+            MismatchError: a column or an error rate is shifted as a whole.
+        """
+        for name, (count, total, squares) in self.moments.items():
+            if count:
+                self._mean(name, count, total / count, squares / count)
+        for k, (better, worse) in self.flipped.items():
+            if abs(better - worse) > STANDARD_ERRORS * math.sqrt(better + worse):
+                raise MismatchError(
+                    f"the recorded ranks are not the model's at top-{k}: of the tokens whose logits tie, {better} "
+                    f"became right and {worse} wrong; rounding moves as many each way"
+                )
+
+    def _mean(self, name: str, count: float, mean: float, square: float) -> None:
+        deviation = min(math.sqrt(max(square - mean * mean, 0.0)), TYPICAL_NATS[self.dtype])
+        limit = SYSTEMATIC_NATS[self.dtype] + STANDARD_ERRORS * deviation / math.sqrt(count)
+        if abs(mean) > limit:
+            raise MismatchError(
+                f"the recorded {name} differs from the model by {mean:+.2e} nats in the mean of {int(count):,} tokens; "
+                f"rounding would leave at most {limit:.1e}"
+            )
+
+
+def _is_flat(value: Any, tokens: int) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 1 and len(value) == tokens

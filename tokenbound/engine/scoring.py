@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
 from tokenbound.engine.cluster import replica_name
+from tokenbound.engine.environment import scoring_environment
 from tokenbound.engine.metrics import count_retry
 from tokenbound.errors import IncompleteError, InputError
 from tokenbound.ledger import shard_evidence
@@ -115,6 +116,7 @@ class ScoreShard:
         self.spec = spec
         self.replica: Any = None
         self.base: Any = None
+        self.environment = ""
 
     def __call__(self, row: Row) -> Row:
         """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
@@ -123,6 +125,9 @@ class ScoreShard:
             count_attempt(run, int(row["shard"]), self.spec.session, self.spec.retries, replica_name())
         if self.replica is None:
             self.replica, self.base = build_replicas(self.spec, row["inputs"])
+            spec = self.spec
+            found = scoring_environment(device=spec.device, compiled=spec.compile, threads=spec.threads)
+            self.environment = json.dumps(found)  # of this process, where the losses are made
         inputs, targets, mask = row["inputs"], row["targets"], row["mask"]
         scored = self.replica.score(inputs, targets, mask)
         nll, entropy, rank = scored.nll, scored.entropy, scored.rank
@@ -135,6 +140,7 @@ class ScoreShard:
             "shard": row["shard"],
             "windows": row["windows"],
             "vocab_size": self.replica.vocab_size,
+            "environment": self.environment,
             "lengths": mask.sum(axis=1).astype(np.int64),
             "unscored": unscored,
             "nll": nll[mask],
@@ -262,7 +268,8 @@ class CommitShard:
             reason = "NaN, infinite or negative loss"
             run.quarantine(shard, [{"window_id": int(w), "reason": reason} for w in losses.window_id[losses.unscored]])
         evidence = shard_evidence(losses, int(row["vocab_size"]), self.top_k)
-        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch)
+        known = json.loads(row["environment"]) if row.get("environment") else None
+        run.commit(shard, losses, json.loads(evidence.to_json()), self.scoring_fingerprint, self.batch, known)
         return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
 
 

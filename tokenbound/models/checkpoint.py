@@ -90,9 +90,11 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
         InputError: nothing there; only pickle weights; an adapter without its base; a non-causal model, or one
             quantized in an unknown way; a shard missing or damaged. The message names the cure.
     """
-    directory = _locate(path_or_id)
+    directory = locate(path_or_id)
     architecture = _read_architecture(directory)
     tensors = _read_tensors(directory)
+    if unread := other_weights(directory):
+        logger.warning("checkpoint %s also holds %s, which are not read", directory, ", ".join(unread))
     architecture = {**implied_settings(tensors), **architecture, **_records(architecture, directory)}
     blank = blank_model(architecture, len(tensors))
     tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -107,7 +109,7 @@ def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
     Raises:
         InputError: as for `read_checkpoint`, but for what only the tensors show.
     """
-    directory = _locate(path_or_id, _ARCHITECTURE_FILES)
+    directory = locate(path_or_id, _ARCHITECTURE_FILES)
     architecture = _read_architecture(directory)
     if Path(path_or_id).expanduser().is_dir():
         for path in _weight_files(directory):
@@ -122,7 +124,7 @@ def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such checkpoint, or no config of a causal language model that can be read.
     """
-    return _read_architecture(_locate(path_or_id, _ARCHITECTURE_FILES))
+    return _read_architecture(locate(path_or_id, _ARCHITECTURE_FILES))
 
 
 def sample_weights(directory: str | Path, *, tensors: int, weights: int) -> dict[str, torch.Tensor]:
@@ -157,18 +159,43 @@ def _leading_rows(view: Any, weights: int) -> torch.Tensor:
 
 
 _WHOLE_CHECKPOINT = ("*.safetensors", "*.json")
-_INDEX = "model.safetensors.index.json"
-_ARCHITECTURE_FILES = ("config.json", "adapter_config.json")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The two forms in which transformers saves a model."""
+_ADAPTER = "adapter_config.json"
+_ARCHITECTURE_FILES = ("config.json", _ADAPTER)
 
 
-def _locate(path_or_id: str | Path, patterns: Sequence[str] = _WHOLE_CHECKPOINT) -> Path:
+def is_hub_id(text: str) -> bool:
+    """Whether a text could be the id of a model on the hub, with or without `@revision`.
+
+    >>> is_hub_id("org/name@v1"), is_hub_id("./name"), is_hub_id("a/b/c")
+    (True, False, False)
+    """
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) is not None and not text.startswith(".")
+
+
+def locate_config(path_or_id: str | Path) -> Path:
+    """The directory with the configs of a checkpoint or adapter; of a hub id, only they are fetched.
+
+    Raises:
+        InputError: there is no such directory, and the hub has none of this name.
+    """
+    return locate(path_or_id, _ARCHITECTURE_FILES)
+
+
+def locate(path_or_id: str | Path, patterns: Sequence[str] = _WHOLE_CHECKPOINT) -> Path:
+    """The directory of a checkpoint or adapter; files of a hub id that match the patterns are fetched.
+
+    Raises:
+        InputError: there is no such directory, and the hub has none of this name.
+    """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise InputError(f"checkpoint {path} is a file; give the directory that holds config.json and the weights")
     text = str(path_or_id)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text) or text.startswith("."):
+    if not is_hub_id(text):
         raise InputError(f"checkpoint {text} does not exist; give a directory or a hub id such as org/name")
     return _download(text, patterns)
 
@@ -213,14 +240,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_architecture(directory: Path) -> dict[str, Any]:
-    if (directory / "adapter_config.json").exists() and not (directory / "config.json").exists():
-        raise InputError(
-            f"checkpoint {directory} is an adapter without its base model; name the base (`base:` in a "
-            "config, --base for `compress`), or merge it (peft: `model.merge_and_unload().save_pretrained(OUT)`)"
-        )
+    _refuse_adapter(directory)
     raw = read_json(directory / "config.json")
+    if other := raw.get("transformers_weights"):
+        raise InputError(
+            f"{directory}/config.json: transformers_weights names the weights {str(other)[:80]!r}, which are not read; "
+            "save the model again with `model.save_pretrained`"
+        )
     method_of(raw, str(directory))
     return clean_architecture(raw)
+
+
+def _refuse_adapter(directory: Path) -> None:
+    """A model is one set of weights: transformers would put an adapter beside full weights onto them."""
+    if not (directory / _ADAPTER).exists():
+        nested = sorted(path.parent.name for path in directory.glob(f"*/{_ADAPTER}"))
+        if nested and not (directory / "config.json").exists():
+            raise InputError(
+                f"checkpoint {directory} has no config.json, but adapters in {', '.join(nested[:5])}; give the folder "
+                "of one adapter, with its base in `base`"
+            )
+        return
+    weights = next((name for name in (SINGLE, INDEX) if (directory / name).exists()), None)
+    if weights is not None:
+        raise InputError(
+            f"checkpoint {directory} holds both full weights ({weights}) and an adapter ({_ADAPTER}), which "
+            "transformers would apply to them; merge the adapter (peft: "
+            f"`model.merge_and_unload().save_pretrained(OUT)`), or move {_ADAPTER} out of the folder"
+        )
+    raise InputError(
+        f"checkpoint {directory} is an adapter without its base model; name the base (`base:` in a "
+        "config, --base for `compress`), or merge it (peft: `model.merge_and_unload().save_pretrained(OUT)`)"
+    )
 
 
 def clean_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,12 +301,17 @@ def _weight_files(directory: Path) -> list[Path]:
     """One file, or the shards that the index names.
 
     Raises:
-        InputError: there are no safetensors files, or the index is damaged.
+        InputError: there are no safetensors files, the folder holds two models, or the index is damaged or stale.
     """
-    index, single = directory / _INDEX, directory / "model.safetensors"
+    index, single = directory / INDEX, directory / SINGLE
     if index.exists():
-        return [directory / name for name in sorted(set(_places(index).values()))]
+        shards = sorted(set(_places(index).values()))
+        _refuse_two_sets(directory, shards)
+        return [directory / name for name in shards]
+    shards = _shards(directory)
     if single.exists():
+        if shards:
+            raise InputError(_two_sets(directory, SINGLE, shards[0]))
         return [single]
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:
@@ -270,6 +326,58 @@ def _weight_files(directory: Path) -> list[Path]:
             "where you trust it, convert it once: `AutoModelForCausalLM.from_pretrained(IN).save_pretrained(OUT)`"
         )
     raise InputError(f"checkpoint {directory} has no model.safetensors; give a directory with safetensors weights")
+
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+def _shards(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.glob("model-*.safetensors") if _SHARD.fullmatch(path.name))
+
+
+def _two_sets(directory: Path, first: str, second: str) -> str:
+    return (
+        f"checkpoint {directory} holds two sets of weights, {first} and {second}; remove the one that you do not mean, "
+        "or save the model again with `model.save_pretrained` into an empty folder"
+    )
+
+
+def _refuse_two_sets(directory: Path, shards: Sequence[str]) -> None:
+    """Of a folder with an index: transformers would load `model.safetensors` and never look at the index."""
+    index = directory / INDEX
+    if (directory / SINGLE).exists() and set(shards) != {SINGLE}:
+        raise InputError(_two_sets(directory, SINGLE, INDEX))
+    for name in shards:
+        if not (directory / name).exists():
+            raise InputError(
+                f"the index {index} is stale: it names {name}, which is missing; fetch the checkpoint again"
+            )
+    strangers = sorted(set(_shards(directory)) - set(shards))
+    if strangers:
+        raise InputError(
+            f"the index {index} is stale, or the folder holds two sets of weights: {strangers[0]} is not in the index; "
+            f"remove the file, or save the model again with `model.save_pretrained` into an empty folder"
+        )
+
+
+_LOADED = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_OTHER_WEIGHTS = (*_PICKLE_PATTERNS, "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf", "*.npz")
+_NO_WEIGHTS = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin"})
+"""What a training run leaves beside its weights; `rng_state*.pth` belongs to it too."""
+
+
+def other_weights(path_or_id: str | Path) -> list[str]:
+    """Weight files of a checkpoint that are not scored: variants, consolidated copies, other formats.
+
+    transformers does not load them either, so long as nobody asks for them. They may hold another model, so the
+    certificate names them. Of a hub id, those that are fetched are seen: safetensors at the top of the repository.
+    """
+    directory = locate(path_or_id)
+    variants = {path.name for path in directory.glob("*.safetensors") if not _LOADED.fullmatch(path.name)}
+    if (directory / _ADAPTER).exists():
+        variants.discard("adapter_model.safetensors")  # then it is what was read
+    copies = {path.name for pattern in _OTHER_WEIGHTS for path in directory.glob(pattern)}
+    return sorted(variants | {name for name in copies - _NO_WEIGHTS if not name.startswith("rng_state")})
 
 
 def _places(index: Path) -> dict[str, str]:
@@ -291,10 +399,13 @@ def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         if doubled:
             raise InputError(f"{path} repeats tensor {min(doubled)!r} of another shard; fetch it again")
         tensors.update(shard)
-    index = directory / _INDEX
+    index = directory / INDEX
     difference = _places(index).keys() ^ tensors.keys() if index.exists() else None
     if difference:
-        raise InputError(f"{index} and its shards disagree about tensor {min(difference)!r}; fetch it again")
+        raise InputError(
+            f"the index {index} is stale: it and its shards disagree about tensor {min(difference)!r}; fetch the "
+            "checkpoint again"
+        )
     return tensors
 
 
@@ -455,29 +566,66 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
         InputError: the architecture defines no causal language model, or more layers than there are tensors.
     """
     config = _make_config(architecture)
-    causal_class = _causal_class(config)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
-        raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
     with _quiet_transformers():
         try:
+            causal_class = _causal_class(config)
+            layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+            if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
+                raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
             with torch.device("meta"):
                 return causal_class(config)
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-            raise InputError(f"the architecture does not define a model: {_one_line(error)}") from error
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
+            raise InputError(_no_model(config, error)) from error
+
+
+def _no_model(config: Any, error: Exception) -> str:
+    pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    cause = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
+    if isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
+        cause += f"; pad_token_id = {pad} is outside the vocabulary of {size}, so set it to null"
+    return f"the {config.model_type} architecture does not define a model: {cause}; correct config.json"
 
 
 _OURS = (FAMILY, SMOOTHING, QUANTIZATION, RECORDS)
 """Keys of an architecture that change a plain model; they are handled here, not by transformers' config."""
 
 
+_OUTPUTS = frozenset(
+    {
+        "return_dict",
+        "use_return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "output_router_logits",
+        "torchscript",
+    }
+)
+"""Keys of a config that choose what a forward pass returns beside the logits, and how. They define no model, and what
+is scored here is the logits."""
+_CHANGED = {"pruned_heads": "prune the weights themselves (`model.prune_heads` and `save_pretrained`)"}
+"""Keys that changed a model in some version of transformers and are ignored in others, each with the cure."""
+
+
+def _without_outputs(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_outputs(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        for key, value in config.items()
+        if key not in _OUTPUTS
+    }
+
+
 def _make_config(architecture: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = architecture.get("model_type")
+    for key in _CHANGED.keys() & architecture.keys():
+        if architecture[key]:
+            raise InputError(f"config.json: {key} = {str(architecture[key])[:80]} is not supported; {_CHANGED[key]}")
     try:
         config_class = CONFIG_MAPPING[model_type]
-    except KeyError:
+    except (KeyError, TypeError):
         raise InputError(
             f"model_type {model_type!r} is not known to the installed transformers; upgrade transformers, or use a "
             "model of a known type (code that comes with a checkpoint is never run)"
@@ -485,9 +633,11 @@ def _make_config(architecture: Mapping[str, Any]) -> Any:
     with _quiet_transformers():
         try:
             plain = {key: value for key, value in architecture.items() if key not in _OURS}
-            return config_class.from_dict(copy.deepcopy(plain))
+            return config_class.from_dict(_without_outputs(plain))
         except Exception as error:  # transformers validates configs with error types of its own
-            raise InputError(f"the {model_type} config is not valid: {_one_line(error)}") from error
+            raise InputError(
+                f"the {model_type} config is not valid: {_one_line(error)}; correct config.json"
+            ) from error
 
 
 def _causal_class(config: Any) -> Any:
@@ -509,7 +659,8 @@ def _causal_class(config: Any) -> Any:
 # --- Coverage -----------------------------------------------------------------------------------------------------
 
 
-def _ties(model: Any) -> dict[str, str]:
+def tied_names(model: Any) -> dict[str, str]:
+    """Tensors that a model ties, each with the one that it is the same as."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
@@ -532,7 +683,7 @@ def _own_names(model: Any) -> set[str]:
 def _without_copies(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Leave out what the model computes itself and what it ties: a copy would be paid for in the code length."""
     dropped = _ignorable(model, tensors)
-    for target, source in _ties(model).items():
+    for target, source in tied_names(model).items():
         if target in tensors and source in tensors and _identical(tensors[target], tensors[source]):
             dropped.add(target)
     return {name: tensor for name, tensor in tensors.items() if name not in dropped}
@@ -554,7 +705,7 @@ def _refuse_uncovered(blank: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     given = {name.removeprefix(f"{blank.base_model_prefix}.") for name in tensors}
     absent = {
         name
-        for name in blank.state_dict().keys() - _ties(blank).keys()
+        for name in blank.state_dict().keys() - tied_names(blank).keys()
         if name.removeprefix(f"{blank.base_model_prefix}.") not in given
         and any(re.search(pattern, name) for pattern in optional)
     }

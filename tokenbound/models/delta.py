@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,20 @@ from typing import Any
 import torch
 
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
-from tokenbound.compression.delta import Delta, adapter_delta, apply_delta, difference, tensors_sha256
+from tokenbound.compression.delta import NAMED_BASE, Delta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
-from tokenbound.models.checkpoint import blank_model, check_checkpoint, read_checkpoint, read_json, read_safetensors
+from tokenbound.models.adapters import ADAPTER_CONFIG, read_adapter, read_adapter_config, require_adapter_files
+from tokenbound.models.checkpoint import (
+    blank_model,
+    check_checkpoint,
+    is_hub_id,
+    locate,
+    locate_config,
+    read_checkpoint,
+)
 from tokenbound.models.quantized.methods import method_of
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What peft saves of an adapter."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,16 +78,34 @@ def check_base(name: str) -> dict[str, Any]:
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a directory holds a LoRA adapter, as peft saves it."""
-    return (Path(path) / ADAPTER_CONFIG).is_file()
+    """Whether a directory or hub id holds a LoRA adapter, as peft saves it.
+
+    Raises:
+        InputError: there is no such directory, and the hub has none of this name.
+    """
+    return (locate_config(path) / ADAPTER_CONFIG).is_file()
 
 
-def read_delta(path: str, base: Weights) -> tuple[dict[str, Any], Delta]:
+def check_adapter(path: str) -> None:
+    """Refuse an adapter by its config and its files; reads no tensor, and of a hub id only the config.
+
+    Raises:
+        InputError: a key that is not understood, or weights that are not there.
+    """
+    folder = locate_config(path)
+    read_adapter_config(folder)
+    if Path(path).expanduser().is_dir():
+        require_adapter_files(folder)
+
+
+def read_delta(path: str, base: Weights, *, base_name: str | None = None) -> tuple[dict[str, Any], Delta]:
     """What a fine-tune changed: a peft LoRA adapter as it was saved, or the difference of a whole checkpoint.
 
     Args:
-        path: directory of the adapter, or directory or hub id of the fine-tuned checkpoint.
+        path: directory or hub id of the adapter, or of the fine-tuned checkpoint.
         base: what it was made on.
+        base_name: what the config calls the base. An adapter that names another one says so in its delta, and so does
+            the log.
 
     Returns:
         Architecture of the fine-tune, and the delta.
@@ -88,12 +114,42 @@ def read_delta(path: str, base: Weights) -> tuple[dict[str, Any], Delta]:
         InputError: neither an adapter nor a checkpoint, or it does not fit the base; by name.
     """
     if is_adapter(path):
-        folder = Path(path)
-        adapter = read_safetensors(folder / ADAPTER_WEIGHTS)
-        return base.architecture, adapter_delta(base.tensors, adapter, read_json(folder / ADAPTER_CONFIG))
+        architecture, delta, config = read_adapter(locate(path), base.architecture, base.tensors)
+        if base_name is None or config.named_base is None or is_same_base(config.named_base, base_name):
+            return architecture, delta
+        logger.warning(
+            "the adapter %s says that it was trained on %s, but the base is %s; the certificate names both",
+            path,
+            config.named_base,
+            base_name,
+        )
+        return architecture, Delta(delta.tensors, {**delta.reference, NAMED_BASE: config.named_base})
     checkpoint = read_checkpoint(path)
     tuned = _named_in_full(checkpoint.architecture, checkpoint.tensors)
     return tuned.architecture, difference(base.tensors, tuned.tensors)
+
+
+def is_same_base(named: str, given: str) -> bool:
+    """Whether the base that an adapter names is the one that is given.
+
+    Names are compared, not weights: the same path once links are resolved, or the same hub id and revision, of which a
+    side may leave the revision out. A local copy of a hub model, or a folder that only shares the last part of its
+    name, could hold anything, so it counts as another base and is reported as one.
+
+    >>> is_same_base("org/name", "org/name@main"), is_same_base("org/name@v2", "org/name@v1")
+    (True, False)
+    >>> is_same_base("/models/name", "name")
+    False
+    """
+    if named.rstrip("/") == given.rstrip("/"):
+        return True
+    left, right = Path(named).expanduser(), Path(given).expanduser()
+    if left.exists() or right.exists():
+        return left.exists() and right.exists() and left.resolve() == right.resolve()
+    if not is_hub_id(named) or not is_hub_id(given):
+        return False
+    (left_id, _, left_revision), (right_id, _, right_revision) = named.partition("@"), given.partition("@")
+    return left_id == right_id and (left_revision or "main") == (right_revision or left_revision or "main")
 
 
 def decode_weights(data: bytes, base: Weights | None = None, *, workers: int = 1) -> Weights:

@@ -237,6 +237,56 @@ class Replica:
         """
         return self._score_batches(inputs, targets, mask, keep_hidden=True)
 
+    @torch.inference_mode()
+    def rank_limits(
+        self,
+        inputs: npt.NDArray[Any],
+        targets: npt.NDArray[Any],
+        mask: npt.NDArray[np.bool_],
+        tolerance: float,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The lowest and highest rank that a target could have if logits this close counted either way.
+
+        Args:
+            inputs: as in `score`.
+            targets: as in `score`.
+            mask: as in `score`.
+            tolerance: difference of two logits up to which their order is open.
+
+        Returns:
+            Two arrays int32 [W, L]: how many logits exceed the target's by more than the tolerance, and how many others
+            do not fall below it by more; -1 where `mask` is false.
+        """
+        rows = len(inputs)
+        inputs, targets, mask = self._full_batches(inputs, targets, mask)
+        limits = np.full((2, mask.size), -1, np.int32)
+        for first in range(0, len(inputs), self.batch):
+            batch = slice(first, first + self.batch)
+            scored = torch.from_numpy(mask[batch]).flatten().nonzero().squeeze(1)
+            wanted = torch.from_numpy(targets[batch]).flatten()
+            for some, logits in self._logits_of(torch.from_numpy(inputs[batch]), mask[batch], scored):
+                target = logits.gather(1, wanted[some].unsqueeze(1).to(logits.device))
+                low = (logits > target + tolerance).sum(1)
+                high = (logits >= target - tolerance).sum(1) - 1
+                limits[:, first * self.length + some.numpy()] = torch.stack([low, high]).cpu().numpy()
+        low, high = limits.reshape(2, len(mask), self.length)[:, :rows]
+        return low, high
+
+    def _logits_of(
+        self, inputs: torch.Tensor, mask: npt.NDArray[np.bool_], scored: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Float32 logits of some positions of one batch, a chunk at a time: (positions, [C, V])."""
+        chunk = max(1, self._rows_of_chunk())
+        ids = inputs.to(self.device)
+        with self._attention(torch.from_numpy(mask)):
+            states = self._own_logits(ids) if self.head is None else self._hidden(ids)
+        flat = states.flatten(0, 1)
+        for some in torch.split(scored, chunk):
+            if self.head is None:
+                yield some, flat[some.to(flat.device)].float()
+            else:
+                yield some, self.head.logits(flat[some.to(flat.device)].to(self.head.weight.device))
+
     def _score_batches(
         self,
         inputs: npt.NDArray[Any],

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenbound.bounds.choice import Cells, FreedmanSearch, SlackModel
-from tokenbound.bounds.claim import DOCUMENT, Claim, corpus_delta
+from tokenbound.bounds.claim import Claim, Line
 from tokenbound.bounds.columns import Floats
-from tokenbound.bounds.constants import ALPHA_GRID, LN2, T_GRID
+from tokenbound.bounds.constants import LN2
+from tokenbound.bounds.curves import EvidenceView, LineCurves, Sweep
 from tokenbound.bounds.evidence import ENTROPY_OCTAVES, NLL_OCTAVES, Evidence, bin_centres, merge_evidence
-from tokenbound.bounds.smoothing import loss_interval_bits
-from tokenbound.bounds.theorems import kl_grid_bound
+from tokenbound.bounds.lines import bound_named
 from tokenbound.errors import IncompleteError
-from tokenbound.report.words import is_companion, line_name
+from tokenbound.report.words import line_name
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
@@ -228,141 +227,45 @@ class _Curves:
     """The printed lines' values at other sizes, smoothing weights and stakes, by the evidence."""
 
     def __init__(self, evidence: Evidence, certificate: Certificate) -> None:
-        self.evidence = evidence
-        self.claim = _claim(certificate, evidence)
-        self.lines = [line for line in certificate.bounds if line["value"] is not None]
-        self.loss_lines = [line for line in self.lines if line["top_k"] is None and line["method"] != DOCUMENT]
-        sampling = certificate.sampling_plan()
-        with_windows = bool(evidence.sums.get("windows"))
-        self.sampled = sampling is not None
-        self.slack = SlackModel.of(evidence, self.claim, sampling) if with_windows else SlackModel()
-        self.cells = Cells.of(evidence, self.claim)
-        self.freedman = next((_FreedmanSurface(self, line) for line in self._of("freedman")), None)
-        self.azuma = next((_AzumaRow(self, line) for line in self._of("azuma")), None)
-
-    def _of(self, method: str) -> list[dict[str, Any]]:
-        own = [line for line in self.loss_lines if line["method"] == method]
-        return [line for line in own if is_companion(line) == self.claim.has_alpha]
+        lines = [Line.from_dict(row) for row in certificate.bounds if row["value"] is not None]
+        self.shown = [line for line in lines if line.bounds_risk] or lines
+        view = EvidenceView(evidence, _claim(certificate, evidence), certificate.sampling_plan())
+        self.num_tokens = certificate.num_tokens
+        self.curves = [bound_named(line.method).curves(line, view) for line in self.shown]
 
     def alpha(self) -> tuple[Curve, ...]:
         """Value against alpha; none where the model smooths by itself."""
-        return tuple(row.alpha_curve() for row in (self.freedman, self.azuma) if row and not self.claim.has_alpha)
+        pairs = zip(self.shown, self.curves, strict=True)
+        return tuple(_through(line, curves.by_alpha) for line, curves in pairs if curves.by_alpha is not None)
 
     def stake(self) -> tuple[Curve, ...]:
         """Value against lambda at the chosen alpha."""
-        return (self.freedman.stake_curve(),) if self.freedman else ()
+        pairs = zip(self.shown, self.curves, strict=True)
+        return tuple(_through(line, curves.by_stake) for line, curves in pairs if curves.by_stake is not None)
 
     def size(self) -> tuple[Curve, ...]:
         """Value against m."""
         sizes = self._sizes()
-        shown = self.loss_lines or self.lines
-        return tuple(Curve(line_name(line), sizes, self._at(line, sizes), _printed_point(self, line)) for line in shown)
+        printed = float(self.num_tokens)
+        return tuple(
+            Curve(line_name(line), sizes, _at(line, curves, self.num_tokens, sizes), (printed, _value(line)))
+            for line, curves in zip(self.shown, self.curves, strict=True)
+        )
 
     def what_if(self) -> WhatIf | None:
         """The best line at kappa/m = WHAT_IF_RATE, where that takes more tokens."""
-        best = min(self.loss_lines or self.lines, key=lambda line: float(line["value"]), default=None)
-        if best is None or best["kappa_nats"] / self.claim.num_tokens <= WHAT_IF_RATE:
+        pairs = zip(self.shown, self.curves, strict=True)
+        best, curves = min(pairs, key=lambda pair: _value(pair[0]), default=(None, None))
+        if best is None or curves is None or best.kappa_nats / self.num_tokens <= WHAT_IF_RATE:
             return None
-        tokens = best["kappa_nats"] / WHAT_IF_RATE
-        return WhatIf(tokens, self._at(best, (tokens,))[0])
+        tokens = best.kappa_nats / WHAT_IF_RATE
+        return WhatIf(tokens, _at(best, curves, self.num_tokens, (tokens,))[0])
 
     def _sizes(self) -> tuple[float, ...]:
-        m = self.claim.num_tokens
-        last = max(
-            [m * 64.0, *(line["kappa_nats"] / WHAT_IF_RATE * 2 for line in (self.loss_lines or self.lines))],
-        )
+        m = self.num_tokens
+        last = max([m * 64.0, *(line.kappa_nats / WHAT_IF_RATE * 2 for line in self.shown)])
         grid = np.geomspace(max(m / 32, 16.0), last, 49)
         return tuple(sorted({*grid.tolist(), float(m)}))
-
-    def _at(self, line: dict[str, Any], sizes: Sequence[float]) -> tuple[float, ...]:
-        """Values of a line at other sizes, shifted to pass through the printed one."""
-        value_at = self._value_at(line)
-        shift = line["value"] - value_at(float(self.claim.num_tokens))
-        return tuple(value_at(size) + shift for size in sizes)
-
-    def _value_at(self, line: dict[str, Any]) -> Any:
-        if line["method"] == "kl":
-            return _kl_at(line, self.claim, sampled=self.sampled)
-        if is_companion(line) != self.claim.has_alpha:
-            return _fixed_point_at(line, self.claim.num_tokens)
-        row = {"freedman": self.freedman, "azuma": self.azuma}.get(line["method"])
-        return row.at_size if row else _fixed_point_at(line, self.claim.num_tokens)
-
-
-class _FreedmanSurface:
-    """Values [A, T] of the freedman line over alphas and t at its printed slope, floor and degree.
-
-    At another m other degrees without a floor may be better: those are tabled too, on every second alpha and t.
-    """
-
-    def __init__(self, curves: _Curves, line: dict[str, Any]) -> None:
-        self.line, self.claim, self.search = (
-            line,
-            curves.claim,
-            FreedmanSearch(curves.cells, curves.claim, curves.slack),
-        )
-        parameters = line["parameters"]
-        chosen, max_degree = float(parameters["alpha"]), curves.cells.max_degree
-        degree = min(int(parameters["forecast_degree"]), max_degree)
-        self.slope, floor = int(parameters["alpha_slope"]), float(parameters["forecast_floor_bits"])
-        self.alphas = _alphas(curves.claim, chosen)
-        self.lam, self.values = self._table(self.alphas, T_GRID, degree, floor)
-        coarse = [(d, *self._table(self.alphas[::2], T_GRID[1::2], d, 0.0)) for d in range(max_degree + 1)]
-        kappas = self.search.kappas
-        self.tables = [(kappas[d], lam, values) for d, lam, values in ((degree, self.lam, self.values), *coarse)]
-        self.chosen = self.alphas.index(chosen)
-        self.chosen_t = int(np.argmin(np.abs(np.array(T_GRID) - float(parameters["t"]))))
-
-    def _table(self, alphas: Sequence[float], ts: Sequence[float], degree: int, floor: float) -> tuple[Floats, Floats]:
-        rows = [self._row(alpha, ts, degree, floor) for alpha in alphas]
-        return np.array([lam for lam, _ in rows]), np.array([values for _, values in rows])
-
-    def _row(self, alpha: float, ts: Sequence[float], degree: int, floor: float) -> tuple[list[float], list[float]]:
-        smoothing = self.search.smoothed(alpha, self.slope)
-        lowest = max(smoothing.low, floor)
-        coefficients = self.search.cells.least_squares(smoothing.loss, degree)
-        forecast = self.search.forecast(coefficients, smoothing, lowest)
-        values = [self.search.value(smoothing, forecast, t, lowest, degree) for t in ts]
-        return [t / (smoothing.high - lowest) for t in ts], values
-
-    def at_size(self, size: float) -> float:
-        change = 1 / size - 1 / self.claim.num_tokens
-        return min(float((values + kappa / lam * change).min()) for kappa, lam, values in self.tables)
-
-    def alpha_curve(self) -> Curve:
-        return _through(self.line, self.alphas, self.values.min(axis=1), self.chosen)
-
-    def stake_curve(self) -> Curve:
-        return _through(self.line, self.lam[self.chosen].tolist(), self.values[self.chosen], self.chosen_t)
-
-
-class _AzumaRow:
-    """Values [A] of the azuma line over alphas."""
-
-    def __init__(self, curves: _Curves, line: dict[str, Any]) -> None:
-        self.line, self.claim = line, curves.claim
-        self.kappa = float(line["kappa_nats"])
-        self.alphas = _alphas(curves.claim, float(line["parameters"]["alpha"]))
-        rows = [self._row(curves, alpha) for alpha in self.alphas]
-        self.means, self.ranges = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-        self.chosen = self.alphas.index(float(line["parameters"]["alpha"]))
-
-    def _row(self, curves: _Curves, alpha: float) -> tuple[float, float]:
-        cells, evidence = curves.cells, curves.evidence
-        low, high = loss_interval_bits(alpha=alpha, vocab_size=evidence.vocab_size)
-        share = cells.worst_share
-        mean = (1 - share) * float(cells.weight @ cells.losses_bits(alpha, 0)) + share * high
-        spread = high - low
-        if curves.claim.has_alpha:  # ranges differ by token: their root mean square takes the place of D
-            spread = math.sqrt(evidence.sums["range_squared"] / 2.0**32 / evidence.num_tokens)
-        return mean + curves.slack.bits(high, mean), spread
-
-    def at_size(self, size: float) -> float:
-        return float((self.means + self.ranges * math.sqrt(self.kappa / (2 * size))).min())
-
-    def alpha_curve(self) -> Curve:
-        values = self.means + self.ranges * math.sqrt(self.kappa / (2 * self.claim.num_tokens))
-        return _through(self.line, self.alphas, values, self.chosen)
 
 
 def _claim(certificate: Certificate, evidence: Evidence) -> Claim:
@@ -374,36 +277,20 @@ def _claim(certificate: Certificate, evidence: Evidence) -> Claim:
     )
 
 
-def _alphas(claim: Claim, chosen: float) -> list[float]:
-    return [chosen] if claim.has_alpha else sorted({*ALPHA_GRID, chosen})
+def _at(line: Line, curves: LineCurves, num_tokens: int, sizes: Sequence[float]) -> tuple[float, ...]:
+    """Values of a line at other sizes, shifted to pass through the printed one."""
+    shift = _value(line) - curves.at_size(float(num_tokens))
+    return tuple(curves.at_size(size) + shift for size in sizes)
 
 
-def _through(line: dict[str, Any], x: Sequence[float], values: Floats, chosen: int) -> Curve:
+def _through(line: Line, sweep: Sweep) -> Curve:
     """A curve shifted to pass through the printed value at its chosen point."""
-    shifted = values + (line["value"] - float(values[chosen]))
-    return Curve(line_name(line), tuple(x), tuple(shifted.tolist()), (float(x[chosen]), float(line["value"])))
+    shifted = sweep.values + (_value(line) - float(sweep.values[sweep.chosen]))
+    return Curve(line_name(line), sweep.x, tuple(shifted.tolist()), (float(sweep.x[sweep.chosen]), _value(line)))
 
 
-def _printed_point(curves: _Curves, line: dict[str, Any]) -> tuple[float, float]:
-    return float(curves.claim.num_tokens), float(line["value"])
-
-
-def _kl_at(line: dict[str, Any], claim: Claim, *, sampled: bool) -> Any:
-    error = min(1.0, max(0.0, line["empirical"] + line["terms"].get("sampling_slack", 0.0)))
-    delta = corpus_delta(claim, sampled=sampled)
-
-    def value_at(size: float) -> float:
-        paid = {"code_length_bits": claim.paid_code_bits, "tune_bits": line["tune_bits"], "delta": delta}
-        return kl_grid_bound(error, num_tokens=max(1, round(size)), **paid)[0]
-
-    return value_at
-
-
-def _fixed_point_at(line: dict[str, Any], num_tokens: int) -> Any:
-    """At the printed grid point the complexity terms fall as 1/m and nothing else moves."""
-    terms = line["terms"]
-    complexity = terms.get("complexity", 0.0) + terms.get("base_complexity", 0.0)
-    return lambda size: complexity * num_tokens / size
+def _value(line: Line) -> float:
+    return float(line.value or 0.0)
 
 
 def _edges(octaves: tuple[int, int]) -> Floats:

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from tokenbound.bounds.claim import Line
+from tokenbound.bounds.lines import find_bound
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.errors import InputError
 from tokenbound.report.details import ArtifactPart, Curve, EntropyBins, LossDistribution, PositionBins, ReportDetails
 from tokenbound.report.page import Legend, Plot
@@ -418,14 +419,11 @@ def _entropy(certificate: Certificate, found: EntropyBins | None) -> Plot | None
 
 
 def _forecast(certificate: Certificate, entropy_bits: Any) -> Any:
-    """The paid forecast of the freedman line, where there is one."""
-    line = next((line for line in certificate.bounds if line["method"] == "freedman" and line["value"]), None)
-    if line is None:
-        return None
-    parameters = line["parameters"]
-    low, high = loss_interval_bits(alpha=parameters["alpha"], vocab_size=certificate.vocab_size)
-    guess = np.polynomial.polynomial.polyval(entropy_bits, parameters["forecast_coefficients"])
-    return np.clip(guess, max(low, parameters["forecast_floor_bits"]), high)
+    """The forecast of the first line that makes one."""
+    lines = [Line.from_dict(row) for row in certificate.bounds if row["value"]]
+    found = [(find_bound(line.method), line) for line in lines]
+    curves = [bound.forecast_bits(line, entropy_bits, certificate.vocab_size) for bound, line in found if bound]
+    return next((curve for curve in curves if curve is not None), None)
 
 
 def _position(found: PositionBins | None) -> Plot | None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.report import page
-from tokenbound.report.words import assumptions, headline, is_vacuous, source_name, verdict
+from tokenbound.report.words import assumptions, grouped_sentences, headline, is_vacuous, source_name, verdict
 from tokenbound.store.history import HistoryEntry
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenbound.store.run import RunDirectory
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-COLUMNS = ("when", "model", "tokens", "scored", "bytes", "measured", "bound", "change")
+COLUMNS = ("when", "model", "tokens", "scored", "trial", "bytes", "measured", "bound", "change")
 WORDS = ("when", "model")
 """Columns that are no numbers."""
 PAGE = "history.html"
@@ -47,7 +47,9 @@ def history_table(entries: Sequence[HistoryEntry]) -> Table:
     """Every entry, oldest first, with what changed since the one before; 80 columns where names are short."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     sampled = any(entry.num_scored_tokens != entry.num_tokens for entry in entries)
-    shown = [place for place, name in enumerate(COLUMNS) if sampled or name != "scored"]
+    counted = sampled or any(entry.trial > 1 for entry in entries)
+    hidden = {*(() if sampled else ("scored",)), *(() if counted else ("trial",))}
+    shown = [place for place, name in enumerate(COLUMNS) if name not in hidden]
     for place in shown:
         table.add_column(COLUMNS[place], justify="left" if COLUMNS[place] in WORDS else "right", no_wrap=True)
     for cells in _cells(entries):
@@ -62,6 +64,7 @@ def _cells(entries: Sequence[HistoryEntry]) -> list[tuple[str, ...]]:
             source_name(entry.model),
             f"{entry.num_tokens:,}",
             f"{entry.num_scored_tokens / entry.num_tokens:.1%}",
+            f"{entry.trial:,}",
             f"{entry.artifact_bytes:,}",
             f"{entry.mean_nll_bits:.4f}",
             "none" if entry.bound_bits is None else format_bound(entry.bound_bits, 4),
@@ -70,6 +73,11 @@ def _cells(entries: Sequence[HistoryEntry]) -> list[tuple[str, ...]]:
         for previous, entry in itertools.pairwise([None, *entries])
         if entry is not None
     ]
+
+
+def selection_lines(entries: Sequence[HistoryEntry]) -> list[str]:
+    """How each model's latest certificate was selected, in its words; older entries say nothing."""
+    return grouped_sentences({source_name(entry.model): entry.selection for entry in entries if entry.selection})
 
 
 def _change(entry: HistoryEntry, previous: HistoryEntry | None) -> str:
@@ -119,7 +127,7 @@ def history_html(entries: Sequence[HistoryEntry], latest: Certificate) -> str:
         verdict=verdict(latest),
         vacuous=is_vacuous(latest),
         tiles=_tiles(entries),
-        assumptions=assumptions(latest),
+        assumptions=[*assumptions(latest), *selection_lines(entries)],
         plots=_plots(entries, latest),
         footer=footer(latest),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.report.details import ReportDetails
 from tokenbound.report.page import Page, Tile, render
-from tokenbound.report.rows import bibtex, latex_row, markdown_row, model_card_yaml
+from tokenbound.report.rows import bibtex, latex_rows, markdown_table, model_card_yaml
 from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
 from tokenbound.store.run import CERTIFICATE, RunDirectory
 
@@ -239,6 +239,7 @@ def _records(certificate: Certificate) -> list[tuple[str, list[tuple[str, str]]]
             name: getattr(certificate, name) for name in ("prior", "methods", "top_k", "trial", "delta", "unscorable")
         },
         "Sample": certificate.sampling.model_dump() if certificate.sampling else {},
+        "Selection": certificate.selection.model_dump() if certificate.selection else {},
         "Environment": certificate.environment,
     }
     return [(title, _flat(tree)) for title, tree in found.items() if tree]
@@ -264,8 +265,8 @@ def _shown(value: Any) -> str:
 
 def _quotes(certificate: Certificate) -> list[tuple[str, str]]:
     return [
-        ("Markdown row", markdown_row(certificate)),
-        ("LaTeX row", latex_row(certificate)),
+        ("Markdown table", markdown_table(certificate)),
+        ("LaTeX rows", latex_rows(certificate)),
         ("BibTeX", bibtex(certificate)),
         ("Model card (Hugging Face model-index)", model_card_yaml(certificate)),
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import source_name
+from tokenbound.report.words import remarks, source_name
 from tokenbound.store.uri import base_name, is_uri
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def model_name(certificate: Certificate) -> str:
 
 
 def corpus_name(certificate: Certificate) -> str:
-    """The corpus in a few words: its name or first path, else its kind.
+    """The corpus in a few words: its first path or its name, with what was taken of a dataset, else its kind.
 
     >>> from tokenbound.demo import demo_certificate
     >>> corpus_name(demo_certificate())
@@ -73,11 +73,12 @@ def corpus_name(certificate: Certificate) -> str:
     """
     corpus = certificate.corpus
     paths = [_path_name(str(path)) for path in corpus.get("paths") or ()]
-    if corpus.get("name"):
-        return str(corpus["name"])
     if not paths:
-        return str(corpus.get("source", "corpus"))
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        name = str(corpus.get("name") or corpus.get("source", "corpus"))
+    else:
+        name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    details = [str(corpus[key]) for key in ("subset", "split") if corpus.get(key) not in (None, "train")]
+    return f"{name} ({', '.join(details)})" if details else name
 
 
 def _path_name(path: str) -> str:
@@ -175,6 +176,7 @@ def bibtex(certificate: Certificate, name: str | None = None) -> str:
         claim = f"expected loss at most {format_bound(certificate.bound_bits, 3)} bits per token"
         claim += " (vacuous)" if certificate.vacuous else ""
     note = f"{claim} with probability {1 - certificate.delta:g}; claim {certificate.claim_fingerprint[:16]}"
+    note = " ".join([f"{note}.", *remarks(certificate)])
     return (
         f"@misc{{tokenbound-{certificate.claim_fingerprint[:8]},\n"
         f"  title = {{{latex_text(title)}}},\n"
@@ -202,7 +204,12 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
     corpus = corpus_name(certificate)
     result = {
         "task": {"type": "text-generation"},
-        "dataset": {"name": corpus, "type": str(certificate.corpus.get("name") or certificate.corpus.get("source"))},
+        "dataset": {"name": corpus, "type": str(certificate.corpus.get("name") or certificate.corpus.get("source"))}
+        | {
+            key: certificate.corpus[field]
+            for key, field in (("config", "subset"), ("split", "split"), ("revision", "revision"))
+            if certificate.corpus.get(field)
+        },
         "metrics": _metrics(certificate),
     }
     return [{"name": name or model_name(certificate), "results": [result]}]
@@ -210,7 +217,12 @@ def model_index(certificate: Certificate, name: str | None = None) -> list[dict[
 
 def _metrics(certificate: Certificate) -> list[dict[str, Any]]:
     confidence = f"with probability {1 - certificate.delta:g}"
-    claim = {"delta": certificate.delta, "claim_fingerprint": certificate.claim_fingerprint}
+    claim = {
+        "delta": certificate.delta,
+        "claim_fingerprint": certificate.claim_fingerprint,
+        "trial": certificate.trial,
+        "selection": " ".join(remarks(certificate)),
+    }
     found: list[dict[str, Any]] = []
     if certificate.bound_bits is not None:
         vacuous = ", vacuous" if certificate.vacuous else ""
@@ -246,11 +258,19 @@ def model_card_yaml(certificate: Certificate, name: str | None = None) -> str:
     model-index:
     """
     tree = {"model-index": model_index(certificate, name)}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
 
 
-def _markdown_table(certificate: Certificate) -> str:
-    return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}"
+def markdown_table(certificate: Certificate) -> str:
+    """A table of one row, and below it what every form of a certificate says."""
+    said = " ".join(markdown_cell(sentence) for sentence in remarks(certificate))
+    return f"{MARKDOWN_HEADER}\n{markdown_row(certificate)}\n\n{said}"
+
+
+def latex_rows(certificate: Certificate) -> str:
+    """The row, and below it over all columns what every form of a certificate says."""
+    said = " ".join(latex_text(sentence) for sentence in remarks(certificate))
+    return f"{latex_row(certificate)}\n\\multicolumn{{9}}{{p{{\\linewidth}}}}{{\\footnotesize {said}}} \\\\"
 
 
 def _picture(certificate: Certificate) -> str:
@@ -260,8 +280,8 @@ def _picture(certificate: Certificate) -> str:
 
 
 EXPORTS: Mapping[str, Callable[[Certificate], str]] = {
-    "markdown": _markdown_table,
-    "latex": latex_row,
+    "markdown": markdown_table,
+    "latex": latex_rows,
     "bibtex": bibtex,
     "model-card": model_card_yaml,
     "svg": _picture,

@@ -74,7 +74,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     """
     if not run.exists("plan.json"):
         raise IncompleteError(f"{run.uri} has no plan.json: no run has begun there")
-    plan, records, attempts = run.read_json("plan.json"), run.committed(), _of_last_start(all_attempts(run))
+    plan, records, attempts = run.plan(), run.committed(), _of_last_start(all_attempts(run))
     events = run.progress()
     lost = [
         LostReplica(shard, each.replica, each.began) for shard, found in attempts.items() for each in found.begun[:-1]

@@ -18,7 +18,7 @@ from tokenbound.bounds.rounding import format_bound
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.report import page
 from tokenbound.report.rows import markdown_cell
-from tokenbound.report.words import line_name
+from tokenbound.report.words import grouped_sentences, line_name, remarks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +69,14 @@ class SweepRow:
     """Of the package that made the certificate."""
     created_at: str
     """When it was made."""
+    ordinal: int
+    """Its place among all configurations tried on the corpus; paid for."""
+    selection: str
+    """How it was selected, in the words of the certificate."""
+    protocol: Mapping[str, Any]
+    """How the model is applied to the corpus."""
+    base: str | None
+    """Digest of the base that a delta changes; null for a whole model."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -100,6 +108,10 @@ def sweep_row(
         file=file,
         version=certificate.tokenbound_version,
         created_at=certificate.created_at,
+        ordinal=certificate.trial,
+        selection=" ".join(remarks(certificate)),
+        protocol=dict(certificate.protocol),
+        base=(certificate.scoring_identity.get("base") or {}).get("sha256"),
     )
 
 
@@ -131,10 +143,16 @@ def comparison_table(rows: Sequence[SweepRow]) -> Table:
 
 
 def comparison_markdown(rows: Sequence[SweepRow]) -> str:
-    """The comparison as a Markdown table."""
+    """The comparison as a Markdown table, and below it how its rows were selected."""
     head, *body = [[markdown_cell(cell) for cell in cells] for cells in _cells(rows)]
     rule = [":--" if place < 2 else "--:" for place in range(len(head))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *body))
+    return table + "".join(f"\n{markdown_cell(line)}\n" for line in selection_lines(rows))
+
+
+def selection_lines(rows: Sequence[SweepRow]) -> list[str]:
+    """How the rows were selected, in the words of their certificates."""
+    return grouped_sentences({row.trial: row.selection for row in rows})
 
 
 def comparison_csv(rows: Sequence[SweepRow]) -> str:
@@ -142,9 +160,9 @@ def comparison_csv(rows: Sequence[SweepRow]) -> str:
     lines = _line_names(rows)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", "family", "trained_parameters", "artifact_bytes", "measured_bits", *lines])
+    writer.writerow(["trial", "family", "ordinal", "trained_parameters", "artifact_bytes", "measured_bits", *lines])
     for row in rows:
-        known = [row.trial, row.family, row.trained_parameters, row.artifact_bytes, row.measured_bits]
+        known = [row.trial, row.family, row.ordinal, row.trained_parameters, row.artifact_bytes, row.measured_bits]
         writer.writerow(["" if value is None else value for value in (*known, *map(row.lines.get, lines))])
     return stream.getvalue()
 
@@ -156,10 +174,11 @@ def _line_names(rows: Sequence[SweepRow]) -> list[str]:
 def _cells(rows: Sequence[SweepRow]) -> list[list[str]]:
     """Head and body as text: bounds rounded up, errors as `bound (measured)`."""
     lines = _line_names(rows)
-    found = [["trial", "family", "trained parameters", "artifact bytes", "measured", *lines]]
+    found = [["trial", "family", "ordinal", "trained parameters", "artifact bytes", "measured", *lines]]
     for row in rows:
         parameters = "-" if row.trained_parameters is None else f"{row.trained_parameters:,}"
-        first = [row.trial, row.family, parameters, f"{row.artifact_bytes:,}", f"{row.measured_bits:.3f}"]
+        measured = f"{row.measured_bits:.3f}"
+        first = [row.trial, row.family, f"{row.ordinal:,}", parameters, f"{row.artifact_bytes:,}", measured]
         found.append([*first, *(_bound(row, name) for name in lines)])
     return found
 
@@ -250,7 +269,8 @@ def hold_together(rows: Sequence[SweepRow]) -> bool:
 
 
 def _claim(row: SweepRow) -> tuple[object, ...]:
-    return row.delta, row.prior, row.sampled, frozenset(row.lines)
+    protocol = tuple(sorted((name, str(value)) for name, value in row.protocol.items()))
+    return row.delta, row.prior, row.sampled, frozenset(row.lines), protocol, row.base
 
 
 def _claims_sentence(rows: Sequence[SweepRow]) -> str:
@@ -263,7 +283,7 @@ def _claims_sentence(rows: Sequence[SweepRow]) -> str:
     named = ", ".join(others)
     return (
         f"{len(rows) - len(others):,} of them also hold at once, all but {named}: other lines, or another confidence, "
-        "prior or way of scoring."
+        "prior, base or protocol, or a sample beside every token."
     )
 
 
@@ -324,6 +344,7 @@ def _assumptions(rows: Sequence[SweepRow]) -> list[str]:
         "Each bound is on the risk on this corpus's own positions, of the smoothed model. It is not the risk on fresh "
         "documents.",
         "What a bound rests on, its declarations and every number stand in the trial's own report.",
+        *selection_lines(rows),
     ]
 
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, source_of_corpus, verdict
+from tokenbound.visible import console
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -37,7 +38,7 @@ def certificate_text(certificate: Certificate, width: int = 100) -> str:
     80
     """
     buffer = io.StringIO()
-    Console(file=buffer, width=width, force_terminal=False).print(certificate_view(certificate))
+    console(file=buffer, width=width, force_terminal=False).print(certificate_view(certificate))
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
 
 
@@ -117,7 +118,7 @@ def facts(certificate: Certificate) -> list[tuple[str, str]]:
     corpus, scored, tokens = certificate.corpus, certificate.num_scored_tokens, certificate.num_tokens
     share = "every token" if scored == tokens else f"{scored:,} tokens, {100 * scored / tokens:.2g} %"
     rows = [
-        ("corpus", f"{corpus['source']}: {corpus['documents']:,} documents, {tokens:,} tokens"),
+        ("corpus", f"{source_of_corpus(corpus)}: {corpus['documents']:,} documents, {tokens:,} tokens"),
         ("scored", share),
         ("model", f"{certificate.artifact_bytes:,} bytes as an artifact ({certificate.model.get('architecture')})"),
         (

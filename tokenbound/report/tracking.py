@@ -12,7 +12,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.errors import InputError
-from tokenbound.report.words import line_name
+from tokenbound.report.words import line_name, remarks
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
@@ -74,7 +74,7 @@ def labels(certificate: Certificate) -> dict[str, str]:
     >>> labels(demo_certificate())["prior"]
     'code'
     """
-    return {name: str(getattr(certificate, name)) for name in LABELS}
+    return {**{name: str(getattr(certificate, name)) for name in LABELS}, "selection": " ".join(remarks(certificate))}
 
 
 def log_certificate(certificate: Certificate, *, to: str, files: Mapping[str, bytes]) -> None:

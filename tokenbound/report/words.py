@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tokenbound.bounds.claim import Line
+from tokenbound.bounds.lines import find_bound
+from tokenbound.bounds.lines.base import plain_row_name
 from tokenbound.bounds.rounding import format_bound
 from tokenbound.store.uri import base_name
 
 if TYPE_CHECKING:
     from tokenbound.certificate import Certificate
+    from tokenbound.engine.rescore import Rescored
 
 
 TAKEN_ON_TRUST = (
@@ -17,6 +22,113 @@ TAKEN_ON_TRUST = (
     "alone, and the model has a prefix-free code of the length given."
 )
 """What losses alone cannot show."""
+
+
+def verified_sentence(certificate: Certificate, rescored: Rescored | None) -> str:
+    """What a verification found."""
+    bound = (
+        "no loss bound"
+        if certificate.bound_bits is None
+        else f"{format_bound(certificate.bound_bits, 4)} bits/token "
+        f"({certificate.method}{', vacuous' * certificate.vacuous})"
+    )
+    text = (
+        f"verified: {certificate.num_scored_tokens:,} losses and {certificate.artifact_bytes:,} artifact bytes give "
+        f"{bound}."
+    )
+    if rescored is None:
+        return f"{text} Whether this corpus has these losses was not checked: add --rescore 20."
+    every = rescored.windows == rescored.of_windows
+    of = "all" if every else f"{rescored.windows:,} distinct windows, drawn at random from"
+    text += (
+        f" Scored again: {of} {rescored.of_windows:,} recorded windows ({rescored.tokens:,} tokens); they agree to "
+        f"{rescored.largest_difference_nats:.2g} nats per token."
+    )
+    if every:
+        return text
+    return (
+        f"{text} If {100 * rescored.detectable_share:.2g} % of the recorded windows or more had been forged, this "
+        "would have found one with 95 % probability."
+    )
+
+
+def unchecked(certificate: Certificate, rescored: Rescored | None) -> list[str]:
+    """What a verification leaves to trust, each by name; the certificate is only as good as these.
+
+    Args:
+        certificate: one that was verified.
+        rescored: what was scored again; None where only losses and artifact were read.
+    """
+    return [*_unread(certificate, rescored), *_unknowable(certificate)]
+
+
+def _unread(certificate: Certificate, rescored: Rescored | None) -> list[str]:
+    """What the corpus would have shown, were it read."""
+    if rescored is not None:
+        left = rescored.of_windows - rescored.windows
+        found = [f"losses: {left:,} recorded windows were not scored again (use a larger --rescore)"] if left else []
+        if certificate.num_worst_case_tokens:
+            found.append(
+                f"num_worst_case_tokens: that {certificate.num_worst_case_tokens:,} tokens could not be scored; they "
+                "count at the worst case"
+            )
+        return [
+            *found,
+            *(f"{name}: it differs from the config's, with the same digests" for name in rescored.unmatched_names),
+        ]
+    found = [
+        "losses: that the model gives these tokens these losses, entropies and ranks (use --rescore)",
+        "corpus_sha256, tokens_sha256: that there is such a corpus, and which one it is (use --rescore)",
+        "corpus: its source, paths, tokenizer, files, documents and bytes, as the certificate has them (use --rescore)",
+        "vocab_size, tokenizer_vocab_size: how many ids the model predicts and the tokenizer can emit (use --rescore)",
+        "model.source: where the model came from (use --rescore)",
+    ]
+    if certificate.sampling is not None:
+        from tokenbound.certificate import possible_tokens
+
+        low, high = possible_tokens(certificate)
+        found.append(
+            f"num_tokens, num_windows, max_window_tokens: the size of the corpus; its windows could hold {low:,} to "
+            f"{high:,} tokens (use --rescore)"
+        )
+    if "base" in certificate.scoring_identity:
+        found.append("model.base, base architecture_sha256: the base itself was not read (use --rescore)")
+    if certificate.earlier_fingerprints:
+        found.append(
+            f"earlier_fingerprints: that the {len(certificate.earlier_fingerprints):,} are this corpus at an earlier "
+            "size (use --rescore)"
+        )
+    return found
+
+
+def _unknowable(certificate: Certificate) -> list[str]:
+    """What no computation can show: it is declared."""
+    declared = certificate.declarations
+    found = [
+        f"trial {certificate.trial}: that no more configurations were tried on these tokens ("
+        f"{COUNTED['config' if certificate.selection is None else certificate.selection.counted_by]})",
+        "methods, top_k, delta: that they were named before the losses were known (declared)",
+        "software: that the versions of this package, torch, transformers and NumPy, the device, `how.compile` and the "
+        "number of threads were chosen without regard to the tokens (declared)",
+    ]
+    if declared.get("tokenizer_is") == "given":
+        found.append("tokenizer_is: that the tokenizer was chosen independently of this corpus (declared)")
+    if certificate.prior == "holdout":
+        found.append("holdout_declaration: what these tokens were not used for (declared)")
+    if certificate.declared_tokens is not None:
+        found.append("declared_tokens: that this number was fixed before the corpus was seen (declared)")
+    if "base_is_independent" in declared:
+        found.append(
+            f"base_is_independent, num_bases {declared.get('num_bases', 1)}: that the base does not depend on these "
+            "tokens, and how many bases were tried (declared)"
+        )
+    if certificate.sampling is not None:
+        draw = "" if certificate.sampling.evaluation is None else f", evaluation {certificate.sampling.evaluation}"
+        found.append(
+            f"seed {certificate.sampling.seed}, pilot_windows {certificate.sampling.pilot_windows}{draw}: that no "
+            "other draw was looked at (declared)"
+        )
+    return [*found, "environment, created_at, tokenbound_version: what scored, and when (declared)"]
 
 
 def headline(certificate: Certificate) -> str:
@@ -62,10 +174,15 @@ def assumptions(certificate: Certificate) -> list[str]:
         ),
         _prior_sentence(certificate),
         *_base_sentences(certificate),
+        *_weights_sentences(certificate),
         *_arithmetic_sentences(certificate),
-        *_document_sentences(certificate),
+        *corpus_sentences(certificate.corpus),
+        *_line_sentences(certificate),
+        *plugin_sentences(certificate.declarations.get("plugins", {})),
         f"Tokenizer: {_tokenizer_sentence(certificate)}",
-        "This package's version, torch and the device are declared chosen without regard to the tokens.",
+        "The versions of this package, torch, transformers and NumPy, the device, compilation and the number of "
+        "threads are declared chosen without regard to the tokens.",
+        *remarks(certificate),
     ]
     if certificate.sampling is not None:
         found.append(
@@ -88,6 +205,79 @@ def assumptions(certificate: Certificate) -> list[str]:
     if certificate.num_worst_case_tokens:
         found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
     return found
+
+
+def remarks(certificate: Certificate) -> list[str]:
+    """What every form of a certificate says, however short: how it was selected, and whether versions differ."""
+    return [selection_sentence(certificate), *_environment_sentences(certificate)]
+
+
+def grouped_sentences(said: Mapping[str, str]) -> list[str]:
+    """What is said of each of several things, those of which the same is said together; of all of them without names.
+
+    >>> grouped_sentences({"a": "Old.", "b": "Old."}), grouped_sentences({"a": "Old.", "b": "New."})
+    (['Old.'], ['a: Old.', 'b: New.'])
+    """
+    names: dict[str, list[str]] = {}
+    for name, sentence in said.items():
+        names.setdefault(sentence, []).append(name)
+    if len(names) == 1:
+        return list(names)
+    return [f"{', '.join(those)}: {sentence}" for sentence, those in names.items()]
+
+
+COUNTED = {"register": "counted on this machine; declared", "config": "numbered by its config; declared"}
+"""Where an ordinal comes from, by `selection.counted_by`."""
+
+
+def selection_sentence(certificate: Certificate) -> str:
+    """The place of this configuration among those tried, all of which it pays for."""
+    selection, record = certificate.selection, certificate.sampling
+    counted = COUNTED["config" if selection is None else selection.counted_by]
+    what = "this holdout" if certificate.prior == "holdout" else "this corpus"
+    tried = f"This is the {ordinal_word(certificate.trial)} configuration tried on"
+    if record is not None:
+        found = f"{tried} a sample of {what} ({counted}), drawn with seed {record.seed}"
+        found += "" if record.evaluation is None else f" as draw {record.evaluation} of a growing corpus"
+    elif certificate.prior == "holdout":
+        found = f"{tried} {what} ({counted}), with every token scored"
+    else:
+        found = (
+            f"{tried} {what} ({counted}), with every token scored, where other models and protocols do not count "
+            "because each pays its own code"
+        )
+    shipped = 0 if selection is None else selection.shipped
+    authors = f" The first {shipped} are those of this package's authors." if shipped else ""
+    return f"{found}; its lines were named before scoring.{authors}"
+
+
+def ordinal_word(number: int) -> str:
+    """A number as an ordinal.
+
+    >>> [ordinal_word(number) for number in (1, 2, 3, 11, 12, 22, 113)]
+    ['1st', '2nd', '3rd', '11th', '12th', '22nd', '113th']
+    """
+    teen = 11 <= number % 100 <= 13
+    return f"{number:,}{'th' if teen else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def _environment_sentences(certificate: Certificate) -> list[str]:
+    """Of shards that were not all scored by the same versions, settings and device: which were scored by what."""
+    found = certificate.environment.get("scored_by", [])
+    if len(found) < 2:
+        return []
+    names = [name for name in dict.fromkeys(name for tree in found for name in tree) if name != "shards"]
+    differing = [name for name in names if len({str(tree.get(name)) for tree in found}) > 1]
+    parts = [
+        f"{tree['shards']:,} by "
+        + (", ".join(f"{name} {_setting(tree[name])}" for name in differing if name in tree) or "unrecorded versions")
+        for tree in found
+    ]
+    return [f"Not all shards were scored in the same environment: {'; '.join(parts)}."]
+
+
+def _setting(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def slack_sentence(certificate: Certificate) -> str:
@@ -125,24 +315,29 @@ def _prior_sentence(certificate: Certificate) -> str:
 
 
 def _base_sentences(certificate: Certificate) -> list[str]:
-    """Of a delta: what its base rests on, and how the relative line splits."""
-    line = next((line for line in certificate.bounds if line["method"] == "relative"), None)
-    if line is None:
+    """Of a delta: what its base rests on."""
+    tried = certificate.declarations.get("num_bases", 0)
+    if not tried:
         return []
-    declared, tried = certificate.declarations.get("base_is_independent"), certificate.declarations.get("num_bases", 1)
+    declared = certificate.declarations.get("base_is_independent")
     picked = f" It was picked among {tried:,} bases, which is paid for." if tried > 1 else ""
     digest = str((certificate.scoring_identity.get("base") or {}).get("sha256"))[:16]
-    found = [
+    return [
         f"The artifact is a delta on the base {certificate.model.get('base')} (tensors {digest}), which is declared "
         f"independent of these tokens: {declared!r}. If that is false, the bound is void.{picked}"
     ]
-    if certificate.sampling is None:
-        terms = line["terms"]
+
+
+def _weights_sentences(certificate: Certificate) -> list[str]:
+    """What lay beside the weights that were scored, and a base that the adapter did not ask for."""
+    found = []
+    if named := certificate.model.get("adapter_base"):
         found.append(
-            f"The relative line adds two bounds: the base's own risk is at most {format_bound(terms['base_bound'], 4)} "
-            f"bits per token, and the fine-tune's excess over it at most {format_bound(terms['excess'], 4)} "
-            f"(measured {terms['excess_empirical']:.4f}, negative is better than the base)."
+            f"The adapter says that it was trained on {named}; it was scored on the base "
+            f"{certificate.model.get('base')}, which may be another model."
         )
+    if others := certificate.model.get("other_weights"):
+        found.append(f"The checkpoint also holds {', '.join(map(str, others))}, which were not read.")
     return found
 
 
@@ -154,15 +349,68 @@ def _arithmetic_sentences(certificate: Certificate) -> list[str]:
     return [f"The model is quantized. It was scored by {arithmetic}, in {dtype}; other kernels may give other losses."]
 
 
-def _document_sentences(certificate: Certificate) -> list[str]:
-    documents = certificate.corpus.get("scored_documents")
-    if documents is None:
-        return []
-    return [
-        f"The line document bounds another risk, the expected mean loss of a fresh document: it takes the "
-        f"{documents:,} documents for independent draws whose number was fixed beforehand, each weighing the same. It "
-        "is a baseline, never the bound quoted; with few documents it says nothing."
-    ]
+def _line_sentences(certificate: Certificate) -> list[str]:
+    """What the bounds themselves have to say of their lines."""
+    lines = [Line.from_dict(row) for row in certificate.bounds]
+    found = [(find_bound(line.method), line) for line in lines if line.value is not None]
+    return [sentence for bound, line in found if bound is not None for sentence in bound.sentences(line)]
+
+
+def plugin_sentences(plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Which installed packages took part, by entry-point group and name."""
+    names = [f"{name} ({package})" for group in plugins.values() for name, package in group.items()]
+    return [f"Provided by other packages, whose proofs and code count too: {', '.join(names)}."] if names else []
+
+
+RULE_WORDS = {
+    "hidden": "hidden files or folders",
+    "other suffix": "files with another suffix",
+    "link to a listed file": "links to files that are listed anyway",
+    "folder matched by a glob": "folders that the glob matched, but no file inside",
+    "not read by datasets": "files that the `datasets` library does not read",
+    "broken link": "broken links",
+}
+"""Rules by which files are left out of a corpus, in words."""
+
+
+def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
+    """What the corpus section says of how the corpus was read, where that is not plain UTF-8 of every file.
+
+    >>> corpus_sentences({"skipped": {"hidden": 2}, "encoding": "latin-1"})
+    ['Left out of the corpus: hidden files or folders (2).', 'Text was decoded as latin-1.']
+    """
+    found = []
+    if skipped := corpus.get("skipped"):
+        parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
+        found.append(f"Left out of the corpus: {', '.join(parts)}.")
+    if empty := corpus.get("empty_files"):
+        found.append(f"Empty files among those read: {empty:,}.")
+    if corpus.get("encoding", "utf-8") != "utf-8":
+        found.append(f"Text was decoded as {corpus['encoding']}.")
+    if corpus.get("errors") == "replace":
+        found.append(
+            "Bytes that could not be decoded were replaced by U+FFFD, which "
+            f"{corpus.get('documents_with_replacements', 0):,} documents contain."
+        )
+    if corpus.get("special_tokens") == "parse":
+        found.append("Text that spells a special token of the tokenizer was read as that token.")
+    if corpus.get("special_tokens") == "refuse":
+        found.append("No document contains text that spells a special token of the tokenizer.")
+    return found
+
+
+def source_of_corpus(corpus: Mapping[str, Any]) -> str:
+    """Source of a corpus; of a dataset also its name, subset, split and revision.
+
+    >>> source_of_corpus({"source": "jsonl"})
+    'jsonl'
+    >>> source_of_corpus({"source": "hf", "name": "you/data", "subset": None, "split": "train[:1]", "revision": "v1"})
+    'hf you/data (split train[:1], revision v1)'
+    """
+    if not corpus.get("name"):
+        return str(corpus["source"])
+    details = [f"{key} {corpus[key]}" for key in ("subset", "split", "revision") if corpus.get(key)]
+    return f"{corpus['source']} {corpus['name']}" + (f" ({', '.join(details)})" if details else "")
 
 
 def _tokenizer_sentence(certificate: Certificate) -> str:
@@ -171,10 +419,6 @@ def _tokenizer_sentence(certificate: Certificate) -> str:
     return (
         f"{name}, {'counted in the artifact' if kind == 'counted' else 'declared chosen independently of this corpus'}."
     )
-
-
-ALPHA_WORDS = {"column": ", head", "constant": ", fixed alpha", "entropy": ", alpha(H)"}
-"""Behind the method of a line, where a certificate has several of it."""
 
 
 def source_name(source: str) -> str:
@@ -186,16 +430,11 @@ def source_name(source: str) -> str:
     return re.sub(r"-[0-9a-f]{16}\.tokenbound$", "", base_name(source)) or source
 
 
-def line_name(line: dict[str, Any]) -> str:
-    """Method and k of a line, and where its smoothing comes from if a smoothing head gives others to compare with."""
-    if line["top_k"] is not None:
-        return f"top-{line['top_k']} error"
-    return f"{line['method']}{ALPHA_WORDS.get(line['parameters'].get('alpha_from'), '')}"
-
-
-def is_companion(line: dict[str, Any]) -> bool:
-    """Whether a line says where its smoothing comes from, beside those that took the best of the package's grid."""
-    return line["parameters"].get("alpha_from") in ALPHA_WORDS
+def line_name(row: Line | dict[str, Any]) -> str:
+    """What tables and plots call a line."""
+    line = row if isinstance(row, Line) else Line.from_dict(row)
+    bound = find_bound(line.method)
+    return plain_row_name(line) if bound is None else bound.row_name(line)
 
 
 def duration(seconds: float) -> str:

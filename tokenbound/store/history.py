@@ -45,16 +45,19 @@ class HistoryEntry:
     trial: int
     evaluation: int | None
     """Ordinal of the draw where a growing corpus is sampled."""
+    selection: str = ""
+    """How it was selected, in the words of the certificate; empty in entries of older versions."""
 
     @classmethod
-    def of(cls, certificate: Mapping[str, Any], place: str) -> Self:
-        """The entry of a certificate, given as its JSON data and its file."""
+    def of(cls, certificate: Mapping[str, Any], place: str, selection: str = "") -> Self:
+        """The entry of a certificate, given as its JSON data, its file, and what it says of its selection."""
         names = {field.name for field in fields(cls)} & certificate.keys()
-        kept = {name: certificate[name] for name in names if name not in ("model", "certificate")}
+        kept = {name: certificate[name] for name in names if name not in ("model", "certificate", "selection")}
         return cls(
             **kept,
             model=str(certificate["model"]["source"]),
             certificate=place,
+            selection=selection,
             segments=int(certificate["corpus"]["segments"]),
             evaluation=(certificate["sampling"] or {}).get("evaluation"),
         )

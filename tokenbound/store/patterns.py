@@ -26,8 +26,8 @@ def _is_hidden(name: str) -> bool:
 
 def matching(filesystem: FileSystem, path: str) -> list[tuple[str, FileInfo]]:
     """Files that a glob names, with their paths below its fixed part, sorted by them."""
-    base, pattern = _split_glob(path)
-    matches = re.compile(_glob_regex(pattern)).fullmatch
+    base, pattern = split_glob(path)
+    matches = re.compile(glob_regex(pattern)).fullmatch
     found = walk(filesystem, base, recursive="/" in pattern or "**" in pattern)
     return [item for item in found if matches(item[0])]
 
@@ -38,10 +38,10 @@ def matching_places(pattern: str) -> list[str]:
     return [reroot(pattern, str(info.path)) for _, info in matching(filesystem, path)]
 
 
-def _split_glob(path: str) -> tuple[str, str]:
+def split_glob(path: str) -> tuple[str, str]:
     """The directory before the first wildcard, and the pattern below it.
 
-    >>> _split_glob("/data/day-*/x.jsonl")
+    >>> split_glob("/data/day-*/x.jsonl")
     ('/data', 'day-*/x.jsonl')
     """
     parts = path.split("/")
@@ -49,7 +49,7 @@ def _split_glob(path: str) -> tuple[str, str]:
     return "/".join(parts[:first]) or "/", "/".join(parts[first:])
 
 
-def _glob_regex(pattern: str) -> str:
+def glob_regex(pattern: str) -> str:
     """A glob as a regular expression: ``**/`` any directories, ``*`` and ``?`` inside a name, ``[...]`` sets."""
     tokens = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)

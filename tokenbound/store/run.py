@@ -15,15 +15,22 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.store import filesystem as files
 from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
+from tokenbound.store.strict_json import INTEGER_BITS, MAX_BYTES, SUM_BITS, StrictJsonError, parse_json
 from tokenbound.store.uri import is_uri, join
 
 ARTIFACT = "artifact.tokenbound"
 CERTIFICATE = "certificate.json"
+PLAN = "plan.json"
 PROGRESS = "progress.jsonl"
 
 
@@ -38,33 +45,38 @@ def canonical_json(tree: Any) -> bytes:
     >>> canonical_json({"b": 1, "a": [True, None]})
     b'{"a":[true,null],"b":1}'
     """
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace")  # names of files need not be UTF-8: JSON spells a lone surrogate so
 
 
 @dataclass(frozen=True)
 class CommitRecord:
     """One committed shard, as `shards/NNNNN.json` holds it (`shards/HH/NNNNN.json` on object stores)."""
 
-    shard: int
+    __pydantic_config__: ClassVar = STRICT
+
+    shard: Count
     """Number in the plan."""
     file: str
     """Losses file, relative to the run directory."""
-    bytes: int
+    bytes: Count
     """Its size."""
-    sha256: str
+    sha256: Digest
     """Its digest."""
-    windows: int
+    windows: Count
     """Rows."""
-    tokens: int
+    tokens: Count
     """Scored tokens, unscored windows included."""
-    unscored_windows: int
+    unscored_windows: Count
     """Windows without finite losses."""
     evidence: dict[str, Any]
     """Mergeable sufficient statistics of the shard."""
     scoring_fingerprint: str
     """The run this shard belongs to."""
-    batch: int | None = None
+    batch: Positive | None = None
     """Windows of its forward passes, where memory had run out and halved them; null: as the protocol says."""
+    environment: dict[str, Any] | None = None
+    """Versions, device and settings that scored it; null: committed before they were recorded."""
 
 
 class RunDirectory:
@@ -124,21 +136,43 @@ class RunDirectory:
         """Write a file of the run atomically."""
         files.write_bytes(self.filesystem, self.path(name), data)
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, *, integer_bits: int = INTEGER_BITS) -> Any:
         """Parsed JSON of a file of the run.
 
         Raises:
             IncompleteError: it is not there.
-            MismatchError: it is not JSON.
+            MismatchError: it is not JSON, or can be read in more than one way (see `strict_json`).
         """
         try:
-            return json.loads(self.read(name))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            self._refuse_large(name)
+            return parse_json(self.read(name), integer_bits=integer_bits)
+        except StrictJsonError as error:
             raise MismatchError(f"{self.place(name)} is damaged ({error}); restore it or delete the run") from None
+
+    def plan(self) -> dict[str, Any]:
+        """The plan of the run, `plan.json`.
+
+        Raises:
+            IncompleteError: there is none.
+            MismatchError: it is damaged, or holds what no plan does.
+        """
+        tree = self.read_json(PLAN)
+        try:
+            _plan_reader().validate_python(tree)
+        except ValidationError as error:
+            raise MismatchError(f"{self.place(PLAN)} is not a plan: {first_problem(error)}") from None
+        return dict(tree)
+
+    def _refuse_large(self, name: str) -> None:
+        """A local file is not even read where it is larger than any record."""
+        place = Path(self.path(name))
+        if files.is_local(self.filesystem) and place.is_file() and place.stat().st_size > MAX_BYTES:
+            raise StrictJsonError(f"{place.stat().st_size:,} bytes, more than the {MAX_BYTES:,} of the largest record")
 
     def write_json(self, name: str, tree: Any) -> None:
         """Write readable JSON atomically."""
-        self.write(name, json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write(name, text.encode(errors="backslashreplace") + b"\n")  # as in `canonical_json`
 
     def commit(
         self,
@@ -147,6 +181,7 @@ class RunDirectory:
         evidence: Mapping[str, Any],
         scoring_fingerprint: str,
         batch: int | None = None,
+        environment: dict[str, Any] | None = None,
     ) -> CommitRecord:
         """Write the losses, then the record that makes them count."""
         data, name = to_parquet(losses), self.shard_file("losses", shard, ".parquet")
@@ -162,6 +197,7 @@ class RunDirectory:
             dict(evidence),
             scoring_fingerprint,
             batch,
+            environment,
         )
         self.write(self.shard_file("shards", shard), canonical_json(asdict(record)))
         return record
@@ -186,24 +222,33 @@ class RunDirectory:
             IncompleteError: the shard is not committed.
             MismatchError: the record is damaged.
         """
-        tree, place = self._read_record(shard), self.place(self.shard_file("shards", shard))
+        data, place = self._read_record(shard), self.place(self.shard_file("shards", shard))
         try:
-            record = CommitRecord(**tree)
-        except TypeError:
-            raise MismatchError(f"{place} is no commit record; delete it to score again") from None
+            parse_json(data, integer_bits=SUM_BITS)
+            record: CommitRecord = _record_reader().validate_json(data)
+        except StrictJsonError as error:
+            raise MismatchError(f"{place} is damaged ({error}); delete it to score again") from None
+        except ValidationError as error:
+            raise MismatchError(
+                f"{place} is not a commit record: {first_problem(error)}; delete it to score again"
+            ) from None
         if record.shard != shard:
             raise MismatchError(f"{place} speaks of shard {record.shard}; delete it to score again")
+        if record.file not in {_shard_file("losses", shard, ".parquet", fanned=fanned) for fanned in (False, True)}:
+            raise MismatchError(
+                f"{place}: file {record.file!r} is not the losses file of shard {shard}; delete it to score again"
+            )
         return record
 
-    def _read_record(self, shard: int) -> Any:
-        """A record where this kind of store keeps it, or where the run was copied from."""
+    def _read_record(self, shard: int) -> bytes:
+        """A record's bytes where this kind of store keeps it, or where the run was copied from."""
         try:
-            return self.read_json(self.shard_file("shards", shard))
+            return self.read(self.shard_file("shards", shard))
         except IncompleteError:
             copied = _shard_file("shards", shard, ".json", fanned=not self._is_fanned)
             if not self.exists(copied):
                 raise
-            return self.read_json(copied)
+            return self.read(copied)
 
     def committed_bytes(self, record: CommitRecord) -> bytes:
         """The losses file that a record vouches for, as it was committed.
@@ -296,10 +341,20 @@ class RunDirectory:
         return [event for event in map(_parsed, lines) if event is not None]
 
 
+@cache
+def _plan_reader() -> TypeAdapter[Any]:
+    return TypeAdapter(PlanRecord)
+
+
+@cache
+def _record_reader() -> TypeAdapter[CommitRecord]:
+    return TypeAdapter(CommitRecord)
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except json.JSONDecodeError:
+        event = parse_json(line.encode())
+    except (StrictJsonError, UnicodeEncodeError):
         return None
     return event if isinstance(event, dict) else None
 
@@ -325,3 +380,22 @@ def losses_sha256(records: Iterable[CommitRecord]) -> str:
 def missing_shards(planned: int, records: Mapping[int, CommitRecord]) -> Iterator[int]:
     """Planned shards without a commit record."""
     return (shard for shard in range(planned) if shard not in records)
+
+
+def scoring_environments(records: Iterable[CommitRecord]) -> list[dict[str, Any]]:
+    """The distinct environments of some shards, in the order of their first shard, and how many each scored.
+
+    The number of threads is in the records alone: it says how many replicas shared a machine, which changes with every
+    start, and a certificate does not depend on that.
+
+    Args:
+        records: of all shards, in order; those that older versions committed say nothing.
+
+    >>> scoring_environments([])
+    []
+    """
+    found: dict[bytes, dict[str, Any]] = {}
+    for record in records:
+        known = {name: value for name, value in (record.environment or {}).items() if name != "threads"}
+        found.setdefault(canonical_json(known), {"shards": 0, **known})["shards"] += 1
+    return list(found.values())

@@ -121,16 +121,21 @@ def refuse_credentials_in(tree: Any, where: str = "") -> None:
     Raises:
         InputError: a text is a URI that holds credentials.
     """
-    for place, text in _texts(tree, where):
+    for place, text in texts_in(tree, where):
         refuse_credentials(text, where=place or "a path")
 
 
-def _texts(tree: Any, where: str) -> Iterator[tuple[str, str]]:
+def texts_in(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in plain data, with the dotted name of its place.
+
+    >>> list(texts_in({"a": {"b": ["x"]}}))
+    [('a.b[0]', 'x')]
+    """
     if isinstance(tree, str):
         yield where, tree
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _texts(value, f"{where}.{key}" if where else str(key))
+            yield from texts_in(value, f"{where}.{key}" if where else str(key))
     elif isinstance(tree, Sequence):
         for index, value in enumerate(tree):
-            yield from _texts(value, f"{where}[{index}]")
+            yield from texts_in(value, f"{where}[{index}]")

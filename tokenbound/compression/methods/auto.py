@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ ADAPTER_STEPS = (0.1, 4.0)
 
 class AutoSettings(SearchMethod):
     """The rate of `kfac`, of an adapter the step of `rtn`, that minimises the freedman bound for the corpus at hand."""
+
+    writes_grid: ClassVar[bool] = True
 
     method: Literal["auto"] = "auto"
     low: float = Field(default=2e-4, gt=0)

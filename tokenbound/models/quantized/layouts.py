@@ -144,21 +144,52 @@ def _equal_groups(inputs: int, groups: int) -> torch.Tensor:
 
 
 def _gptq(parts: Tensors, settings: Settings) -> torch.Tensor:
-    layout = settings.get("checkpoint_format") or settings.get("format") or "gptq"
-    if layout not in ("gptq", "gptq_v2"):
-        raise InputError(f"checkpoint_format {layout!r} is made for one kernel; save it as 'gptq' with GPTQModel")
     words, scales, group = parts[".qweight"], parts[".scales"], parts.get(".g_idx")
+    layout = _gptq_format(settings)
     bits = int(settings["bits"]) if group is None else 32 * len(words) // len(group)  # some layers have other bits
     if bits not in (2, 3, 4, 8):
         raise InputError(f"codes of {bits} bits are not known")
     codes = unpack_stream(words, bits)
-    zeros = unpack_stream(parts[".qzeros"].T.contiguous(), bits).T
-    if layout == "gptq":
-        zeros = (zeros + 1) & ((1 << bits) - 1)  # the older format stores one less
+    zeros = _gptq_zeros(unpack_stream(parts[".qzeros"].T.contiguous(), bits).T, bits, layout, settings)
+    if group is None and settings.get("desc_act"):
+        raise InputError("desc_act is true, but there is no g_idx to say which group an input belongs to")
     by_input = _equal_groups(len(codes), len(scales)) if group is None else group.to(torch.int64)
     if len(by_input) != len(codes):
         raise InputError(f"{len(codes)} codes for {len(by_input)} inputs")
-    return _affine(codes, zeros, scales, by_input)
+    weights = _affine(codes, zeros, scales, by_input)
+    if (used := len(set(by_input.tolist()))) != len(scales):
+        raise InputError(f"g_idx uses {used} of {len(scales)} groups, so kernels disagree about the scales")
+    return weights
+
+
+def _gptq_format(settings: Settings) -> str:
+    named = {str(settings[key]).lower() for key in ("checkpoint_format", "format") if settings.get(key)} or {"gptq"}
+    if len(named) > 1:
+        raise InputError(f"checkpoint_format and format disagree ({', '.join(sorted(named))}); save it with GPTQModel")
+    (layout,) = named
+    if layout not in ("gptq", "gptq_v2"):
+        raise InputError(f"checkpoint_format {layout!r} is made for one kernel; save it as 'gptq' with GPTQModel")
+    return layout
+
+
+def _gptq_zeros(stored: torch.Tensor, bits: int, layout: str, settings: Settings) -> torch.Tensor:
+    """Zero points. The older format stores one less, but writers have set the format field wrongly.
+
+    Under symmetric quantization the zero point is the middle of the codes, whatever the field says, so the stored
+    numbers show which convention they follow. They do so too where the config leaves `sym` out and all are the middle;
+    otherwise the field decides.
+    """
+    middle, older = 1 << bits - 1, (stored + 1) & ((1 << bits) - 1)
+    symmetric = settings.get("sym")
+    if symmetric is not False and ((older == middle).all() or (stored == middle).all()):
+        return torch.full_like(stored, middle)
+    if symmetric:
+        found = sorted(set(stored.flatten().tolist()))
+        raise InputError(
+            f"sym is true, but the stored zero points ({', '.join(map(str, found[:5]))}) are the middle {middle} of "
+            f"{bits}-bit codes neither as they are nor plus one; save it again with GPTQModel"
+        )
+    return older if layout == "gptq" else stored
 
 
 # --- AWQ ----------------------------------------------------------------------------------------------------------
@@ -168,10 +199,16 @@ _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 def _awq(parts: Tensors, settings: Settings) -> torch.Tensor:
-    version = str(settings.get("version", settings.get("format", "gemm"))).lower()
-    if version != "gemm" or int(settings.get("bits", 4)) != 4:
+    named = {str(settings[key]).lower() for key in ("version", "format") if settings.get(key)} or {"gemm"}
+    if named != {"gemm"} or int(settings.get("bits", 4)) != 4:
+        version = " and ".join(sorted(named))
         raise InputError(f"version {version!r} with {settings.get('bits', 4)} bits is not known; save it as 4-bit gemm")
     codes, zeros = _nibbles(parts[".qweight"]), _nibbles(parts[".qzeros"])
+    if settings.get("zero_point") is False and (zeros != 8).any():
+        raise InputError("zero_point is false, but the stored zero points are not all 8; save it again with AutoAWQ")
+    size = settings.get("group_size")
+    if isinstance(size, int) and size > 0 and len(codes) != size * len(zeros):
+        raise InputError(f"group_size {size} does not give {len(zeros)} groups of {len(codes)} inputs")
     return _affine(codes, zeros, parts[".scales"], _equal_groups(len(codes), len(zeros)))
 
 
@@ -188,9 +225,15 @@ def _nibbles(words: torch.Tensor) -> torch.Tensor:
 _ABSMAX = tuple(f".weight.{part}" for part in ("absmax", "quant_map", "nested_absmax", "nested_quant_map"))
 _STATES = (".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4")
 
+_STATE_KEYS = frozenset(
+    {"quant_type", "blocksize", "dtype", "shape", "nested_blocksize", "nested_dtype", "nested_offset"}
+)
+
 
 def _bitsandbytes_4bit(parts: Tensors, settings: Settings) -> torch.Tensor:
     state = json.loads(bytes(parts[_STATES[1] if _STATES[1] in parts else _STATES[0]].tolist()))
+    if unknown := sorted(state.keys() - _STATE_KEYS):
+        raise InputError(f"its quant_state has {', '.join(unknown[:5])}, which is not understood")
     shape = tuple(int(size) for size in state["shape"])
     packed = parts[".weight"].contiguous().view(torch.uint8).flatten()
     codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()

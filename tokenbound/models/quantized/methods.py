@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tokenbound.errors import InputError
+from tokenbound.models.quantized.keys import require_known_settings
 
 QUANTIZATION = "quantization_config"
 """Key of an architecture that says how its tensors are quantized, as the checkpoint's config has it."""
@@ -75,6 +76,8 @@ def method_of(architecture: Mapping[str, Any], origin: str = "given") -> Method 
             "save a dequantized copy (transformers: `model.dequantize(); model.save_pretrained(OUT)`) or give the "
             "original weights"
         )
+    if isinstance(settings, Mapping):
+        require_known_settings(name, settings)
     return METHODS[name]
 
 

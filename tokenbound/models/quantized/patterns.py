@@ -37,10 +37,14 @@ class _Ambiguous(Exception):
     """A pattern whose ways are not bounded by a polynomial of small degree."""
 
 
-def require_quick_patterns(config: Any) -> None:
-    """Refuse a quantization config with patterns that might take for ever.
+def require_quick_patterns(config: Any, *, place: str = "the model's quantization config") -> None:
+    """Refuse a config with patterns that might take for ever.
 
     Every text of the config is looked at, whatever it is used for: what is a pattern is for the packages to say.
+
+    Args:
+        config: texts in lists and mappings; those that begin with `re:` must be patterns.
+        place: what the config is, for the message.
 
     Raises:
         InputError: the message shows the pattern.
@@ -52,9 +56,9 @@ def require_quick_patterns(config: Any) -> None:
     """
     total = 0
     for text in set(_texts(config)):
-        total += _count(text)
+        total += _count(text, place)
         if total > MAX_WAYS:
-            raise InputError(_refusal(text, "with the others of the config"))
+            raise InputError(_refusal(text, "with the others of the config", place))
 
 
 def _texts(tree: Any) -> Iterator[str]:
@@ -70,25 +74,25 @@ def _texts(tree: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _count(text: str) -> int:
+def _count(text: str, place: str) -> int:
     """Ways of one text as a pattern; 0 for what is none."""
     pattern = text.removeprefix(_PREFIX)
     if len(pattern) > MAX_CHARACTERS:
-        raise InputError(_refusal(pattern, f"having {len(pattern)} characters"))
+        raise InputError(_refusal(pattern, f"having {len(pattern)} characters", place))
     try:
         found = _sequence(_parser.parse(pattern))
     except _Ambiguous as error:
-        raise InputError(_refusal(pattern, str(error))) from None
+        raise InputError(_refusal(pattern, str(error), place)) from None
     except (re.error, RecursionError, OverflowError) as error:
         if text.startswith(_PREFIX):
-            raise InputError(f"the model's quantization config has the pattern {pattern[:60]!r}: {error}") from None
+            raise InputError(f"{place} has the pattern {pattern[:60]!r}: {error}") from None
         return 0
     return sum(count * comb(NAME_CHARACTERS + order, order) for order, count in found.items())
 
 
-def _refusal(pattern: str, reason: str) -> str:
+def _refusal(pattern: str, reason: str, place: str) -> str:
     return (
-        f"the model's quantization config has the pattern {pattern[:60]!r}, which may take too long to match "
+        f"{place} has the pattern {pattern[:60]!r}, which may take too long to match "
         f"({reason}); write it with fewer repetitions, or name the layers"
     )
 

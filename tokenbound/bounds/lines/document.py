@@ -1,9 +1,15 @@
-"""The document-level baseline over shards (Lotfi et al. 2023, arXiv 2312.17173).
+"""The document-level baseline: documents as independent draws (Lotfi et al. 2023, arXiv 2312.17173).
 
-Documents are taken for independent draws of one distribution, their number fixed beforehand, and context never crosses
-them. The loss of a document is the mean of its smoothed token losses, and each document weighs the same, so this
-bounds another risk than the other lines do: the expected loss of a fresh document. Hoeffding's inequality, with one
-document as one sample (Azuma's, at m fixed).
+Theorem. Let n documents be independent draws of one distribution, n fixed beforehand, with no context across them, and
+let L_d in [A, B] be the mean of a document's smoothed token losses, D = B - A. With probability at least 1 - delta, for
+all hypotheses at once,
+
+    E[L_d] <= mean(L_d) + D sqrt(kappa / (2n)).
+
+Proof. Hoeffding's inequality with one document as one sample, and the union bound over hypotheses in kappa.
+
+Each document weighs the same, so this bounds another risk than the other lines do: the expected loss of a fresh
+document. It is a baseline and never the bound that a certificate quotes.
 
 A document may lie in several shards, so shards give the sum and the count of every document they hold.
 """
@@ -17,17 +23,69 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenbound.bounds.certify import Measured, complexity_terms, printed_line
-from tokenbound.bounds.choice import Cells
-from tokenbound.bounds.claim import DOCUMENT, Claim, Line, Tuning
+from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.coded import require_grid_alpha, require_paid
 from tokenbound.bounds.codes import azuma_tune_bits, kappa_nats
-from tokenbound.bounds.columns import Floats, Ints, check_length
+from tokenbound.bounds.columns import Floats, Ints, Piece, check_length
 from tokenbound.bounds.constants import ALPHA_GRID
 from tokenbound.bounds.evidence import Evidence
-from tokenbound.bounds.rounding import arithmetic_guard
+from tokenbound.bounds.lines.base import SeparateBound, Setting
+from tokenbound.bounds.printing import LineValue, Measured
+from tokenbound.bounds.search import Cells
 from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
 from tokenbound.errors import InputError, MismatchError
+
+CODE_BITS = azuma_tune_bits(m0_index=None, choose_alpha=True)
+"""Length of a tuning's code word: alpha from its grid. The number of documents is fixed, so no m0 is coded."""
+
+
+class DocumentBound(SeparateBound[Tuning, "DocumentSums"]):
+    """The document-level baseline, with sums by document."""
+
+    name = "document"
+    bounds_risk = False
+    stands_alone = False
+    columns = ("document",)
+    counts_documents = True
+
+    def objection(self, setting: Setting) -> str | None:
+        """Documents must be whole, all there, and of a number fixed beforehand."""
+        if setting.context != "document" or setting.sampled:
+            return "needs `windows.context: document` and every window scored"
+        if setting.times_grown:
+            return f"takes the number of documents for fixed; the corpus grew {setting.times_grown} times; leave it out"
+        return None
+
+    def check_claim(self, claim: Claim) -> None:
+        """The number of documents is part of the claim."""
+        if self.name in claim.methods and (claim.num_documents is None or claim.num_documents < 1):
+            raise InputError(f"`document` needs the number of documents with a scored token: {claim.num_documents!r}")
+
+    def choose(self, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None) -> Tuning:
+        """The alpha that suits the tokens' mean loss."""
+        if sampling is not None:
+            raise InputError("method `document` needs every window scored; leave it out of a sampled run")
+        return choose_document(evidence, claim)
+
+    def sums(self, tuning: Tuning, piece: Piece) -> DocumentSums:
+        """Losses and counts of the documents in a piece."""
+        return document_sums(tuning, piece["nll"], piece["document"], failed=piece.failed)
+
+    def merge(self, parts: Sequence[DocumentSums]) -> DocumentSums:
+        """Documents of several parts, added up."""
+        return merge_document_sums(parts)
+
+    def certify(self, tuning: Tuning, sums: DocumentSums, claim: Claim, sampling: SamplingPlan | None) -> Line:
+        """The printed line."""
+        return certify_document(tuning, sums, claim)
+
+    def sentences(self, line: Line) -> tuple[str, ...]:
+        """What the baseline assumes."""
+        return (
+            "The line document bounds another risk, the expected mean loss of a fresh document: it takes the "
+            f"{line.parameters['documents']:,} documents for independent draws whose number was fixed beforehand, each "
+            "weighing the same. It is a baseline, never the bound quoted; with few documents it says nothing.",
+        )
 
 
 @dataclass(frozen=True)
@@ -71,18 +129,17 @@ def choose_document(evidence: Evidence, claim: Claim) -> Tuning:
     """
     if claim.num_documents is None:
         raise InputError("a document line needs `num_documents` in its claim")
-    bits = azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits
+    bits = CODE_BITS + claim.shared_bits
     cells = Cells.of(evidence, claim)
     kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=bits, delta=claim.delta)
     deviations = math.sqrt(kappa / (2 * claim.num_documents))
 
     def value(alpha: float) -> float:
         low, high = loss_interval_bits(alpha=alpha, vocab_size=claim.vocab_size)
-        mean = (1 - cells.worst_share) * float(cells.weight @ cells.losses_bits(alpha, 0)) + cells.worst_share * high
-        return mean + (high - low) * deviations
+        return cells.mean_loss_bits(alpha, high) + (high - low) * deviations
 
     alpha = min(ALPHA_GRID, key=value)
-    return Tuning(method=DOCUMENT, vocab_size=claim.vocab_size, alpha=alpha, tune_bits=bits)
+    return Tuning(method=DocumentBound.name, vocab_size=claim.vocab_size, alpha=alpha, tune_bits=bits)
 
 
 def document_sums(
@@ -156,7 +213,7 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     1.086
     """
     require_grid_alpha("alpha", tuning.alpha)
-    require_paid(DOCUMENT, tuning.tune_bits, azuma_tune_bits(m0_index=None, choose_alpha=True) + claim.shared_bits)
+    require_paid(DocumentBound.name, tuning.tune_bits, CODE_BITS + claim.shared_bits)
     tokens, documents = int(sums.tokens.sum()), sums.num_documents
     if (tokens, documents) != (claim.num_tokens, claim.num_documents):
         raise MismatchError(
@@ -166,14 +223,6 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     low, high = loss_interval_bits(alpha=float(tuning.alpha or 0.0), vocab_size=claim.vocab_size)
     kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=tuning.tune_bits, delta=claim.delta)
     gap, mean = (high - low) * math.sqrt(kappa / (2 * documents)), sums.mean_loss_bits
-    return printed_line(
-        tuning,
-        Measured(mean, mean),
-        claim,
-        mean + gap,
-        arithmetic_guard(mean + gap),
-        kappa,
-        tuning.tune_bits,
-        {"variance": gap / 2, **complexity_terms(gap / 2, tuning.tune_bits, claim, False)},
-        {"alpha": tuning.alpha, "loss_range_bits": high - low, "documents": documents, "form": "documents, m fixed"},
-    )
+    form = {"alpha": tuning.alpha, "loss_range_bits": high - low, "documents": documents, "form": "documents, m fixed"}
+    found = LineValue(mean + gap, gap / 2, gap / 2, tuning.tune_bits, form)
+    return DocumentBound().printed_line(None, found, Measured(mean, mean), claim)
