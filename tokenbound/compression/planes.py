@@ -35,8 +35,8 @@ WORTH_CODING = 0.995
 """A plane is coded only if its entropy is below this part of its size."""
 SAMPLE = 1 << 16
 """Bytes by which a plane is found to be incompressible."""
-HUFFMAN_LOSS = 1 / 200
-"""Part of a tensor's bytes by which Huffman codes may be longer than their entropy."""
+HUFFMAN_LOSS = 1 / 150
+"""Part of a tensor's entropy by which Huffman's codes may be longer than theirs, in all of its planes together."""
 HUFFMAN_BLOCK, HUFFMAN_HEAD = 1 << 15, 80
 """Symbols for which DEFLATE makes a code, and about how many bytes that takes."""
 SPLIT_SHARE = 1 / 512
@@ -47,7 +47,7 @@ FEED = 1 << 14
 
 def encode_planes(data: Bytes) -> bytes:
     """Code elements [n, bytes, the low one first], of which there is at least one."""
-    allowed = data.size * HUFFMAN_LOSS
+    allowed = _allowed_loss(data)
     is_zero: NDArray[np.bool_] | None = None
     parts = []
     for index in reversed(range(data.shape[1])):
@@ -62,6 +62,14 @@ def encode_planes(data: Bytes) -> bytes:
             zeros = plane == 0
             is_zero = zeros if is_zero is None else is_zero & zeros
     return b"".join(parts)
+
+
+def _allowed_loss(data: Bytes) -> float:
+    """Bytes by which each plane's code may be longer than its entropy; estimated on a sample."""
+    sample = data[:: max(1, len(data) // SAMPLE)]
+    found = [_entropy_bytes(_counts(sample[:, index])) for index in range(data.shape[1])]
+    coded = sum(0 < entropy < WORTH_CODING * len(sample) for entropy in found)
+    return HUFFMAN_LOSS * sum(found) * len(data) / len(sample) / max(1, coded)
 
 
 def decode_planes(reader: Reader, data: Bytes) -> None:
@@ -100,12 +108,11 @@ def _encode_stream(data: Bytes, allowed: float) -> bytes:
     counts = _counts(data)
     if int(counts.max()) == len(data):
         return bytes([CONSTANT, data[0]])
-    entropy = _entropy_bytes(counts)
-    table = fit_table(counts)
-    if not table.paired and _huffman_bytes(counts) <= entropy + allowed:
+    if _huffman_bytes(counts) <= _entropy_bytes(counts) + allowed:
         packer = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
         coded = bytes([HUFFMAN]) + block(packer.compress(data.data) + packer.flush())
     else:
+        table = fit_table(counts)
         coded = bytes([STATIC]) + encode_tables([table]) + block(encode_segments([(table, data)]))
     return coded if len(coded) < WORTH_CODING * len(data) else raw + data.tobytes()
 
@@ -160,11 +167,12 @@ def _entropy_bytes(counts: NDArray[np.int64]) -> float:
 def _huffman_bytes(counts: NDArray[np.int64]) -> float:
     """Length of Huffman's code, and about that of saying what it is, for each of DEFLATE's blocks."""
     heap: list[int] = [count for count in counts.tolist() if count]
-    total = sum(heap)
+    blocks = 1 + sum(heap) // HUFFMAN_BLOCK
+    heap.append(blocks)  # each block has a symbol for its end
     heapify(heap)
     bits = 0
     while len(heap) > 1:
         joint = heappop(heap) + heappop(heap)
         bits += joint
         heappush(heap, joint)
-    return bits / 8 + HUFFMAN_HEAD * (1 + total // HUFFMAN_BLOCK)
+    return bits / 8 + HUFFMAN_HEAD * blocks
