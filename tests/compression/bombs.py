@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,10 +26,12 @@ from tokenbound.compression.codecs.groups import GroupCodes, encode_groups
 from tokenbound.compression.codecs.lattice import LatticeCodes, encode_lattice
 from tokenbound.compression.codecs.packed import Layout, _encode_layout
 from tokenbound.compression.codecs.uniform import Grid, encode_grid
-from tokenbound.compression.container import block
+from tokenbound.compression.container import Reader, block
 from tokenbound.compression.dtypes import dtype_code
 from tokenbound.compression.integers import encode_matrix, encode_vector
+from tokenbound.compression.matrices import encode_static
 from tokenbound.compression.ngram_codec import CONTEXT, ENTRY, MAX_NUMBERS, Candidates, encode_ngrams, read_tree
+from tokenbound.compression.planes import CONSTANT, HUFFMAN, SPLIT
 from tokenbound.compression.tensor import CodedTensor
 from tokenbound.errors import InputError
 
@@ -58,6 +61,32 @@ def groups(side: int, group: int) -> bytes:
     return encode_groups(
         GroupCodes(np.zeros((side, side), np.int32), zeros.astype(np.float16), zeros, group), transposed=True
     )
+
+
+def static_matrix(side: int, *, varied: bool) -> bytes:
+    values = np.zeros((side, side), np.int8)
+    coded = b"\0\0" + encode_static(values, None, None)
+    if not varied:
+        return coded
+    classes = encode_vector(np.arange(side) % 60)
+    head = len(coded) - len(encode_static(values, None, None)) + 2
+    rest = Reader(coded[head:], "")
+    rest.block()
+    rest.block()
+    begins = bytes(15)  # of 119 sums
+    return coded[:head] + 2 * block(classes) + begins + bytes(rest.take(rest.remaining))
+
+
+def split_planes(count: int, width: int) -> bytes:
+    """All zero, and said to be half of something else."""
+    half = np.zeros(count, np.uint8)
+    half[::2] = 1
+    return b"\x81" + deflated(half.tobytes()) + bytes([SPLIT, CONSTANT, 1, CONSTANT, 0]) * (width - 1)
+
+
+def deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return bytes([HUFFMAN]) + block(packer.compress(data) + packer.flush())
 
 
 def square(dtype: torch.dtype) -> int:
@@ -96,6 +125,12 @@ def bombs() -> dict[str, Callable[[], Made]]:
         if dtype.itemsize > 1:
             add("lattice", LATTICE, (side // 8 * 8,) * 2, dtype, lambda s=side: lattice(s // 8 * 8, 3))
             add("groups", GROUPS, (side, side), dtype, lambda s=side: groups(s, 4))
+        add("static matrix", UNIFORM, (side, side), dtype, lambda s=side: static_matrix(s, varied=False))
+        add("static classes", UNIFORM, (side, side), dtype, lambda s=side: static_matrix(s, varied=True))
+        if dtype.itemsize > 1:
+            count = side * side
+            add("split planes", EXACT, (side, side), dtype, lambda n=count, w=dtype.itemsize: split_planes(n, w))
+        add("deflated", EXACT, (flat,), dtype, lambda n=flat, w=dtype.itemsize: b"\x81" + deflated(bytes(n)) * w)
         add("planes", EXACT, (side, side), dtype, lambda s=side, d=dtype: encode_exact(torch.zeros(s, s, dtype=d)))
         for tag in (ZSTD, BARE, XZ, RANGE):
             add(f"general {tag}", EXACT, (flat,), dtype, lambda t=tag, n=flat * dtype.itemsize: general(t, n))

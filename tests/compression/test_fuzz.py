@@ -74,6 +74,7 @@ def seeds() -> dict[str, bytes]:
     smoothed = {"model_type": "llama", SMOOTHING: {"alpha_min": 2.0**-10}}
     return {
         "codecs": (GOLDEN / "every_codec.tokenbound").read_bytes(),
+        "static": (GOLDEN / "static.tokenbound").read_bytes(),
         "markov": (GOLDEN / "ngrams.tokenbound").read_bytes(),
         "difference": encode_difference({}, base, tuned, chosen),
         "adapter": encode_delta({}, adapter_delta(base, factors, scaling=2.0), LosslessSettings()),
@@ -83,7 +84,7 @@ def seeds() -> dict[str, bytes]:
     }
 
 
-KINDS = ("codecs", "markov", "difference", "adapter", "untied", "smoothing", "repeats")
+KINDS = ("codecs", "static", "markov", "difference", "adapter", "untied", "smoothing", "repeats")
 
 
 def use(data: bytes) -> None:

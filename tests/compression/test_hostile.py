@@ -19,7 +19,7 @@ from tokenbound.compression.artifact import (
     parse_artifact,
 )
 from tokenbound.compression.bytestreams import decode_text, encode_text
-from tokenbound.compression.codecs import CODECS, NGRAMS
+from tokenbound.compression.codecs import CODECS, EXACT, NGRAMS, PACKED, UNIFORM
 from tokenbound.compression.container import (
     DIGEST_BYTES,
     ArtifactError,
@@ -259,10 +259,21 @@ def test_the_golden_artifact_decodes_to_the_same_tensors_for_ever() -> None:
     assert model_digest(data) == GOLDEN_DIGEST
 
 
+STATIC_DIGEST = "d17f3cfe1f2fab46d06ed89848fd577373ac9cb98f58553947fc3a844c544d2a"
+"""Of the tensors in `golden/static.tokenbound`, which are small but in the forms of large ones; as final."""
+
+
+def test_the_golden_forms_of_large_tensors_decode_to_the_same_for_ever() -> None:
+    data = (GOLDEN / "static.tokenbound").read_bytes()
+    assert {item.codec for item in parse_artifact(data).coded} == {EXACT, UNIFORM, PACKED}
+    assert model_digest(data) == STATIC_DIGEST
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_forged_payloads_of_every_codec_never_do_more_than_fail(data: st.DataObject) -> None:
-    coded = parse_artifact((GOLDEN / "every_codec.tokenbound").read_bytes()).coded
+    name = data.draw(st.sampled_from(["every_codec", "static"]))
+    coded = parse_artifact((GOLDEN / f"{name}.tokenbound").read_bytes()).coded
     item = data.draw(st.sampled_from([item for item in coded if len(item.payload)]))
     payload = bytearray(item.payload)
     for _ in range(data.draw(st.integers(1, 3))):

@@ -9,13 +9,25 @@ from collections.abc import Callable
 import layouts_support as layouts
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.bytestreams import zstd_level
-from tokenbound.compression.codecs.packed import CODE_BITS, GROUPS, Fields, Layout
+from tokenbound.compression.codecs import packed
+from tokenbound.compression.codecs.packed import (
+    CODE_BITS,
+    GROUPS,
+    STATIC_CODES,
+    Fields,
+    Layout,
+    decode_packed,
+    encode_packed,
+    encode_static,
+)
+from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.inspection import TensorReport, inspect_artifact
 from tokenbound.config.compress import LosslessSettings
@@ -128,3 +140,56 @@ def test_a_layout_that_crosses_words_is_gptqs_three_bits() -> None:
     codes = np.arange(64).reshape(32, 2) % 8
     fields = Fields(layouts.pack_stream(codes, 3).view(np.uint32), Layout(3, 32, 0, True))
     assert np.array_equal([fields.read(step) for step in range(fields.steps)], codes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_words_survive_under_a_static_table(data: st.DataObject) -> None:
+    width = data.draw(st.sampled_from([8, 16, 32, 64]))
+    layout = Layout(
+        data.draw(st.sampled_from(CODE_BITS)), width, data.draw(st.integers(0, 1)), data.draw(st.booleans())
+    )
+    shape = (layout.bits * data.draw(st.integers(1, 4) | st.just(300)), data.draw(st.integers(1, 9)))
+    if not layout.fits(shape[0]) or not packed._steps_allowed(layout.count(shape[0]), shape[1]):
+        return
+    made = np.random.default_rng(data.draw(st.integers(0, 99)))
+    top = 1 << data.draw(st.integers(0, width))
+    words = made.integers(0, top - 1, shape, f"u{width // 8}", endpoint=True)
+    words = words if layout.axis == 0 else np.ascontiguousarray(words.T)
+    dtype = getattr(torch, f"uint{width}")
+    coded = encode_static(words, layout)
+    assert np.array_equal(
+        tensor_bytes(decode_packed(memoryview(coded), words.shape, dtype)), tensor_bytes(torch.from_numpy(words))
+    )
+
+
+def symmetric(rows: int, columns: int, *, zeros: bool = False) -> torch.Tensor:
+    """Words of eight codes of four bits, round a middle or round zero points of groups of 128."""
+    draw = np.random.default_rng(0)
+    middle = np.repeat(draw.integers(4, 12, (rows * 8 // 128, columns)), 128, axis=0) if zeros else 8
+    codes = np.rint(draw.normal(size=(rows * 8, columns)) * 2.2 + middle).clip(0, 15).astype(np.uint32)
+    words = sum(codes[place::8] << np.uint32(4 * place) for place in range(8))
+    return torch.from_numpy(np.asarray(words, np.uint32).view(np.int32))
+
+
+def test_codes_without_zero_points_take_one_table_and_others_their_means() -> None:
+    alike, grouped = symmetric(128, 384), symmetric(128, 384, zeros=True)
+    assert alike.numel() * 8 >= STATIC_CODES
+    for words, is_static in ((alike, True), (grouped, False)):
+        coded = encode_packed(words, 1 << 30)
+        assert coded is not None
+        assert bool(coded[0] & 0x40) == is_static
+        assert torch.equal(decode_packed(memoryview(coded), tuple(words.shape), words.dtype), words)
+        layout = packed._best_layout(packed._words(words))
+        assert len(coded) <= 1.01 * len(packed._encode_layout(packed._words(words), layout))
+
+
+@pytest.mark.parametrize(
+    ("first", "message"), [(0x40 | 1 << 4, "does not fit it"), (0x80, "is unknown"), (0x40, "does not fit its codes")]
+)
+def test_forged_static_forms_are_named(first: int, message: str) -> None:
+    words = np.full((64, 64), 0x4444, np.uint16)
+    coded = bytearray(encode_static(words, Layout(4, 16, 0, False)))
+    coded[0] = first
+    with pytest.raises(ArtifactError, match=message):
+        decode_packed(memoryview(bytes(coded)), (64, 64), torch.int16)

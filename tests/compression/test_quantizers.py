@@ -220,3 +220,19 @@ def test_modules_unknown_to_calibration_still_get_a_step() -> None:
     coded = encode_artifact({}, dict(model.state_dict()), KfacSettings(rate=0.05), calibration=calibration)
     error = decode_artifact(coded).tensors["mixer"] - model.mixer
     assert 0 < error.abs().max() < 1
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+@pytest.mark.parametrize("shrink", [0, 9])
+@pytest.mark.parametrize(("with_rows", "with_columns"), [(True, True), (True, False), (False, True), (False, False)])
+def test_grid_values_are_one_product_each(dtype: type, shrink: int, with_rows: bool, with_columns: bool) -> None:
+    draw = np.random.default_rng(0)
+    limit = min(np.iinfo(dtype).max, (1 << 30) - 1)
+    integers = draw.integers(-limit, limit, (40, 30)).astype(dtype)
+    integers[:, :5] = draw.integers(-3, 4, (40, 5))
+    rows = draw.integers(-9, 9, 40) if with_rows else None
+    columns = draw.integers(-9, 9, 30) if with_columns else None
+    exponents = -7 - 12 + (0 if rows is None else rows[:, None]) + (0 if columns is None else columns[None, :])
+    wide = integers.astype(np.int64)
+    expected = (64 * wide - np.sign(wide) * shrink).astype(np.float32) * steps_of(np.broadcast_to(exponents, (40, 30)))
+    assert np.array_equal(grid_values(Grid(integers, -7, rows, columns, shrink)), expected)

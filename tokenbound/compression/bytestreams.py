@@ -30,6 +30,17 @@ MAX_TEXT_BYTES = 1 << 28
 TEXT_RATIO = 1032
 """No DEFLATE stream expands further than this; a text that does would not be accepted back."""
 QUICK_MARGIN = 1.6
+"""How close a quick zstd must come to another code for slow codecs to be tried."""
+QUICK_FLOATS = 1.05
+"""The same for large tensors of floats, whose planes general codecs seldom beat and never by surprise."""
+WORTH_TRYING = 0.02
+"""Part by which a slow codec must shorten a large tensor's code."""
+SAMPLE_RUN, SAMPLE_RUNS = 1 << 16, 4
+"""Bytes in a row, and how often, that are tried before a large tensor's."""
+SMALL_SAMPLE = 1 << 15
+"""Bytes of which LZMA2, at ten milliseconds, is asked whether it sees what a quick zstd does not."""
+_GROUP_BYTES = 32
+_MIXER = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1 << 16
 MIN_WINDOW, FULL_WINDOW, MAX_WINDOW = 1 << 12, 1 << 23, 1 << 26
 """Windows of LZMA2. Up to the middle one (zstd -19 looks no further back) a window is as wide as the data."""
@@ -192,6 +203,53 @@ def encode_general(data: Bytes, best_so_far: int | None = None) -> bytes:
         best = min(best, bytes([BARE]) + zstd_level(19).compress(data, asbytes=True)[len(ZSTD_MAGIC) :], key=len)
         best = min(best, bytes([XZ]) + _xz(data), key=len)
     return best
+
+
+def promising_general(data: Bytes, best_so_far: int, margin: float) -> bytes | None:
+    """A general codec's code of large data, if one promises to be shorter by more than `WORTH_TRYING`.
+
+    LZMA2 and zstd -19 see a sample only if a quick zstd of it, or LZMA2 of a small part, comes close to the code in
+    hand, and the better of them sees everything only if it is better than that. What repeats at a distance is not in
+    a sample; where much does, everything is given to both.
+
+    Args:
+        data: The bytes [n].
+        best_so_far: Length of a code already in hand.
+        margin: How close they must come to it: `QUICK_FLOATS` where general codecs are at their worst, or
+            `QUICK_MARGIN`.
+    """
+    ends = np.linspace(0, max(0, len(data) - SAMPLE_RUN), SAMPLE_RUNS).astype(np.int64) & -_GROUP_BYTES
+    sample = np.concatenate([data[start : start + SAMPLE_RUN] for start in ends.tolist()])
+    bar = best_so_far / len(data) * len(sample)
+    slow: list[Callable[[Bytes], bytes]] = [_bare_zstd, _tagged_xz]
+    part = sample[SAMPLE_RUN : SAMPLE_RUN + SMALL_SAMPLE]
+    quick = min(len(zstd_level(3).compress(sample)) / len(sample), len(_xz(part)) / max(1, len(part)))
+    if quick <= margin * best_so_far / len(data):
+        best = min(slow, key=lambda code: len(code(sample)))
+        slow = [best] if len(best(sample)) <= (1 - WORTH_TRYING) * bar else []
+    elif _repeated_share(data) < WORTH_TRYING:
+        slow = []
+    return min((code(data) for code in slow), key=len, default=None)
+
+
+def _bare_zstd(data: Bytes) -> bytes:
+    coded: bytes = zstd_level(19).compress(data, asbytes=True)
+    return bytes([BARE]) + coded[len(ZSTD_MAGIC) :]
+
+
+def _tagged_xz(data: Bytes) -> bytes:
+    return bytes([XZ]) + _xz(data)
+
+
+def _repeated_share(data: Bytes) -> float:
+    """About what part of the data, in groups of 32 bytes, stood before; looked at in one group of sixteen."""
+    words = data[: len(data) // _GROUP_BYTES * _GROUP_BYTES].view(np.uint64).reshape(-1, 4)
+    mixed = np.zeros(len(words), np.uint64)
+    for column in range(4):
+        mixed = (mixed ^ words[:, column]) * _MIXER
+        mixed ^= mixed >> np.uint64(29)
+    looked_at = mixed[mixed >> np.uint64(60) == 0]
+    return 1 - len(np.unique(looked_at)) / max(1, len(looked_at))
 
 
 def decode_general(payload: memoryview, size: int, what: str) -> Bytes:

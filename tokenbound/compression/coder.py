@@ -53,7 +53,8 @@ class Pass(Protocol):
         ...
 
 
-def _constriction() -> Any:
+def constriction_streams() -> Any:
+    """The library's stream coders; imported late, because `inspect` and configs never need them."""
     import constriction  # heavy, and untyped
 
     return constriction.stream
@@ -82,7 +83,7 @@ class AdaptiveModels:
     def __init__(self, prior: Ints) -> None:
         self._counts = prior.copy()
         self._alphabet = prior.shape[1]
-        self._categorical = _constriction().model.Categorical
+        self._categorical = constriction_streams().model.Categorical
         self._waiting: list[NDArray[Any]] = []
         self._waiting_count = 0
         self._fresh = np.zeros(prior.size, np.int64)
@@ -146,7 +147,7 @@ class WritingPass:
 
     def __init__(self, prior: Ints) -> None:
         self._models = AdaptiveModels(prior)
-        self._encoder = _constriction().queue.RangeEncoder()
+        self._encoder = constriction_streams().queue.RangeEncoder()
 
     def code(self, tokens: Tokens | None, contexts: Contexts | None, count: int = 0) -> Tokens:
         """Write one vector of tokens."""
@@ -168,7 +169,7 @@ class ReadingPass:
     def __init__(self, prior: Ints, data: bytes | memoryview) -> None:
         self._models = AdaptiveModels(prior)
         words = bytes(data) + b"\0" * (-len(data) % 4)
-        self._decoder = _constriction().queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self._decoder = constriction_streams().queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
 
     def code(self, tokens: Tokens | None, contexts: Contexts | None, count: int = 0) -> Tokens:
         """Read one vector: as many tokens as there are contexts, or `count` in context 0."""

@@ -260,7 +260,7 @@ def _exponents(shape: tuple[int, ...], rows: Ints | None, columns: Ints | None) 
 def _encode_oriented(values: NDArray[Any], rows: Ints, columns: Ints, across: bool) -> bytes:
     lanes_of, steps_of = (columns, rows) if across else (rows, columns)
     grid = values if across else values.T
-    header = _Header(_bit_length(grid), _mean_code(grid, lanes_of, steps_of), across)
+    header = _Header(bit_length(grid), _mean_code(grid, lanes_of, steps_of), across)
     coded, raw = _encode_grid(grid, header, MagnitudeContexts(header.mean, lanes_of, steps_of))
     return b"".join((header.to_bytes(), varint(len(raw)), raw, coded))
 
@@ -273,7 +273,7 @@ def _encode_grid(grid: NDArray[Any], header: _Header, contexts: MagnitudeContext
     return run.finish(), raw
 
 
-def _bit_length(values: NDArray[Any]) -> int:
+def bit_length(values: NDArray[Any]) -> int:
     """Of the largest magnitude.
 
     Raises:
@@ -347,7 +347,7 @@ def encode_vector(values: NDArray[Any]) -> bytes:
     offset = int(np.sort(values)[len(values) // 2]) if len(values) else 0
     centred = values[None, :] - offset
     mean_code = _mean_code(centred, np.zeros(len(values), np.int64), np.zeros(1, np.int64))
-    header = _Header(_bit_length(centred), mean_code, False)
+    header = _Header(bit_length(centred), mean_code, False)
     tokens, raw = tokenize(centred, header.max_bits)
     run = WritingPass(_prior(header))
     _code_vector(run, tokens[0], header, reading=False)

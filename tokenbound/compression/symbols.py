@@ -8,6 +8,7 @@ tensor holds one byte for each element and little more.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ MAX_BITS = 31
 """Bit length of the largest magnitude that can be coded."""
 BLOCK_ELEMENTS = 1 << 16
 """Elements that are taken apart or put together at once."""
-_WINDOW_BYTES = 5
-"""Raw bits of one value lie in so many bytes: 28, and up to 7 before them."""
+_WORD_BITS = 32
+"""Raw bits of one value lie in at most two words of so many: 28, and up to 31 before them."""
 
 Cut = tuple[slice, slice]
 """A part of a matrix: steps and lanes."""
@@ -66,6 +67,35 @@ def split_integers(values: NDArray[Any], max_bits: int) -> tuple[Tokens, Ints, I
     return tokens, magnitude & ((np.int64(1) << (lengths - 3)) - 1), lengths - 3
 
 
+def tokens_of(values: NDArray[Any], max_bits: int) -> TokenBytes:
+    """The tokens alone, of integers in any shape: looked up where the integers are of 8 or 16 bits."""
+    if max_bits <= DIRECT_BITS:
+        return values.astype(np.uint8) + np.uint8((1 << max_bits) - 1)  # modulo 256, which is right for negative ones
+    if values.dtype in (np.int8, np.int16) and max_bits < 8 * values.itemsize:
+        places: NDArray[Any] = values.view(np.uint8 if values.itemsize == 1 else np.uint16)
+        return np.take(_token_table(max_bits, values.itemsize), places)
+    return split_integers(values.reshape(-1), max_bits)[0].astype(np.uint8).reshape(values.shape)
+
+
+@lru_cache(maxsize=16)
+def _token_table(max_bits: int, itemsize: int) -> TokenBytes:
+    """Token of each integer of so many bytes and at most so many bits, by what it is as an unsigned one."""
+    every = np.arange(1 << 8 * itemsize, dtype=np.uint16).astype(f"u{itemsize}").view(f"i{itemsize}")
+    within = np.abs(every.astype(np.int32)) >> max_bits == 0
+    table = np.zeros(len(every), np.uint8)
+    table[within] = split_integers(every[within].astype(np.int32), max_bits)[0]
+    return table
+
+
+def low_bits_of(values: NDArray[Any], tokens: TokenBytes, max_bits: int) -> tuple[Ints, Ints]:
+    """The raw low bits of the large ones among integers [n], given their tokens, and how many bits those are."""
+    if max_bits <= DIRECT_BITS:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    widths = low_bit_counts(tokens, max_bits)
+    magnitude = np.abs(values[tokens > 2 * DIRECT].astype(np.int64))
+    return magnitude & ((np.int64(1) << widths) - 1), widths
+
+
 def join_integers(tokens: Tokens | TokenBytes, max_bits: int, low: Ints) -> Ints:
     """Inverse of `split_integers` given the low bits."""
     direct = (1 << min(max_bits, DIRECT_BITS)) - 1
@@ -78,6 +108,24 @@ def join_integers(tokens: Tokens | TokenBytes, max_bits: int, low: Ints) -> Ints
     magnitude = ((4 + classes % 4) << shift) | low
     values[large] = np.where(negative == 1, -magnitude, magnitude)
     return values
+
+
+def narrow_values(tokens: TokenBytes, max_bits: int, low: Ints) -> Values:
+    """As `join_integers`, of tokens [n] that are looked up."""
+    values = np.take(_least_values(max_bits), tokens)
+    if len(low):
+        large = np.flatnonzero(tokens > 2 * DIRECT)
+        least, more = values[large], low.astype(np.int32)
+        values[large] = np.where(least < 0, least - more, least + more)
+    return values
+
+
+@lru_cache(maxsize=64)
+def _least_values(max_bits: int) -> Values:
+    """Of each token the value whose raw bits are zero."""
+    tokens = np.arange(alphabet_size(max_bits), dtype=np.int32)
+    zeros = np.zeros(len(low_bit_counts(tokens, max_bits)), np.int64)
+    return join_integers(tokens, max_bits, zeros).astype(np.int32)
 
 
 def low_bit_counts(tokens: Tokens | TokenBytes, max_bits: int) -> Ints:
@@ -129,15 +177,14 @@ class BitWriter:
         """Append values [n] in widths [n] bits."""
         stops = self._rest_bits + np.cumsum(widths)
         total = int(stops[-1]) if len(stops) else self._rest_bits
-        data = np.zeros(total // 8 + _WINDOW_BYTES, np.uint8)
-        data[0] = self._rest
         starts = stops - widths
-        windows = values << (8 * _WINDOW_BYTES - (starts & 7) - widths)
-        for index in range(_WINDOW_BYTES):
-            # Bits of different values never meet, so that adding them is joining them.
-            np.add.at(
-                data, (starts >> 3) + index, ((windows >> 8 * (_WINDOW_BYTES - 1 - index)) & 255).astype(np.uint8)
-            )
+        windows = values.astype(np.uint64) << (2 * _WORD_BITS - starts % _WORD_BITS - widths).astype(np.uint64)
+        words = np.zeros(total // _WORD_BITS + 2, np.int64)
+        words[0] = self._rest << _WORD_BITS - 8
+        for index, part in enumerate((windows >> np.uint64(_WORD_BITS), windows & np.uint64((1 << _WORD_BITS) - 1))):
+            # Bits of different values never meet, so that adding them is joining them; below 2^53 floats do it exactly.
+            words += np.bincount(starts // _WORD_BITS + index, part.astype(np.float64), len(words)).astype(np.int64)
+        data = words.astype(">u4").view(np.uint8)
         whole = total // 8
         self._parts.append(data[:whole].tobytes())
         self._rest, self._rest_bits = int(data[whole]), total - 8 * whole
@@ -167,13 +214,14 @@ class BitReader:
                 f"artifact: {len(self._data)} bytes of raw bits where the tokens need {(stop + 7) // 8}"
             )
         first = self._place >> 3
-        data = np.concatenate([self._data[first : (stop + 7) >> 3], np.zeros(_WINDOW_BYTES, np.uint8)]).astype(np.int64)
-        starts = stops - widths
-        windows = np.zeros(len(widths), np.int64)
-        for index in range(_WINDOW_BYTES):
-            windows = windows << 8 | data[(starts >> 3) - first + index]
+        data = self._data[first : (stop + 7) >> 3]
+        padded = np.concatenate([data, np.zeros(8 + -len(data) % 4, np.uint8)])
+        words = padded.view(">u4").astype(np.int64)
+        starts = stops - widths - 8 * first
+        word, offset = starts // _WORD_BITS, starts % _WORD_BITS
+        windows = words[word] << _WORD_BITS | words[word + 1]
         self._place = stop
-        values: Ints = (windows >> (8 * _WINDOW_BYTES - (starts & 7) - widths)) & ((np.int64(1) << widths) - 1)
+        values: Ints = (windows >> (2 * _WORD_BITS - offset - widths)) & ((np.int64(1) << widths) - 1)
         return values
 
     def finish(self) -> None:

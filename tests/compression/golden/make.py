@@ -1,14 +1,18 @@
-"""How `every_codec.tokenbound` was made; kept for the record. The file itself is never made again."""
+"""How `every_codec.tokenbound` and `static.tokenbound` were made; kept for the record. They are never made again."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from tokenbound.compression.artifact import assemble_artifact
 from tokenbound.compression.calibration import Calibration, MatrixSums
-from tokenbound.compression.tensor import encode_tensor
+from tokenbound.compression.codecs import UNIFORM
+from tokenbound.compression.codecs.uniform import Grid, encode_grid
+from tokenbound.compression.tensor import CodedTensor, encode_tensor
 from tokenbound.config.compress import (
     E8Settings,
     GptqSettings,
@@ -16,6 +20,46 @@ from tokenbound.config.compress import (
     LosslessSettings,
     RoundToNearestSettings,
 )
+
+SMALL = {
+    "matrices.STATIC_ELEMENTS": 1,
+    "matrices.SHORT_BYTES": 0,
+    "codecs.exact.STATIC_ELEMENTS": 1,
+    "codecs.packed.STATIC_CODES": 1,
+    "planes.HUFFMAN_LOSS": 1,
+}
+"""What makes small tensors take the forms of large ones."""
+
+
+def static() -> None:
+    """The forms of large tensors, on small ones."""
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(96, 72, generator=draw) * torch.exp(torch.randn(96, 1, generator=draw))
+    codes = (torch.randn(64, 256, generator=draw) * 2 + 8).clamp(0, 15).to(torch.uint8)
+    rows, columns = (torch.randint(-4, 5, (size,), generator=draw).numpy() for size in (96, 72))
+    scale = 2.0 ** (-(rows[:, None] + columns[None, :]) / 2)
+    grid = Grid(np.rint(weight.numpy() * scale).astype(np.int32), -9, rows, columns, 5)
+    lossless = LosslessSettings()
+    half_zero = weight * (torch.rand(weight.shape, generator=draw) > 0.5)
+    exact = {
+        "bfloat16": weight.bfloat16(),
+        "float16": weight.half(),
+        "float32": weight.bfloat16().float(),
+        "zeros": half_zero.bfloat16(),
+        "constant": torch.full((80, 80), 3, dtype=torch.int16),
+    }
+    patches = [patch(f"tokenbound.compression.{name}", value) for name, value in SMALL.items()]
+    for each in patches:
+        each.start()
+    coded = [
+        CodedTensor("kfac.weight", (96, 72), 0, UNIFORM, encode_grid(grid)),
+        encode_tensor("rtn.coarse", weight.bfloat16(), RoundToNearestSettings(step=0.5)),
+        encode_tensor("rtn.fine", weight, RoundToNearestSettings(step=0.01)),
+        encode_tensor("packed.qweight", codes[:, ::2] | codes[:, 1::2] << 4, lossless),
+        *(encode_tensor(f"exact.{name}", tensor, lossless) for name, tensor in exact.items()),
+    ]
+    data = assemble_artifact({"model_type": "golden"}, coded, lossless)
+    (Path(__file__).parent / "static.tokenbound").write_bytes(data)
 
 
 def main() -> None:
@@ -52,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    static()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenbound.compression.codecs.exact import decode_exact, encode_exact
 from tokenbound.compression.codecs.uniform import matrix_shape
 from tokenbound.compression.container import ArtifactError, Reader, block, varint
-from tokenbound.compression.integers import decode_matrix, encode_matrix, matrix_parts
+from tokenbound.compression.matrices import decode_matrix, encode_matrix, matrix_parts
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,11 @@ entropy is looked for, and kept if its code is the shortest. The order of codes 
 A layout is (code bits b, word bits w, axis, across, group), and a lane is one column of words along the axis.
 `across`: codes run on from word to word (GPTQ's 3 bits: 32 codes in 3 words); otherwise every word holds w // b codes
 and the bits above them. Sorted indices such as `g_idx` are coded as differences.
+
+Many codes whose means do not help, as those of symmetric quantizers, are coded under one static table (see `static`):
+
+    static    layout without groups | 0x40 | bits of a word | spare bits (a block) | one table | segments, each of as
+              few steps as have 2^17 codes, the last of those that are left
 """
 
 from __future__ import annotations
@@ -26,6 +31,15 @@ from tokenbound.compression.coder import COUNT_UNIT, Contexts, Ints, Pass, Readi
 from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
 from tokenbound.compression.integers import encode_vector, vector_parts
+from tokenbound.compression.static import (
+    CUT_ELEMENTS,
+    SYMBOLS,
+    SegmentReader,
+    SegmentWriter,
+    decode_tables,
+    encode_tables,
+    fit_table,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +65,11 @@ TRIAL = 1 << 13
 """Words that are coded in each layout that comes into question."""
 WITHIN = 0.2
 """Layouts whose histograms promise no more than this part of the packed size above the best are tried."""
+STATIC_CODES = 1 << 18
+"""So many codes are coded under a static table if that is no longer on a part of them."""
+STATIC_TRIAL = 1 << 15
+"""Words of that part."""
+_STATIC = 0x40
 WORTH_CODING = 0.985
 """A layout is tried if its codes' histogram promises at most this part of the packed size."""
 _DIFFERENCES = 0xFF
@@ -137,7 +156,7 @@ class Fields:
             codes[beyond] |= self.words[row[beyond] + 1] << (self._layout.word_bits - offset[beyond])[:, None]
         return (codes & self._mask).astype(np.int32).reshape(-1)
 
-    def write(self, step: int, codes: Tokens) -> None:
+    def write(self, step: int, codes: Tokens | Bytes) -> None:
         """Join the codes of a step [lanes] to words that are zero there; no two of its rows share a word."""
         row, offset = self._places(step)
         rows = codes.reshape(self.fold, -1).astype(self.words.dtype)
@@ -217,7 +236,8 @@ def encode_packed(tensor: torch.Tensor, shorter_than: int) -> bytes | None:
         coded = _encode_differences(tensor)
     else:
         layout = _best_layout(words)
-        coded = None if layout is None else _encode_layout(words, layout)
+        encode = encode_static if layout is not None and _is_static(words, layout) else _encode_layout
+        coded = None if layout is None else encode(words, layout)
     return coded if coded is not None and len(coded) < shorter_than else None
 
 
@@ -291,8 +311,52 @@ def _encode_layout(words: Words, layout: Layout) -> bytes:
     fields = Fields(np.ascontiguousarray(_oriented(words, layout.axis)), layout)
     run = WritingPass(_prior(layout.bits))
     _code_fields(run, fields, layout, reading=False)
+    return _head(fields, layout, layout.to_byte()) + run.finish()
+
+
+def _head(fields: Fields, layout: Layout, first: int) -> bytes:
     narrow = encode_general(fields.spare()) if layout.spare_bits else b""
-    return bytes([layout.to_byte(), layout.word_bits]) + block(narrow) + run.finish()
+    return bytes([first, layout.word_bits]) + block(narrow)
+
+
+def _is_static(words: Words, layout: Layout) -> bool:
+    """Whether a part of many codes is no longer under a static table."""
+    if layout.count(words.shape[layout.axis]) * words.shape[1 - layout.axis] < STATIC_CODES:
+        return False
+    part = _sample(_oriented(words, layout.axis), layout, STATIC_TRIAL)
+    coded = _encode_layout(part, replace(layout, axis=0))
+    return entropy_bytes(Fields(part, layout).codes()) + part.size * layout.spare_bits / 8 <= len(coded)
+
+
+def encode_static(words: Words, layout: Layout) -> bytes:
+    """Code words in a layout that fits them under a static table."""
+    layout = replace(layout, group=0)
+    fields = Fields(np.ascontiguousarray(_oriented(words, layout.axis)), layout)
+    counts = np.zeros(SYMBOLS, np.int64)
+    for step in range(fields.steps):
+        counts += np.bincount(fields.read(step), minlength=SYMBOLS)
+    table, writer = fit_table(counts), SegmentWriter()
+    for steps in reversed(_segments(fields)):
+        writer.write(table, np.concatenate([fields.read(step).astype(np.uint8) for step in steps]))
+    return _head(fields, layout, layout.to_byte() | _STATIC) + encode_tables([table]) + writer.finish()
+
+
+def _segments(fields: Fields) -> list[range]:
+    """Steps that are coded at once."""
+    height = -(-CUT_ELEMENTS // fields.lanes)
+    return [range(start, min(start + height, fields.steps)) for start in range(0, fields.steps, height)]
+
+
+def _read_static(reader: Reader, fields: Fields, layout: Layout) -> None:
+    tables = decode_tables(reader)
+    if len(tables) != 1 or int(tables[0].symbols[-1]) >> layout.bits:
+        raise ArtifactError("artifact: a packed tensor has a table that does not fit its codes")
+    source = SegmentReader(reader.take(reader.remaining), reader.what)
+    for steps in _segments(fields):
+        codes = source.read(tables[0], len(steps) * fields.lanes).reshape(len(steps), -1)
+        for step, row in zip(steps, codes, strict=True):
+            fields.write(step, row)
+    source.finish()
 
 
 def decode_packed(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -308,7 +372,8 @@ def decode_packed(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
     if first == _DIFFERENCES:
         return _decode_differences(reader, shape, dtype)
     word_bits = reader.byte()
-    layout = Layout.read(first, word_bits)
+    is_static = bool(first & _STATIC)
+    layout = Layout.read(first & ~_STATIC, word_bits)
     rows, columns = matrix_shape(shape) if len(shape) > 1 else (0, 0)
     steps, lanes = (rows, columns)[:: -1 if layout.axis else 1]
     if (
@@ -316,6 +381,7 @@ def decode_packed(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
         or word_bits > 8 * dtype.itemsize
         or not rows * columns
         or not layout.fits(steps)
+        or (is_static and layout.group)
     ):
         raise ArtifactError("artifact: a packed tensor has a layout that does not fit it")
     if not _steps_allowed(layout.count(steps), lanes):
@@ -323,8 +389,10 @@ def decode_packed(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
     words = np.zeros((steps, lanes), f"<u{dtype.itemsize}")
     fields = Fields(words, layout)
     fields.set_spare(_decode_spare(reader.block(), steps, lanes, layout))
-    run = ReadingPass(_prior(layout.bits), reader.take(reader.remaining))
-    _code_fields(run, fields, layout, reading=True)
+    if is_static:
+        _read_static(reader, fields, layout)
+    else:
+        _code_fields(ReadingPass(_prior(layout.bits), reader.take(reader.remaining)), fields, layout, reading=True)
     return bytes_tensor(np.ascontiguousarray(_oriented(words, layout.axis)).view(np.uint8), shape, dtype)
 
 

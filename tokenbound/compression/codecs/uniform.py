@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tokenbound.compression.coder import Ints
 from tokenbound.compression.container import ArtifactError, Reader, block, varint, zigzag
-from tokenbound.compression.integers import decode_vector, encode_matrix, encode_vector, matrix_parts, vector_parts
+from tokenbound.compression.integers import decode_vector, encode_vector, vector_parts
+from tokenbound.compression.matrices import encode_matrix, matrix_parts
 from tokenbound.compression.symbols import MAX_BITS, Cut
 
 if TYPE_CHECKING:
@@ -186,20 +187,37 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 def grid_values(grid: Grid) -> Floats:
     """The float32 values of a grid, in its own shape."""
     integers = np.atleast_2d(grid.integers)
-    rows = np.zeros(len(integers), np.int64) if grid.rows is None else grid.rows
-    columns = np.zeros(integers.shape[1], np.int64) if grid.columns is None else grid.columns
+    base = grid.base - 2 * SHRINK_UNIT.bit_length() + 2
     out = np.empty(integers.shape, np.float32)
     height = max(1, _BLOCK_ELEMENTS // max(1, integers.shape[1]))
     for start in range(0, len(integers), height):
         part = slice(start, start + height)
-        exponents = grid.base - 2 * SHRINK_UNIT.bit_length() + 2 + rows[part, None] + columns[None, :]
-        out[part] = _shrunk(integers[part], grid.shrink) * steps_of(exponents)
+        rows = None if grid.rows is None else grid.rows[part]
+        np.multiply(_shrunk(integers[part], grid.shrink), _steps(base, rows, grid.columns), out=out[part])
     return out.reshape(grid.integers.shape)
 
 
+def _steps(base: int, rows: Ints | None, columns: Ints | None) -> Floats:
+    """Steps of a matrix, in a shape that broadcasts to it; each exponent's is worked out once."""
+    if rows is None or columns is None or not (len(rows) and len(columns)):
+        row = np.zeros(1, np.int64) if rows is None else rows
+        column = np.zeros(1, np.int64) if columns is None else columns
+        return steps_of(base + row[:, None] + column[None, :])
+    least = rows.min() + columns.min()
+    table = steps_of(base + np.arange(least, rows.max() + columns.max() + 1))
+    steps: Floats = np.take(table, (rows - least)[:, None] + columns[None, :])
+    return steps
+
+
 def _shrunk(integers: NDArray[np.signedinteger[Any]], shrink: int) -> Floats:
-    scaled = integers.astype(np.int64) * SHRINK_UNIT
-    return (scaled - np.sign(scaled) * shrink).astype(np.float32) if shrink else scaled.astype(np.float32)
+    """64 times the integers, less the shrinkage, rounded once; whatever float32 holds is not rounded at all."""
+    if integers.itemsize > 2:
+        scaled = integers.astype(np.int64) * SHRINK_UNIT
+        return (scaled - np.sign(scaled) * shrink).astype(np.float32) if shrink else scaled.astype(np.float32)
+    floats = integers.astype(np.float32)
+    signs = np.sign(floats) if shrink else floats
+    floats *= np.float32(SHRINK_UNIT)
+    return floats - signs * np.float32(shrink) if shrink else floats
 
 
 def plain_integers(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> bytes:
