@@ -14,8 +14,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
-
 from tokenbound.errors import InputError
 
 HEAD_BYTES = 1 << 12
@@ -284,6 +282,8 @@ def _output(current: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _unzstd(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    import pyarrow as pa  # configs are validated without it
+
     try:
         stream = pa.CompressedInputStream(pa.PythonFile(_Reader(blocks), mode="r"), "zstd")
         yield from iter(lambda: stream.read(OUTPUT_BYTES), b"")
