@@ -23,6 +23,7 @@ from tokenbound.certificate.identity import (
 )
 from tokenbound.certificate.record import CertificateRecord, possible_tokens
 from tokenbound.certificate.reduce import RunLedger, reduce_ledger, reduced_columns, shard_evidence
+from tokenbound.corpus.sources import SOURCES
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.run import (
     ARTIFACT,
@@ -243,7 +244,9 @@ def _verify_source(certificate: CertificateRecord) -> None:
     """The plugin that read the corpus is declared, and no other; only scoring again needs it installed."""
     declared = certificate.declarations.get("plugins", {}).get(SOURCES.group, {})
     source = str(certificate.corpus["source"])
-    _require_equal(f"declarations.plugins.{SOURCES.group}", sorted(declared), [source] * (source not in FROM_HERE))
+    _require_equal(
+        f"declarations.plugins.{SOURCES.group}", sorted(declared), [] if source in SOURCES.built_in else [source]
+    )
 
 
 def _verify_sampling(certificate: CertificateRecord) -> None:

@@ -10,6 +10,9 @@ from tokenbound.corpus.prepared import Manifest
 from tokenbound.corpus.sources.fields import EVERYWHERE, SpecialTokenFields
 from tokenbound.corpus.windows import CorpusPlan
 
+FACTS = ("python",)
+"""Facts of sources that have a key of their own; others stand among the options."""
+
 ELSEWHERE = ("vocab_size",)
 """Keys whose value the certificate gives under another name, whatever the source."""
 
@@ -35,7 +38,9 @@ def corpus_section(
     """
     source = config.reader()
     scored_bytes = manifest.predicted_bytes(context)
+    facts = source.facts()
     options = {key: value for key, value in source.fields.model_dump(mode="json").items() if _is_own(key)}
+    options |= {key: value for key, value in facts.items() if key not in FACTS}
     return {
         "source": config.source,
         **{key: getattr(config, key) for key in source.located_by if not _is_own(key)},
@@ -55,7 +60,7 @@ def corpus_section(
         "bytes_per_token": bytes_per_token(manifest, plan, context),
         "add_bos": config.add_bos,
         "add_eos": config.add_eos,
-        **source.facts(),
+        **{key: facts[key] for key in FACTS if key in facts},
         **({} if num_documents is None else {"scored_documents": num_documents}),
     }
 

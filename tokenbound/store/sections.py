@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from typing_extensions import TypedDict
 
 from tokenbound.bounds.claim import Line
@@ -143,6 +152,7 @@ class CorpusSection(TypedDict):
     add_bos: NotRequired[bool]
     add_eos: NotRequired[bool]
     python: NotRequired[str]
+    options: NotRequired[dict[ShortText, JsonValue]]
     scored_documents: NotRequired[Positive]
 
 
