@@ -162,7 +162,7 @@ def test_its_keys_and_its_version_are_in_the_corpus_digest(table: Path, tmp_path
     root = str(tmp_path / "prepared")
     prepare_corpus(corpus(table), root)
     assert prepare_corpus(corpus(table), root).manifest.documents == 60
-    with pytest.raises(MismatchError, match="another rule.*options"):
+    with pytest.raises(MismatchError, match=r"another rule.*options"):
         prepare_corpus(corpus(table, column="id"), root)
 
 

@@ -541,5 +541,5 @@ def _starts(sizes: Sequence[int]) -> Offsets:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(sizes, dtype=np.int64))])
 
 
-def _sha256(tree: Any) -> str:
+def _sha256(tree: object) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
