@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,27 @@ def test_every_field_of_a_source_is_accounted_for(name: str) -> None:
     source = kind(kind.takes.model_construct(paths=paths, tokenizer="some", **named))
     assert {*source.deciding(), *kind.located_by} == kind.takes.model_fields.keys() - EVERYWHERE
     assert kind.takes.model_fields.keys() <= CorpusConfig.model_fields.keys()
+
+
+DIGESTS = [
+    ({"source": "python-stdlib"}, "5a34434c0ef2"),
+    ({"source": "text"}, "bf6a30334357"),
+    ({"source": "text", "encoding": "latin1", "errors": "replace"}, "b322f69f05c0"),
+    ({"source": "jsonl", "text_field": "body"}, "141d8afb7817"),
+    ({"source": "parquet"}, "e70c820759fd"),
+    ({"source": "hf", "name": "x"}, "4031b7741663"),
+    (
+        {"source": "tokens", "tokenizer": None, "add_eos": False, "vocab_size": 60, "dtype": "uint16", "eos_id": 7},
+        "9516cb1d8ffb",
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "digest"), DIGESTS)
+def test_the_rule_of_a_source_never_changes(keys: dict[str, Any], digest: str) -> None:
+    """It is in every corpus digest: another one would make a run that was scored before another run."""
+    given = {"paths": ("x",), "tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False, "add_eos": True}
+    assert corpus_rule(CorpusConfig(**{**given, **keys})).digest[:12] == digest
 
 
 def test_a_source_that_is_not_there_is_answered_with_those_that_are() -> None:
@@ -166,6 +188,73 @@ def test_its_keys_and_its_version_are_in_the_corpus_digest(table: Path, tmp_path
         prepare_corpus(corpus(table, column="id"), root)
 
 
+IDS = """
+from tokenbound.corpus.sources.base import FileSource, IdSource
+from tokenbound.corpus.sources.fields import PathFields
+
+class IdFields(PathFields):
+    ids: int = 10
+
+class Toy(FileSource[IdFields], IdSource[IdFields]):
+    name = "numbers"
+    takes = IdFields
+    eos_id = 0
+
+    @property
+    def vocab_size(self):
+        return self.fields.ids
+
+    def ids(self, file, block_bytes):
+        import numpy as np
+        yield np.loadtxt(file.path, dtype=np.int64, ndmin=1)
+"""
+
+
+def test_a_source_of_ids_has_no_tokenizer_and_its_ids_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", monkeypatch, group=GROUP, name="numbers", module="numbers_source", source=IDS)
+    (tmp_path / "a.txt").write_text("5 6 0 7 0")
+    keys = {"source": "numbers", "paths": [str(tmp_path / "a.txt")], "tokenizer_is": "given", "add_bos": False}
+
+    def prepared(**more: object) -> Any:
+        setting = validate(CorpusConfig, {**keys, "add_eos": False, **more}, origin="test")
+        return prepare_corpus(setting, str(tmp_path / "out" / cache_name(setting)))
+
+    assert prepared().document_offsets(0).tolist() == [0, 3, 5]
+    assert prepared().manifest.rule.to_dict()["options"] == {"ids": 10}
+    with pytest.raises(InputError, match=r"holds id 7 at index 3, outside `corpus.vocab_size` 7"):
+        prepared(ids=7)
+    with pytest.raises(InputError, match="source `numbers` holds ids already; remove `tokenizer`"):
+        prepared(tokenizer="bytes")
+    with pytest.raises(InputError, match="`special_tokens: parse` does not apply to source `numbers`"):
+        prepared(special_tokens="parse")
+    with pytest.raises(InputError, match="ids: Input should be a valid integer"):
+        prepared(ids="7")
+
+
+def test_a_shared_key_keeps_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Path) -> None:
+    """The config would fill in the default that everyone knows, and the source would never see its own."""
+    source = IDS.replace("ids: int = 10", 'text_field: str = "body"').replace('"numbers"', '"bodies"')
+    install(tmp_path / "site", monkeypatch, group=GROUP, name="bodies", module="bodies_source", source=source)
+    tree = section(table, source="bodies", tokenizer=None, add_eos=False)
+    del tree["column"]
+    with pytest.raises(InputError, match="gives `text_field` another default"):
+        validate(CorpusConfig, tree, origin="test")
+
+
+def test_a_broken_package_stops_only_what_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Path
+) -> None:
+    source = "raise OSError('no library')"
+    install(tmp_path / "site", monkeypatch, group=GROUP, name="broken", module="broken_source", source=source)
+    setting = section(table, source="text")
+    del setting["column"]
+    assert validate(CorpusConfig, setting, origin="test").source == "text"
+    with pytest.raises(InputError, match=r"toy-broken_source 1.0.*cannot be imported: OSError: no library"):
+        validate(CorpusConfig, {**setting, "source": "broken"}, origin="test")
+
+
 def certified(run_tree: Tree, table: Path, name: str) -> tuple[Certificate, Path]:
     paths: list[str] = []
     tree = run_tree(name, corpus=section(table))
@@ -190,6 +279,8 @@ def test_a_run_names_it_on_its_certificate(run_tree: Tree, table: Path) -> None:
     for plugins in ({}, {GROUP: {"other": "x 1"}}, {GROUP: {"csv": ORIGIN, "other": "x 1"}}):
         with pytest.raises(MismatchError, match=r"declarations\.plugins\.tokenbound\.sources"):
             verify_beside(forged(path, plugins))
+    shutil.rmtree(table.parent / "site")
+    verify_beside(str(path))  # whoever checks the claim need not have the package
     with pytest.raises(MismatchError, match=r"there is no group 'tokenbound\.other'"):
         verify_beside(forged(path, {GROUP: {"csv": ORIGIN}, "tokenbound.other": {"x": "x 1"}}))
 

@@ -3,6 +3,9 @@
 ``what`` decides the certificate and is fingerprinted; ``how`` decides only where and how fast the work is
 done and may change when a run is resumed. Nothing that decides a certificate has a silent default: whether
 the tokenizer is given or counted, and the BOS/EOS rule, must be written down.
+
+The keys of ``what.corpus`` are described in `tokenbound.corpus.sources.fields`, those of ``compress`` in
+`tokenbound.compression.methods`.
 """
 
 from __future__ import annotations

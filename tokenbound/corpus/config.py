@@ -52,7 +52,7 @@ class CorpusConfig(
     def _only_keys_of_source(self) -> Self:
         """A key that the source would ignore is refused; defaults are allowed, as resolved configs spell them out."""
         kind = SOURCES.get(self.source)
-        fields = {**kind.takes.model_fields, **type(self).model_fields}
+        fields = {**type(self).model_fields, **kind.takes.model_fields}
         unknown = [key for key in self._own() if key not in fields]
         if unknown:
             error = PydanticCustomError("extra_forbidden", "unknown key", {"known": list(fields)})
