@@ -68,6 +68,16 @@ def scoring_here(scorer: Callable[[Any], Any] = ScoreShard) -> Iterator[None]:
 
 
 @contextmanager
+def reading_here() -> Iterator[None]:
+    """Files of a corpus are digested and tokenised one after the other."""
+    from tokenbound.engine import corpus
+
+    with _patched() as patch:
+        patch.setattr(corpus, "ray_map", lambda function, items: map(sent(function), map(sent, items)))
+        yield
+
+
+@contextmanager
 def compressing_here() -> Iterator[None]:
     """Calibrations, tensors and candidates of a compression one after the other."""
     from tokenbound.engine.compress import run as compression

@@ -182,10 +182,8 @@ def _evaluate_and_print(config: object, *, as_json: bool) -> None:
         return
     screen = console()
     screen.print(certificate_view(certificate))
-    if config.what.corpus.source == "python-stdlib":
-        screen.print(
-            "The standard library differs between Python builds, so your figures may differ from published ones."
-        )
+    if remark := config.what.corpus.reader().remark:
+        screen.print(remark)
     shown = _near(paths[0])
     folder, name = split(shown)
     page = join(folder, f"{name.replace('certificate', 'report').removesuffix('.json')}.html")

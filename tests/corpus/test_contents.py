@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tokenbound.config.run import APPLIES_TO, CorpusConfig
+from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus import contents
+from tokenbound.corpus.documents import digest_file, find_files, read_documents
+from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus
-from tokenbound.corpus.sources import digest_file, find_files, read_documents
+from tokenbound.corpus.sources import sources_with
 from tokenbound.errors import InputError
 
 TEXT = "déjà vu, d\u00e9j\u00e0 lu\n"
@@ -235,13 +237,17 @@ def test_unknown_encodings_are_refused(encoding):
         config("text", "x", encoding=encoding)
 
 
-def test_the_library_goes_to_the_bytes_tokenizer_as_it_is_and_strictly_to_others(tmp_path, monkeypatch):
+def test_the_library_goes_to_the_bytes_tokenizer_as_it_is_and_strictly_to_others(tmp_path):
     (tmp_path / "a.py").write_bytes(b"x = '\xff\0'")
-    monkeypatch.setattr("tokenbound.corpus.sources.sysconfig.get_path", lambda _: str(tmp_path))
-    assert documents(config("python-stdlib")) == [b"x = '\xff\0'"]
+    module = SourceFile("a.py", str(tmp_path / "a.py"), 8)
+
+    def read(**fields: object) -> list[bytes | str]:
+        return list(read_documents(config("python-stdlib", **fields), module))
+
+    assert read() == [b"x = '\xff\0'"]
     with pytest.raises(InputError, match=r"a\.py.*not UTF-8.*errors: replace"):
-        documents(config("python-stdlib", tokenizer="some"))
-    assert documents(config("python-stdlib", tokenizer="some", errors="replace")) == ["x = '\ufffd\0'"]
+        read(tokenizer="some")
+    assert read(tokenizer="some", errors="replace") == ["x = '\ufffd\0'"]
 
 
 # --- keys ------------------------------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ def setting(source: str, **fields: object) -> CorpusConfig:
 
 @pytest.mark.parametrize(("key", "source"), list(product(VALUES, SOURCES)))
 def test_a_key_that_a_source_cannot_apply_is_refused(key, source):
-    if source in APPLIES_TO[key]:
+    if source in sources_with(key):
         assert getattr(setting(source, **{key: VALUES[key]}), key)
     else:
         with pytest.raises(ValueError, match=rf"`{key}: {VALUES[key]}` does not apply to source `{source}`; remove it"):
@@ -279,7 +285,8 @@ def test_a_key_that_a_source_cannot_apply_is_refused(key, source):
 
 def test_every_key_is_known_to_apply_somewhere():
     everywhere = {"source", "paths", "tokenizer", "tokenizer_is", "add_bos", "add_eos"}
-    assert set(CorpusConfig.model_fields) - everywhere == set(APPLIES_TO) == set(VALUES)
+    assert set(CorpusConfig.model_fields) - everywhere == set(VALUES)
+    assert all(sources_with(key) for key in VALUES)
 
 
 def test_keys_that_a_tokenizer_cannot_apply_are_refused():

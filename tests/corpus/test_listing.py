@@ -11,9 +11,9 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from tokenbound.config.run import CorpusConfig
+from tokenbound.corpus.documents import find_corpus, list_files, read_documents
 from tokenbound.corpus.listing import Skipped, files_below, files_matching
 from tokenbound.corpus.prepare import prepare_corpus
-from tokenbound.corpus.sources import find_corpus, list_files, read_documents
 from tokenbound.errors import InputError
 from tokenbound.store.run import canonical_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import tempfile
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,21 +14,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tokenbound.config.run import CorpusConfig
-from tokenbound.corpus import prepare, prepared, stored
-from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus, tokenise_part
+from tokenbound.corpus.documents import list_files
+from tokenbound.corpus.files import SourceFile
+from tokenbound.corpus.prepare import (
+    Sizes,
+    cache_name,
+    corpus_rule,
+    partition_files,
+    piece_bytes,
+    prepare_corpus,
+    tokenise_part,
+)
 from tokenbound.corpus.prepared import (
     Manifest,
+    PartRecord,
     PreparedCorpus,
     append_segment,
     load_manifest,
     pending_files,
     segment_name,
 )
-from tokenbound.corpus.sources import SourceFile, list_files
 from tokenbound.corpus.windows import gather, plan_corpus
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
@@ -56,15 +65,8 @@ def documents(corpus: PreparedCorpus, segment: int = 0) -> list[list[int]]:
     return [stream[start:stop].tolist() for start, stop in pairwise(offsets)]
 
 
-@pytest.fixture
-def small_parts(monkeypatch):
-    """Many parts of a few bytes each."""
-    monkeypatch.setattr(prepare, "_jobs", partial(_jobs_of_size, 30))
-
-
-def _jobs_of_size(size, files, root, segment):
-    parts = partition_files(files, size)
-    return [prepare._Job(part, f"{root}/{segment}/part-{index:05d}") for index, part in enumerate(parts)]
+SMALL = Sizes(part_bytes=30)
+"""Many parts of a few bytes each."""
 
 
 # --- ids -------------------------------------------------------------------------------------------------------
@@ -94,15 +96,12 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(tmp_path_factory, files, part_
     for index, texts in enumerate(files):
         write_jsonl(folder / f"in/{index}.jsonl", texts)
     setting = config("jsonl", folder / "in", add_bos=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "_jobs", partial(_jobs_of_size, part_bytes))
-        patch.setattr(prepare, "BATCH_BYTES", batch_bytes)
-        patch.setattr(prepare, "BATCH_DOCUMENTS", batch_documents)
-        if not any(files):
-            with pytest.raises(InputError, match="corpus is empty"):
-                prepare_corpus(setting, str(folder / "out"))
-            return
-        corpus = prepare_corpus(setting, str(folder / "out"))
+    sizes = Sizes(part_bytes, batch_bytes, batch_documents)
+    if not any(files):
+        with pytest.raises(InputError, match="corpus is empty"):
+            prepare_corpus(setting, str(folder / "out"), sizes=sizes)
+        return
+    corpus = prepare_corpus(setting, str(folder / "out"), sizes=sizes)
     expected = [[256, *text.encode()] for texts in files for text in texts]
     assert documents(corpus) == expected
     stream = [token for document in expected for token in document]
@@ -116,10 +115,10 @@ def test_ids_do_not_depend_on_how_the_work_is_cut(tmp_path_factory, files, part_
         assert offsets.tolist() == bounds[first : first + len(offsets)].tolist()
 
 
-def test_parts_of_empty_documents_keep_their_numbers(tmp_path, small_parts):
+def test_parts_of_empty_documents_keep_their_numbers(tmp_path):
     for name, texts in {"a": ["abcdefgh" * 3], "b": ["", ""], "c": ["xyz"]}.items():
         write_jsonl(tmp_path / f"in/{name}.jsonl", texts)
-    corpus = prepare_corpus(config("jsonl", tmp_path / "in"), str(tmp_path / "out"))
+    corpus = prepare_corpus(config("jsonl", tmp_path / "in"), str(tmp_path / "out"), sizes=SMALL)
     assert [part.documents for part in corpus.manifest.segments[0].parts][:1] == [1]
     plan = plan_corpus([corpus.document_offsets(0)], length=64, context="packed")
     batch = gather(corpus, plan.windows([0]), 64)
@@ -165,12 +164,11 @@ def test_missing_bos_names_the_cure(tmp_path):
         ([5, 7, 8, 9, 1], 0, [[5, 7, 8, 9, 1]]),
     ],
 )
-def test_token_documents_end_with_their_eos(tmp_path, monkeypatch, block, ids, eos, expected):
-    monkeypatch.setattr(stored, "BLOCK_BYTES", block)
+def test_token_documents_end_with_their_eos(tmp_path, block, ids, eos, expected):
     np.array(ids, dtype=np.uint16).tofile(tmp_path / "a.bin")
     np.array([9], dtype=np.uint16).tofile(tmp_path / "b.bin")
     paths = (tmp_path / "a.bin", tmp_path / "b.bin")
-    corpus = prepare_corpus(tokens_config(*paths, eos_id=eos), str(tmp_path / "out"))
+    corpus = prepare_corpus(tokens_config(*paths, eos_id=eos), str(tmp_path / "out"), sizes=Sizes(block_bytes=block))
     assert documents(corpus) == [*expected, [9]]
     assert corpus.manifest.text_bytes == 0
 
@@ -247,8 +245,8 @@ def test_partition_keeps_every_byte_in_order(sizes, target):
         assert mine[-1][1] == file.bytes
         assert [stop for _, stop in mine[:-1]] == [start for start, _ in mine[1:]]
     for part in parts:
-        size = sum(prepare._piece_bytes(file) for file in part)
-        assert size <= target or len([file for file in part if prepare._piece_bytes(file)]) == 1
+        size = sum(piece_bytes(file) for file in part)
+        assert size <= target or len([file for file in part if piece_bytes(file)]) == 1
 
 
 # --- the manifest ----------------------------------------------------------------------------------------------
@@ -328,7 +326,7 @@ def test_pending_files_is_pure(tmp_path):
     one, two = SourceFile("a", "/x/a", 3, "aa"), SourceFile("b", "/x/b", 3, "bb")
     assert pending_files(None, [one, two]) == [one, two]
     rule = corpus_rule(config("text", "x"))
-    part = prepared.PartRecord("part-00000", 3, 1, 3, "i", "o", rule.digest)
+    part = PartRecord("part-00000", 3, 1, 3, "i", "o", rule.digest)
     manifest = append_segment(Manifest(rule), "s", [one], [part])
     assert pending_files(manifest, [two, replace(one, path="/elsewhere/a")]) == [two]
     assert pending_files(manifest, [one]) == []
@@ -336,7 +334,7 @@ def test_pending_files_is_pure(tmp_path):
 
 def test_parts_of_another_tokenizer_are_refused():
     rule = corpus_rule(config("text", "x"))
-    part = prepared.PartRecord("part-00000", 3, 1, 3, "i", "o", "another rule")
+    part = PartRecord("part-00000", 3, 1, 3, "i", "o", "another rule")
     with pytest.raises(MismatchError, match="same tokenizer on every machine"):
         append_segment(Manifest(rule), "s", [], [part])
 
@@ -398,10 +396,10 @@ def test_cache_name_is_stable_and_specific(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def corpus(tmp_path, small_parts):
+def corpus(tmp_path):
     for index in range(4):
         write_jsonl(tmp_path / f"in/{index}.jsonl", [f"text {index}", "more"])
-    return prepare_corpus(config("jsonl", tmp_path / "in"), str(tmp_path / "out"))
+    return prepare_corpus(config("jsonl", tmp_path / "in"), str(tmp_path / "out"), sizes=SMALL)
 
 
 def part_file(corpus: PreparedCorpus, suffix: str) -> Path:
@@ -449,18 +447,18 @@ def test_reading_truncated_or_altered_parts_is_a_mismatch(corpus):
         corpus.document_offsets(0)
 
 
-def test_few_parts_stay_open(corpus, monkeypatch):
+def test_few_parts_stay_open(corpus):
     expected = documents(corpus)
-    monkeypatch.setattr(prepared, "OPEN_PARTS", 2)
-    again = PreparedCorpus(corpus.root)
+    again = PreparedCorpus(corpus.root, open_parts=2)
     assert documents(again) == expected
     assert len(again._ids) == len(again._offsets) == 2
 
 
-def test_remote_reads_give_the_same_ids(corpus, monkeypatch):
-    expected = documents(corpus)
-    monkeypatch.setattr(prepared, "is_local", lambda _: False)
-    assert documents(PreparedCorpus(corpus.root)) == expected
+def test_remote_reads_give_the_same_ids(corpus):
+    remote = PreparedCorpus(corpus.root)
+    remote._filesystem, remote._path = SubTreeFileSystem(corpus.root, LocalFileSystem()), ""
+    assert documents(remote) == documents(corpus)
+    assert not remote._ids
 
 
 def test_failed_part_leaves_nothing_under_its_name(tmp_path):
@@ -489,7 +487,7 @@ def test_a_place_that_cannot_be_written_is_refused_only_where_something_is_to_be
     def read_only(**_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("tokenbound.store.filesystem.tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     assert prepare_corpus(text, str(tmp_path / "prepared")).manifest == first.manifest
     with pytest.raises(InputError, match=r"how\.cache .*other cannot be written \(Read-only file system\)"):
         prepare_corpus(text, str(tmp_path / "other"))

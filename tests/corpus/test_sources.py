@@ -17,8 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.config.run import CorpusConfig
-from tokenbound.corpus import sources
-from tokenbound.corpus.sources import SourceFile, digest_file, find_files, list_files, read_documents
+from tokenbound.corpus.documents import digest_file, find_corpus, find_files, list_files, read_documents
+from tokenbound.corpus.files import Skipped, SourceFile
+from tokenbound.corpus.sources.hf import row_ranges
+from tokenbound.corpus.sources.jsonl import Jsonl
+from tokenbound.corpus.sources.stdlib import modules_below
 from tokenbound.errors import InputError
 
 TEXTS = ["héllo\nworld", "", "日本語 🙂", "<s> is text </s>", 'tab\tquote" slash\\']
@@ -176,14 +179,15 @@ def test_python_stdlib_is_every_module_and_nothing_installed():
     assert digest_file(setting, ast).bytes == (root / "ast.py").stat().st_size
 
 
-def test_python_stdlib_takes_an_alias_once(tmp_path, monkeypatch):
+def test_python_stdlib_takes_an_alias_once(tmp_path):
     (tmp_path / "b.py").write_text("x")
     (tmp_path / "a.py").symlink_to("b.py")
     (tmp_path / "gone.py").symlink_to("nowhere.py")
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages/c.py").write_text("y")
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda _: str(tmp_path))
-    assert [file.name for file in find_files(config("python-stdlib"))] == ["a.py"]
+    skipped = Skipped()
+    assert [file.name for file in modules_below(tmp_path, skipped)] == ["a.py"]
+    assert skipped.counts == {"link to a listed file": 1, "broken link": 1}
 
 
 def test_python_stdlib_takes_no_paths():
@@ -260,9 +264,9 @@ def test_spans_partition_the_lines_of_a_file(tmp_path_factory, texts, size, fina
     setting = config("jsonl", path)
     cuts = [(start, min(start + size, len(data))) for start in range(0, len(data), size)]
     spans = [SourceFile("a.jsonl", str(path), len(data), splittable=True, span=cut) for cut in cuts]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "BLOCK_BYTES", block)
-        assert [text for span in spans for text in read_documents(setting, span)] == texts
+    source = setting.reader()
+    assert isinstance(source, Jsonl)
+    assert [text for span in spans for text in source.documents(span, block_bytes=block)] == texts
 
 
 def test_line_numbers_count_from_the_start_of_the_file_in_a_span(tmp_path):
@@ -337,17 +341,17 @@ def test_local_directory(tmp_path, datasets):
     assert documents(config("hf", name=str(tmp_path))) == TEXTS
 
 
-def test_saved_dataset_in_ranges(tmp_path, datasets, monkeypatch):
-    monkeypatch.setattr(sources, "DATASET_ROWS", 2)
+def test_saved_dataset_in_ranges(tmp_path, datasets):
     rows = datasets.Dataset.from_dict({"text": ["skipped", *TEXTS], "n": list(range(6))})
     rows.select(range(1, 6)).save_to_disk(tmp_path / "saved")
     setting = config("hf", name=str(tmp_path / "saved"))
-    files = list_files(setting)
+    assert [file.name for file in find_files(setting)] == [f"train/{0:012d}-{5:012d}"]
+    files = [digest_file(setting, file) for file in row_ranges(5, "train", setting.name, file_rows=2)]
     assert [file.name for file in files] == [f"train/{a:012d}-{b:012d}" for a, b in ((0, 2), (2, 4), (4, 5))]
     assert sum(file.bytes for file in files) == sum(len(text.encode()) for text in TEXTS)
     framed = b"".join(len(text.encode()).to_bytes(8, "big") + text.encode() for text in TEXTS[:2])
     assert files[0].sha256 == hashlib.sha256(framed).hexdigest()
-    assert documents(setting) == TEXTS
+    assert [text for file in files for text in read_documents(setting, file)] == documents(setting) == TEXTS
 
 
 def test_saved_splits(tmp_path, datasets):
@@ -445,4 +449,4 @@ def test_files_that_the_library_does_not_take_are_counted(tmp_path, datasets):
         (tmp_path / name).write_bytes(jsonl(["a"]))
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "README.md").write_text("x")
-    assert sources.find_corpus(config("hf", name=str(tmp_path))).skipped == {"not read by datasets": 2}
+    assert find_corpus(config("hf", name=str(tmp_path))).skipped == {"not read by datasets": 2}

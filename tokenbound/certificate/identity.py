@@ -12,7 +12,9 @@ from typing import Any, Protocol
 from tokenbound.bounds.codes import protocol_code_length_bits
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.lines import LINES
-from tokenbound.config.run import CorpusConfig, ModelConfig, WhatConfig, WindowsConfig
+from tokenbound.config.run import ModelConfig, WhatConfig, WindowsConfig
+from tokenbound.corpus.config import CorpusConfig
+from tokenbound.corpus.sources import SOURCES
 from tokenbound.plugins import plugins_used
 from tokenbound.store.draws import Configuration
 from tokenbound.store.run import canonical_json, sha256_hex
@@ -155,7 +157,7 @@ def declarations(what: WhatConfig, encoded_by: Mapping[str, Mapping[str, str]] |
     if what.model.base is not None:
         found["base_is_independent"] = what.model.base_is_independent
         found["num_bases"] = what.model.num_bases
-    plugins = plugins_used((LINES, what.bound.methods))
+    plugins = plugins_used((LINES, what.bound.methods), (SOURCES, [what.corpus.source]))
     plugins |= {group: dict(names) for group, names in (encoded_by or {}).items()}
     return {**found, **({"plugins": plugins} if plugins else {})}
 

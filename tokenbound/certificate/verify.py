@@ -23,6 +23,7 @@ from tokenbound.certificate.identity import (
 )
 from tokenbound.certificate.record import CertificateRecord, possible_tokens
 from tokenbound.certificate.reduce import RunLedger, reduce_ledger, reduced_columns, shard_evidence
+from tokenbound.corpus.sources import SOURCES
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.run import (
     ARTIFACT,
@@ -166,6 +167,7 @@ def _verify_identities(certificate: CertificateRecord) -> None:
     if not isinstance(certificate.scoring_identity["protocol"]["batch"], int):
         raise MismatchError("scoring_identity.protocol.batch: a run asks for one batch; only memory may halve it")
     _verify_corpus_section(certificate)
+    _verify_source(certificate)
     _require_equal("random_guess_bits", certificate.random_guess_bits, math.log2(certificate.tokenizer_vocab_size))
 
 
@@ -238,6 +240,15 @@ def _verify_methods(certificate: CertificateRecord) -> None:
     _require_equal("plugins", sorted(declared), [name for name in sorted(certificate.methods) if LINES.origin(name)])
 
 
+def _verify_source(certificate: CertificateRecord) -> None:
+    """The plugin that read the corpus is declared, and no other; only scoring again needs it installed."""
+    declared = certificate.declarations.get("plugins", {}).get(SOURCES.group, {})
+    source = str(certificate.corpus["source"])
+    _require_equal(
+        f"declarations.plugins.{SOURCES.group}", sorted(declared), [] if source in SOURCES.built_in else [source]
+    )
+
+
 def _verify_sampling(certificate: CertificateRecord) -> None:
     """What decided the draw was fixed before it: pilot and seed name the run, the ordinal of the draw the claim."""
     identity, record = certificate.scoring_identity, certificate.sampling
@@ -300,7 +311,7 @@ def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
             "declarations.tokenizer_is: the certificate says 'counted', but the artifact holds no tokenizer"
         )
     plugins = certificate.declarations.get("plugins", {})
-    if unknown := plugins.keys() - {LINES.group, METHODS.group}:
+    if unknown := plugins.keys() - {LINES.group, METHODS.group, SOURCES.group}:
         raise MismatchError(f"declarations.plugins: there is no group {min(unknown)!r}")
     encoded_by = {group: names for group, names in plugins.items() if group == METHODS.group}
     _require_equal("declarations.plugins", encoded_by, plugins_of(parsed.settings))

@@ -3,18 +3,20 @@
 ``what`` decides the certificate and is fingerprinted; ``how`` decides only where and how fast the work is
 done and may change when a run is resumed. Nothing that decides a certificate has a silent default: whether
 the tokenizer is given or counted, and the BOS/EOS rule, must be written down.
+
+The keys of ``what.corpus`` are described in `tokenbound.corpus.sources.fields`, those of ``compress`` in
+`tokenbound.compression.methods`.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokenbound.bounds.claim import DEFAULT_METHODS
 from tokenbound.bounds.lines import bound_named, require_method
@@ -22,6 +24,8 @@ from tokenbound.bounds.lines.base import Setting
 from tokenbound.compression.methods import METHODS, CompressionMethod, built_in_methods
 from tokenbound.config.compress import CompressSettings, LosslessSettings
 from tokenbound.config.family import DenseFamily, Family
+from tokenbound.corpus.config import CorpusConfig as CorpusConfig
+from tokenbound.corpus.sources.fields import is_utf8
 from tokenbound.errors import InputError
 from tokenbound.store.sections import of_unions
 from tokenbound.store.strict_json import StrictJsonError, check_tree
@@ -82,145 +86,6 @@ class CompressChoice(_Section):
 
     compress: CompressSettings
     """The method and its options."""
-
-
-TOKEN_WIDTHS = {"uint16": 1 << 16, "uint32": 1 << 32}
-"""How many ids each type of flat token files can tell apart."""
-
-APPLIES_TO = {
-    "text_field": ("jsonl", "parquet", "hf"),
-    "encoding": ("text", "jsonl", "python-stdlib"),
-    "errors": ("text", "jsonl", "python-stdlib"),
-    "special_tokens": ("text", "jsonl", "parquet", "hf", "python-stdlib"),
-    "dtype": ("tokens",),
-    "eos_id": ("tokens",),
-    "vocab_size": ("tokens",),
-    "name": ("hf",),
-    "subset": ("hf",),
-    "split": ("hf",),
-    "revision": ("hf",),
-}
-"""Keys of `CorpusConfig` that only some sources can apply, and those sources; elsewhere they are refused."""
-
-
-class CorpusConfig(_Section):
-    """The training corpus and how its documents become token ids."""
-
-    source: Literal["python-stdlib", "text", "jsonl", "parquet", "tokens", "hf"]
-    """Kind of source."""
-    paths: tuple[str, ...] = ()
-    """Files, directories or globs, in the order given; a file that two entries name is refused. For `hf`: the data
-    files of `name`."""
-    text_field: str = "text"
-    """Name of the text column of `jsonl`, `parquet` and `hf` sources."""
-    encoding: str = "utf-8"
-    """Encoding of `text` and `jsonl` files, and of `python-stdlib` under a Hugging Face tokenizer: a text codec of
-    Python, such as `latin-1`, `cp1252` or `utf-16`. `utf-8` keeps a byte order mark that begins a `text` file as part
-    of the document; `utf-8-sig` removes it."""
-    errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are invalid in `encoding`. `strict`: the file is refused. `replace`: each becomes U+FFFD, and the
-    certificate says in how many documents."""
-    special_tokens: Literal["text", "parse", "refuse"] = "text"
-    """Text in a document that spells a special token of a Hugging Face tokenizer, such as `<|endoftext|>`. `text`: it
-    is tokenised like any other text. `parse`: it becomes the special id. `refuse`: the document is refused."""
-    tokenizer: str | None = None
-    """`bytes`, or directory or hub id of a Hugging Face fast tokenizer. Not used by `tokens`."""
-    tokenizer_is: Literal["given", "counted"]
-    """`given`: declared chosen independently of this corpus. `counted`: its bytes are in the artifact."""
-    add_bos: bool
-    """Put the beginning-of-sequence id before every document."""
-    add_eos: bool
-    """Put the end-of-document id after every document."""
-    dtype: Literal["uint16", "uint32"] | None = None
-    """Id type of flat `.bin` token files."""
-    eos_id: int | None = Field(default=None, ge=0)
-    """End-of-document id inside `tokens` files; documents end after it. Null: each file is one document."""
-    vocab_size: int | None = Field(default=None, ge=2)
-    """For `tokens`: how many ids the tokenizer that made them can emit (V_tok)."""
-    name: str | None = None
-    """For `hf`: dataset name, or builder such as `json`, or a directory."""
-    subset: str | None = None
-    """For `hf`: the dataset's configuration name."""
-    split: str = "train"
-    """For `hf`: the split, or a slice such as `train[:1000]` or `train[:10%]+test`."""
-    revision: str | None = None
-    """For `hf`: the commit or tag to pin."""
-
-    @field_validator("paths")
-    @classmethod
-    def _utf8_paths(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        for path in paths:
-            if not _is_utf8(path):
-                raise ValueError(f"{path!r} is not UTF-8; name its directory, or a glob that matches the file")
-        return paths
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, encoding: str) -> str:
-        """The codec's own name, so that two spellings of one codec are one config."""
-        try:
-            "a".encode(encoding)
-            return codecs.lookup(encoding).name
-        except (LookupError, UnicodeError, ValueError):
-            raise ValueError(f"{encoding!r} is not a text encoding of Python; give one such as `latin-1`") from None
-
-    @model_validator(mode="after")
-    def _keys_apply(self) -> Self:
-        """A key that the source would ignore is refused; defaults are allowed, as resolved configs spell them out."""
-        for key, sources in APPLIES_TO.items():
-            value = getattr(self, key)
-            if value == type(self).model_fields[key].default:
-                continue
-            if self.source not in sources:
-                raise ValueError(
-                    f"`{key}: {value}` does not apply to source `{self.source}`; remove it (it applies to "
-                    f"{', '.join(sources)})"
-                )
-            if key == "special_tokens" and self.tokenizer == "bytes":
-                raise ValueError(f"`{key}: {value}` does not apply to tokenizer `bytes`, which has none; remove it")
-            if key in ("encoding", "errors") and self.keeps_bytes:
-                raise ValueError(
-                    f"`{key}: {value}` does not apply: tokenizer `bytes` takes the bytes of `python-stdlib` as they "
-                    "are; remove it"
-                )
-        return self
-
-    @property
-    def keeps_bytes(self) -> bool:
-        """Whether the bytes of the files are the ids, whatever they spell: some modules of Python are not UTF-8."""
-        return self.source == "python-stdlib" and self.tokenizer == "bytes"
-
-    @model_validator(mode="after")
-    def _ids_fit(self) -> Self:
-        if self.vocab_size is None:
-            return self
-        if self.dtype is not None and self.vocab_size > TOKEN_WIDTHS[self.dtype]:
-            raise ValueError(
-                f"`vocab_size` {self.vocab_size} does not fit `dtype: {self.dtype}`, which holds ids up to "
-                f"{TOKEN_WIDTHS[self.dtype] - 1}; set `dtype: uint32`, or correct `vocab_size`"
-            )
-        if self.eos_id is not None and self.eos_id >= self.vocab_size:
-            raise ValueError(f"`eos_id` {self.eos_id} is outside `vocab_size` {self.vocab_size}; correct one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _fields_of_source(self) -> Self:
-        if self.source in ("text", "jsonl", "parquet", "tokens") and not self.paths:
-            raise ValueError(f"source `{self.source}` needs `paths`")
-        if self.source == "hf" and self.name is None:
-            raise ValueError("source `hf` needs `name`")
-        if self.source == "tokens":
-            if self.vocab_size is None:
-                raise ValueError("source `tokens` needs `vocab_size`, the number of ids its tokenizer can emit")
-            if self.tokenizer is not None:
-                raise ValueError("source `tokens` holds ids already; remove `tokenizer`")
-            if self.tokenizer_is == "counted":
-                raise ValueError("source `tokens` has no tokenizer to count; declare `tokenizer_is: given`")
-            if self.add_bos or self.add_eos:
-                raise ValueError("source `tokens` is scored as it is; set `add_bos: false` and `add_eos: false`")
-        elif self.tokenizer is None:
-            raise ValueError(f"source `{self.source}` needs `tokenizer`")
-        return self
 
 
 class WindowsConfig(_Section):
@@ -598,7 +463,7 @@ def validate(kind: type[T], tree: object, *, origin: str) -> T:
     """
     refuse_credentials_in(tree)
     for place, text in texts_in(tree):
-        if not _is_utf8(text):
+        if not is_utf8(text):
             raise InputError(
                 f"config {origin}: {place}: {text!r} is not UTF-8 and cannot be stored; give another name, or of a "
                 "corpus file its directory or a glob"
@@ -613,22 +478,14 @@ def validate(kind: type[T], tree: object, *, origin: str) -> T:
         raise InputError(f"config {origin}: {problems}") from None
 
 
-def _is_utf8(text: str) -> bool:
-    """Whether a text can be written into a config; names of files need not be UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _problem(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
     """One of pydantic's findings as field, reason and value; of an unknown key also what may have been meant."""
     place = ".".join(str(part) for part in item["loc"]) or "config"
     given = f" (got {item['input']!r})" if isinstance(item["input"], str | int | float | bool) else ""
     if item["type"] == "extra_forbidden":
         *above, key = map(str, item["loc"])
-        return f"{place}: unknown key{given}; {_meant(key, _keys_at(kind, above))}"
+        known = item.get("ctx", {}).get("known") or _keys_at(kind, above)
+        return f"{place}: unknown key{given}; {_meant(key, known)}"
     return f"{place}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 

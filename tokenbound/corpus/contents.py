@@ -12,11 +12,14 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from zlib import _Decompress
+
+    Decompressor: TypeAlias = _Decompress | bz2.BZ2Decompressor | lzma.LZMADecompressor
 
 HEAD_BYTES = 1 << 12
 """How much of a file is looked at to tell what it holds."""
@@ -224,7 +227,7 @@ def decompressed(compressor: str | None, blocks: Iterable[bytes]) -> Iterator[by
 
 
 class _Stream(NamedTuple):
-    start: Callable[[], Any]
+    start: Callable[[], Decompressor]
     errors: tuple[type[Exception], ...]
     padding: int
     """Zero bytes that may lie behind a stream come in multiples of this; 0 where none may."""
@@ -268,9 +271,9 @@ def _undo(stream: _Stream, blocks: Iterable[bytes]) -> Iterator[bytes]:
         raise ValueError("unexpected bytes behind its compressed content")
 
 
-def _output(current: Any, data: bytes) -> Iterator[bytes]:
+def _output(current: Decompressor, data: bytes) -> Iterator[bytes]:
     """What one block unpacks to, in pieces of at most `OUTPUT_BYTES`."""
-    if hasattr(current, "needs_input"):  # bz2 and lzma keep what they did not get to
+    if isinstance(current, bz2.BZ2Decompressor | lzma.LZMADecompressor):  # bz2 and lzma keep what they did not get to
         piece = current.decompress(data, OUTPUT_BYTES)
         yield piece
         while not current.needs_input and not current.eof:
@@ -284,6 +287,8 @@ def _output(current: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _unzstd(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    import pyarrow as pa  # configs are validated without it
+
     try:
         stream = pa.CompressedInputStream(pa.PythonFile(_Reader(blocks), mode="r"), "zstd")
         yield from iter(lambda: stream.read(OUTPUT_BYTES), b"")

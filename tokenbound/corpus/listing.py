@@ -18,12 +18,12 @@ import os
 import posixpath
 import re
 import stat
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from tokenbound.corpus.files import Skipped
 from tokenbound.errors import InputError
 from tokenbound.store.filesystem import is_local
 from tokenbound.store.patterns import glob_regex, split_glob
@@ -35,9 +35,6 @@ LINKED = "link to a listed file"
 FOLDER = "folder matched by a glob"
 NOT_IN_DATASET = "not read by datasets"
 BROKEN = "broken link"
-
-EXAMPLES = 3
-"""Names that a log line gives for each rule."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +48,6 @@ class Found:
     size: int
     linked: bool = False
     """Whether it is a symbolic link, or lies behind one."""
-
-
-@dataclass
-class Skipped:
-    """What was left out, by the name of the rule."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, rule: str, name: str) -> None:
-        """Count one file or directory."""
-        self.counts[rule] += 1
-        if len(self.examples[rule]) < EXAMPLES:
-            self.examples[rule].append(name)
 
 
 def files_below(

@@ -15,10 +15,8 @@ import json
 import logging
 import os
 import re
-import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
@@ -26,9 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
-from tokenbound.config.run import CorpusConfig
+from tokenbound.corpus.config import CorpusConfig
+from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_documents
+from tokenbound.corpus.files import Listing, SourceFile
 from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
 from tokenbound.corpus.prepared import (
+    OPTIONAL_FIELDS,
     SCHEMA_VERSION,
     CorpusRule,
     Manifest,
@@ -43,15 +44,11 @@ from tokenbound.corpus.prepared import (
     save_manifest,
     segment_name,
 )
-from tokenbound.corpus.sources import (
-    Listing,
-    SourceFile,
-    digest_file,
-    find_corpus,
-    find_files,
-    read_documents,
-)
-from tokenbound.corpus.stored import check_ids, stored_ids
+from tokenbound.corpus.sources import SOURCES, IdSource
+from tokenbound.corpus.sources.base import Source
+from tokenbound.corpus.sources.fields import Fields, SpecialTokenFields
+from tokenbound.corpus.sources.tokens import check_ids
+from tokenbound.corpus.streams import BLOCK_BYTES
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.filesystem import anchored, open_atomic, require_writable, resolve, write_bytes
@@ -62,14 +59,21 @@ logger = logging.getLogger(__name__)
 A = TypeVar("A")
 B = TypeVar("B")
 
-PART_BYTES = 1 << 26
-"""Text of one part, the unit of work: small enough to be redone cheaply, large enough to be read at full speed."""
 
-BATCH_BYTES = 1 << 22
-"""Text tokenised at a time; bounds the memory of a task."""
+class Sizes(NamedTuple):
+    """How the work is cut; no id depends on it."""
 
-BATCH_DOCUMENTS = 8192
-"""Documents tokenised at a time; bounds the memory of very short ones."""
+    part_bytes: int = 1 << 26
+    """Text of one part, the unit of work: small enough to be redone cheaply, large enough to be read at full speed."""
+    batch_bytes: int = 1 << 22
+    """Text tokenised at a time; bounds the memory of a task."""
+    batch_documents: int = 8192
+    """Documents tokenised at a time; bounds the memory of very short ones."""
+    block_bytes: int = BLOCK_BYTES
+    """Stored ids read at a time."""
+
+
+DEFAULT_SIZES = Sizes()
 
 
 class Run(Protocol):
@@ -106,10 +110,16 @@ class _Written(NamedTuple):
 class _Job(NamedTuple):
     files: list[SourceFile]
     prefix: str
+    sizes: Sizes
 
 
 def prepare_corpus(
-    config: CorpusConfig, root: str, *, run: Run = map, segments: Sequence[Sequence[str]] | None = None
+    config: CorpusConfig,
+    root: str,
+    *,
+    run: Run = map,
+    segments: Sequence[Sequence[str]] | None = None,
+    sizes: Sizes = DEFAULT_SIZES,
 ) -> PreparedCorpus:
     """Tokenise what is new in a corpus into ``root`` and open the result; nothing is done twice.
 
@@ -120,6 +130,7 @@ def prepare_corpus(
             picklable and pure, so a task may be repeated: it writes the same bytes under the same name.
         segments: names of the files of each segment, to prepare a corpus as it once grew; files in none of them are
             left out. Null: all that is new becomes one segment.
+        sizes: how the work is cut.
 
     Raises:
         InputError: a source, its content or the tokenizer cannot be used, the corpus holds no id, or there is something
@@ -149,7 +160,7 @@ def prepare_corpus(
             logger.info("tokenising %s files, %s bytes", f"{len(new):,}", f"{sum(file.bytes for file in new):,}")
             pending = [file for file in pending if file.name not in chosen]
             name = segment_name(len(manifest.segments), new)
-            jobs = _jobs(new, root, name)
+            jobs = _jobs(new, root, name, sizes)
             manifest = append_segment(manifest, name, new, list(run(partial(_tokenise_job, config), jobs)))
             _require_same_ids(earlier, manifest)
             if len(manifest.segments) >= len(earlier):
@@ -201,14 +212,13 @@ def cache_name(config: CorpusConfig) -> str:
         InputError: the tokenizer cannot be loaded.
     """
     # The rule holds the keys of the text, where they are not the default.
-    fields = config.model_dump(
+    named = config.model_dump(
         mode="json", exclude={"tokenizer", "tokenizer_is", "encoding", "errors", "special_tokens"}
     )
-    fields["paths"] = [path if is_uri(path) else os.path.abspath(path) for path in config.paths]  # noqa: PTH100
-    fields["rule"] = corpus_rule(config).to_dict()
-    if config.source == "python-stdlib":
-        fields["python"] = [sysconfig.get_path("stdlib"), sys.version]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+    named["paths"] = [path if is_uri(path) else os.path.abspath(path) for path in config.paths]  # noqa: PTH100
+    named["rule"] = corpus_rule(config).to_dict()
+    named |= config.reader().surroundings()
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def corpus_rule(config: CorpusConfig) -> CorpusRule:
@@ -217,31 +227,54 @@ def corpus_rule(config: CorpusConfig) -> CorpusRule:
     Raises:
         InputError: the tokenizer cannot be loaded, or lacks the BOS or EOS that the config asks for.
     """
-    if config.source == "tokens":
-        assert config.vocab_size is not None
-        return CorpusRule(
-            source=config.source,
-            vocab_size=config.vocab_size,
-            max_id=config.vocab_size - 1,
-            eos_id=config.eos_id,
-            stored_dtype=config.dtype,
-        )
+    source = config.reader()
+    read_as = _read_as(config, source)
+    if isinstance(source, IdSource):
+        ids = {"vocab_size": source.vocab_size, "max_id": source.vocab_size - 1, "eos_id": source.eos_id}
+        return CorpusRule(**{**read_as, **ids})
     tokenizer = _tokenizer(config)
     return CorpusRule(
-        source=config.source,
+        **read_as,
         vocab_size=tokenizer.vocab_size,
         max_id=tokenizer.max_id,
         tokenizer_sha256=tokenizer.digest,
         bos_id=_required_id("bos", tokenizer.bos_id, config) if config.add_bos else None,
         eos_id=_required_id("eos", tokenizer.eos_id, config) if config.add_eos else None,
-        text_field=config.text_field if config.source in ("jsonl", "parquet", "hf") else None,
-        encoding=None if config.encoding == "utf-8" else config.encoding,
-        errors=None if config.errors == "strict" else config.errors,
-        special_tokens=None if config.special_tokens == "text" else config.special_tokens,
     )
 
 
-def partition_files(files: Sequence[SourceFile], target_bytes: int = PART_BYTES) -> list[list[SourceFile]]:
+RULE_NAMES = {"dtype": "stored_dtype"}
+"""Keys of `what.corpus` that have another name in the rule."""
+
+
+def _read_as(config: CorpusConfig, source: Source[Fields]) -> dict[str, Any]:
+    """What a source's own fields put into the rule: every one that decides what is read, under its name.
+
+    A field of the package's rules is null at its default where it came later than the first digests.
+    """
+    shared, options = dict[str, object](), dict[str, object]()
+    deciding = source.deciding() | {key: getattr(config, key) for key in SpecialTokenFields.model_fields}
+    for key, value in deciding.items():
+        name = RULE_NAMES.get(key, key)
+        if name not in IN_RULE:
+            options[key] = value
+        elif name not in OPTIONAL_FIELDS or value != CorpusConfig.model_fields[key].default:
+            shared[name] = value
+    return {
+        **shared,
+        "source": config.source,
+        "options": options or None,
+        "plugin": SOURCES.origin(config.source),
+    }
+
+
+IN_RULE = {field.name for field in fields(CorpusRule)} & {RULE_NAMES.get(key, key) for key in CorpusConfig.model_fields}
+"""Fields of the rule that are keys of `what.corpus`; keys that only one source has are under `options` there."""
+
+
+def partition_files(
+    files: Sequence[SourceFile], target_bytes: int = DEFAULT_SIZES.part_bytes
+) -> list[list[SourceFile]]:
     """Consecutive files in parts of about ``target_bytes``; large splittable files are cut into spans.
 
     A part exceeds the target only where one file that cannot be split does. A pure function of the files.
@@ -253,7 +286,7 @@ def partition_files(files: Sequence[SourceFile], target_bytes: int = PART_BYTES)
     parts: list[list[SourceFile]] = []
     room = 0
     for piece in (piece for file in files for piece in _spans(file, target_bytes)):
-        size = _piece_bytes(piece)
+        size = piece_bytes(piece)
         if not parts or size > room:
             parts.append([])
             room = target_bytes
@@ -263,7 +296,11 @@ def partition_files(files: Sequence[SourceFile], target_bytes: int = PART_BYTES)
 
 
 def tokenise_part(
-    config: CorpusConfig, files: Sequence[SourceFile], out_prefix: str, filesystem: FileSystem
+    config: CorpusConfig,
+    files: Sequence[SourceFile],
+    out_prefix: str,
+    filesystem: FileSystem,
+    sizes: Sizes = DEFAULT_SIZES,
 ) -> PartRecord:
     """Write the ids and document offsets of one part and return what they are.
 
@@ -275,13 +312,14 @@ def tokenise_part(
         files: the files, or spans of files, of the part.
         out_prefix: path in ``filesystem``; ``.ids.bin`` and ``.offsets.npy`` are put behind it.
         filesystem: where to write.
+        sizes: how much is read and tokenised at a time.
 
     Raises:
         InputError: a document or id cannot be used; the message names file and line, row or id.
     """
     rule = corpus_rule(config)
     with open_atomic(filesystem, ids_path(out_prefix)) as stream:
-        written = _write_ids(_batches(config, rule, files), rule.dtype, stream)
+        written = _write_ids(_batches(config, rule, files, sizes), rule.dtype, stream)
     encoded = _npy(written.offsets)
     write_bytes(filesystem, offsets_path(out_prefix), encoded)
     return PartRecord(
@@ -301,21 +339,23 @@ def tokenise_part(
 # --- jobs ------------------------------------------------------------------------------------------------------
 
 
-def _jobs(files: Sequence[SourceFile], root: str, segment: str) -> list[_Job]:
-    parts = enumerate(partition_files(files))
-    return [_Job(part, join(root, segment, f"part-{index:05d}")) for index, part in parts]
+def _jobs(files: Sequence[SourceFile], root: str, segment: str, sizes: Sizes) -> list[_Job]:
+    parts = enumerate(partition_files(files, sizes.part_bytes))
+    return [_Job(part, join(root, segment, f"part-{index:05d}"), sizes) for index, part in parts]
 
 
 def _tokenise_job(config: CorpusConfig, job: _Job) -> PartRecord:
     filesystem, prefix = resolve(job.prefix)
-    return tokenise_part(config, job.files, prefix, filesystem)
+    return tokenise_part(config, job.files, prefix, filesystem, job.sizes)
 
 
-def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile]) -> Iterator[_Batch]:
-    if config.source == "tokens":
-        return (batch for file in files for batch in _stored_batches(file, rule))
+def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile], sizes: Sizes) -> Iterator[_Batch]:
+    source = config.reader()
+    if isinstance(source, IdSource):
+        return (batch for file in files for batch in _stored_batches(source, file, rule, sizes))
     tokenizer = _tokenizer(config)
-    return _text_batches(tokenizer, rule, (text for file in files for text in _documents(config, file, tokenizer)))
+    texts = (text for file in files for text in _documents(config, file, tokenizer))
+    return _text_batches(tokenizer, rule, texts, sizes)
 
 
 def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[str | bytes]:
@@ -343,7 +383,8 @@ def _spans(file: SourceFile, target_bytes: int) -> list[SourceFile]:
     return [replace(file, span=(start, min(start + target_bytes, file.bytes))) for start in starts]
 
 
-def _piece_bytes(file: SourceFile) -> int:
+def piece_bytes(file: SourceFile) -> int:
+    """How much of a file is read: its span, or all of it."""
     return file.bytes if file.span is None else file.span[1] - file.span[0]
 
 
@@ -364,10 +405,12 @@ def _required_id(kind: str, token: int | None, config: CorpusConfig) -> int:
 # --- ids of texts ----------------------------------------------------------------------------------------------
 
 
-def _text_batches(tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes]) -> Iterator[_Batch]:
+def _text_batches(
+    tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes], sizes: Sizes
+) -> Iterator[_Batch]:
     before, after = _as_ids(rule.bos_id, rule), _as_ids(rule.eos_id, rule)
     parse, replace_errors = rule.special_tokens == "parse", rule.errors == "replace"
-    for texts in _grouped(documents):
+    for texts in _grouped(documents, sizes):
         encoded = tokenizer.encode_batch(texts, parse_special=parse)
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64) + (len(before) + len(after))
         flat = np.concatenate([piece for ids in encoded for piece in (before, ids, after)])
@@ -393,14 +436,14 @@ def _as_ids(token: int | None, rule: CorpusRule) -> Ids:
     return np.array([] if token is None else [token], dtype=rule.dtype)
 
 
-def _grouped(documents: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
+def _grouped(documents: Iterable[str | bytes], sizes: Sizes) -> Iterator[list[str | bytes]]:
     """Documents in groups small enough to be tokenised at once."""
     group: list[str | bytes] = []
     size = 0
     for text in documents:
         group.append(text)
         size += len(text)
-        if size >= BATCH_BYTES or len(group) >= BATCH_DOCUMENTS:
+        if size >= sizes.batch_bytes or len(group) >= sizes.batch_documents:
             yield group
             group, size = [], 0
     if group:
@@ -410,11 +453,11 @@ def _grouped(documents: Iterable[str | bytes]) -> Iterator[list[str | bytes]]:
 # --- stored ids ------------------------------------------------------------------------------------------------
 
 
-def _stored_batches(file: SourceFile, rule: CorpusRule) -> Iterator[_Batch]:
-    """Ids of one `tokens` file, checked against the vocabulary and cut after each `eos_id`."""
+def _stored_batches(source: IdSource[Fields], file: SourceFile, rule: CorpusRule, sizes: Sizes) -> Iterator[_Batch]:
+    """Ids of one file, checked against the vocabulary and cut after each `eos_id`."""
     first = open_end = 0
-    for ids in stored_ids(file, rule):
-        check_ids(ids, first, file, rule)
+    for ids in source.ids(file, sizes.block_bytes):
+        check_ids(ids, first, file, rule.vocab_size)
         ends = np.flatnonzero(ids == rule.eos_id) + 1 if rule.eos_id is not None else np.empty(0, np.int64)
         first += len(ids)
         open_end = len(ids) - int(ends[-1]) if len(ends) else open_end + len(ids)

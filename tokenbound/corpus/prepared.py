@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tokenbound.corpus.sources import SourceFile
+from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.tokenizers import Ids
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.filesystem import is_local, open_input, read_bytes, read_range, resolve, write_bytes
@@ -65,6 +65,10 @@ class CorpusRule:
     """What became of bytes that are not in the encoding; null where they are refused."""
     special_tokens: str | None = None
     """What became of text that spells a special token; null where it is text like any other."""
+    options: dict[str, object] | None = None
+    """Keys that only this source has; null where there are none."""
+    plugin: str | None = None
+    """Distribution and version of the plugin that read the files; null for a source of this package."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -81,7 +85,7 @@ class CorpusRule:
         return {key: value for key, value in asdict(self).items() if value is not None or key not in OPTIONAL_FIELDS}
 
 
-OPTIONAL_FIELDS = ("encoding", "errors", "special_tokens")
+OPTIONAL_FIELDS = ("encoding", "errors", "special_tokens", "options", "plugin")
 
 
 @dataclass(frozen=True)
@@ -372,12 +376,13 @@ def offsets_path(prefix: str) -> str:
 class PreparedCorpus:
     """Random access to the ids of a prepared corpus; cheap to pickle, opened files stay behind."""
 
-    def __init__(self, root: str, skipped: Mapping[str, int] | None = None) -> None:
+    def __init__(self, root: str, skipped: Mapping[str, int] | None = None, *, open_parts: int = OPEN_PARTS) -> None:
         """Open a prepared corpus.
 
         Args:
             root: where it is.
             skipped: how many files of the places named are not part of it, by the name of the rule.
+            open_parts: how many parts are kept open.
 
         Raises:
             IncompleteError: nothing was prepared there.
@@ -390,6 +395,7 @@ class PreparedCorpus:
         self.root = root
         self.skipped = dict(skipped or {})
         self.manifest = manifest
+        self._open_parts = open_parts
         self._filesystem, self._path = resolve(root)
         self._ids: OrderedDict[tuple[int, int], Ids] = OrderedDict()
         self._offsets: OrderedDict[tuple[int, int], Offsets] = OrderedDict()
@@ -486,7 +492,7 @@ class PreparedCorpus:
     def _part_ids(self, segment: int, part: int, start: int, stop: int) -> Ids:
         path, dtype = ids_path(self._prefix(segment, part)), self.manifest.rule.dtype
         if is_local(self._filesystem):
-            table = _cached(self._ids, (segment, part), lambda: np.memmap(path, dtype=dtype, mode="r"))
+            table = self._cached(self._ids, (segment, part), lambda: np.memmap(path, dtype=dtype, mode="r"))
             ids: Ids = np.asarray(table[start:stop])
         else:
             data = read_range(self._filesystem, path, start * dtype.itemsize, (stop - start) * dtype.itemsize)
@@ -505,17 +511,16 @@ class PreparedCorpus:
             offsets: Offsets = np.load(BytesIO(data), allow_pickle=False)
             return offsets
 
-        return _cached(self._offsets, (segment, part), load)
+        return self._cached(self._offsets, (segment, part), load)
 
-
-def _cached(cache: OrderedDict[tuple[int, int], T], key: tuple[int, int], load: Callable[[], T]) -> T:
-    """Least recently used values, at most `OPEN_PARTS` of them."""
-    if key not in cache:
-        cache[key] = load()
-        if len(cache) > OPEN_PARTS:
-            cache.popitem(last=False)
-    cache.move_to_end(key)
-    return cache[key]
+    def _cached(self, cache: OrderedDict[tuple[int, int], T], key: tuple[int, int], load: Callable[[], T]) -> T:
+        """Least recently used values, at most as many as parts may be open."""
+        if key not in cache:
+            cache[key] = load()
+            if len(cache) > self._open_parts:
+                cache.popitem(last=False)
+        cache.move_to_end(key)
+        return cache[key]
 
 
 def _overlapping(starts: Offsets, start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -536,5 +541,5 @@ def _starts(sizes: Sequence[int]) -> Offsets:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(sizes, dtype=np.int64))])
 
 
-def _sha256(tree: Any) -> str:
+def _sha256(tree: object) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

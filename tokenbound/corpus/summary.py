@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-from tokenbound.config.run import APPLIES_TO, CorpusConfig
+from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.prepared import Manifest
+from tokenbound.corpus.sources.fields import EVERYWHERE, SpecialTokenFields
 from tokenbound.corpus.windows import CorpusPlan
 
-KEYS_SHOWN = ("text_field", "encoding", "errors", "special_tokens", "dtype", "eos_id")
-"""Keys of the config that decide what is read, shown where they apply."""
+FACTS = ("python",)
+"""Facts of sources that have a key of their own; others stand among the options."""
 
-DATASET_KEYS = ("name", "subset", "split", "revision")
-"""Keys of `hf`, all of them shown there."""
+ELSEWHERE = ("vocab_size",)
+"""Keys whose value the certificate gives under another name, whatever the source."""
 
 
 def corpus_section(
@@ -36,16 +36,21 @@ def corpus_section(
         skipped: files of the places named that are not part of it, by the name of the rule.
         num_documents: documents with a scored token, where the claim has a line for documents.
     """
+    source = config.reader()
     scored_bytes = manifest.predicted_bytes(context)
+    facts = source.facts()
+    options = {key: value for key, value in source.fields.model_dump(mode="json").items() if _is_own(key)}
+    options |= {key: value for key, value in facts.items() if key not in FACTS}
     return {
         "source": config.source,
-        **({key: getattr(config, key) for key in DATASET_KEYS} if config.source == "hf" else {}),
+        **{key: getattr(config, key) for key in source.located_by if not _is_own(key)},
         "paths": list(config.paths),
-        **{key: getattr(config, key) for key in KEYS_SHOWN if _applies(key, config)},
+        **{key: getattr(config, key) for key in _keys_shown(config)},
+        **({"options": options} if options else {}),
         "tokenizer": config.tokenizer,
         "files": sum(len(segment.files) for segment in manifest.segments),
         "skipped": dict(skipped),
-        **({"empty_files": manifest.empty_files} if config.source != "hf" and manifest.empty_files else {}),
+        **({"empty_files": manifest.empty_files} if source.has_files and manifest.empty_files else {}),
         "segments": len(manifest.segments),
         "documents": manifest.documents,
         **({"documents_with_replacements": manifest.replaced_documents} if config.errors == "replace" else {}),
@@ -55,7 +60,7 @@ def corpus_section(
         "bytes_per_token": bytes_per_token(manifest, plan, context),
         "add_bos": config.add_bos,
         "add_eos": config.add_eos,
-        **({"python": _python()} if config.source == "python-stdlib" else {}),
+        **{key: facts[key] for key in FACTS if key in facts},
         **({} if num_documents is None else {"scored_documents": num_documents}),
     }
 
@@ -76,13 +81,15 @@ def bytes_per_token(manifest: Manifest, plan: CorpusPlan, context: str) -> float
     return None if scored_bytes is None else scored_bytes / plan.num_tokens
 
 
-def _applies(key: str, config: CorpusConfig) -> bool:
-    if config.source not in APPLIES_TO[key]:
-        return False
-    if key == "special_tokens":
-        return config.tokenizer != "bytes"
-    return not (key in ("encoding", "errors") and config.keeps_bytes)
+def _keys_shown(config: CorpusConfig) -> list[str]:
+    """Shared keys that decide what is read, in the order of the config, where they apply."""
+    source = config.reader()
+    shown = source.keys() - EVERYWHERE - source.ignored().keys() - {*source.located_by, *ELSEWHERE}
+    if config.tokenizer == "bytes":
+        shown -= SpecialTokenFields.model_fields.keys()
+    return [key for key in CorpusConfig.model_fields if key in shown]
 
 
-def _python() -> str:
-    return f"{platform.python_implementation()} {platform.python_version()} ({' '.join(platform.python_build())})"
+def _is_own(key: str) -> bool:
+    """Whether only one source has a key."""
+    return key not in CorpusConfig.model_fields

@@ -13,13 +13,16 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenbound.errors import InputError
 from tokenbound.store.copies import local_copy
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Pipeline
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -197,7 +200,7 @@ class FastTokenizer:
         end = found.offsets[0][1] if found.ids else len(text)
         return len(text[:end].encode())
 
-    def _pipeline(self, parse_special: bool) -> Any:
+    def _pipeline(self, parse_special: bool) -> Pipeline:
         return self._decoder if parse_special else self._encoder
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
@@ -342,17 +345,17 @@ def _text_pipeline(definition: dict[str, Any]) -> dict[str, Any]:
     return definition | {"model": model, "truncation": None, "padding": None, "post_processor": None}
 
 
-def _build(definition: dict[str, Any]) -> Any:
-    from tokenizers import Tokenizer as Pipeline  # keeps `import tokenbound.corpus` light
+def _build(definition: dict[str, Any]) -> Pipeline:
+    from tokenizers import Tokenizer  # keeps `import tokenbound.corpus` light
 
     try:
-        return Pipeline.from_str(json.dumps(definition))
+        return Tokenizer.from_str(json.dumps(definition))
     except Exception as error:
         # The Rust side raises bare Exception for every malformed definition.
         raise InputError(f"tokenizer.json cannot be used: {_one_line(error)}") from None
 
 
-def _plain_text_encoder(definition: dict[str, Any]) -> Any:
+def _plain_text_encoder(definition: dict[str, Any]) -> Pipeline:
     """A pipeline with the same ids in which no text becomes a special token.
 
     ``encode_special_tokens`` stops the search for special tokens before the model runs. A Unigram or word-level
@@ -371,13 +374,13 @@ def _plain_text_encoder(definition: dict[str, Any]) -> Any:
     return encoder
 
 
-def _as_plain_text(definition: dict[str, Any]) -> Any:
+def _as_plain_text(definition: dict[str, Any]) -> Pipeline:
     encoder = _build(definition)
     encoder.encode_special_tokens = True
     return encoder
 
 
-def _leaks(encoder: Any, definition: dict[str, Any]) -> set[str]:
+def _leaks(encoder: Pipeline, definition: dict[str, Any]) -> set[str]:
     """Special tokens whose own spelling, read as plain text, gives their id."""
     special = {token["content"]: token["id"] for token in definition.get("added_tokens") or () if token["special"]}
     return {
@@ -415,7 +418,7 @@ def _merged(merge: str | list[str]) -> str:
     return "".join(merge.split(" ") if isinstance(merge, str) else merge)
 
 
-def _canonical(tree: Any) -> bytes:
+def _canonical(tree: object) -> bytes:
     return json.dumps(tree, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.config.run import CorpusConfig, WindowsConfig
+from tokenbound.corpus.documents import find_files
 from tokenbound.corpus.prepare import cache_name, corpus_rule, prepare_corpus
 from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
-from tokenbound.corpus.sources import find_files
 from tokenbound.engine.cluster.progress import told
 from tokenbound.engine.cluster.ray_map import ray_map
 from tokenbound.engine.cluster.session import plain_errors

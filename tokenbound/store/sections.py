@@ -11,7 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from typing_extensions import TypedDict
 
 from tokenbound.bounds.claim import Line
@@ -145,6 +154,7 @@ class CorpusSection(TypedDict):
     add_bos: NotRequired[bool]
     add_eos: NotRequired[bool]
     python: NotRequired[str]
+    options: NotRequired[dict[ShortText, JsonValue]]
     scored_documents: NotRequired[Positive]
 
 
