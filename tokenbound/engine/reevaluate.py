@@ -151,7 +151,7 @@ def _certificates(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
 
 
 def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
-    from tokenbound.engine.cluster.session import ray_session
+    from tokenbound.engine.cluster.executor import executor
     from tokenbound.engine.corpus import open_corpus
     from tokenbound.engine.evaluate.prepare import check_run
     from tokenbound.engine.evaluate.run import evaluate
@@ -159,7 +159,7 @@ def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
     for run in night.runs:
         if run.what.model.artifact is not None or _artifact(night, run) is None:
             check_run(run)
-    with ray_session(night.runs[0].how.ray_address):
+    with executor().session(night.runs[0].how.ray_address):
         corpus = open_corpus(night.runs[0].what.corpus, output=night.home.uri, cache=night.cache)
         for run in night.runs:
             artifact = _artifact(night, run) or _encode(night, run)

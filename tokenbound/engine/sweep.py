@@ -14,7 +14,8 @@ import ray
 
 from tokenbound.certificate.record import CertificateRecord
 from tokenbound.config.sweep import SweepConfig, Trial, expand_trials, remember
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.cluster.executor import executor
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import check_corpus, open_corpus
 from tokenbound.engine.evaluate.prepare import check_model, check_run
 from tokenbound.engine.evaluate.run import evaluate
@@ -59,7 +60,7 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
     for trial in trials:
         _check(trial)
     directory.write_json(LEDGER, remember(trials, known))
-    with ray_session(config.how.ray_address):
+    with executor().session(config.how.ray_address):
         _prepare_once(config)
         failures = dict(_run_all(trials, config.how.parallel))
     rows = [_row(trial, directory) for trial in trials if trial.name not in failures]
@@ -103,7 +104,7 @@ def _run_all(trials: tuple[Trial, ...], parallel: int) -> Iterator[tuple[str, st
 
     A trial's task only waits for the training and scoring that it starts, so it reserves no processor itself.
     """
-    share = max(1, cluster_resources().cpus // parallel)
+    share = max(1, executor().resources().cpus // parallel)
     task = ray.remote(num_cpus=0, max_retries=0)(_run_trial)
     waiting = list(trials)
     under_way: dict[Any, str] = {}
@@ -135,7 +136,7 @@ def _run_trial(trial: Trial, threads: int, here: Path) -> str:
         shared = how.model_copy(update={"threads": threads}) if how.threads == "auto" else how
         trained = asdict(pretrain(trial.training.model_copy(update={"how": shared})))
     how_run = trial.run.how
-    if how_run.replicas == "auto" and not cluster_resources().gpus:
+    if how_run.replicas == "auto" and not executor().resources().gpus:
         how_run = how_run.model_copy(update={"replicas": threads})
     paths: list[str] = []
     certificate = evaluate(

@@ -18,7 +18,7 @@ from tokenbound.bounds.exact import line_sums
 from tokenbound.certificate.claim import code_split
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL
 from tokenbound.corpus.windows import gather
-from tokenbound.engine.cluster.ray_map import ray_map
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.stages import open_plan
@@ -113,7 +113,7 @@ def _score(data: bytes, text: Text, windows: list[int], base: Any = None) -> Los
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
     task = partial(_score_part, ray.put(data), base, text)
     with plain_errors():
-        scored = list(ray_map(task, [windows[part::parts] for part in range(parts)]))
+        scored = list(executor().map(task, [windows[part::parts] for part in range(parts)]))
     return np.concatenate([s[0] for s in scored]), np.concatenate([s[1] for s in scored]), scored[0][2]
 
 

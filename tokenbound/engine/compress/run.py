@@ -25,9 +25,9 @@ from tokenbound.config.run import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import gather
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
-from tokenbound.engine.cluster.ray_map import ray_map, ray_pool
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.checkpointed_parts import Parts
 from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, TRIAL_TOKENS, _score, bound_if_all
 from tokenbound.engine.corpus import SEED, Text, check_corpus, open_corpus, text_of
@@ -239,7 +239,7 @@ def _encode(
     found = {name: data for name, data in kept.items() if data is not None}
     missing = [name for name in kept if name not in found]
     with plain_errors():
-        for name, coded in zip(missing, ray_map(task, missing), strict=True):
+        for name, coded in zip(missing, executor().map(task, missing), strict=True):
             found[name] = bytes([coded.codec]) + bytes(coded.payload)
             parts.put(key(name), found[name])
     return [
@@ -267,10 +267,10 @@ def _calibration(path: str, text: Text, parts: Parts) -> Calibration:
     if missing:
         logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
     jobs = [(part, windows[part::count]) for part in missing]
-    resources = cluster_resources()
+    resources = executor().resources()
     device, slots = ("cuda", resources.gpus) if resources.gpus else ("cpu", resources.cpus)
     options = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
-    pool = ray_pool(partial(_Calibrator, path, text, device), jobs, actors=min(slots, len(jobs)), **options)
+    pool = executor().pool(partial(_Calibrator, path, text, device), jobs, actors=min(slots, len(jobs)), **options)
     with plain_errors():
         for part, found in zip(missing, told(pool, "calibrating", len(missing)), strict=True):
             parts.put(f"calibration {part}", write_calibration(found))
@@ -356,7 +356,7 @@ def compress_checkpoint(
     architecture = check_encoding(path, settings, base=base, has_text=run is not None)
     if run is not None:
         require_fit(architecture, check_corpus(run.what.corpus).max_id, run.what.windows.length)
-    with ray_session(run.how.ray_address if run else None), plain_errors():
+    with executor().session(run.how.ray_address if run else None), plain_errors():
         if run is None:
             return encode_checkpoint(path, settings, base=base, work=work)
         corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)

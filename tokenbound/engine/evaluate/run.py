@@ -24,10 +24,11 @@ from tokenbound.certificate.record import CertificateRecord, SamplingRecord, Sel
 from tokenbound.certificate.reduce import Reduction, RunLedger, reduce_ledger, reduced_columns
 from tokenbound.config.run import RunConfig
 from tokenbound.corpus.summary import corpus_section
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.metrics import count_halving, count_shard
 from tokenbound.engine.cluster.progress import TokenProgress
 from tokenbound.engine.cluster.ray_map import ray_map
-from tokenbound.engine.cluster.session import plain_errors, ray_session
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.evaluate.gpu_count import replica_gpus
 from tokenbound.engine.evaluate.graph import Placement, Shard, place_replicas, score_shards
 from tokenbound.engine.evaluate.prepare import Prepared, artifact_plugins, check_place, check_run, prepare, sample_size
@@ -72,7 +73,7 @@ def evaluate(
     """
     given = check_run(config)
     check_place(config, given)
-    with ray_session(config.how.ray_address):
+    with executor().session(config.how.ray_address):
         prepared = prepare(config, given)
         with _failure_noted(prepared.run):
             count = _score_all(prepared)

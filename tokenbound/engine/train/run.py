@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbound.config.family import Family, LoraFamily, MarkovFamily
 from tokenbound.config.run import FinishConfig, PretrainConfig, TrainingConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
-from tokenbound.engine.cluster.session import ray_session
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.compress.predicted_bound import price_of_bits
 from tokenbound.engine.compress.run import counted_tokenizer, encode_checkpoint
 from tokenbound.engine.corpus import check_corpus, open_corpus, text_of
@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig) -> Trained:
         return Trained(**run.read_json(FINISHED))
     architecture = check_training(config)
     _claim_output(config, output)
-    with ray_session(config.how.ray_address):
+    with executor().session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         trained = _count(config, corpus, run) if architecture is None else _train(config, architecture, corpus, run)
     run.write_json(FINISHED, asdict(trained))
