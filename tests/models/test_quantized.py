@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,8 @@ def test_records_stand_in_the_artifact_and_may_be_shards(int8: Path, tmp_path: P
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenbound.models.quantized.methods.find_spec", lambda name: None)
+    for package in ("torchao", "compressed_tensors"):
+        monkeypatch.setitem(sys.modules, package, None)
     for method in ("torchao", "compressed-tensors"):
         with pytest.raises(InputError, match=rf"quantized with {method}.*tokenbound\[quantized\]"):
             require_package({QUANTIZATION: {"quant_method": method}})

@@ -74,6 +74,7 @@ def test_a_window_without_finite_losses_goes_to_quarantine(tmp_path: Path) -> No
         "token": np.zeros(5, np.int32),
         "document": np.zeros(5, np.int64),
         "position": np.arange(5, dtype=np.int32),
+        "environment": "",
     }
     run = RunDirectory(str(tmp_path))
     assert CommitShard(run.uri, "f", (1,), store_tokens=False)(row)["unscored_windows"] == 1
