@@ -43,7 +43,7 @@ RESUMABLE = {"compress", "demo", "evaluate", "plan", "pretrain", "reevaluate", "
 class _Commands(TyperGroup):
     """The commands; SIGINT and SIGTERM end one in order."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Run the command that was asked for.
 
         Raises:

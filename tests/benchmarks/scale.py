@@ -27,7 +27,7 @@ from bench import commit_rate, machine, run_tree, token_file, watching, write_ar
 
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.cluster import session as cluster
-from tokenbound.engine.evaluate import graph
+from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.evaluate.stages import ScoreShard
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.evidence import Evidence, merge_evidence
@@ -34,6 +34,10 @@ from tokenbound.store.run import (
     sha256_hex,
 )
 from tokenbound.store.uri import base_name, join, split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-9
 """Recomputed floats may differ by this much between NumPy versions; integers, texts and digests not at all."""
@@ -389,7 +393,7 @@ def _verify_num_tokens(certificate: CertificateRecord, scored: int, largest: int
         )
 
 
-def _planned_windows(certificate: CertificateRecord) -> Any:
+def _planned_windows(certificate: CertificateRecord) -> NDArray[np.int64]:
     import numpy as np
 
     from tokenbound.corpus.windows import hashed_order

@@ -14,6 +14,7 @@ Writing and reading share one protocol, `Pass`, so that what is built on it is w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,10 +54,11 @@ class Pass(Protocol):
         ...
 
 
-def _constriction() -> Any:
+def _constriction() -> ModuleType:
     import constriction  # heavy, and untyped
 
-    return constriction.stream
+    stream: ModuleType = constriction.stream
+    return stream
 
 
 def frequencies(counts: Ints) -> Ints:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from tokenbound.models.adapter_config import MERGE, AdapterConfig, parse_adapter
 from tokenbound.models.checkpoint import read_json, read_safetensors
 from tokenbound.models.hf_model import blank_model, tied_names
 from tokenbound.models.structured.layers import is_transposed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What peft saves of an adapter."""
@@ -158,7 +161,7 @@ def _weights(changes: _Changes) -> set[str]:
 # --- What the config asks for --------------------------------------------------------------------------------------
 
 
-def _sort_tensors(config: AdapterConfig, model: Any, adapter: Tensors) -> _Changes:
+def _sort_tensors(config: AdapterConfig, model: PreTrainedModel, adapter: Tensors) -> _Changes:
     modules = dict(model.named_modules(remove_duplicate=False))
     known = set(model.state_dict())
     targets = {name for name in modules if name and _is_target(config, model, modules, name)}
@@ -219,7 +222,7 @@ def _parents(module: str) -> Iterable[str]:
     return (".".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
-def _is_target(config: AdapterConfig, model: Any, modules: Mapping[str, nn.Module], name: str) -> bool:
+def _is_target(config: AdapterConfig, model: PreTrainedModel, modules: Mapping[str, nn.Module], name: str) -> bool:
     module = modules[name]
     if config.target_modules == "all-linear":
         is_linear = isinstance(module, nn.Linear) or is_transposed(module)
@@ -239,7 +242,9 @@ def _is_transposed(module: nn.Module, name: str) -> bool:
     )
 
 
-def _token_layers(config: AdapterConfig, model: Any, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+def _token_layers(
+    config: AdapterConfig, model: PreTrainedModel, modules: Mapping[str, nn.Module]
+) -> dict[str, tuple[int, ...]]:
     """Embeddings whose rows were trained, with the ids."""
     chosen = config.trainable_tokens
     if not chosen:
@@ -262,7 +267,7 @@ def _token_layers(config: AdapterConfig, model: Any, modules: Mapping[str, nn.Mo
     return {name: ids for name, ids in found.items() if found.get(source_of(name)) != ids}
 
 
-def _require_complete(config: AdapterConfig, model: Any, changes: _Changes) -> None:
+def _require_complete(config: AdapterConfig, model: PreTrainedModel, changes: _Changes) -> None:
     """Refuse an adapter that lacks a tensor its config promises: peft would leave it at its initialization."""
     for layer in changes.layers.values():
         for part in ("A", "B", *(["magnitude"] if config.use_dora else [])):

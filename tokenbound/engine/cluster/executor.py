@@ -70,7 +70,7 @@ class Executor:
         commit: object,
         tasks: int,
         actors: ActorPoolStrategy,
-        actor_options: Mapping[str, float],
+        actor_options: Mapping[str, Any],
     ) -> Iterable[Row]:
         """Rows through three stages, each a callable from row to row, in the order in which they are done.
 
@@ -91,13 +91,20 @@ class Executor:
             .map(_untyped(scorer), fn_constructor_args=(replica,), compute=actors, **dict(actor_options))
             .map(_untyped(commit), compute=compute, num_cpus=0)
         )
-        return cast(Iterable[Row], graph.iter_rows())
+        return graph.iter_rows()
 
     def train(
-        self, trainer: type[TorchTrainer], worker: Callable[[Row], None], settings: Row, **options: object
+        self,
+        trainer: type[TorchTrainer],
+        worker: Callable[[Row], None],
+        settings: Row,
+        *,
+        scaling_config: ray.train.ScalingConfig,
+        run_config: ray.train.RunConfig,
     ) -> ray.train.Result:
-        """Run Ray Train's workers, each of which calls ``worker(settings)``, to the end; options are the trainer's."""
-        return trainer(worker, train_loop_config=settings, **options).fit()
+        """Run Ray Train's workers, each of which calls ``worker(settings)``, to the end."""
+        built = trainer(worker, train_loop_config=settings, scaling_config=scaling_config, run_config=run_config)
+        return built.fit()
 
 
 def _untyped(stage: object) -> Callable[[Row], Row]:

@@ -24,6 +24,10 @@ from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.stages import open_plan
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from tokenbound.models.delta import Weights
+
     pass
 logger = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: Met
     return math.inf if value is None else value
 
 
-def lines_if_all(claim: Claim, nll: Any, entropy: Any, rank: Any = None) -> tuple[Line, ...]:
+def lines_if_all(claim: Claim, nll: ArrayLike, entropy: ArrayLike, rank: ArrayLike | None = None) -> tuple[Line, ...]:
     """The lines of a claim if every token of its corpus had these losses. Not bounds.
 
     Args:
@@ -108,7 +112,7 @@ SIZE_STEP, LOSS_STEP = 0.05, 0.02
 """Relative steps of the differences in `exchange_rate_nats`."""
 
 
-def _score(data: bytes, text: Text, windows: list[int], base: Any = None) -> Losses:
+def _score(data: bytes, text: Text, windows: list[int], base: ray.ObjectRef[Weights] | None = None) -> Losses:
     """Losses of an artifact; of a delta with a reference to the weights of its base."""
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
     task = partial(_score_part, ray.put(data), base, text)
@@ -117,7 +121,9 @@ def _score(data: bytes, text: Text, windows: list[int], base: Any = None) -> Los
     return np.concatenate([s[0] for s in scored]), np.concatenate([s[1] for s in scored]), scored[0][2]
 
 
-def _score_part(artifact: Any, base: Any, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
+def _score_part(
+    artifact: ray.ObjectRef[bytes], base: ray.ObjectRef[Weights] | None, text: Text, windows: list[int]
+) -> Losses:
     import torch
 
     from tokenbound.models.delta import decode_weights

@@ -248,7 +248,12 @@ def _encode(
     ]
 
 
-def _encode_one(tensors: Any, calibration: Any, settings: CompressionMethod, name: str) -> CodedTensor:
+def _encode_one(
+    tensors: ray.ObjectRef[dict[str, torch.Tensor]],
+    calibration: ray.ObjectRef[Calibration | None],
+    settings: CompressionMethod,
+    name: str,
+) -> CodedTensor:
     import torch
 
     from tokenbound.compression.tensor import encode_tensor

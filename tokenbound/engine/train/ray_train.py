@@ -40,7 +40,7 @@ STATE = "state.pt"
 class Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's, without its own answer to SIGINT, which ends the program as if it were done."""
 
-    def _register_sigint_handler(self, controller: Any) -> None:
+    def _register_sigint_handler(self, controller: object) -> None:
         """Leave the program's answer in place."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
@@ -13,6 +13,9 @@ from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.stages import open_plan
 from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenbound.training.smoothing_head import SmoothingTask
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ def _add_head(data: bytes, text: Text, objective: Objective) -> bytes:
     return join_artifact(architecture, coded, parsed.settings, tokenizer=parsed.tokenizer, base=parsed.base)
 
 
-def _task(data: bytes, text: Text) -> Any:
+def _task(data: bytes, text: Text) -> SmoothingTask:
     """Hidden states, losses and entropies of random windows, as the artifact's model gives them."""
     import math
 
