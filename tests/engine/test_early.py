@@ -14,7 +14,7 @@ import pytest
 from tokenbound.config.compress import KfacSettings
 from tokenbound.config.run import PretrainConfig, RunConfig, validate
 from tokenbound.config.sweep import SweepConfig
-from tokenbound.engine import sweep
+from tokenbound.engine import sweep_run as sweep
 from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.engine.compress import run as compress
 from tokenbound.engine.evaluate import run as evaluate

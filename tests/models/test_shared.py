@@ -17,10 +17,10 @@ import torch
 from tokenbound.compression.artifact import encode_artifact
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.models import shared
-from tokenbound.models.delta import decode_weights
 from tokenbound.models.memory import random_model
 from tokenbound.models.replica import Replica
 from tokenbound.models.shared import release_weights
+from tokenbound.models.weights import decode_weights
 
 SHAPE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 64, "n_head": 2, "vocab_size": 6_000, "n_positions": 16}
 IDS = np.arange(32).reshape(2, 16)

@@ -12,7 +12,7 @@ from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound
 from tokenbound.bounds.lines.base import Setting
-from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
     SOFTWARE_DECLARATIONS,
     applied_protocol,
@@ -289,7 +289,7 @@ def _verify_growth(certificate: CertificateRecord, records: tuple[CommitRecord, 
 def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
     from tokenbound.compression.artifact import parse_artifact
     from tokenbound.compression.methods import METHODS, plugins_of
-    from tokenbound.models.quantized.methods import arithmetic_of
+    from tokenbound.models.quantized.schemes import arithmetic_of
     from tokenbound.models.smoothing_head import alpha_min_of
 
     _require_equal("artifact_sha256", certificate.artifact_sha256, sha256_hex(data))
@@ -328,7 +328,7 @@ def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
 
 def _verify_base(certificate: CertificateRecord, named: dict[str, Any] | None) -> None:
     """A delta's base is the one that the artifact names, and is declared; a whole model has none."""
-    from tokenbound.compression.delta import NAMED_BASE
+    from tokenbound.compression.weight_delta import NAMED_BASE
 
     _require_equal(f"model.{NAMED_BASE}", certificate.model.get(NAMED_BASE), (named or {}).get(NAMED_BASE))
     recorded = certificate.scoring_identity.get("base") or {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.patterns import require_quick_patterns
+from tokenbound.models.quantized.regexes import require_quick_patterns
 
 MERGE = (
     "merge it with peft (`model.merge_and_unload().save_pretrained(OUT)`) and give OUT as the checkpoint beside the "

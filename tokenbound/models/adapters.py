@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tokenbound.compression.delta import Delta, adapter_delta, difference, low_rank_product
+from tokenbound.compression.weight_delta import WeightDelta, adapter_delta, difference, low_rank_product
 from tokenbound.errors import InputError
 from tokenbound.models.adapter_config import MERGE, AdapterConfig, parse_adapter_config
 from tokenbound.models.checkpoint import read_json, read_safetensors
@@ -111,7 +111,7 @@ def require_adapter_files(folder: Path) -> None:
 
 def read_adapter(
     folder: Path, architecture: dict[str, Any], base: Tensors
-) -> tuple[dict[str, Any], Delta, AdapterConfig]:
+) -> tuple[dict[str, Any], WeightDelta, AdapterConfig]:
     """What an adapter changes of a base.
 
     Args:
@@ -133,7 +133,7 @@ def read_adapter(
 
 def resolve_adapter(
     config: AdapterConfig, architecture: dict[str, Any], base: Tensors, adapter: Tensors
-) -> tuple[dict[str, Any], Delta]:
+) -> tuple[dict[str, Any], WeightDelta]:
     """An adapter as a delta: its own factors where the base can take them as they are, else the merged difference.
 
     Raises:
@@ -404,7 +404,7 @@ def _as_factors(
     ties: Mapping[str, str],
     changes: _Changes,
     untied: Mapping[str, str],
-) -> Delta:
+) -> WeightDelta:
     """The adapter's own tensors. A layer with another orientation or scaling than the rest has it in its factors."""
     replaced = _replaced_base(full, ties, untied, changes)
     tensors = {**replaced, **changes.saved}
@@ -446,7 +446,7 @@ def _as_difference(
     ties: Mapping[str, str],
     changes: _Changes,
     untied: Mapping[str, str],
-) -> Delta:
+) -> WeightDelta:
     """The merged weights, less the base's."""
     tuned = {**full, **_replaced_base(full, ties, untied, changes)}
     tuned |= {name: tensor.to(full[name].dtype) for name, tensor in changes.saved.items()}

@@ -14,11 +14,11 @@ import torch
 from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.deployed import load_deployed
-from tokenbound.models.quantized.methods import (
+from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
     RECORDS,
-    method_of,
     require_package,
+    scheme_of,
 )
 from tokenbound.models.smoothing_head import SMOOTHING
 
@@ -40,7 +40,7 @@ def _transposed(blank: PreTrainedModel) -> Callable[[str], bool]:
 def _load(
     blank: PreTrainedModel, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    method = method_of(architecture)
+    method = scheme_of(architecture)
     is_deployed = method is not None and method.package is not None
     if is_deployed:
         require_package(architecture)

@@ -28,7 +28,6 @@ from tokenbound.models.chunks import (
     logits_statistics,
     require_compiler,
 )
-from tokenbound.models.delta import Weights, decode_weights
 from tokenbound.models.fusion import fuse_activations, fuse_norms
 from tokenbound.models.head import (
     Head,
@@ -39,6 +38,7 @@ from tokenbound.models.head import (
     max_positions,
 )
 from tokenbound.models.spread import is_spread
+from tokenbound.models.weights import Weights, decode_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from tokenbound.compression.artifact import parse_artifact
-from tokenbound.models.delta import Weights, decode_weights
+from tokenbound.models.weights import Weights, decode_weights
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from training_support import artifact_with_head
 
 from tokenbound import cli
 from tokenbound.bounds.claim import Claim
-from tokenbound.certificate.claim import best_loss_line
+from tokenbound.certificate.derived import best_loss_line
 from tokenbound.config.compress import KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.config.family import MarkovFamily
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.compress.predicted_bound import lines_if_all
-from tokenbound.engine.evaluate.prepare import prepare
+from tokenbound.engine.evaluate.preparation import prepare
 from tokenbound.engine.plan import run as planning
 from tokenbound.engine.plan.run import plan_run, tokens_to_beat_guessing
 from tokenbound.engine.train.ngrams import encode_markov

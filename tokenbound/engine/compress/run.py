@@ -29,11 +29,11 @@ from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.checkpointed_parts import Parts
-from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, TRIAL_TOKENS, _score, bound_if_all
+from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, CANDIDATE_TOKENS, _score, bound_if_all
 from tokenbound.engine.corpus import SEED, Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.stages import open_plan
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.methods import method_of
+from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from tokenbound.compression.calibration import Calibration
     from tokenbound.compression.tensor import CodedTensor
-    from tokenbound.models.delta import Weights
+    from tokenbound.models.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def check_encoding(
         InputError: the files are not there, or the method cannot encode them.
     """
     from tokenbound.models.checkpoint import check_checkpoint
-    from tokenbound.models.delta import check_adapter, check_base, is_adapter
+    from tokenbound.models.weights import check_adapter, check_base, is_adapter
 
     method, path = settings or LosslessSettings(), local_copy(anchored(path))
     adapter = base is not None and is_adapter(path)
@@ -112,7 +112,7 @@ def _require_text(method: CompressionMethod) -> None:
 
 def _require_exact(architecture: Mapping[str, Any], method: CompressionMethod, path: str) -> None:
     """What is quantized already is kept as it is."""
-    quantized = method_of(architecture)
+    quantized = scheme_of(architecture)
     if quantized is not None and not method.is_exact:
         raise InputError(
             f"compress.method {method.name!r} would change what {quantized.name} made of {path}; use `lossless`, or "
@@ -150,7 +150,7 @@ def encode_checkpoint(
         InputError: the checkpoint cannot be read or encoded, does not fit the text, or a method lacks that.
     """
     from tokenbound.compression.artifact import assemble_artifact
-    from tokenbound.compression.delta import tensors_sha256
+    from tokenbound.compression.weight_delta import tensors_sha256
 
     chosen, path = settings or LosslessSettings(), anchored(path)
     content = _content(path, None if base is None else anchored(base), chosen)
@@ -205,7 +205,7 @@ def _content(path: str, base: str | None, method: CompressionMethod) -> _Content
         InputError: they cannot be read, or the method cannot encode this delta.
     """
     from tokenbound.models.checkpoint import read_checkpoint
-    from tokenbound.models.delta import is_adapter, read_base, read_delta
+    from tokenbound.models.weights import is_adapter, read_base, read_delta
 
     if base is None:
         checkpoint = read_checkpoint(local_copy(path))
@@ -321,7 +321,7 @@ def _best_setting(
     """Golden section on the freedman bound that each candidate would have on this corpus."""
     from tokenbound.compression.rate import choose_rate
 
-    windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
+    windows = text.windows(CANDIDATE_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
     base = None if content.base is None else ray.put(content.base)
     made: dict[float, bytes] = {}
 

@@ -40,9 +40,9 @@ def _gpus_by_memory(what: WhatConfig, architecture: Mapping[str, Any], batch: in
     import torch
 
     from tokenbound.models.memory import replica_memory
-    from tokenbound.models.quantized.methods import method_of
+    from tokenbound.models.quantized.schemes import scheme_of
 
-    if architecture.get("model_type") == "markov" or method_of(architecture) is not None:
+    if architecture.get("model_type") == "markov" or scheme_of(architecture) is not None:
         return 1
     dtype, length = getattr(torch, what.model.dtype), what.windows.length
     memory = replica_memory(architecture, dtype=dtype, batch=batch, length=length, device="cuda")

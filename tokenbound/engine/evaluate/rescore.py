@@ -294,7 +294,7 @@ def _unmatched_names(
 
 def _base_of(certificate: CertificateRecord, base: str | None) -> str | None:
     """Where the base of a delta is, after checking that it is the certificate's; None for a whole model."""
-    from tokenbound.models.delta import read_base
+    from tokenbound.models.weights import read_base
 
     recorded = certificate.scoring_identity.get("base")
     if recorded is None or base is None:

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 
 from tokenbound.bounds.claim import Claim
-from tokenbound.certificate.claim import best_loss_line, claim_of
+from tokenbound.certificate.derived import best_loss_line, claim_of
 from tokenbound.certificate.identity import configuration, scoring_protocol
 from tokenbound.compression.methods import CompressionMethod
 from tokenbound.config.compress import LosslessSettings
@@ -30,7 +30,7 @@ from tokenbound.engine.compress.predicted_bound import lines_if_all
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.gpu_count import gpus_for_memory
 from tokenbound.engine.evaluate.graph import Placement, place_replicas, replica_device
-from tokenbound.engine.evaluate.prepare import (
+from tokenbound.engine.evaluate.preparation import (
     BYTES_PER_TOKEN,
     artifact_architecture,
     check_model,
@@ -46,7 +46,7 @@ from tokenbound.engine.evaluate.prepare import (
 from tokenbound.engine.evaluate.stages import ReplicaSpec, open_plan
 from tokenbound.engine.plan.throughput import Probe, measure_speed
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.methods import method_of
+from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import sha256_hex
@@ -150,7 +150,7 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class Forecast:
     """Costs and prospects of a run."""
 
     work: Work
@@ -181,7 +181,7 @@ def plan_run(
     gpu_bytes: int = 80 * 2**30,
     gpu_tflops: float = GPU_TFLOPS,
     exact_weights: int = EXACT_WEIGHTS,
-) -> RunPlan:
+) -> Forecast:
     """Prepare the corpus, weigh the model, and measure the replicas' speed.
 
     Args:
@@ -220,7 +220,7 @@ def plan_run(
     claim = _claim(config, model, probe, corpus.manifest.vocab_size, text)
     bits = claim.code_length_bits if claim else None
     hypothesis = Hypothesis(parameters, model.num_bytes, bits, model.provenance)
-    return RunPlan(
+    return Forecast(
         work,
         hypothesis,
         _timed(replicas, probe, work.tokens_to_score),
@@ -275,7 +275,7 @@ def _model(
     if sample is None:
         return _Model(architecture, None, None, "unknown")
     coded, tensors = sample
-    if method_of(architecture) is None:
+    if scheme_of(architecture) is None:
         share = parameters / sum(tensor.numel() for tensor in tensors)
     else:  # an element may hold many codes
         files = Path(checkpoint).expanduser().glob("*.safetensors")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tokenbound.compression.delta import low_rank_product
+from tokenbound.compression.weight_delta import low_rank_product
 from tokenbound.config.family import LoraFamily, SubloraFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.counter import uniform_weights
