@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenbound import cli
-from tokenbound.engine.evaluate import graph
+from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.engine.evaluate import stages as scoring
 
 HOLD = "TOKENBOUND_TEST_HOLD"
@@ -26,8 +26,16 @@ class HeldScore(scoring.ScoreShard):
         return scored
 
 
-if __name__ == "__main__":
-    from cluster_run import HeldScore as importable
+class Held(Executor):
+    """Ray, with replicas that wait."""
 
-    graph.ScoreShard = importable  # type: ignore[misc]
-    cli.run_command("evaluate")
+    def stream(self, rows: Any, *, scorer: Any, **stages: Any) -> Any:
+        """As usual, with another scorer."""
+        from cluster_run import HeldScore as importable
+
+        return super().stream(rows, scorer=importable, **stages)
+
+
+if __name__ == "__main__":
+    with use_executor(Held()):
+        cli.run_command("evaluate")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenbound.api import Certificate
-from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import applied_protocol, fingerprint
 from tokenbound.certificate.reduce import reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.corpus.windows import hashed_order

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from tokenbound.engine.evaluate.stages import ScoreShard
+from tokenbound.engine.cluster.executor import Executor, executor, use_executor
+from tokenbound.engine.cluster.session import Resources
 
 
 def sent(thing: Any) -> Any:
@@ -38,54 +40,78 @@ def through_a_block(row: dict[str, Any]) -> dict[str, Any]:
     return dict(got)
 
 
-@contextmanager
-def _patched() -> Iterator[pytest.MonkeyPatch]:
-    """Patches and torch's threads, both as they were afterwards."""
-    import torch
+@dataclass(frozen=True)
+class Here(Executor):
+    """Runs the chosen steps one after the other in this process, and the others on Ray."""
 
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-    torch.set_num_threads(threads)
+    scoring: bool = False
+    """`evaluate` reads, scores and commits shards here."""
+    compressing: bool = False
+    """Maps run here: calibrations, tensors and candidates of a compression, and whatever else is mapped."""
+    training: bool = False
+    """`fit` trains here, with one worker."""
+    scorer: Callable[[Any], Any] | None = None
+    """Takes the place of the scoring actor's class."""
 
+    def map(self, function: Any, items: Any) -> Iterator[Any]:
+        return map(sent(function), map(sent, items)) if self.compressing else super().map(function, items)
 
-@contextmanager
-def scoring_here(scorer: Callable[[Any], Any] = ScoreShard) -> Iterator[None]:
-    """`evaluate` reads, scores and commits shards one after the other."""
-    from tokenbound.engine.evaluate import run as evaluation
+    def pool(self, make: Any, items: Any, **options: Any) -> Iterator[Any]:
+        return map(sent(make)(), map(sent, items)) if self.compressing else super().pool(make, items, **options)
 
-    def score_shards(shards: Any, *, read: Any, replica: Any, commit: Any, placement: Any) -> Iterator[Any]:
-        stages = [sent(read), scorer(sent(replica)), sent(commit)]
-        for shard in shards:
-            row = {"shard": shard.number, "windows": shard.windows.tobytes()}
+    def stream(
+        self, rows: Any, *, read: Any, scorer: Any, replica: Any, commit: Any, **options: Any
+    ) -> Iterable[dict[str, Any]]:
+        chosen = self.scorer or scorer
+        if not self.scoring:
+            return super().stream(rows, read=read, scorer=chosen, replica=replica, commit=commit, **options)
+        return self._stages(rows, [sent(read), chosen(sent(replica)), sent(commit)])
+
+    def _stages(self, rows: Any, stages: list[Any]) -> Iterator[dict[str, Any]]:
+        for row in rows:
             for stage in stages:
                 row = stage(through_a_block(row))
             yield through_a_block(row)
 
-    with _patched() as patch:
-        patch.setattr(evaluation, "score_shards", score_shards)
-        yield
+    def train(self, trainer: Any, worker: Any, settings: Any, **options: Any) -> Any:
+        if not self.training:
+            return super().train(trainer, worker, settings, **options)
+        return TrainerHere(worker, train_loop_config=settings, **options).fit()
+
+
+@dataclass(frozen=True)
+class Cluster(Executor):
+    """A cluster that exists on paper."""
+
+    found: Resources
+    gpu_bytes: int = 0
+
+    def resources(self) -> Resources:
+        return self.found
+
+    def smallest_gpu_bytes(self) -> int:
+        return self.gpu_bytes
 
 
 @contextmanager
-def reading_here() -> Iterator[None]:
-    """Files of a corpus are digested and tokenised one after the other."""
-    from tokenbound.engine import corpus
+def here(**steps: Any) -> Iterator[None]:
+    """Run some steps here, beside those that already do; torch's threads are afterwards as they were."""
+    import torch
 
-    with _patched() as patch:
-        patch.setattr(corpus, "ray_map", lambda function, items: map(sent(function), map(sent, items)))
+    threads, used = torch.get_num_threads(), executor()
+    with use_executor(replace(used if isinstance(used, Here) else Here(), **steps)):
         yield
+    torch.set_num_threads(threads)
 
 
-@contextmanager
-def compressing_here() -> Iterator[None]:
+def scoring_here(scorer: Callable[[Any], Any] | None = None) -> AbstractContextManager[None]:
+    """`evaluate` reads, scores and commits shards one after the other."""
+    return here(scoring=True, scorer=scorer)
+
+
+def compressing_here() -> AbstractContextManager[None]:
     """Calibrations, tensors and candidates of a compression one after the other."""
-    from tokenbound.engine.compress import run as compression
-
-    with _patched() as patch:
-        patch.setattr(compression, "ray_map", lambda function, items: map(sent(function), map(sent, items)))
-        patch.setattr(compression, "ray_pool", lambda make, items, *, actors, **_: map(sent(make)(), map(sent, items)))
-        yield
+    return here(compressing=True)
 
 
 class TrainerHere:
@@ -99,7 +125,7 @@ class TrainerHere:
     def fit(self) -> Any:
         import ray.train
 
-        with _patched() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ray.train, "report", self._report)
             patch.setattr(ray.train, "get_checkpoint", self._checkpoint)
             self.worker(self.settings)
@@ -116,11 +142,6 @@ class TrainerHere:
         return ray.train.Checkpoint.from_directory(self.kept) if self.kept.exists() else None
 
 
-@contextmanager
-def training_here() -> Iterator[None]:
+def training_here() -> AbstractContextManager[None]:
     """`fit` trains with one worker."""
-    from tokenbound.engine.train import ray_train as fit
-
-    with _patched() as patch:
-        patch.setattr(fit, "Trainer", TrainerHere)
-        yield
+    return here(training=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ import yaml
 from tokenbound import cli
 from tokenbound.config.run import PretrainConfig, RunConfig, _keys_at
 from tokenbound.config.sweep import SweepConfig
+from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.signals import first_signal
 
 FROZEN = {
@@ -123,7 +125,7 @@ def test_a_generation_that_fails_shows_the_error_alone(
 def test_a_logged_certificate_is_said_to_be_logged(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tokenbound.report.tracking.log_certificate", lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "mlflow", MagicMock())
     golden = Path(__file__).parent / "golden" / "full" / "certificate.json"
     assert call(monkeypatch, "report", str(golden), "--log", "mlflow", "--format", "latex") == 0
     assert "logged to mlflow" in capsys.readouterr().err
@@ -173,7 +175,7 @@ def usual_signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("usual_signals")
 def test_what_a_signal_ends_is_one_line_and_its_own_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Whatever Ray makes of KeyboardInterrupt on its way."""
 
@@ -187,12 +189,14 @@ def test_what_a_signal_ends_is_one_line_and_its_own_exit_code(
         return run
 
     for number, name in ((signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
-        monkeypatch.setattr(cli, "_evaluate_and_print", interrupted(number))
-        monkeypatch.setattr(cli, "_read_artifact", interrupted(number))
-        assert call(monkeypatch, "demo") == 128 + number
+        interrupted_session = type("Interrupted", (Executor,), {"session": interrupted(number)})()
+        with use_executor(interrupted_session):
+            assert call(monkeypatch, "demo", "--output", str(tmp_path / name)) == 128 + number
         error = capsys.readouterr().err
         assert error == f"tokenbound: stopped by {name}; what is done is kept: run the same command again to resume\n"
-        assert call(monkeypatch, "inspect", "demo") == 128 + number
+        with monkeypatch.context() as patch:
+            patch.setattr("hashlib.sha256", interrupted(number))
+            assert call(monkeypatch, "inspect", "demo") == 128 + number
         assert capsys.readouterr().err == f"tokenbound: stopped by {name}\n"
 
 

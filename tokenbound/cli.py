@@ -43,7 +43,7 @@ RESUMABLE = {"compress", "demo", "evaluate", "plan", "pretrain", "reevaluate", "
 class _Commands(TyperGroup):
     """The commands; SIGINT and SIGTERM end one in order."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Run the command that was asked for.
 
         Raises:
@@ -507,7 +507,7 @@ def sweep(config: ConfigFile, overrides: SweepOverrides = None, quiet: Quiet = F
     """Train, encode and certify many configurations and compare them; run it again to resume."""
     from tokenbound.config.run import load_config
     from tokenbound.config.sweep import SweepConfig
-    from tokenbound.engine.sweep import sweep as run_sweep
+    from tokenbound.engine.sweep_run import sweep as run_sweep
 
     chosen = load_config(SweepConfig, config, overrides or [])
     rows = run_sweep(chosen)
@@ -560,8 +560,8 @@ def generate(
 ) -> None:
     """Sample text from the model inside an artifact, shown as it is made."""
     from tokenbound.corpus.tokenizers import load_tokenizer
-    from tokenbound.models.delta import read_base
     from tokenbound.models.generate import generate_ids
+    from tokenbound.models.weights import read_base
     from tokenbound.store.copies import local_copy
 
     coder = load_tokenizer(tokenizer)

@@ -52,6 +52,10 @@ class Registry(Generic[T]):
             self._found[name] = self.built_in[name] if plugin is None else self._load(plugin)
         return self._found[name]
 
+    def forget(self) -> None:
+        """Look every name up again: packages were installed or removed while this process ran."""
+        self._found.clear()
+
     def names(self) -> tuple[str, ...]:
         """Every name that is offered, the built-in ones first; no plugin is imported."""
         offered = {entry_point.name for entry_point in entry_points(group=self.group)}

@@ -38,7 +38,7 @@ from tokenbound.config.compress import AutoSettings, E8Settings, GptqSettings, K
 from tokenbound.config.run import RunConfig, load_config
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.cluster.session import ray_session
-from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, TRIAL_TOKENS, bound_if_all
+from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, CANDIDATE_TOKENS, bound_if_all
 from tokenbound.engine.compress.run import encode_checkpoint
 from tokenbound.engine.corpus import Text, open_corpus, text_of
 from tokenbound.engine.evaluate.stages import open_plan
@@ -113,7 +113,7 @@ class Bench:
 
     def score(self, tensors: Tensors) -> tuple[np.ndarray, np.ndarray, int]:
         """Losses and entropies (nats) of the scored windows, and V."""
-        seen = math.ceil((CALIBRATION_TOKENS + TRIAL_TOKENS) / self.text.spec.length)
+        seen = math.ceil((CALIBRATION_TOKENS + CANDIDATE_TOKENS) / self.text.spec.length)
         batch = self.batch(self.text.windows(self.tokens, skip=seen))
         replica = Replica(self.build(tensors), batch=BATCH, length=self.text.spec.length)
         parts = [slice(i, i + BATCH) for i in range(0, len(batch.inputs), BATCH)]

@@ -113,7 +113,7 @@ def _harness_loop(
     from transformers import AutoTokenizer
 
     from tokenbound.models.build import build_model
-    from tokenbound.models.delta import decode_weights
+    from tokenbound.models.weights import decode_weights
 
     torch.set_num_threads(threads)
     weights = decode_weights(case.artifact.read_bytes())

@@ -27,7 +27,7 @@ from bench import commit_rate, machine, run_tree, token_file, watching, write_ar
 
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.cluster import session as cluster
-from tokenbound.engine.evaluate import graph
+from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.evaluate.stages import ScoreShard
 
@@ -140,6 +140,14 @@ def session(replicas: int) -> Iterator[None]:
         ray.shutdown()
 
 
+class Synthetic(Executor):
+    """Ray, with scorers that make their losses up."""
+
+    def stream(self, rows: Any, *, scorer: Any, **stages: Any) -> Any:
+        """As usual, with another scorer."""
+        return super().stream(rows, scorer=SyntheticScorer, **stages)
+
+
 def main() -> None:
     """Measure the sizes, smallest first, in one Ray session."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,10 +155,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, nargs="+", default=[1e7, 1e8, 1e9])
     parser.add_argument("--replicas", type=int, default=2)
     chosen = parser.parse_args()
-    graph.ScoreShard = SyntheticScorer  # type: ignore[misc]
     print(machine(), flush=True)
     rows = []
-    with session(chosen.replicas):
+    with session(chosen.replicas), use_executor(Synthetic()):
         for tokens in chosen.tokens:
             rows.append(measure(chosen.folder.resolve(), int(tokens), chosen.replicas))
             print(_row(rows[-1]), flush=True)

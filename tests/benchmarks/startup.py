@@ -29,7 +29,7 @@ def phases(folder: Path) -> dict[str, float]:
     from tokenbound.config.run import RunConfig, validate
     from tokenbound.demo import demo_artifact
     from tokenbound.engine.cluster.session import ray_session
-    from tokenbound.engine.evaluate.prepare import prepare
+    from tokenbound.engine.evaluate.preparation import prepare
     from tokenbound.engine.evaluate.run import evaluate
 
     output = folder / "run"

@@ -15,7 +15,7 @@ from plugins_support import install
 
 from tokenbound.api import Certificate
 from tokenbound.bounds.lines import bound_named
-from tokenbound.certificate.claim import derived_fields
+from tokenbound.certificate.derived import derived_fields
 from tokenbound.certificate.identity import claim_identity, fingerprint
 from tokenbound.certificate.reduce import reduce_ledger
 from tokenbound.certificate.verify import verify_beside

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenbound.api import Certificate
-from tokenbound.certificate.claim import derived_fields
+from tokenbound.certificate.derived import derived_fields
 from tokenbound.certificate.reduce import reduce_ledger
 from tokenbound.certificate.verify import _agree
 

@@ -18,7 +18,7 @@ from losses_support import make_losses
 
 from tokenbound.api import Certificate
 from tokenbound.bounds.claim import Claim, SamplingPlan
-from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
     DEFAULT_PROTOCOL,
     SOFTWARE_DECLARATIONS,

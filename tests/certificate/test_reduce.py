@@ -35,7 +35,6 @@ from tokenbound.certificate.reduce import (
     shard_evidence,
 )
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.store import losses as store
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
 
@@ -43,11 +42,6 @@ V, TOP_K = 257, (1, 10)
 LENGTHS = [[40, 0, 7, 33, 64, 64, 1, 64] * 3, [64] * 20, [5, 9]]
 TOKENS = sum(map(sum, LENGTHS))
 CLAIM = Claim(V, V, 500.0, 0.05, TOKENS, top_k=TOP_K)
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PIECE_TOKENS", 100)
 
 
 def commit(folder: Path, unscored: tuple[int, ...] = (), *, base: bool = False, head: bool = False) -> RunLedger:
@@ -65,10 +59,9 @@ def joined(pieces: Iterable[Losses], name: str) -> Any:
     return np.concatenate([getattr(piece, name) for piece in pieces])
 
 
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("unscored", [(), (0, 7, 8)])
 def test_pieces_are_the_shard(tmp_path: Path, unscored: tuple[int, ...]) -> None:
-    ledger = commit(tmp_path, unscored)
+    ledger = replace(commit(tmp_path, unscored), piece_tokens=100)
     for shard in (0, 1):
         pieces, whole = list(ledger.pieces(shard)), ledger.losses(shard)
         assert len(pieces) > 5
@@ -78,16 +71,13 @@ def test_pieces_are_the_shard(tmp_path: Path, unscored: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("by_window", [False, True])
-def test_sums_do_not_depend_on_pieces_chunks_or_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_window: bool
-) -> None:
+def test_sums_do_not_depend_on_pieces_chunks_or_order(tmp_path: Path, by_window: bool) -> None:
     ledger = commit(tmp_path, unscored=(3,))
     tunings = choose_tunings(full_evidence(ledger, TOP_K), CLAIM)
     whole = exact_sums(ledger, tunings, by_window=by_window)
-    monkeypatch.setattr("tokenbound.certificate.reduce.SHARDS_PER_TASK", 1)
-    backwards = exact_sums(ledger, tunings, by_window=by_window, run=last_first)
-    monkeypatch.setattr(store, "PIECE_TOKENS", 100)
-    pieces = exact_sums(ledger, tunings, by_window=by_window)
+    backwards = exact_sums(ledger, tunings, by_window=by_window, run=last_first, shards_per_task=1)
+    in_pieces = replace(ledger, piece_tokens=100)
+    pieces = exact_sums(in_pieces, tunings, by_window=by_window, shards_per_task=1)
     assert whole.shards.tolist() == backwards.shards.tolist()
     np.testing.assert_allclose(pieces.shards, whole.shards, rtol=1e-14)
     assert (pieces.num_tokens, pieces.worst_case_tokens) == (whole.num_tokens, 64)
@@ -100,7 +90,6 @@ def last_first(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any
     return [function(item) for item in reversed(list(items))][::-1]
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_line_is_the_mean_over_every_token(tmp_path: Path) -> None:
     ledger = commit(tmp_path)
     reduction = reduce_ledger(ledger, CLAIM)
@@ -111,7 +100,6 @@ def test_a_line_is_the_mean_over_every_token(tmp_path: Path) -> None:
         assert printed.empirical == pytest.approx(at_once.mean(line, "loss"), rel=1e-13)
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_a_prefix_cuts_the_last_shard(tmp_path: Path) -> None:
     ledger = replace(commit(tmp_path), num_shards=2)
     prefix = ledger.first_windows(24 + 11)
@@ -125,7 +113,6 @@ def test_a_prefix_cuts_the_last_shard(tmp_path: Path) -> None:
         ledger.first_windows(45)
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_the_pilot_is_the_first_windows_alone(tmp_path: Path) -> None:
     ledger = commit(tmp_path)
     plan = SamplingPlan(num_units=1000, max_unit_tokens=64, pilot_units=30)
@@ -142,14 +129,13 @@ def test_evidence_that_lacks_a_k_is_made_again(tmp_path: Path) -> None:
     assert evidence.errors[100] == sum(int((ledger.losses(shard).rank >= 100).sum()) for shard in range(3))
 
 
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("nested", [False, True])
 def test_row_groups_of_other_tools_are_read_in_pieces(tmp_path: Path, nested: bool) -> None:
     nll = np.random.default_rng(0).gamma(1.0, 1.2, 1000).astype(np.float32)
     column = pa.ListArray.from_arrays(pa.array(range(0, 1001, 20)), pa.array(nll)) if nested else pa.array(nll)
     path = str(tmp_path / "x.parquet")
     pq.write_table(pa.table({"nll": column}), path)
-    ledger = ForeignLedger(((path, 0),), V)
+    ledger = ForeignLedger(((path, 0),), V, piece_tokens=100)
     pieces = list(ledger.pieces(0))
     assert max(piece.num_tokens for piece in pieces) == 100
     assert joined(pieces, "nll").tolist() == nll.tolist()
@@ -175,8 +161,9 @@ def test_a_delta_has_a_relative_line_evaluated_over_every_loss(
     tuning = RelativeTuning.from_dict(line.parameters)
     sums = relative_sums(tuning, *columns, worst_case=64 * len(unscored))
     assert certify_relative(tuning, sums, claim).value == pytest.approx(line.value, rel=1e-12)
-    monkeypatch.setattr(store, "PIECE_TOKENS", 100)
-    assert reduce_ledger(ledger, claim, run=last_first).lines[-1].value == pytest.approx(line.value, rel=1e-12)
+    assert reduce_ledger(replace(ledger, piece_tokens=100), claim, run=last_first).lines[-1].value == pytest.approx(
+        line.value, rel=1e-12
+    )
 
 
 def test_a_sampled_delta_has_a_relative_line_with_its_own_slack(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from rich.console import Console
 from tokenbound.compression.artifact import Artifact, decode_artifact, encode_artifact
 from tokenbound.compression.bytestreams import decode_text, encode_text
 from tokenbound.compression.container import read_container, varint, write_container
-from tokenbound.compression.delta import adapter_delta, apply_delta, difference, encode_delta, encode_difference
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.ngram_codec import TensorSource, read_tree
+from tokenbound.compression.weight_delta import adapter_delta, apply_delta, difference, encode_delta, encode_difference
 from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import TokenboundError
 from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT, take_head

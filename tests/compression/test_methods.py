@@ -43,8 +43,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = install(tmp_path / "site", module="toy_sign", text=SIGN, methods={"sign": "SignMethod"})
     install(folder, module="toy_broken", text=BROKEN, methods={"broken": "BrokenMethod"}, name="junk", version="0.1")
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(METHODS, "_found", {})
+    METHODS.forget()
     yield folder
+    METHODS.forget()
     for name in ("toy_sign", "toy_broken"):
         sys.modules.pop(name, None)
 

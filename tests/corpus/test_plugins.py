@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from here_support import reading_here, scoring_here
+from here_support import compressing_here, scoring_here
 from plugins_support import install
 
 import tokenbound
@@ -273,7 +273,7 @@ def require_named(certificate: Certificate, path: Path) -> None:
 
 @pytest.mark.usefixtures("toy", "ray_session")
 def test_a_run_names_it_on_its_certificate(run_tree: Tree, table: Path) -> None:
-    with reading_here(), scoring_here():
+    with compressing_here(), scoring_here():
         certificate, path = certified(run_tree, table, "csv")
     require_named(certificate, path)
     for plugins in ({}, {GROUP: {"other": "x 1"}}, {GROUP: {"csv": ORIGIN, "other": "x 1"}}):

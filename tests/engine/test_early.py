@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from tokenbound.config.compress import KfacSettings
 from tokenbound.config.run import PretrainConfig, RunConfig, validate
 from tokenbound.config.sweep import SweepConfig
-from tokenbound.engine import sweep
-from tokenbound.engine.cluster import session as cluster
+from tokenbound.engine import sweep_run as sweep
+from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.engine.compress import run as compress
 from tokenbound.engine.evaluate import run as evaluate
 from tokenbound.engine.plan import run as planning
@@ -27,13 +28,15 @@ SHAPE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num
 SHAPE |= {"num_attention_heads": 2, "max_position_embeddings": 64}
 
 
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(address: str | None = None) -> None:
+class NoRay(Executor):
+    def session(self, address: str | None = None) -> AbstractContextManager[None]:
         pytest.fail("Ray was started first")
 
-    for module in (cluster, compress, evaluate, planning, sweep, train):
-        monkeypatch.setattr(module, "ray_session", start)
+
+@pytest.fixture(autouse=True)
+def _no_ray() -> Iterator[None]:
+    with use_executor(NoRay()):
+        yield
 
 
 @pytest.fixture

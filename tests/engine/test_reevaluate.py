@@ -6,16 +6,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from here_support import Here
 
 from tokenbound import cli
 from tokenbound.certificate.verify import verify_beside
-from tokenbound.engine.cluster import session as cluster
+from tokenbound.engine.cluster.executor import Executor, use_executor
 from tokenbound.engine.reevaluate import expand_models, reevaluate
 from tokenbound.errors import IncompleteError, InputError, MismatchError, WorseError
 from tokenbound.store.history import read_history
@@ -42,11 +43,9 @@ def launch(tree: dict[str, Any], **options: Any) -> list[Any]:
     return reevaluate(expand_models(tree, origin="test"), **options)
 
 
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(address: str | None = None) -> None:
+class NoRay(Executor):
+    def session(self, address: str | None = None) -> AbstractContextManager[None]:
         raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(cluster, "ray_session", refuse)
 
 
 @pytest.mark.usefixtures("scored_here")
@@ -60,8 +59,7 @@ def test_nights(
 ) -> None:
     (first,) = launch(nightly)
     home = tmp_path / "nightly"
-    with monkeypatch.context() as quiet:
-        without_ray(quiet)
+    with use_executor(NoRay()):
         assert launch(nightly) == [], "nothing is new"
         shutil.rmtree(home / "history")
         assert launch(nightly) == [first], "a crash before the entry was written is made good"
@@ -140,25 +138,23 @@ def test_only_one_launch_is_at_work(nightly: dict[str, Any], tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("scored_here")
 def test_two_launches_that_both_believe_to_hold_the_lease(
-    nightly: dict[str, Any], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    nightly: dict[str, Any], tmp_path: Path, ray_session: None
 ) -> None:
     """The second runs from beginning to end while the first has a shard committed and others in hand."""
-    from tokenbound.engine import reevaluate as nights
-    from tokenbound.engine.evaluate import run as evaluation
-
-    monkeypatch.setattr(nights, "lease", lambda home: nullcontext())
     nightly["what"]["windows"]["shard_tokens"] = 1024
-    score, overtaken = evaluation.score_shards, list[Any]()
+    overtaken = list[Any]()
 
-    def overtaking(shards: Any, **stages: Any) -> Iterator[Any]:
-        for number, row in enumerate(score(shards, **stages)):
-            if number == 0 and len(shards) > 1 and not overtaken:
-                overtaken.append(None)
-                overtaken[:] = launch(nightly)
-            yield row
+    class Overtaken(Here):
+        def stream(self, rows: Any, **stages: Any) -> Iterator[Any]:
+            for number, row in enumerate(super().stream(rows, **stages)):
+                if number == 0 and len(rows) > 1 and not overtaken:
+                    overtaken.append(None)
+                    (tmp_path / "nightly" / LEASE).unlink()  # as a lease that could not be renewed
+                    overtaken[:] = launch(nightly)
+                yield row
 
-    monkeypatch.setattr(evaluation, "score_shards", overtaking)
-    (entry,) = launch(nightly)
+    with use_executor(Overtaken(scoring=True)):
+        (entry,) = launch(nightly)
     (other,) = overtaken
     assert other.claim_fingerprint == entry.claim_fingerprint
     assert other.bound_bits == entry.bound_bits

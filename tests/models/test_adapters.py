@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tokenbound.compression.artifact import assemble_artifact, decode_artifact
-from tokenbound.compression.delta import NAMED_BASE, apply_delta
 from tokenbound.compression.tensor import encode_tensor
+from tokenbound.compression.weight_delta import NAMED_BASE, apply_delta
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.errors import InputError
 from tokenbound.models.adapter_config import HARMLESS, UNDERSTOOD, parse_adapter_config
 from tokenbound.models.build import build_model
-from tokenbound.models.delta import check_adapter, is_same_base, read_base, read_delta
+from tokenbound.models.weights import check_adapter, is_same_base, read_base, read_delta
 
 IDS = torch.arange(40).reshape(2, 20) % 37
 VOCABULARY = 40

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from tokenbound.models import replica
 from tokenbound.models.attention import BLOCK_QUERIES, LONGEST, AttentionInBlocks, blocks
 from tokenbound.models.replica import Replica
 
@@ -111,28 +111,37 @@ def test_a_replica_attends_in_blocks_and_loses_nothing(name):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_short_windows_cost_a_replica_less(known, monkeypatch):
+def test_short_windows_cost_a_replica_less(known):
     model = AutoModelForCausalLM.from_config(MODELS["llama"]).eval()
     if not known:
         model.lm_head = torch.nn.Sequential(model.lm_head)
     scorer = Replica(model, batch=4, length=256)
     assert (scorer.head is not None) == known
     ids, mask = np.ones((4, 256), int), up_to([256, 1, 0, 70], 256).numpy()
-    seen = []
-    attend = AttentionInBlocks._attend
-
-    def spy(self, *arguments, **options):
-        seen.append(sum((rows.stop - rows.start) * (queries.stop - queries.start) for rows, queries in self.blocks))
-        return attend(self, *arguments, **options)
-
-    monkeypatch.setattr(AttentionInBlocks, "_attend", spy)
-    scorer.score(ids, ids, mask)
-    assert seen == [256 + 64 + 128] * 2, "for each of two layers"
+    with Attended() as attended:
+        scorer.score(ids, ids, mask)
+    assert sum(rows * queries for rows, queries in attended.shapes) == 2 * (256 + 64 + 128), "in two layers"
 
 
-def test_long_windows_stay_with_torch_s_kernel(monkeypatch):
-    monkeypatch.setattr(replica, "LONGEST", 255)
-    monkeypatch.setattr(AttentionInBlocks, "_attend", lambda *_, **__: pytest.fail("blocks do not pay here"))
-    ids = np.ones((1, 256), int)
-    Replica(AutoModelForCausalLM.from_config(MODELS["llama"]).eval(), batch=1, length=256).score(ids, ids, ids > 0)
+class Attended(TorchFunctionMode):
+    """Keeps how many windows and queries torch's attention is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is scaled_dot_product_attention:
+            self.shapes.append((args[0].shape[0], args[0].shape[2]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_long_windows_stay_with_torch_s_kernel():
+    length, longer = LONGEST + 1, {"num_attention_heads": 4, "max_position_embeddings": LONGEST + 1}
+    ids = np.ones((1, length), int)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**WIDE, **longer)).eval()
+    scorer = Replica(model, batch=1, length=length)
+    with Attended() as attended:
+        scorer.score(ids, ids, ids > 0)
+    assert attended.shapes == [(1, length)] * 2, "blocks do not pay here"
     assert LONGEST == 512

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tokenbound.engine.compress.run import check_encoding
 from tokenbound.errors import InputError
-from tokenbound.models.delta import Weights, read_base, read_delta
+from tokenbound.models.weights import Weights, read_base, read_delta
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "model.safetensors"

@@ -66,10 +66,14 @@ def test_a_model_of_70_billion_weights_is_planned_without_allocating_it() -> Non
     assert grown_bytes < 2**30
 
 
-def test_a_model_that_makes_its_own_logits_pays_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_makes_its_own_logits_pays_for_them() -> None:
+    def with_unknown_head(architecture: Any, dtype: torch.dtype) -> Any:
+        model = random_model(architecture, dtype)
+        model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
+        return model
+
     usual = replica_memory(GPT2, dtype=torch.float32, batch=4, length=64, device="cpu")
-    monkeypatch.setattr("tokenbound.models.memory.body_and_projection", lambda model: None)
-    own = replica_memory(GPT2, dtype=torch.float32, batch=4, length=64, device="cpu")
+    own = replica_memory(GPT2, dtype=torch.float32, batch=4, length=64, device="cpu", make=with_unknown_head)
     assert own.total_bytes > usual.total_bytes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,19 @@ from tokenbound.config.compress import LosslessSettings
 from tokenbound.errors import InputError
 from tokenbound.models.build import build_model
 from tokenbound.models.checkpoint import read_checkpoint
-from tokenbound.models.delta import read_base
 from tokenbound.models.probe import probe_causality
 from tokenbound.models.quantized.keys import KNOWN
 from tokenbound.models.quantized.layouts import LAYOUTS, unpack_stream
-from tokenbound.models.quantized.methods import (
-    METHODS,
+from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
     RECORDS,
+    SCHEMES,
     arithmetic_of,
-    method_of,
     require_package,
+    scheme_of,
 )
 from tokenbound.models.replica import Replica
+from tokenbound.models.weights import read_base
 
 IDS = torch.arange(40).view(2, 20)
 GROUP = 16
@@ -224,7 +225,8 @@ def test_records_stand_in_the_artifact_and_may_be_shards(int8: Path, tmp_path: P
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenbound.models.quantized.methods.find_spec", lambda name: None)
+    for package in ("torchao", "compressed_tensors"):
+        monkeypatch.setitem(sys.modules, package, None)
     for method in ("torchao", "compressed-tensors"):
         with pytest.raises(InputError, match=rf"quantized with {method}.*tokenbound\[quantized\]"):
             require_package({QUANTIZATION: {"quant_method": method}})
@@ -495,16 +497,16 @@ ODD = [
     ("compressed-tensors", "transform_config", {"config_groups": {"u": {}}}),
     ("compressed-tensors", "sparsity_config", {"format": "sparse-24-bitmask"}),
     ("torchao", "quant_type_kwargs", {"group_size": 8}),
-    *((name, "unheard_of_key", 1) for name in METHODS),
+    *((name, "unheard_of_key", 1) for name in SCHEMES),
 ]
 
 
 @pytest.mark.parametrize(("name", "key", "value"), ODD)
 def test_a_key_that_is_not_understood_is_refused(name: str, key: str, value: Any) -> None:
     for empty in (None, False, "", {}, []):
-        method_of({QUANTIZATION: {"quant_method": name, key: empty}})
+        scheme_of({QUANTIZATION: {"quant_method": name, key: empty}})
     with pytest.raises(InputError, match=rf"quantization_config: {key} = .* is not understood for {name}; if it"):
-        method_of({QUANTIZATION: {"quant_method": name, key: value}})
+        scheme_of({QUANTIZATION: {"quant_method": name, key: value}})
 
 
 @pytest.mark.parametrize(
@@ -520,4 +522,4 @@ def test_every_key_that_transformers_writes_is_thought_about(name: str, config: 
     """A key that a new version of transformers writes fails here until it is on a list."""
     written = config.to_dict()
     assert written.keys() <= KNOWN[name] | {"llm_int8_has_fp16_weight"}
-    assert method_of({QUANTIZATION: {**written, "quant_method": name}}) is not None
+    assert scheme_of({QUANTIZATION: {**written, "quant_method": name}}) is not None

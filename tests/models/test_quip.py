@@ -16,7 +16,6 @@ from transformers import MistralConfig, MistralForCausalLM
 from tokenbound.errors import InputError
 from tokenbound.models.build import build_model
 from tokenbound.models.checkpoint import read_checkpoint
-from tokenbound.models.quantized.methods import QUANTIZATION
 from tokenbound.models.quantized.quip import (
     ORDERS,
     RVQ3,
@@ -30,6 +29,7 @@ from tokenbound.models.quantized.quip import (
     short_codes_of,
     small_hadamard,
 )
+from tokenbound.models.quantized.schemes import QUANTIZATION
 
 
 def pack(codes: np.ndarray) -> torch.Tensor:

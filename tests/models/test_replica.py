@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +13,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
-from tokenbound.models import chunks
-from tokenbound.models import replica as replica_module
 from tokenbound.models.head import Head
 from tokenbound.models.replica import Replica, is_out_of_memory, unscorable
 
@@ -136,15 +135,19 @@ def test_what_else_is_scored_moves_no_bit(name):
         assert left[mask].tobytes() == right[mask].tobytes()
 
 
-def test_a_head_whose_bits_depend_on_place_scores_the_padding_too(caplog, monkeypatch):
-    expected = make_replica().score(*windows())
-    monkeypatch.setattr(Head, "place_matters", lambda *_, **__: True)
-    replica = make_replica()
-    heights = []
-    logits = Head.logits
-    monkeypatch.setattr(
-        Head, "logits", lambda self, hidden, out: heights.append(len(hidden)) or logits(self, hidden, out)
-    )
+def test_a_head_whose_bits_depend_on_place_scores_the_padding_too(caplog):
+    plain, heights = make_replica(), []
+    expected = plain.score(*windows())
+
+    class Leaning(Head):
+        def place_matters(self, *_, **__):
+            return True
+
+        def logits(self, hidden, out=None):
+            heights.append(len(hidden))
+            return super().logits(hidden, out)
+
+    replica = make_replica(head=Leaning(plain.head.weight, plain.head.bias))
     assert same(replica.score(*windows()), expected)
     assert sum(heights) == BATCH * LENGTH
     assert sum("depend on a token's place" in record.message for record in caplog.records) == 1
@@ -156,11 +159,10 @@ def test_scoring_twice_gives_the_same_bits():
     assert same(replica.score(*batch), replica.score(*batch))
 
 
-def test_unknown_heads_use_the_models_own_logits(caplog, monkeypatch):
+def test_unknown_heads_use_the_models_own_logits(caplog):
     model = make_model("llama")
     model.lm_head = nn.Sequential(model.lm_head)
-    monkeypatch.setattr(replica_module, "OWN_LOGITS_BYTES", 2 * 4 * LENGTH * 83)
-    fallback = Replica(model, batch=BATCH, length=LENGTH)
+    fallback = Replica(model, batch=BATCH, length=LENGTH, own_logits_bytes=2 * 4 * LENGTH * 83)
     assert fallback.head is None
     assert fallback.vocab_size == 83
     assert fallback._rows_of_own_logits() == 2
@@ -297,9 +299,8 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch, caplog):
     def broken(*arguments):
         raise RuntimeError("no such pass\nand a long trace")
 
-    monkeypatch.setattr(chunks, "_fused", lambda: broken)
-    monkeypatch.setattr("tokenbound.models.replica.require_compiler", lambda device: None)
-    monkeypatch.setattr(chunks, "require_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
+    monkeypatch.setenv("CXX", sys.executable)
     replica = Replica(make_model("llama"), batch=BATCH, length=LENGTH, compile=True)
     assert [record.message for record in caplog.records if "compile" in record.message] == [
         "torch.compile failed (no such pass); scoring without it"

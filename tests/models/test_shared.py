@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,23 @@ import torch
 from tokenbound.compression.artifact import encode_artifact
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.models import shared
-from tokenbound.models.delta import decode_weights
 from tokenbound.models.memory import random_model
 from tokenbound.models.replica import Replica
+from tokenbound.models.shared import release_weights
+from tokenbound.models.weights import decode_weights
 
 SHAPE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 64, "n_head": 2, "vocab_size": 6_000, "n_positions": 16}
 IDS = np.arange(32).reshape(2, 16)
 
 
+shared_weights = partial(shared.shared_weights, least_bytes=0)
+"""Small weights are shared too."""
+
+
 @pytest.fixture(autouse=True)
-def small_weights_are_shared_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "SHARED_BYTES", 0)
-    monkeypatch.setattr(shared, "_held", [])
+def _released() -> Iterator[None]:
+    yield
+    release_weights()
 
 
 def make_artifact(seed: int = 0, vocab_size: int = 6_000) -> bytes:
@@ -54,8 +60,8 @@ def one_replica(data: bytes, folder: Path, barrier: Any, queue: Any, decoded: Ca
         decoded()
         return decode_weights(*args, **options)
 
-    shared.decode_weights = counted  # type: ignore[attr-defined]
-    replica = Replica.from_weights(shared.shared_weights(data, folder), dtype=torch.float32, batch=2, length=16)
+    weights = shared_weights(data, folder, decode=counted)
+    replica = Replica.from_weights(weights, dtype=torch.float32, batch=2, length=16)
     found = losses(replica)
     barrier.wait(timeout=60)
     queue.put((found, file_pages(next(folder.glob("*.safetensors")))))
@@ -93,7 +99,7 @@ def test_tensors_and_architecture_are_those_of_the_artifact(tmp_path: Path) -> N
     data = make_artifact(vocab_size=50)
     expected = decode_weights(data)
     for _ in range(2):
-        found = shared.shared_weights(data, tmp_path)
+        found = shared_weights(data, tmp_path)
         assert found.architecture == expected.architecture
         assert found.identity == expected.identity
 
@@ -102,14 +108,12 @@ def test_weights_in_use_stay_and_others_make_room(tmp_path: Path) -> None:
     def files() -> int:
         return len(list(tmp_path.glob("*.safetensors*")))
 
-    shared.shared_weights(make_artifact(0, 50), tmp_path)
-    shared.shared_weights(make_artifact(1, 50), tmp_path)
+    shared_weights(make_artifact(0, 50), tmp_path)
+    shared_weights(make_artifact(1, 50), tmp_path)
     assert files() == 2
-    for descriptor in shared._held:
-        os.close(descriptor)
-    shared._held.clear()
+    release_weights()
     (tmp_path / "killed.safetensors.partial").write_bytes(b"half")
-    shared.shared_weights(make_artifact(2, 50), tmp_path)
+    shared_weights(make_artifact(2, 50), tmp_path)
     assert files() == 1
 
 
@@ -123,13 +127,12 @@ def test_without_a_place_each_decodes_its_own(
         tmp_path.chmod(0o777)
     data = make_artifact(vocab_size=50)
     with caplog.at_level(logging.WARNING):
-        found = shared.shared_weights(data, tmp_path)
+        found = shared_weights(data, tmp_path)
     assert found.identity == decode_weights(data).identity
     assert "every replica decodes its own" in caplog.text
     assert not list(tmp_path.glob("*.safetensors*"))
 
 
-def test_small_weights_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "SHARED_BYTES", 1 << 20)
+def test_small_weights_need_no_file(tmp_path: Path) -> None:
     shared.shared_weights(make_artifact(vocab_size=50), tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -99,9 +99,8 @@ def test_a_spread_model_scores_as_a_whole_one(architecture: dict[str, Any], monk
         placed.append(devices)
         return spread_model(model, dict.fromkeys(devices, "cpu"))
 
-    monkeypatch.setattr("tokenbound.models.spread.spread_model", on_the_host)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], free[index]))
-    spread = spread_over_gpus(model(), architecture, gpus=2, dtype=torch.float32, **shape)
+    spread = spread_over_gpus(model(), architecture, gpus=2, dtype=torch.float32, place=on_the_host, **shape)
     assert set(placed[0].values()) == {0, 1}
     monkeypatch.setattr(spread, "to", lambda *arguments: pytest.fail("a spread model must not be moved"))
     replica = Replica(spread, **shape)

@@ -14,7 +14,7 @@ import pytest
 from tokenbound.api import Certificate
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.evidence import Evidence, merge_evidence
-from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL
 from tokenbound.certificate.record import SamplingRecord
 from tokenbound.certificate.reduce import Reduction, reduce_ledger, shard_evidence

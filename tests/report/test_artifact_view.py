@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from tokenbound.compression.artifact import encode_artifact
-from tokenbound.compression.delta import adapter_delta, encode_delta, encode_difference, tensors_sha256
 from tokenbound.compression.inspection import inspect_artifact
+from tokenbound.compression.weight_delta import adapter_delta, encode_delta, encode_difference, tensors_sha256
 from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 from tokenbound.demo import demo_artifact
 from tokenbound.report.artifact_view import artifact_view

@@ -31,10 +31,9 @@ def test_fits_the_width_and_loses_no_digit(cases, kind, width):
 
 
 @pytest.mark.parametrize("name", ["top-100 error", "freedman, fixed alpha"])
-def test_a_wide_table_is_set_closer_and_not_cut(cases, monkeypatch, name):
+def test_a_wide_table_is_set_closer_and_not_cut(cases, name):
     line = cases["sampled"].certificate.bounds[0]
-    wide = {**line, "value": 123.4567, "random_guess": 10.0}
-    monkeypatch.setattr("tokenbound.report.terminal.line_name", lambda _: name)
+    wide = {**line, "value": 123.4567, "random_guess": 10.0, "method": name}
     buffer = io.StringIO()
     Console(file=buffer, width=80).print(LinesTable([wide], 0.05))
     text = buffer.getvalue()

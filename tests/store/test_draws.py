@@ -112,15 +112,15 @@ def test_no_more_than_delta_is_ever_spent(
 class Writers:
     """Some writers whose every read and write of the register is interleaved at random."""
 
-    def __init__(self, seed: int, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, seed: int, count: int, folder: Path) -> None:
         import threading
 
         self.random, self.turn = random.Random(seed), threading.Condition()
         self.waiting: set[int] = set()
         self.alive, self.next = set(range(count)), 0
         self.threading, self.found = threading, dict[int, int]()
-        for name in ("entries", "_write"):
-            monkeypatch.setattr(Register, name, self.paced(getattr(Register, name)))
+        steps = {name: self.paced(getattr(Register, name)) for name in ("entries", "_write")}
+        self.register = type("PacedRegister", (Register,), steps)
         threads = [threading.Thread(target=self.run, args=(number, folder)) for number in range(count)]
         self.names = {thread.name: number for number, thread in enumerate(threads)}
         for thread in threads:
@@ -151,7 +151,7 @@ class Writers:
 
     def run(self, number: int, folder: Path) -> None:
         try:
-            self.found[number] = Register(str(folder), [CORPUS]).assign(wanted(f"{number % 3}")).ordinal
+            self.found[number] = self.register(str(folder), [CORPUS]).assign(wanted(f"{number % 3}")).ordinal
         finally:
             with self.turn:
                 self.alive.discard(number)
@@ -160,14 +160,13 @@ class Writers:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_writers_at_once_never_share_an_ordinal(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writers_at_once_never_share_an_ordinal(seed: int, tmp_path: Path) -> None:
     """Four writers, two of them of the same configuration."""
-    found = Writers(seed, 4, tmp_path, monkeypatch).found
+    found = Writers(seed, 4, tmp_path).found
     holders: dict[int, set[int]] = defaultdict(set)
     for number, ordinal in found.items():
         holders[ordinal].add(number % 3)
     assert all(len(names) == 1 for names in holders.values()), found
-    monkeypatch.undo()
     for number in range(3):
         assert Register(str(tmp_path), [CORPUS]).assign(wanted(f"{number}")).ordinal in found.values()
 

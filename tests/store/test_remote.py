@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from losses_support import make_losses
@@ -15,7 +17,7 @@ from store_support import Fault, Rule, Store, faulty
 
 from tokenbound.errors import IncompleteError
 from tokenbound.store import filesystem as files
-from tokenbound.store import remote, retry
+from tokenbound.store import retry
 from tokenbound.store.patterns import matching_places
 from tokenbound.store.remote import RemoteFile
 from tokenbound.store.run import RunDirectory
@@ -25,12 +27,13 @@ LARGE = bytes(range(256)) * 50_000
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Short waits, and the names of the operations that were tried again."""
     seen: list[str] = []
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(retry, "observers", [seen.append])
-    return seen
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 20)))
+    retry.observers.append(seen.append)
+    yield seen
+    retry.observers.remove(seen.append)
 
 
 def use_everything(uri: str) -> None:
@@ -199,7 +202,7 @@ def test_waits_grow_and_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_that_does_not_come_is_asked_for_again(
     s3_store: Store, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "ANSWER_S", 3.0)
+    monkeypatch.setenv("TOKENBOUND_STORE_ANSWER_S", "3")
     filesystem, path = files.resolve(s3_store.place("bucket/late"))
     files.write_bytes(filesystem, path, b"late")
     first: Iterator[Fault] = iter(["slow"])

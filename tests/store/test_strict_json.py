@@ -51,14 +51,12 @@ def test_what_json_can_say_is_read_as_it_is() -> None:
     assert parse_json(b"[" + str(2**80).encode() + b"]", integer_bits=SUM_BITS) == [2**80]
 
 
-def test_large_records_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenbound.store.run.MAX_BYTES", 10)
+def test_large_records_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "certificate.json").write_text(json.dumps({"a": "x" * 20}))
     with pytest.raises(MismatchError, match=r"certificate.json is damaged \(29 bytes, more than the 10"):
-        RunDirectory(str(tmp_path)).read_json("certificate.json")
-    monkeypatch.setattr("tokenbound.store.strict_json.MAX_BYTES", 10)
+        RunDirectory(str(tmp_path)).read_json("certificate.json", max_bytes=10)
     with pytest.raises(StrictJsonError, match="more than the 10"):
-        parse_json(b'{"a": 1234567}')
+        parse_json(b'{"a": 1234567}', max_bytes=10)
 
 
 def test_references_that_multiply_are_counted() -> None:

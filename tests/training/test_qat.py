@@ -10,10 +10,10 @@ from training_support import Stream, settings, tiny_model
 
 from tokenbound.compression.artifact import assemble_artifact, decode_artifact, encode_artifact
 from tokenbound.compression.codecs.uniform import Grid, grid_values
-from tokenbound.compression.delta import Delta
 from tokenbound.compression.integers import encode_matrix, encode_vector
 from tokenbound.compression.regrid import artifact_grids, replace_grids, widened
 from tokenbound.compression.tensor import encode_tensor
+from tokenbound.compression.weight_delta import WeightDelta
 from tokenbound.config.compress import RoundToNearestSettings
 from tokenbound.config.family import (
     FAMILY,
@@ -25,9 +25,9 @@ from tokenbound.config.family import (
 )
 from tokenbound.models.build import build_model, trained_form
 from tokenbound.models.checkpoint import clean_architecture
-from tokenbound.models.delta import Weights, decode_weights, read_delta
 from tokenbound.models.structured.adapter import adapted_model, count_adapter, factor_names, save_adapter
 from tokenbound.models.structured.registry import attach_family, trained_tensors
+from tokenbound.models.weights import Weights, decode_weights, read_delta
 from tokenbound.training.loop import train
 from tokenbound.training.qat import GridModel, TrainedGrid, geometric_bits, round_through
 
@@ -173,7 +173,7 @@ def tiny_base() -> Weights:
     return Weights(clean_architecture(model.config.to_dict()), tensors)
 
 
-def encode_delta(architecture: dict[str, Any], delta: Delta, settings: RoundToNearestSettings) -> bytes:
+def encode_delta(architecture: dict[str, Any], delta: WeightDelta, settings: RoundToNearestSettings) -> bytes:
     coded = [encode_tensor(name, tensor, settings) for name, tensor in delta.tensors.items()]
     return assemble_artifact(architecture, coded, settings, base=delta.reference)
 

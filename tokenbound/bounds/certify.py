@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.coded import require_coded
 from tokenbound.bounds.exact import LineSums
 from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.printing import Measured
+from tokenbound.bounds.rounding import round_up
 from tokenbound.bounds.sampled_lines import expected_slacks, sampling_path
 from tokenbound.errors import MismatchError
 
 
 def certify(
-    tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: SamplingPlan | None = None
+    tunings: Sequence[Tuning],
+    sums: LineSums,
+    claim: Claim,
+    sampling: SamplingPlan | None = None,
+    *,
+    rounding: Callable[[float], float] = round_up,
 ) -> tuple[Line, ...]:
     """The lines of the certificate; together they hold with probability at least 1 - delta.
 
@@ -23,6 +29,7 @@ def certify(
         sums: their exact sums over every scored token.
         claim: what is claimed.
         sampling: the plan of a sampled run; the sums are then those of a prefix of the draw.
+        rounding: makes a value the printed one; must not make it smaller.
 
     Raises:
         MismatchError: tunings and sums belong to another claim, a tuning is not paid for, or tokens are missing or
@@ -39,7 +46,7 @@ def certify(
     azuma 2.594 4.282
     """
     _check(tunings, sums, claim, sampling)
-    return tuple(_line(tuning, i, sums, claim, sampling) for i, tuning in enumerate(tunings))
+    return tuple(_line(tuning, i, sums, claim, sampling, rounding) for i, tuning in enumerate(tunings))
 
 
 def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> None:
@@ -61,12 +68,19 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
         raise MismatchError("no token was scored")
 
 
-def _line(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> Line:
+def _line(
+    tuning: Tuning,
+    index: int,
+    sums: LineSums,
+    claim: Claim,
+    sampling: SamplingPlan | None,
+    rounding: Callable[[float], float],
+) -> Line:
     bound = token_bound(tuning.method)
     if tuning.unavailable is not None:
         return bound.unavailable_line(tuning, claim, sampled=sampling is not None)
     measured = _measured(tuning, index, sums, claim, sampling)
-    return bound.printed_line(tuning.top_k, bound.value(tuning, measured, claim), measured, claim)
+    return bound.printed_line(tuning.top_k, bound.value(tuning, measured, claim), measured, claim, rounding=rounding)
 
 
 def _measured(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> Measured:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.claim import DEFAULT_METHODS, Claim
 from tokenbound.bounds.lines import LINES, bound_named, find_bound, method_names
-from tokenbound.certificate.claim import plain
+from tokenbound.certificate.derived import plain
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL, protocol_bits
 from tokenbound.certificate.reduce import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
 from tokenbound.errors import InputError, MismatchError

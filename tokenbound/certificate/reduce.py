@@ -26,7 +26,7 @@ from tokenbound.bounds.reduction import Sums, Tunings, certified_lines, loss_pat
 from tokenbound.bounds.sampling import SamplingPath
 from tokenbound.errors import MismatchError
 from tokenbound.store.external_losses import iter_foreign
-from tokenbound.store.losses import LIST_COLUMNS, Losses
+from tokenbound.store.losses import LIST_COLUMNS, PIECE_TOKENS, Losses
 from tokenbound.store.run import CommitRecord, RunDirectory
 
 A = TypeVar("A")
@@ -88,6 +88,8 @@ class RunLedger:
     """What the run was called while its corpus was shorter; shards committed under these names stand."""
     records: tuple[CommitRecord, ...] | None = None
     """The commit records, where they were read already: what they vouch for cannot change any more."""
+    piece_tokens: int = PIECE_TOKENS
+    """About how many tokens are held at once."""
 
     def first_windows(self, count: int) -> RunLedger:
         """The same ledger, cut after this many windows, which lie in its last shard.
@@ -131,7 +133,7 @@ class RunLedger:
 
     def pieces(self, shard: int) -> Iterator[Losses]:
         """The same losses in consecutive pieces."""
-        pieces = RunDirectory(self.uri).pieces(self.record(shard), self.columns)
+        pieces = RunDirectory(self.uri).pieces(self.record(shard), self.columns, piece_tokens=self.piece_tokens)
         if self.last_windows is not None and shard == self.num_shards - 1:
             pieces = leading(pieces, self.last_windows)
         for piece in pieces:
@@ -146,6 +148,8 @@ class ForeignLedger:
     groups: tuple[tuple[str, int], ...]
     """(file, row group) of each shard."""
     vocab_size: int
+    piece_tokens: int = PIECE_TOKENS
+    """About how many tokens are held at once."""
 
     @property
     def num_shards(self) -> int:
@@ -159,7 +163,7 @@ class ForeignLedger:
     def pieces(self, shard: int) -> Iterator[Losses]:
         """The checked losses of a row group in consecutive pieces."""
         path, group = self.groups[shard]
-        for piece in iter_foreign(path, group):
+        for piece in iter_foreign(path, group, piece_tokens=self.piece_tokens):
             check_losses(piece, self.vocab_size, path)
             yield piece
 
@@ -312,7 +316,14 @@ def leading(pieces: Iterable[Losses], windows: int) -> Iterator[Losses]:
             return
 
 
-def exact_sums(ledger: Ledger, tunings: Sequence[Tuning], *, by_window: bool = False, run: Run = map) -> LineSums:
+def exact_sums(
+    ledger: Ledger,
+    tunings: Sequence[Tuning],
+    *,
+    by_window: bool = False,
+    run: Run = map,
+    shards_per_task: int = SHARDS_PER_TASK,
+) -> LineSums:
     """The exact pass of some lines over every shard, in order.
 
     Args:
@@ -320,12 +331,17 @@ def exact_sums(ledger: Ledger, tunings: Sequence[Tuning], *, by_window: bool = F
         tunings: the lines.
         by_window: keep each window's sums as well, for sampled runs.
         run: how functions are mapped over shards.
+        shards_per_task: how many shards one call of a mapped function takes.
     """
-    return _all_sums(ledger, Tunings(tuple(tunings)), by_window=by_window, run=run).lines
+    return _all_sums(
+        ledger, Tunings(tuple(tunings)), by_window=by_window, run=run, shards_per_task=shards_per_task
+    ).lines
 
 
-def _all_sums(ledger: Ledger, tunings: Tunings, *, by_window: bool, run: Run) -> Sums:
-    chunks = _chunks(ledger.num_shards, SHARDS_PER_TASK)
+def _all_sums(
+    ledger: Ledger, tunings: Tunings, *, by_window: bool, run: Run, shards_per_task: int = SHARDS_PER_TASK
+) -> Sums:
+    chunks = _chunks(ledger.num_shards, shards_per_task)
     return Sums.merged(list(run(partial(_merged_sums, ledger, tunings, by_window), chunks)))
 
 

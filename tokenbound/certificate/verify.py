@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound
 from tokenbound.bounds.lines.base import Setting
-from tokenbound.certificate.claim import code_split, derived_fields
+from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
     SOFTWARE_DECLARATIONS,
     applied_protocol,
@@ -35,6 +35,10 @@ from tokenbound.store.run import (
     sha256_hex,
 )
 from tokenbound.store.uri import base_name, join, split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-9
 """Recomputed floats may differ by this much between NumPy versions; integers, texts and digests not at all."""
@@ -296,7 +300,7 @@ def _verify_growth(certificate: CertificateRecord, records: tuple[CommitRecord, 
 def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
     from tokenbound.compression.artifact import parse_artifact
     from tokenbound.compression.methods import METHODS, plugins_of
-    from tokenbound.models.quantized.methods import arithmetic_of
+    from tokenbound.models.quantized.schemes import arithmetic_of
     from tokenbound.models.smoothing_head import alpha_min_of
 
     _require_equal("artifact_sha256", certificate.artifact_sha256, sha256_hex(data))
@@ -335,7 +339,7 @@ def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
 
 def _verify_base(certificate: CertificateRecord, named: dict[str, Any] | None) -> None:
     """A delta's base is the one that the artifact names, and is declared; a whole model has none."""
-    from tokenbound.compression.delta import NAMED_BASE
+    from tokenbound.compression.weight_delta import NAMED_BASE
 
     _require_equal(f"model.{NAMED_BASE}", certificate.model.get(NAMED_BASE), (named or {}).get(NAMED_BASE))
     recorded = certificate.scoring_identity.get("base") or {}
@@ -400,7 +404,7 @@ def _verify_num_tokens(certificate: CertificateRecord, scored: int, largest: int
         )
 
 
-def _planned_windows(certificate: CertificateRecord) -> Any:
+def _planned_windows(certificate: CertificateRecord) -> NDArray[np.int64]:
     import numpy as np
 
     from tokenbound.corpus.windows import hashed_order

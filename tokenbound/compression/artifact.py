@@ -155,7 +155,7 @@ def join_artifact(
     return data
 
 
-def _canonical_json(value: Any) -> bytes:
+def _canonical_json(value: object) -> bytes:
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()  # fails on halves of surrogate pairs
@@ -258,7 +258,7 @@ def _read_json(payload: memoryview, what: str) -> dict[str, Any]:
     return value
 
 
-def _is_canonical(value: Any, text: bytes) -> bool:
+def _is_canonical(value: object, text: bytes) -> bool:
     try:
         return _canonical_json(value) == text
     except InputError:

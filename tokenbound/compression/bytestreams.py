@@ -11,13 +11,16 @@ import lzma
 import zlib
 from collections.abc import Callable
 from math import log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.compression.coder import Ints, Pass, ReadingPass, WritingPass
 from tokenbound.compression.container import ArtifactError, Reader, varint
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Bytes = NDArray[np.uint8]
 
@@ -147,7 +150,7 @@ def _unxz(payload: memoryview, size: int) -> Bytes:
     return out[:place]
 
 
-def zstd_level(level: int) -> Any:
+def zstd_level(level: int) -> pa.Codec:
     """Pyarrow's zstd codec; imported late, because `inspect` and small models never need it."""
     import pyarrow as pa
 

@@ -14,6 +14,7 @@ Writing and reading share one protocol, `Pass`, so that what is built on it is w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,11 +54,12 @@ class Pass(Protocol):
         ...
 
 
-def constriction_streams() -> Any:
+def constriction_streams() -> ModuleType:
     """The library's stream coders; imported late, because `inspect` and configs never need them."""
     import constriction  # heavy, and untyped
 
-    return constriction.stream
+    stream: ModuleType = constriction.stream
+    return stream
 
 
 def frequencies(counts: Ints) -> Ints:

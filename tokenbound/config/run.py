@@ -526,7 +526,7 @@ def _chosen(kinds: list[type[BaseModel]], tag: str) -> list[type[BaseModel]]:
     return kinds
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -63,7 +63,7 @@ class SweepConfig(_Section):
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepEntry:
     """One configuration, ready to be run."""
 
     name: str
@@ -78,7 +78,7 @@ class Trial:
         return self.run.how.output.rpartition("/")[0]
 
 
-def expand_trials(config: SweepConfig, known: Mapping[str, Mapping[str, Any]]) -> tuple[Trial, ...]:
+def expand_entries(config: SweepConfig, known: Mapping[str, Mapping[str, Any]]) -> tuple[SweepEntry, ...]:
     """Every trial as validated configs, before anything is run.
 
     Args:
@@ -89,46 +89,46 @@ def expand_trials(config: SweepConfig, known: Mapping[str, Mapping[str, Any]]) -
         InputError: a name or a key that cannot be used; the message names the trial.
         MismatchError: a trial that was seen before has another configuration now.
     """
-    trials: list[Trial] = []
+    entries: list[SweepEntry] = []
     for name, changes in config.trials.items():
-        trial = _trial(config, name, changes)
-        if name in known and known[name]["identity"] != trial.identity:
+        entry = _entry(config, name, changes)
+        if name in known and known[name]["identity"] != entry.identity:
             raise MismatchError(
                 f"trial {name!r} of {config.how.output} had another configuration; give the new one a new name"
             )
-        trials.append(trial)
-    _refuse_shared_ordinals(trials)
-    return tuple(trials)
+        entries.append(entry)
+    _refuse_shared_ordinals(entries)
+    return tuple(entries)
 
 
-def _refuse_shared_ordinals(trials: Sequence[Trial]) -> None:
+def _refuse_shared_ordinals(entries: Sequence[SweepEntry]) -> None:
     """A number for several draws is none of them.
 
     Raises:
         InputError: two trials that share a sample or a holdout are given one ordinal.
     """
     given: dict[int, str] = {}
-    for trial in trials:
-        what = trial.run.what
+    for entry in entries:
+        what = entry.run.what
         if what.bound.trial == "auto" or (what.sample.is_full and what.bound.prior == "code"):
             continue
-        other = given.setdefault(what.bound.trial, trial.name)
-        if other != trial.name:
+        other = given.setdefault(what.bound.trial, entry.name)
+        if other != entry.name:
             raise InputError(
-                f"trials {other!r} and {trial.name!r}: evaluate.bound.trial {what.bound.trial} cannot number both; set "
+                f"trials {other!r} and {entry.name!r}: evaluate.bound.trial {what.bound.trial} cannot number both; set "
                 "it to auto, which counts them"
             )
 
 
-def remember(trials: tuple[Trial, ...], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def remember(entries: tuple[SweepEntry, ...], known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`known` for the next start: what was known, and the new trials behind it in order."""
     found = {name: dict(entry) for name, entry in known.items()}
-    for trial in trials:
-        found.setdefault(trial.name, {"identity": trial.identity})
+    for entry in entries:
+        found.setdefault(entry.name, {"identity": entry.identity})
     return found
 
 
-def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any]) -> Trial:
+def _entry(config: SweepConfig, name: str, changes: Mapping[str, Any]) -> SweepEntry:
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise InputError(f"trials: the name {name!r} must be letters, digits and . _ + -: it becomes a folder")
     tree: dict[str, Any] = {"train": copy.deepcopy(config.train), "evaluate": copy.deepcopy(config.evaluate)}
@@ -154,10 +154,10 @@ def _trial(config: SweepConfig, name: str, changes: Mapping[str, Any]) -> Trial:
     how = {**config.how.evaluate, "output": f"{folder}/run", "cache": cache}
     run = validate(RunConfig, {"what": {**tree["evaluate"], "corpus": corpus}, "how": how}, origin=origin)
     identity = [None if training is None else training.what.model_dump(mode="json"), run.what.model_dump(mode="json")]
-    return Trial(name, training, run, sha256_hex(canonical_json(identity)))
+    return SweepEntry(name, training, run, sha256_hex(canonical_json(identity)))
 
 
-def _change(tree: dict[str, Any], key: str, value: object, trial: str) -> None:
+def _change(tree: dict[str, Any], key: str, value: object, entry: str) -> None:
     """Set one dotted key.
 
     Raises:
@@ -165,10 +165,10 @@ def _change(tree: dict[str, Any], key: str, value: object, trial: str) -> None:
     """
     *parents, leaf = key.split(".")
     if not parents or parents[0] not in ("train", "evaluate") or tree[parents[0]] is None:
-        raise InputError(f"trial {trial!r}: {key!r} must begin with `train.` or `evaluate.`, as the base has them")
+        raise InputError(f"trial {entry!r}: {key!r} must begin with `train.` or `evaluate.`, as the base has them")
     node: Any = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise InputError(f"trial {trial!r}: {key!r}: {parent!r} is not a section of the config")
+            raise InputError(f"trial {entry!r}: {key!r}: {parent!r} is not a section of the config")
     node[leaf] = copy.deepcopy(value)

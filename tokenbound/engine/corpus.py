@@ -16,8 +16,8 @@ from tokenbound.config.run import CorpusConfig, WindowsConfig
 from tokenbound.corpus.documents import find_files
 from tokenbound.corpus.prepare import cache_name, corpus_rule, prepare_corpus
 from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
-from tokenbound.engine.cluster.ray_map import ray_map
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.store.uri import is_uri, join, split
@@ -79,9 +79,9 @@ def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> Prep
 
 
 def _told_map(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Like `ray_map`; says from time to time how far it is."""
+    """Like the executor's; says from time to time how far it is."""
     listed = list(items)
-    return told(ray_map(function, listed), "reading the corpus", len(listed))
+    return told(executor().map(function, listed), "reading the corpus", len(listed))
 
 
 def corpus_root(config: CorpusConfig, output: str, cache: str | None) -> str:

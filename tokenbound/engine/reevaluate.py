@@ -151,15 +151,15 @@ def _certificates(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
 
 
 def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
-    from tokenbound.engine.cluster.session import ray_session
+    from tokenbound.engine.cluster.executor import executor
     from tokenbound.engine.corpus import open_corpus
-    from tokenbound.engine.evaluate.prepare import check_run
+    from tokenbound.engine.evaluate.preparation import check_run
     from tokenbound.engine.evaluate.run import evaluate
 
     for run in night.runs:
         if run.what.model.artifact is not None or _artifact(night, run) is None:
             check_run(run)
-    with ray_session(night.runs[0].how.ray_address):
+    with executor().session(night.runs[0].how.ray_address):
         corpus = open_corpus(night.runs[0].what.corpus, output=night.home.uri, cache=night.cache)
         for run in night.runs:
             artifact = _artifact(night, run) or _encode(night, run)
@@ -175,7 +175,7 @@ def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[CertificateRecord, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.engine.evaluate.prepare import artifact_plugins, base_identity, identities, register_of
+    from tokenbound.engine.evaluate.preparation import artifact_plugins, base_identity, identities, register_of
 
     artifact = _artifact(night, run)
     if artifact is None:
@@ -197,7 +197,7 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
 
 def _placed(night: Night, run: RunConfig, artifact_sha256: str, manifest: Manifest) -> RunConfig:
     """The run of one model: its own directory, and of a sample the ordinal of the draw."""
-    from tokenbound.engine.evaluate.prepare import register_of
+    from tokenbound.engine.evaluate.preparation import register_of
 
     what, output = run.what, _place(night.home, artifact_sha256)
     if not what.sample.is_full:
@@ -222,7 +222,7 @@ def _place(home: RunDirectory, artifact_sha256: str) -> str:
 
 def _artifact(night: Night, run: RunConfig) -> bytes | None:
     """The bytes of a model; None for a checkpoint that has not been encoded yet."""
-    from tokenbound.engine.evaluate.prepare import read_artifact
+    from tokenbound.engine.evaluate.preparation import read_artifact
 
     if run.what.model.artifact is not None:
         return read_artifact(run.what.model.artifact)
@@ -234,7 +234,7 @@ def _encode(night: Night, run: RunConfig) -> bytes:
     """Encode a checkpoint once, on the corpus as it is, and keep the artifact: it is one hypothesis for all nights."""
     from tokenbound.corpus.prepared import PreparedCorpus
     from tokenbound.engine.corpus import text_of
-    from tokenbound.engine.evaluate.prepare import load_artifact
+    from tokenbound.engine.evaluate.preparation import load_artifact
 
     what = run.what
     data = load_artifact(what.model, what.corpus, text_of(PreparedCorpus(night.corpus_root), what.windows))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.patterns import require_quick_patterns
+from tokenbound.models.quantized.regexes import require_quick_patterns
 
 MERGE = (
     "merge it with peft (`model.merge_and_unload().save_pretrained(OUT)`) and give OUT as the checkpoint beside the "
@@ -196,16 +196,16 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
     return found
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     return value is None or value is False or (isinstance(value, str | Mapping | Sequence | set) and not value)
 
 
-def _refusal(key: str, value: Any, cure: str) -> InputError:
+def _refusal(key: str, value: object, cure: str) -> InputError:
     text = " ".join(repr(value).split())
     return InputError(f"adapter_config.json: {key} = {text[:120]} is not supported; {cure}")
 
 
-def _require_plain_init(value: Any) -> None:
+def _require_plain_init(value: object) -> None:
     if value is None or value is True or (isinstance(value, str) and value.lower() in _KEEPS_BASE):
         return
     raise InputError(
@@ -242,37 +242,45 @@ def _flag(given: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def _rank(value: Any) -> int:
+def _rank(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"rank {value!r}")
     return value
 
 
-def _alpha(value: Any) -> float:
+def _alpha(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"lora_alpha {value!r}")
     return float(value)
 
 
-def _names(value: Any) -> str | tuple[str, ...]:
+def _names(value: object) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else _list(value)
 
 
-def _list(value: Any) -> tuple[str, ...]:
-    found = (value,) if isinstance(value, str) else tuple(sorted(value)) if isinstance(value, set) else tuple(value)
-    if not all(isinstance(name, str) for name in found):
+def _elements(value: object) -> tuple[object, ...]:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{value!r} is not a list")
+    return tuple(sorted(value)) if isinstance(value, set) else tuple(value)
+
+
+def _list(value: object) -> tuple[str, ...]:
+    every = (value,) if isinstance(value, str) else _elements(value)
+    found = tuple(name for name in every if isinstance(name, str))
+    if len(found) < len(every):
         raise ValueError(f"names {value!r}")
     return found
 
 
-def _indices(value: Any) -> tuple[int, ...]:
-    found = (value,) if isinstance(value, int) else tuple(value)
-    if not all(isinstance(index, int) and index >= 0 for index in found):
+def _indices(value: object) -> tuple[int, ...]:
+    every = (value,) if isinstance(value, int) else _elements(value)
+    found = tuple(index for index in every if isinstance(index, int) and index >= 0)
+    if len(found) < len(every):
         raise ValueError(f"indices {value!r}")
     return found
 
 
-def _tokens(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+def _tokens(value: object) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
     if isinstance(value, Mapping):
         return {str(key): _indices(indices) for key, indices in value.items()}
     return _indices(value)

@@ -16,17 +16,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from tokenbound.compression.delta import Delta, adapter_delta, difference, low_rank_product
+from tokenbound.compression.weight_delta import WeightDelta, adapter_delta, difference, low_rank_product
 from tokenbound.errors import InputError
 from tokenbound.models.adapter_config import MERGE, AdapterConfig, parse_adapter_config
 from tokenbound.models.checkpoint import read_json, read_safetensors
 from tokenbound.models.hf_model import blank_model, tied_names
 from tokenbound.models.structured.layers import is_transposed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What peft saves of an adapter."""
@@ -108,7 +111,7 @@ def require_adapter_files(folder: Path) -> None:
 
 def read_adapter(
     folder: Path, architecture: dict[str, Any], base: Tensors
-) -> tuple[dict[str, Any], Delta, AdapterConfig]:
+) -> tuple[dict[str, Any], WeightDelta, AdapterConfig]:
     """What an adapter changes of a base.
 
     Args:
@@ -130,7 +133,7 @@ def read_adapter(
 
 def resolve_adapter(
     config: AdapterConfig, architecture: dict[str, Any], base: Tensors, adapter: Tensors
-) -> tuple[dict[str, Any], Delta]:
+) -> tuple[dict[str, Any], WeightDelta]:
     """An adapter as a delta: its own factors where the base can take them as they are, else the merged difference.
 
     Raises:
@@ -158,7 +161,7 @@ def _weights(changes: _Changes) -> set[str]:
 # --- What the config asks for --------------------------------------------------------------------------------------
 
 
-def _sort_tensors(config: AdapterConfig, model: Any, adapter: Tensors) -> _Changes:
+def _sort_tensors(config: AdapterConfig, model: PreTrainedModel, adapter: Tensors) -> _Changes:
     modules = dict(model.named_modules(remove_duplicate=False))
     known = set(model.state_dict())
     targets = {name for name in modules if name and _is_target(config, model, modules, name)}
@@ -219,7 +222,7 @@ def _parents(module: str) -> Iterable[str]:
     return (".".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
-def _is_target(config: AdapterConfig, model: Any, modules: Mapping[str, nn.Module], name: str) -> bool:
+def _is_target(config: AdapterConfig, model: PreTrainedModel, modules: Mapping[str, nn.Module], name: str) -> bool:
     module = modules[name]
     if config.target_modules == "all-linear":
         is_linear = isinstance(module, nn.Linear) or is_transposed(module)
@@ -239,7 +242,9 @@ def _is_transposed(module: nn.Module, name: str) -> bool:
     )
 
 
-def _token_layers(config: AdapterConfig, model: Any, modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+def _token_layers(
+    config: AdapterConfig, model: PreTrainedModel, modules: Mapping[str, nn.Module]
+) -> dict[str, tuple[int, ...]]:
     """Embeddings whose rows were trained, with the ids."""
     chosen = config.trainable_tokens
     if not chosen:
@@ -262,7 +267,7 @@ def _token_layers(config: AdapterConfig, model: Any, modules: Mapping[str, nn.Mo
     return {name: ids for name, ids in found.items() if found.get(source_of(name)) != ids}
 
 
-def _require_complete(config: AdapterConfig, model: Any, changes: _Changes) -> None:
+def _require_complete(config: AdapterConfig, model: PreTrainedModel, changes: _Changes) -> None:
     """Refuse an adapter that lacks a tensor its config promises: peft would leave it at its initialization."""
     for layer in changes.layers.values():
         for part in ("A", "B", *(["magnitude"] if config.use_dora else [])):
@@ -399,7 +404,7 @@ def _as_factors(
     ties: Mapping[str, str],
     changes: _Changes,
     untied: Mapping[str, str],
-) -> Delta:
+) -> WeightDelta:
     """The adapter's own tensors. A layer with another orientation or scaling than the rest has it in its factors."""
     replaced = _replaced_base(full, ties, untied, changes)
     tensors = {**replaced, **changes.saved}
@@ -441,7 +446,7 @@ def _as_difference(
     ties: Mapping[str, str],
     changes: _Changes,
     untied: Mapping[str, str],
-) -> Delta:
+) -> WeightDelta:
     """The merged weights, less the base's."""
     tuned = {**full, **_replaced_base(full, ties, untied, changes)}
     tuned |= {name: tensor.to(full[name].dtype) for name, tensor in changes.saved.items()}

@@ -86,7 +86,7 @@ class AttentionInBlocks(TorchFunctionMode):
             return self._attend(*args, scale=options.get("scale"))
         return func(*args, **options)
 
-    def _is_ours(self, query: Any, key: Any, value: Any, options: Mapping[str, Any]) -> bool:
+    def _is_ours(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Mapping[str, Any]) -> bool:
         return bool(
             options.get("is_causal")
             and options.get("attn_mask") is None

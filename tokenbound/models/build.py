@@ -16,8 +16,8 @@ from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import clean_architecture
 from tokenbound.models.hf_model import _load, _refuse_incomplete, _refuse_uncovered, _transposed, blank_model
 from tokenbound.models.quantized.layouts import dense_tensors
-from tokenbound.models.quantized.methods import (
-    method_of,
+from tokenbound.models.quantized.schemes import (
+    scheme_of,
 )
 from tokenbound.models.smoothing_head import take_head
 from tokenbound.models.structured.ngram_lm import decode_markov
@@ -174,7 +174,7 @@ def _build_plain(
         from tokenbound.models.build import decode_family
 
         return decode_family(architecture, tensors, dtype=dtype, device=device)
-    method = method_of(architecture)
+    method = scheme_of(architecture)
     blank = blank_model(architecture, len(tensors))
     if method is not None and method.package is None:
         tensors = dense_tensors(method, architecture, tensors, dtype=dtype, transposed=_transposed(blank))

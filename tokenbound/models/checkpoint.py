@@ -23,11 +23,11 @@ import torch
 from tokenbound.errors import InputError
 from tokenbound.models.hf_model import _without_copies, blank_model
 from tokenbound.models.quantized.deployed import read_records
-from tokenbound.models.quantized.methods import (
+from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
     RECORDS,
     implied_settings,
-    method_of,
+    scheme_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -244,7 +244,7 @@ def _read_architecture(directory: Path) -> dict[str, Any]:
             f"{directory}/config.json: transformers_weights names the weights {str(other)[:80]!r}, which are not read; "
             "save the model again with `model.save_pretrained`"
         )
-    method_of(raw, str(directory))
+    scheme_of(raw, str(directory))
     return clean_architecture(raw)
 
 
@@ -287,7 +287,7 @@ def clean_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _records(architecture: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """What the files' headers say of quantized weights, as a key of the architecture; empty for most methods."""
-    method = method_of(architecture)
+    method = scheme_of(architecture)
     if method is None or method.name != "torchao":
         return {}
     found = {name: record for path in _weight_files(directory) for name, record in read_records(path).items()}

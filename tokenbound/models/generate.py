@@ -9,7 +9,7 @@ import torch
 
 from tokenbound.errors import InputError
 from tokenbound.models.build import build_model
-from tokenbound.models.delta import Weights, decode_weights
+from tokenbound.models.weights import Weights, decode_weights
 
 
 def generate_ids(

@@ -14,11 +14,11 @@ import torch
 from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.deployed import load_deployed
-from tokenbound.models.quantized.methods import (
+from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
     RECORDS,
-    method_of,
     require_package,
+    scheme_of,
 )
 from tokenbound.models.smoothing_head import SMOOTHING
 
@@ -40,7 +40,7 @@ def _transposed(blank: PreTrainedModel) -> Callable[[str], bool]:
 def _load(
     blank: PreTrainedModel, architecture: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    method = method_of(architecture)
+    method = scheme_of(architecture)
     is_deployed = method is not None and method.package is not None
     if is_deployed:
         require_package(architecture)
@@ -108,7 +108,7 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
             if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
                 raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
             with torch.device("meta"):
-                return cast("PreTrainedModel", causal_class(config))
+                return causal_class(config)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
@@ -177,7 +177,7 @@ def _make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
             ) from error
 
 
-def _causal_class(config: PretrainedConfig) -> Any:
+def _causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kind = config.model_type
@@ -190,7 +190,7 @@ def _causal_class(config: PretrainedConfig) -> Any:
         raise InputError(f"{kind} is an encoder-only model and sees the tokens it predicts; {cure}")
     if getattr(config.get_text_config(), "use_bidirectional_attention", False):
         raise InputError(f"this {kind} attends in both directions and sees the tokens it predicts; {cure}")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:

@@ -6,7 +6,7 @@ Shape legend: B windows of a batch, L tokens of a window, V vocabulary, C tokens
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,23 @@ class ReplicaMemory:
         return self.weights_bytes + self.activations_bytes + self.logits_bytes
 
 
+def random_model(architecture: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """A causal LM, fresh from its initialisation, in the form in which its family is decoded; on the current device."""
+    blank = blank_model(architecture)
+    model: PreTrainedModel = type(blank)._from_config(blank.config, dtype=dtype)
+    attach_decoded(model, family_of(architecture))
+    model.eval()
+    return model
+
+
 def replica_memory(
-    architecture: Mapping[str, Any], *, dtype: torch.dtype, batch: int, length: int, device: str
+    architecture: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    device: str,
+    make: Callable[[Mapping[str, Any], torch.dtype], PreTrainedModel] = random_model,
 ) -> ReplicaMemory:
     """Predict the memory of one replica: the body's forward pass runs on tensors without storage.
 
@@ -56,6 +71,7 @@ def replica_memory(
         batch: B.
         length: L.
         device: `cpu` or `cuda`, which decides the chunk of logits.
+        make: builds the model from architecture and dtype.
 
     Raises:
         InputError: the architecture defines no causal language model.
@@ -68,7 +84,7 @@ def replica_memory(
         (146240, 4)
     """
     with _without_storage():
-        model = random_model(architecture, dtype)
+        model = make(architecture, dtype)
         fuse_activations(model)
         parameters = list(model.parameters())
         weights = sum(_bytes(parameter) for parameter in parameters) + sum(_bytes(buffer) for buffer in model.buffers())
@@ -96,15 +112,6 @@ def markov_memory(model: MarkovModel, *, batch: int, length: int, device: str) -
     return ReplicaMemory(
         entries + 2 * contexts, tables, batch * live.peak, _logits_bytes(vocab_size, torch.device(device))
     )
-
-
-def random_model(architecture: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    """A causal LM, fresh from its initialisation, in the form in which its family is decoded; on the current device."""
-    blank = blank_model(architecture)
-    model: PreTrainedModel = type(blank)._from_config(blank.config, dtype=dtype)
-    attach_decoded(model, family_of(architecture))
-    model.eval()
-    return model
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from tokenbound.models.chunks import (
     logits_statistics,
     require_compiler,
 )
-from tokenbound.models.delta import Weights, decode_weights
 from tokenbound.models.fusion import fuse_activations, fuse_norms
 from tokenbound.models.head import (
     Head,
@@ -39,6 +38,7 @@ from tokenbound.models.head import (
     max_positions,
 )
 from tokenbound.models.spread import is_spread
+from tokenbound.models.weights import Weights, decode_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -68,6 +68,8 @@ class Replica:
         device: torch.device | str = "cpu",
         chunk_tokens: int | None = None,
         compile: bool = False,
+        head: Head | None = None,
+        own_logits_bytes: int = OWN_LOGITS_BYTES,
     ) -> None:
         """Move the model to its device and recognise its head.
 
@@ -78,6 +80,8 @@ class Replica:
             device: where to run; of a model that `spread_model` placed, where its ids go in.
             chunk_tokens: tokens per chunk of logits; default from `chunk_shape`. Smaller values need less memory.
             compile: fuse the passes over a chunk of logits with `torch.compile`; where that fails they stay apart.
+            head: the model's head, where it is known; else it is found.
+            own_logits_bytes: memory for logits that the model makes itself, where its head is of no known form.
 
         Raises:
             InputError: a window is longer than the model's positions, or there is no compiler to compile with.
@@ -88,13 +92,14 @@ class Replica:
         if compile:
             require_compiler(self.device)
         self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
+        self.own_logits_bytes = own_logits_bytes
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = model.eval()
             if not is_spread(model):
                 cast(torch.nn.Module, model).to(self.device)
             fuse_activations(self.model)
             fuse_norms(self.model)
-            self.head = find_head(self.model)
+            self.head = head or find_head(self.model)
         if self.head is None and self.model.get_output_embeddings() is not None:
             logger.warning(
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
@@ -393,7 +398,7 @@ class Replica:
 
     def _rows_of_own_logits(self) -> int:
         """Windows per pass where the model makes its own logits: a divisor of B, so that every pass has one shape."""
-        fitting = max(1, OWN_LOGITS_BYTES // (4 * self.length * self.vocab_size))
+        fitting = max(1, self.own_logits_bytes // (4 * self.length * self.vocab_size))
         return max(rows for rows in range(1, self.batch + 1) if self.batch % rows == 0 and rows <= fitting)
 
 

@@ -14,14 +14,14 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from tokenbound.compression.artifact import parse_artifact
-from tokenbound.models.delta import Weights, decode_weights
+from tokenbound.models.weights import Weights, decode_weights
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,13 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"tokenbound-weights-{os.getuid()}"
 
 
-def shared_weights(data: bytes, folder: Path | None = None) -> Weights:
+def shared_weights(
+    data: bytes,
+    folder: Path | None = None,
+    *,
+    least_bytes: int = SHARED_BYTES,
+    decode: Callable[..., Weights] = decode_weights,
+) -> Weights:
     """As `decode_weights` of a whole model; of the processes of a machine that ask at the same time one decodes.
 
     Small weights are not worth it. Where there is no room or no place of one's own each process decodes, and says so.
@@ -51,6 +57,8 @@ def shared_weights(data: bytes, folder: Path | None = None) -> Weights:
     Args:
         data: the artifact's bytes.
         folder: where decoded weights are kept; default `default_folder`.
+        least_bytes: decoded weights smaller than this are not worth a file.
+        decode: makes the weights from the artifact's bytes and a number of `workers`.
 
     Raises:
         InputError: the artifact is a delta on a base.
@@ -58,8 +66,8 @@ def shared_weights(data: bytes, folder: Path | None = None) -> Weights:
     """
     parsed = parse_artifact(data)
     decoded_bytes = sum(item.decoded_bytes for item in parsed.coded)
-    if parsed.base is not None or decoded_bytes < SHARED_BYTES:
-        return decode_weights(data)
+    if parsed.base is not None or decoded_bytes < least_bytes:
+        return decode(data)
     folder = folder or default_folder()
     path = folder / f"{hashlib.sha256(data).hexdigest()}-{_FORMAT}.safetensors"
     try:
@@ -67,11 +75,20 @@ def shared_weights(data: bytes, folder: Path | None = None) -> Weights:
         with _alone(folder):
             if not path.exists():
                 _remove_unused(folder)
-                _write(path, decode_weights(data, workers=min(os.cpu_count() or 1, MAX_WORKERS)))
+                _write(path, decode(data, workers=min(os.cpu_count() or 1, MAX_WORKERS)))
             return _mapped(path)
     except OSError as error:
         logger.warning("decoded weights are not shared on this machine (%s); every replica decodes its own", error)
-        return decode_weights(data)
+        return decode(data)
+
+
+def release_weights() -> None:
+    """Give up the files that this process has mapped: from now on others may remove them. Pages in use stay readable.
+
+    Done by the system when a process ends.
+    """
+    while _held:
+        os.close(_held.pop())
 
 
 def _own_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +132,16 @@ def spread_model(model: PreTrainedModel, devices: Mapping[str, Any]) -> PreTrain
 
 
 def spread_over_gpus(
-    model: PreTrainedModel, architecture: Mapping[str, Any], *, gpus: int, dtype: torch.dtype, batch: int, length: int
+    model: PreTrainedModel,
+    architecture: Mapping[str, Any],
+    *,
+    gpus: int,
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    place: Callable[[PreTrainedModel, dict[str, int]], PreTrainedModel] = spread_model,
 ) -> PreTrainedModel:
-    """Spread a model over the first GPUs that this process sees, by their free memory.
+    """Spread a model over the first GPUs that this process sees, by their free memory; `place` puts its layers there.
 
     Raises:
         InputError: it does not fit.
@@ -142,7 +149,7 @@ def spread_over_gpus(
     needed = replica_memory(architecture, dtype=dtype, batch=batch, length=length, device="cuda")
     free = [torch.cuda.mem_get_info(index)[0] for index in range(gpus)]
     devices = plan_devices(model, free, working_bytes=needed.activations_bytes + needed.logits_bytes)
-    return spread_model(model, devices)
+    return place(model, devices)
 
 
 def is_spread(model: PreTrainedModel) -> bool:

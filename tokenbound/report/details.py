@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tokenbound.certificate.record import CertificateRecord
     from tokenbound.compression.inspection import ArtifactReport
 
@@ -120,7 +122,10 @@ class PositionLosses:
         return cls(tuple(nats.tolist()), tuple(int(count) for count in tokens))
 
 
-def _padded(values: Any, size: int) -> Any:
+T = TypeVar("T", bound=np.generic)
+
+
+def _padded(values: NDArray[T], size: int) -> NDArray[T]:
     return np.pad(values, (0, size - len(values)))
 
 
@@ -318,7 +323,7 @@ def _distribution(evidence: Evidence) -> LossDistribution | None:
     )
 
 
-def _half_octaves(values: Any) -> Floats:
+def _half_octaves(values: NDArray[np.number]) -> Floats:
     """Eight bins per octave added up to two."""
     inner = np.asarray(values[1:-1], np.float64).reshape(-1, 4).sum(axis=1)
     return np.concatenate([values[:1], inner, values[-1:]])

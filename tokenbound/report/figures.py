@@ -22,6 +22,7 @@ from tokenbound.report.words import headline, line_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from tokenbound.bounds.columns import Floats
     from tokenbound.certificate.record import CertificateRecord
 
 COMPLEXITY_ROLES = {
@@ -420,7 +421,7 @@ def _entropy(certificate: CertificateRecord, found: EntropyBins | None) -> Plot 
     return Plot("entropy", "Loss by entropy of the prediction", caption, svg, tuple(legend))
 
 
-def _forecast(certificate: CertificateRecord, entropy_bits: Any) -> Any:
+def _forecast(certificate: CertificateRecord, entropy_bits: Floats) -> Floats | None:
     """The forecast of the first line that makes one."""
     lines = [Line.from_dict(row) for row in certificate.bounds if row["value"]]
     found = [(find_bound(line.method), line) for line in lines]

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from tokenbound.engine.plan.run import Hypothesis, Outlook, Replicas, RunPlan, Work
+    from tokenbound.engine.plan.run import Forecast, Hypothesis, Outlook, Replicas, Work
 
 Rows = list[tuple[str, str]]
 
 
-def plan_view(plan: RunPlan) -> RenderableType:
+def plan_view(plan: Forecast) -> RenderableType:
     """The plan as a rich renderable: one line per question, assumptions below."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokenbound.errors import InputError
 from tokenbound.store import filesystem as files
-from tokenbound.store.losses import Losses, rows_per_piece
+from tokenbound.store.losses import PIECE_TOKENS, Losses, rows_per_piece
 from tokenbound.store.uri import reroot
 
 COLUMNS = ("nll", "entropy", "rank", "token")
@@ -101,7 +101,7 @@ def _open(path: str) -> pq.ParquetFile:
         raise InputError(f"{path} is not readable as Parquet: {error}".replace("\n", " ")) from None
 
 
-def iter_foreign(path: str, group: int) -> Iterator[Losses]:
+def iter_foreign(path: str, group: int, *, piece_tokens: int = PIECE_TOKENS) -> Iterator[Losses]:
     """One row group as consecutive pieces of losses; each row of a list column is a window.
 
     Raises:
@@ -109,7 +109,8 @@ def iter_foreign(path: str, group: int) -> Iterator[Losses]:
     """
     names = available_columns(path)
     file = _open(path)
-    for batch in file.iter_batches(rows_per_piece(file, group), row_groups=[group], columns=names, use_threads=False):
+    rows = rows_per_piece(file, group, piece_tokens=piece_tokens)
+    for batch in file.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
         yield _losses([batch.column(name) for name in names], names, path)
 
 

@@ -162,8 +162,10 @@ def from_parquet(data: bytes | pa.Buffer, columns: Sequence[str] | None = None, 
     return _from_arrays(names, [table[name].combine_chunks() for name in names], origin)
 
 
-def iter_parquet(data: bytes | pa.Buffer, columns: Sequence[str] | None = None, *, origin: str) -> Iterator[Losses]:
-    """Decode what :func:`to_parquet` wrote in consecutive pieces of whole windows, about `PIECE_TOKENS` tokens each.
+def iter_parquet(
+    data: bytes | pa.Buffer, columns: Sequence[str] | None = None, *, origin: str, piece_tokens: int = PIECE_TOKENS
+) -> Iterator[Losses]:
+    """Decode what :func:`to_parquet` wrote in consecutive pieces of whole windows, about `piece_tokens` tokens each.
 
     Where a piece ends depends on the file alone. Memory: the file's bytes and a few megabytes.
 
@@ -171,23 +173,26 @@ def iter_parquet(data: bytes | pa.Buffer, columns: Sequence[str] | None = None, 
         data: the file's bytes.
         columns: as in :func:`from_parquet`.
         origin: name for error messages.
+        piece_tokens: about how many tokens a piece has.
 
     Raises:
         MismatchError: as in :func:`from_parquet`.
     """
     with _damage_named(origin):
         file, names = _open(data, columns, origin)
-        for batch in file.iter_batches(rows_per_piece(file), columns=names, use_threads=False):
+        for batch in file.iter_batches(
+            rows_per_piece(file, piece_tokens=piece_tokens), columns=names, use_threads=False
+        ):
             yield _from_arrays(names, [batch.column(name) for name in names], origin)
 
 
-def rows_per_piece(file: pq.ParquetFile, group: int | None = None) -> int:
-    """Rows that hold about `PIECE_TOKENS` values, by the metadata of one row group, or of all; at least one."""
+def rows_per_piece(file: pq.ParquetFile, group: int | None = None, *, piece_tokens: int = PIECE_TOKENS) -> int:
+    """Rows of about `piece_tokens` values, by the metadata of one row group, or of all; at least one."""
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in (range(metadata.num_row_groups) if group is None else [group])]
     rows = sum(int(each.num_rows) for each in groups)
     values = max(sum(int(each.column(i).num_values) for each in groups) for i in range(metadata.num_columns))
-    return max(1, PIECE_TOKENS * rows // max(values, 1))
+    return max(1, piece_tokens * rows // max(values, 1))
 
 
 @contextmanager

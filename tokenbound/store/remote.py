@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ COPY_BYTES = 1 << 23
 READ_BYTES = 1 << 20
 """Least that a sequential reader asks for: a request costs as much as some hundred kilobytes."""
 ANSWER_S = 60.0
-"""Seconds without a byte after which a request to S3 counts as failed; Google's client has 120 of its own."""
+"""Seconds without a byte after which a request to S3 counts as failed; Google's client has 120 of its own.
+TOKENBOUND_STORE_ANSWER_S in the environment of a process changes them."""
 CONNECT_S = 10.0
 SCHEMES = ("s3", "gs", "gcs")
 """Schemes whose clients are kept and whose paths begin with a bucket."""
@@ -56,7 +58,7 @@ def _client(uri: str) -> FileSystem:
     return S3FileSystem(
         **{"allow_delayed_open": True} | options | {"region": filesystem.region},
         retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),
-        request_timeout=ANSWER_S,
+        request_timeout=float(os.environ.get("TOKENBOUND_STORE_ANSWER_S", ANSWER_S)),
         connect_timeout=CONNECT_S,
     )
 

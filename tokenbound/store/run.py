@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store import filesystem as files
-from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
+from tokenbound.store.losses import PIECE_TOKENS, Losses, from_parquet, iter_parquet, to_parquet
 from tokenbound.store.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.store.strict_json import INTEGER_BITS, MAX_BYTES, SUM_BITS, StrictJsonError, parse_json
 from tokenbound.store.uri import is_uri, join
@@ -136,7 +136,7 @@ class RunDirectory:
         """Write a file of the run atomically."""
         files.write_bytes(self.filesystem, self.path(name), data)
 
-    def read_json(self, name: str, *, integer_bits: int = INTEGER_BITS) -> Any:
+    def read_json(self, name: str, *, integer_bits: int = INTEGER_BITS, max_bytes: int = MAX_BYTES) -> Any:
         """Parsed JSON of a file of the run.
 
         Raises:
@@ -144,8 +144,8 @@ class RunDirectory:
             MismatchError: it is not JSON, or can be read in more than one way (see `strict_json`).
         """
         try:
-            self._refuse_large(name)
-            return parse_json(self.read(name), integer_bits=integer_bits)
+            self._refuse_large(name, max_bytes)
+            return parse_json(self.read(name), integer_bits=integer_bits, max_bytes=max_bytes)
         except StrictJsonError as error:
             raise MismatchError(f"{self.place(name)} is damaged ({error}); restore it or delete the run") from None
 
@@ -163,13 +163,13 @@ class RunDirectory:
             raise MismatchError(f"{self.place(PLAN)} is not a plan: {first_problem(error)}") from None
         return dict(tree)
 
-    def _refuse_large(self, name: str) -> None:
+    def _refuse_large(self, name: str, max_bytes: int = MAX_BYTES) -> None:
         """A local file is not even read where it is larger than any record."""
         place = Path(self.path(name))
-        if files.is_local(self.filesystem) and place.is_file() and place.stat().st_size > MAX_BYTES:
-            raise StrictJsonError(f"{place.stat().st_size:,} bytes, more than the {MAX_BYTES:,} of the largest record")
+        if files.is_local(self.filesystem) and place.is_file() and place.stat().st_size > max_bytes:
+            raise StrictJsonError(f"{place.stat().st_size:,} bytes, more than the {max_bytes:,} of the largest record")
 
-    def write_json(self, name: str, tree: Any) -> None:
+    def write_json(self, name: str, tree: object) -> None:
         """Write readable JSON atomically."""
         text = json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False)
         self.write(name, text.encode(errors="backslashreplace") + b"\n")  # as in `canonical_json`
@@ -290,14 +290,17 @@ class RunDirectory:
         self._check_counts(record, len(losses.window_id), losses.num_tokens)
         return losses
 
-    def pieces(self, record: CommitRecord, columns: Sequence[str] | None = None) -> Iterator[Losses]:
-        """The same losses in consecutive pieces of whole windows; counts are checked after the last one.
+    def pieces(
+        self, record: CommitRecord, columns: Sequence[str] | None = None, *, piece_tokens: int = PIECE_TOKENS
+    ) -> Iterator[Losses]:
+        """The same losses in pieces of whole windows of about `piece_tokens` tokens; counts are checked after the last.
 
         Raises:
             MismatchError: as for :meth:`losses`.
         """
         windows = tokens = 0
-        for piece in iter_parquet(self.committed_bytes(record), columns, origin=self.place(record.file)):
+        data, origin = self.committed_bytes(record), self.place(record.file)
+        for piece in iter_parquet(data, columns, origin=origin, piece_tokens=piece_tokens):
             windows, tokens = windows + len(piece.window_id), tokens + piece.num_tokens
             yield piece
         self._check_counts(record, windows, tokens)

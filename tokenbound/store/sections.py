@@ -210,7 +210,7 @@ class LineSection(TypedDict):
     note: str
 
 
-def _of(section: Any) -> Any:
+def _of(section: type) -> AfterValidator:
     """A dictionary that is checked against a section and stays as it is."""
     adapter: TypeAdapter[Any] = (
         TypeAdapter(section)
@@ -279,7 +279,7 @@ def first_problem(error: ValidationError, *, within: bool = False) -> str:
     return f".{place}: {reason}{shown}" if within else f"field {place!r}: {reason}{shown}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -295,7 +295,7 @@ EnvironmentDict = Annotated[dict[str, Any], _of(EnvironmentSection)]
 LineDict = Annotated[dict[str, Any], _of(LineSection), WithJsonSchema(TypeAdapter(Line).json_schema())]
 
 
-def keys_of(section: Any) -> frozenset[str]:
+def keys_of(section: type) -> frozenset[str]:
     """Every key that a section may have.
 
     >>> sorted(keys_of(CodeSplitSection))

@@ -35,16 +35,17 @@ class _Refused:
     reason: str
 
 
-def parse_json(data: bytes, *, integer_bits: int = INTEGER_BITS) -> Any:
+def parse_json(data: bytes, *, integer_bits: int = INTEGER_BITS, max_bytes: int = MAX_BYTES) -> Any:
     """Parse a JSON record.
 
     Args:
         data: its bytes, UTF-8.
         integer_bits: size of the largest integer.
+        max_bytes: how large it may be.
 
     Raises:
-        StrictJsonError: it is not JSON, or a key is given twice, a number is not finite or too large, or it is nested
-            too deeply; the message names the field.
+        StrictJsonError: it is larger, or not JSON, or a key is given twice, a number is not finite or too large, or it
+            is nested too deeply; the message names the field.
 
     >>> parse_json(b'{"a": 1}')
     {'a': 1}
@@ -52,8 +53,8 @@ def parse_json(data: bytes, *, integer_bits: int = INTEGER_BITS) -> Any:
     Traceback (most recent call last):
     tokenbound.store.strict_json.StrictJsonError: field 'a': the key 'b' is given twice
     """
-    if len(data) > MAX_BYTES:
-        raise StrictJsonError(f"{len(data):,} bytes, more than the {MAX_BYTES:,} of the largest record")
+    if len(data) > max_bytes:
+        raise StrictJsonError(f"{len(data):,} bytes, more than the {max_bytes:,} of the largest record")
     try:
         tree = json.loads(
             data.decode("utf-8"),
@@ -72,7 +73,7 @@ def parse_json(data: bytes, *, integer_bits: int = INTEGER_BITS) -> Any:
     return tree
 
 
-def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS, max_values: int = MAX_NODES) -> None:
+def check_tree(tree: object, *, integer_bits: int = INTEGER_BITS, max_values: int = MAX_NODES) -> None:
     """Refuse plain data that no record may hold.
 
     Args:
@@ -87,7 +88,7 @@ def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS, max_values: int =
     Traceback (most recent call last):
     tokenbound.store.strict_json.StrictJsonError: field 'seed': 18446744073709551616 does not fit into 64 bits
     """
-    left: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    left: list[tuple[tuple[object, ...], object]] = [((), tree)]
     seen = 0
     while left:
         path, node = left.pop()
@@ -108,7 +109,7 @@ def check_tree(tree: Any, *, integer_bits: int = INTEGER_BITS, max_values: int =
             left.extend(((*path, index), value) for index, value in enumerate(node))
 
 
-def _reason(node: Any, integer_bits: int) -> str | None:
+def _reason(node: object, integer_bits: int) -> str | None:
     """Why a value cannot be taken; None where it can."""
     if isinstance(node, _Refused):
         return node.reason
@@ -131,8 +132,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Any:
-    found: dict[str, Any] = {}
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object] | _Refused:
+    found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
             return _Refused(f"the key {_short(key)!r} is given twice")
@@ -140,20 +141,20 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     return found
 
 
-def _integer(text: str) -> Any:
+def _integer(text: str) -> int | _Refused:
     # Reading thousands of digits takes quadratic time, so they are counted first.
     return int(text) if len(text) <= 48 else _Refused(f"{_short(text)} does not fit into 64 bits")
 
 
-def _float(text: str) -> Any:
+def _float(text: str) -> float | _Refused:
     value = float(text)
     return value if math.isfinite(value) else _Refused(f"{_short(text)} is not a finite number")
 
 
-def _field(path: tuple[Any, ...]) -> str:
+def _field(path: tuple[object, ...]) -> str:
     return f"field {'.'.join(_short(part) for part in path)!r}: " if path else ""
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."

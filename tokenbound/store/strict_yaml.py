@@ -76,7 +76,7 @@ def parse_yaml(text: str) -> Any:
     return tree
 
 
-def as_json(tree: Any) -> str:
+def as_json(tree: object) -> str:
     """The same data as JSON, which has only text, numbers, booleans, lists and mappings.
 
     Raises:
@@ -88,7 +88,7 @@ def as_json(tree: Any) -> str:
         raise StrictYamlError(str(error)) from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, datetime.date | datetime.datetime):  # YAML's, of an unquoted name
         return value.isoformat()
     if isinstance(value, BaseModel):
@@ -96,6 +96,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{_short(value)} is neither text nor a number, boolean, list or mapping")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -43,15 +43,12 @@ def test_a_metric_takes_any_run_directory_and_never_stops_a_run(
 
     tags: list[str] = []
 
-    class Failing:
-        def inc(self, value: float, labels: dict[str, str]) -> None:
-            tags.extend(labels.values())
-            raise RuntimeError("the exporter\nis gone")
+    def fail(metric: Any, value: float, labels: dict[str, str]) -> None:
+        tags.extend(labels.values())
+        raise RuntimeError("the exporter\nis gone")
 
-        set = inc
-
-    monkeypatch.setattr(metrics, "_counter", lambda name: Failing())
-    monkeypatch.setattr(metrics, "_gauge", lambda name: Failing())
+    monkeypatch.setattr("ray.util.metrics.Counter.inc", fail)
+    monkeypatch.setattr("ray.util.metrics.Gauge.set", fail)
     name, *arguments = count
     for _ in range(2):
         getattr(metrics, name)(*arguments)

@@ -38,8 +38,9 @@ def site(tmp_path: Path) -> Path:
 def toy(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The method `sign`, installed for this process."""
     monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(METHODS, "_found", {})
+    METHODS.forget()
     yield site
+    METHODS.forget()
     sys.modules.pop("toy_sign", None)
 
 

@@ -27,7 +27,7 @@ from tokenbound.engine.compress.run import compress_checkpoint
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import IncompleteError, InputError, MismatchError
-from tokenbound.models.delta import read_base
+from tokenbound.models.weights import read_base
 from tokenbound.report.terminal import certificate_text
 from tokenbound.store.run import RunDirectory, losses_sha256
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from here_support import Cluster
 
 from tokenbound.config.run import HowConfig
+from tokenbound.engine.cluster.executor import use_executor
 from tokenbound.engine.cluster.session import Resources
-from tokenbound.engine.evaluate import graph
 from tokenbound.engine.evaluate.graph import Placement, place_replicas
 
 LAPTOP = Resources(cpus=2, gpus=0, cpus_of_a_node=2, gpus_of_a_node=0)
@@ -33,7 +34,7 @@ NO_GPU_YET = Resources(cpus=8, gpus=0, cpus_of_a_node=8, gpus_of_a_node=0)
     ],
 )
 def test_replicas_fit_the_cluster_and_may_grow_with_it(
-    resources: Resources, asked: dict[str, Any], shards: int, expected: Placement, monkeypatch: pytest.MonkeyPatch
+    resources: Resources, asked: dict[str, Any], shards: int, expected: Placement
 ) -> None:
-    monkeypatch.setattr(graph, "cluster_resources", lambda: resources)
-    assert place_replicas(HowConfig(output="runs/x", **asked), shards) == expected
+    with use_executor(Cluster(resources)):
+        assert place_replicas(HowConfig(output="runs/x", **asked), shards) == expected

@@ -12,7 +12,7 @@ from here_support import scoring_here
 from tokenbound.api import Certificate
 from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, WhatConfig
-from tokenbound.engine.evaluate.prepare import check_growth
+from tokenbound.engine.evaluate.preparation import check_growth
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import InputError, MismatchError

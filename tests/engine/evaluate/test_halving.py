@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from here_support import scoring_here
+from here_support import here, scoring_here
 
 from tokenbound.api import Certificate
 from tokenbound.certificate.identity import protocol_bits, smallest_batch
 from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
-from tokenbound.engine.evaluate import graph
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.evaluate.stages import ScoreShard
 from tokenbound.errors import MismatchError, ReplicaOutOfMemory
@@ -56,13 +55,11 @@ def in_this_process() -> Iterator[Callable[[int, int], None]]:
         yield lambda largest, first_shard=0: stack.enter_context(scoring_here(starved(largest, first_shard)))
 
 
-def test_out_of_memory_comes_out_of_the_actors_and_halves_the_batch(
-    run_tree: Tree, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graph, "ScoreShard", starved(2))
+def test_out_of_memory_comes_out_of_the_actors_and_halves_the_batch(run_tree: Tree) -> None:
     tree = run_tree()
     tree["how"]["replicas"] = 1
-    certificate, path = run(tree)
+    with here(scorer=starved(2)):
+        certificate, path = run(tree)
     assert certificate.protocol["batch"] == 2
     assert certificate.scoring_identity["protocol"]["batch"] == 4
     verify_beside(path)

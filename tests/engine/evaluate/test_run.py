@@ -20,7 +20,7 @@ from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import InputError, MismatchError, TokenboundError
-from tokenbound.models.quantized.methods import arithmetic_of
+from tokenbound.models.quantized.schemes import arithmetic_of
 from tokenbound.report.terminal import certificate_text
 from tokenbound.store.run import RunDirectory, losses_sha256
 

@@ -74,6 +74,7 @@ def test_a_window_without_finite_losses_goes_to_quarantine(tmp_path: Path) -> No
         "token": np.zeros(5, np.int32),
         "document": np.zeros(5, np.int64),
         "position": np.arange(5, dtype=np.int32),
+        "environment": "",
     }
     run = RunDirectory(str(tmp_path))
     assert CommitShard(run.uri, "f", (1,), store_tokens=False)(row)["unscored_windows"] == 1
@@ -100,13 +101,10 @@ def test_progress_counts_resumed_tokens_as_done_but_not_as_speed() -> None:
     assert "tokens/s" in describe_speed(1, 2, 3.0)
 
 
-def test_the_time_left_does_not_count_the_start_of_the_replicas(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_time_left_does_not_count_the_start_of_the_replicas(caplog: pytest.LogCaptureFixture) -> None:
     clock = [0.0]
-    monkeypatch.setattr("tokenbound.engine.cluster.progress.time.monotonic", lambda: clock[0])
     caplog.set_level("INFO", logger="tokenbound")
-    with TokenProgress(10_000, interval_s=30) as progress:
+    with TokenProgress(10_000, interval_s=30, clock=lambda: clock[0]) as progress:
         for now in (400.0, 430.0, 460.0):  # the first shard comes late, the others every 30 seconds
             clock[0] = now
             progress.advance(1000)
@@ -149,7 +147,7 @@ def test_a_shard_that_keeps_killing_its_actor_ends_the_run(tmp_path: Path) -> No
 
 
 def test_compiling_is_refused_early_without_a_compiler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenbound.models.chunks.shutil.which", lambda name: None)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     inputs = np.zeros((1, 32), np.int64)
     score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1, compile=True))
     with pytest.raises(InputError, match="no C"):

@@ -17,12 +17,12 @@ from training_support import artifact_with_head
 
 from tokenbound import cli
 from tokenbound.bounds.claim import Claim
-from tokenbound.certificate.claim import best_loss_line
+from tokenbound.certificate.derived import best_loss_line
 from tokenbound.config.compress import KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.config.family import MarkovFamily
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.compress.predicted_bound import lines_if_all
-from tokenbound.engine.evaluate.prepare import prepare
+from tokenbound.engine.evaluate.preparation import prepare
 from tokenbound.engine.plan import run as planning
 from tokenbound.engine.plan.run import plan_run, tokens_to_beat_guessing
 from tokenbound.engine.train.ngrams import encode_markov
@@ -103,14 +103,11 @@ def test_a_small_shape_without_weights_is_timed_with_random_ones(
     assert any("random weights" in note for note in plan.notes)
 
 
-def test_a_large_checkpoint_is_weighed_by_a_sample(
-    run_tree: Tree, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_checkpoint_is_weighed_by_a_sample(run_tree: Tree, tiny_checkpoint: Path) -> None:
     method = {"method": "rtn", "step": 0.5}
     config = config_of(run_tree(model={"checkpoint": str(tiny_checkpoint), "compress": method}))
     exact = plan_run(config, probe_seconds=0).hypothesis
-    monkeypatch.setattr(planning, "EXACT_WEIGHTS", 0)
-    estimated = plan_run(config, probe_seconds=0).hypothesis
+    estimated = plan_run(config, probe_seconds=0, exact_weights=0).hypothesis
     assert estimated.code_length_is == "estimated"
     assert estimated.artifact_bytes == pytest.approx(exact.artifact_bytes, rel=0.25)
     assert planning._coded_sample(str(tiny_checkpoint), KfacSettings()) is None
@@ -122,14 +119,13 @@ def test_a_large_checkpoint_is_weighed_by_a_sample(
 
 
 def test_a_large_quantized_checkpoint_is_weighed_by_its_bytes(
-    run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_tree: Tree, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     settings = {"quant_method": "gptq", "bits": 4}
     save_with_layout(tiny_checkpoint, tmp_path / "q", settings, lambda weights: gptq(weights, 4, 16))
     config = config_of(run_tree(model={"checkpoint": str(tmp_path / "q")}))
     exact = plan_run(config, probe_seconds=0).hypothesis
-    monkeypatch.setattr(planning, "EXACT_WEIGHTS", 0)
-    estimated = plan_run(config, probe_seconds=0).hypothesis
+    estimated = plan_run(config, probe_seconds=0, exact_weights=0).hypothesis
     assert estimated.code_length_is == "estimated"
     assert estimated.artifact_bytes == pytest.approx(exact.artifact_bytes, rel=0.25)
 

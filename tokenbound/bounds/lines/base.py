@@ -56,7 +56,7 @@ A bound that needs other columns, or sums that are no mean over tokens, derives 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -134,9 +134,17 @@ class Bound(ABC):
         """What guessing achieves: from here on a line is vacuous."""
         return random_guess(claim, top_k)
 
-    def printed_line(self, top_k: int | None, found: LineValue, measured: Measured, claim: Claim) -> Line:
+    def printed_line(
+        self,
+        top_k: int | None,
+        found: LineValue,
+        measured: Measured,
+        claim: Claim,
+        *,
+        rounding: Callable[[float], float] = round_up,
+    ) -> Line:
         """The line with its value rounded up, and whether it says anything."""
-        printed = round_up(found.value + (arithmetic_guard(found.value) if found.guard is None else found.guard))
+        printed = rounding(found.value + (arithmetic_guard(found.value) if found.guard is None else found.guard))
         guess = self.random_guess(claim, top_k)
         return Line(
             method=self.name,

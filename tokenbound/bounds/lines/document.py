@@ -17,7 +17,7 @@ A document may lie in several shards, so shards give the sum and the count of ev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from tokenbound.bounds.constants import ALPHA_GRID
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.lines.base import SeparateBound, Setting
 from tokenbound.bounds.printing import LineValue, Measured
+from tokenbound.bounds.rounding import round_up
 from tokenbound.bounds.search import Cells
 from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
 from tokenbound.errors import InputError, MismatchError
@@ -194,13 +195,16 @@ def merge_document_sums(parts: Sequence[DocumentSums]) -> DocumentSums:
     return DocumentSums(found, tokens, sums)
 
 
-def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
+def certify_document(
+    tuning: Tuning, sums: DocumentSums, claim: Claim, *, rounding: Callable[[float], float] = round_up
+) -> Line:
     """The printed document line: mean document loss + D sqrt(kappa / (2 documents)).
 
     Args:
         tuning: what :func:`choose_document` chose.
         sums: of every shard, merged.
         claim: what is claimed, with ``num_documents``.
+        rounding: makes the value the printed one; must not make it smaller.
 
     Raises:
         MismatchError: a tuning that is not paid for, or tokens or documents are missing or counted twice.
@@ -225,4 +229,4 @@ def certify_document(tuning: Tuning, sums: DocumentSums, claim: Claim) -> Line:
     gap, mean = (high - low) * math.sqrt(kappa / (2 * documents)), sums.mean_loss_bits
     form = {"alpha": tuning.alpha, "loss_range_bits": high - low, "documents": documents, "form": "documents, m fixed"}
     found = LineValue(mean + gap, gap / 2, gap / 2, tuning.tune_bits, form)
-    return DocumentBound().printed_line(None, found, Measured(mean, mean), claim)
+    return DocumentBound().printed_line(None, found, Measured(mean, mean), claim, rounding=rounding)

@@ -84,10 +84,12 @@ class TokenProgress:
         what: str = "scoring",
         console: Console | None = None,
         on_event: Callable[..., None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self.total, self.done, self.resumed = total_tokens, done_tokens, done_tokens
         self.interval_s, self.what, self.on_event = interval_s, what, on_event
-        self.started = self.last_line = time.monotonic()
+        self.started = self.last_line = self._clock()
         self.first: tuple[float, int] | None = None
         """When the first new tokens were done, and how many tokens were done then."""
         console = console or visible_console(file=sys.stderr)
@@ -108,7 +110,7 @@ class TokenProgress:
     @property
     def speed(self) -> float:
         """Tokens per second, without the start where that is over."""
-        now, (since, before) = time.monotonic(), (self.started, self.resumed)
+        now, (since, before) = self._clock(), (self.started, self.resumed)
         if self._is_steady(now) and self.first is not None:
             since, before = self.first
         return (self.done - before) / max(now - since, 1e-9)
@@ -131,7 +133,7 @@ class TokenProgress:
     def advance(self, tokens: int) -> None:
         """Count newly finished tokens."""
         self.done += tokens
-        now = time.monotonic()
+        now = self._clock()
         self.first = self.first or (now, self.done)
         known = self.done >= self.total or self._is_steady(now)
         text = describe_speed(self.done, self.total, self.speed) if known else describe_done(self.done, self.total)

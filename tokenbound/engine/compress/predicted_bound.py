@@ -15,15 +15,19 @@ from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.exact import line_sums
-from tokenbound.certificate.claim import code_split
+from tokenbound.certificate.derived import code_split
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL
 from tokenbound.corpus.windows import gather
-from tokenbound.engine.cluster.ray_map import ray_map
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.stages import open_plan
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from tokenbound.models.weights import Weights
+
     pass
 logger = logging.getLogger(__name__)
 
@@ -32,11 +36,11 @@ CALIBRATION_TOKENS = 1 << 18
 """Tokens that a calibration sees; feedback over columns gains from more, averages over layers would not."""
 
 
-TRIAL_TOKENS = 1 << 15
+CANDIDATE_TOKENS = 1 << 15
 """Tokens on which the rate search scores each candidate."""
 
 
-Method = Literal["azuma", "freedman"]
+BoundName = Literal["azuma", "freedman"]
 
 
 Losses = tuple[Any, Any, int]
@@ -48,7 +52,7 @@ def predicted_bound_bits(data: bytes, text: Text, windows: list[int]) -> float:
     return bound_if_all(_score(data, text, windows), len(data), text.num_tokens)
 
 
-def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: Method = "freedman") -> float:
+def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: BoundName = "freedman") -> float:
     """What a bound would be if every token of a corpus of this size had these losses. Not a bound.
 
     Args:
@@ -67,7 +71,7 @@ def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: Met
     return math.inf if value is None else value
 
 
-def lines_if_all(claim: Claim, nll: Any, entropy: Any, rank: Any = None) -> tuple[Line, ...]:
+def lines_if_all(claim: Claim, nll: ArrayLike, entropy: ArrayLike, rank: ArrayLike | None = None) -> tuple[Line, ...]:
     """The lines of a claim if every token of its corpus had these losses. Not bounds.
 
     Args:
@@ -87,7 +91,7 @@ def price_of_bits(unquantized: bytes, num_bytes: int, text: Text) -> float:
     The slope of the bound in the code length over its slope in the loss, at a size of `num_bytes` and the losses of the
     unquantized model on a few windows of the corpus: training on the grid ends near those, wherever it starts.
     """
-    windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
+    windows = text.windows(CANDIDATE_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
     return exchange_rate_nats(_score(unquantized, text, windows), num_bytes, text.num_tokens)
 
 
@@ -108,20 +112,22 @@ SIZE_STEP, LOSS_STEP = 0.05, 0.02
 """Relative steps of the differences in `exchange_rate_nats`."""
 
 
-def _score(data: bytes, text: Text, windows: list[int], base: Any = None) -> Losses:
+def _score(data: bytes, text: Text, windows: list[int], base: ray.ObjectRef[Weights] | None = None) -> Losses:
     """Losses of an artifact; of a delta with a reference to the weights of its base."""
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
     task = partial(_score_part, ray.put(data), base, text)
     with plain_errors():
-        scored = list(ray_map(task, [windows[part::parts] for part in range(parts)]))
+        scored = list(executor().map(task, [windows[part::parts] for part in range(parts)]))
     return np.concatenate([s[0] for s in scored]), np.concatenate([s[1] for s in scored]), scored[0][2]
 
 
-def _score_part(artifact: Any, base: Any, text: Text, windows: list[int]) -> tuple[Any, Any, int]:
+def _score_part(
+    artifact: ray.ObjectRef[bytes], base: ray.ObjectRef[Weights] | None, text: Text, windows: list[int]
+) -> Losses:
     import torch
 
-    from tokenbound.models.delta import decode_weights
     from tokenbound.models.replica import Replica
+    from tokenbound.models.weights import decode_weights
 
     torch.set_num_threads(1)
     corpus, plan = open_plan(text.corpus_root, text.spec)

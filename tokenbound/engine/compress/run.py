@@ -25,15 +25,15 @@ from tokenbound.config.run import CorpusConfig, RunConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.corpus.windows import gather
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
-from tokenbound.engine.cluster.ray_map import ray_map, ray_pool
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.checkpointed_parts import Parts
-from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, TRIAL_TOKENS, _score, bound_if_all
+from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, CANDIDATE_TOKENS, _score, bound_if_all
 from tokenbound.engine.corpus import SEED, Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.stages import open_plan
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.methods import method_of
+from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from tokenbound.compression.calibration import Calibration
     from tokenbound.compression.tensor import CodedTensor
-    from tokenbound.models.delta import Weights
+    from tokenbound.models.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def check_encoding(
         InputError: the files are not there, or the method cannot encode them.
     """
     from tokenbound.models.checkpoint import check_checkpoint
-    from tokenbound.models.delta import check_adapter, check_base, is_adapter
+    from tokenbound.models.weights import check_adapter, check_base, is_adapter
 
     method, path = settings or LosslessSettings(), local_copy(anchored(path))
     adapter = base is not None and is_adapter(path)
@@ -112,7 +112,7 @@ def _require_text(method: CompressionMethod) -> None:
 
 def _require_exact(architecture: Mapping[str, Any], method: CompressionMethod, path: str) -> None:
     """What is quantized already is kept as it is."""
-    quantized = method_of(architecture)
+    quantized = scheme_of(architecture)
     if quantized is not None and not method.is_exact:
         raise InputError(
             f"compress.method {method.name!r} would change what {quantized.name} made of {path}; use `lossless`, or "
@@ -150,7 +150,7 @@ def encode_checkpoint(
         InputError: the checkpoint cannot be read or encoded, does not fit the text, or a method lacks that.
     """
     from tokenbound.compression.artifact import assemble_artifact
-    from tokenbound.compression.delta import tensors_sha256
+    from tokenbound.compression.weight_delta import tensors_sha256
 
     chosen, path = settings or LosslessSettings(), anchored(path)
     content = _content(path, None if base is None else anchored(base), chosen)
@@ -205,7 +205,7 @@ def _content(path: str, base: str | None, method: CompressionMethod) -> _Content
         InputError: they cannot be read, or the method cannot encode this delta.
     """
     from tokenbound.models.checkpoint import read_checkpoint
-    from tokenbound.models.delta import is_adapter, read_base, read_delta
+    from tokenbound.models.weights import is_adapter, read_base, read_delta
 
     if base is None:
         checkpoint = read_checkpoint(local_copy(path))
@@ -239,7 +239,7 @@ def _encode(
     found = {name: data for name, data in kept.items() if data is not None}
     missing = [name for name in kept if name not in found]
     with plain_errors():
-        for name, coded in zip(missing, ray_map(task, missing), strict=True):
+        for name, coded in zip(missing, executor().map(task, missing), strict=True):
             found[name] = bytes([coded.codec]) + bytes(coded.payload)
             parts.put(key(name), found[name])
     return [
@@ -248,7 +248,12 @@ def _encode(
     ]
 
 
-def _encode_one(tensors: Any, calibration: Any, settings: CompressionMethod, name: str) -> CodedTensor:
+def _encode_one(
+    tensors: ray.ObjectRef[dict[str, torch.Tensor]],
+    calibration: ray.ObjectRef[Calibration | None],
+    settings: CompressionMethod,
+    name: str,
+) -> CodedTensor:
     import torch
 
     from tokenbound.compression.tensor import encode_tensor
@@ -267,10 +272,10 @@ def _calibration(path: str, text: Text, parts: Parts) -> Calibration:
     if missing:
         logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
     jobs = [(part, windows[part::count]) for part in missing]
-    resources = cluster_resources()
+    resources = executor().resources()
     device, slots = ("cuda", resources.gpus) if resources.gpus else ("cpu", resources.cpus)
     options = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
-    pool = ray_pool(partial(_Calibrator, path, text, device), jobs, actors=min(slots, len(jobs)), **options)
+    pool = executor().pool(partial(_Calibrator, path, text, device), jobs, actors=min(slots, len(jobs)), **options)
     with plain_errors():
         for part, found in zip(missing, told(pool, "calibrating", len(missing)), strict=True):
             parts.put(f"calibration {part}", write_calibration(found))
@@ -316,7 +321,7 @@ def _best_setting(
     """Golden section on the freedman bound that each candidate would have on this corpus."""
     from tokenbound.compression.rate import choose_rate
 
-    windows = text.windows(TRIAL_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
+    windows = text.windows(CANDIDATE_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
     base = None if content.base is None else ray.put(content.base)
     made: dict[float, bytes] = {}
 
@@ -356,7 +361,7 @@ def compress_checkpoint(
     architecture = check_encoding(path, settings, base=base, has_text=run is not None)
     if run is not None:
         require_fit(architecture, check_corpus(run.what.corpus).max_id, run.what.windows.length)
-    with ray_session(run.how.ray_address if run else None), plain_errors():
+    with executor().session(run.how.ray_address if run else None), plain_errors():
         if run is None:
             return encode_checkpoint(path, settings, base=base, work=work)
         corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)

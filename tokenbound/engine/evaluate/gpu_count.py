@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from tokenbound.config.run import HowConfig, WhatConfig
-from tokenbound.engine.cluster.session import cluster_resources
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.evaluate.graph import replica_device
 from tokenbound.errors import InputError
 
@@ -26,7 +24,7 @@ def replica_gpus(how: HowConfig, what: WhatConfig, architecture: Mapping[str, An
     """
     if replica_device(how) != "cuda":
         return 1
-    gpus, most = how.gpus_per_replica, cluster_resources().gpus_of_a_node
+    gpus, most = how.gpus_per_replica, executor().resources().gpus_of_a_node
     if gpus == "auto":
         # GPUs that an autoscaler has yet to bring cannot be asked for their memory.
         gpus = _gpus_by_memory(what, architecture, batch) if most else 1
@@ -42,14 +40,14 @@ def _gpus_by_memory(what: WhatConfig, architecture: Mapping[str, Any], batch: in
     import torch
 
     from tokenbound.models.memory import replica_memory
-    from tokenbound.models.quantized.methods import method_of
+    from tokenbound.models.quantized.schemes import scheme_of
 
-    if architecture.get("model_type") == "markov" or method_of(architecture) is not None:
+    if architecture.get("model_type") == "markov" or scheme_of(architecture) is not None:
         return 1
     dtype, length = getattr(torch, what.model.dtype), what.windows.length
     memory = replica_memory(architecture, dtype=dtype, batch=batch, length=length, device="cuda")
     copies = 1 if what.model.base is None else 2  # a delta's base scores beside it
-    return gpus_for_memory(architecture, memory, dtype=dtype, gpu_bytes=smallest_gpu_bytes(), copies=copies)
+    return gpus_for_memory(architecture, memory, dtype=dtype, gpu_bytes=executor().smallest_gpu_bytes(), copies=copies)
 
 
 def gpus_for_memory(
@@ -74,18 +72,3 @@ def gpus_for_memory(
     return copies * gpus_for(
         blank, weights_bytes=memory.weights_bytes, working_bytes=working, gpu_bytes=gpu_bytes, dtype=dtype
     )
-
-
-def smallest_gpu_bytes() -> int:
-    """Memory of the smallest GPU, asked on every node that has some."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    asked = ray.remote(num_gpus=1, num_cpus=0)(_gpu_bytes)
-    places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in nodes]
-    sizes: list[int] = ray.get([asked.options(scheduling_strategy=place).remote() for place in places])
-    return min(sizes)
-
-
-def _gpu_bytes() -> int:
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
 
 from tokenbound.config.run import HowConfig
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors
+from tokenbound.engine.cluster.executor import executor
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.evaluate.stages import CommitShard, ReadShard, ReplicaSpec, ScoreShard
 from tokenbound.errors import TokenboundError
 
@@ -60,7 +60,7 @@ class Placement:
 
 def replica_device(how: HowConfig) -> str:
     """Where replicas run: on GPUs if the cluster has some and nothing else was asked for."""
-    return how.device if how.device != "auto" else ("cuda" if cluster_resources().gpus else "cpu")
+    return how.device if how.device != "auto" else ("cuda" if executor().resources().gpus else "cpu")
 
 
 def place_replicas(how: HowConfig, num_shards: int, gpus: int = 1) -> Placement:
@@ -75,7 +75,7 @@ def place_replicas(how: HowConfig, num_shards: int, gpus: int = 1) -> Placement:
         num_shards: more replicas than shards have nothing to do.
         gpus: over which one replica is spread.
     """
-    resources, device = cluster_resources(), replica_device(how)
+    resources, device = executor().resources(), replica_device(how)
     slots = resources.gpus // gpus if device == "cuda" else resources.cpus
     most = max(1, num_shards if how.replicas == "auto" else min(how.replicas, num_shards))
     replicas = min(most, how.replicas if device == "cuda" and how.replicas != "auto" else max(1, slots))
@@ -91,11 +91,6 @@ class Shard:
     number: int
     windows: NDArray[np.int64]
     """Ids of its windows, in the order in which they are recorded."""
-
-
-def _untyped(stage: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A stage as Ray Data's types see it: they know neither typed rows nor classes."""
-    return cast(Callable[[dict[str, Any]], dict[str, Any]], stage)
 
 
 def score_shards(
@@ -116,23 +111,21 @@ def score_shards(
     """
     _configure()
     rows = [{"shard": shard.number, "windows": np.ascontiguousarray(shard.windows).tobytes()} for shard in shards]
-    tasks = TaskPoolStrategy(placement.tasks)
-    graph = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(_untyped(read), compute=tasks, num_cpus=0)
-        .map(
-            _untyped(ScoreShard),
-            fn_constructor_args=(replica,),
-            compute=placement.pool,
-            **placement.actor_options,
-        )
-        .map(_untyped(commit), compute=tasks, num_cpus=0)
+    stream = executor().stream(
+        rows,
+        read=read,
+        scorer=ScoreShard,
+        replica=replica,
+        commit=commit,
+        tasks=placement.tasks,
+        actors=placement.pool,
+        actor_options=placement.actor_options,
     )
     pending = {shard.number for shard in shards}
     failure: TokenboundError | None = None
     try:
         with plain_errors():
-            for row in graph.iter_rows():
+            for row in stream:
                 if row["shard"] not in pending:
                     raise RuntimeError(f"shard {row['shard']} came back twice or was never asked for")
                 pending.remove(row["shard"])

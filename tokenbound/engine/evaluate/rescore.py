@@ -239,7 +239,7 @@ def _require_corpus(
     _require_growth(certificate, manifest)
 
 
-def _same(left: Any, right: Any) -> bool:
+def _same(left: object, right: object) -> bool:
     if isinstance(left, float) and isinstance(right, float):
         return math.isclose(left, right, rel_tol=1e-9)
     return type(left) is type(right) and bool(left == right)
@@ -294,7 +294,7 @@ def _unmatched_names(
 
 def _base_of(certificate: CertificateRecord, base: str | None) -> str | None:
     """Where the base of a delta is, after checking that it is the certificate's; None for a whole model."""
-    from tokenbound.models.delta import read_base
+    from tokenbound.models.weights import read_base
 
     recorded = certificate.scoring_identity.get("base")
     if recorded is None or base is None:
@@ -469,5 +469,5 @@ class _Comparison:
             )
 
 
-def _is_flat(value: Any, tokens: int) -> bool:
+def _is_flat(value: object, tokens: int) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 1 and len(value) == tokens

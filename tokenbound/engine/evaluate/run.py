@@ -18,22 +18,30 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate.claim import claim_of, derived_fields
+from tokenbound.certificate.derived import claim_of, derived_fields
 from tokenbound.certificate.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
 from tokenbound.certificate.record import CertificateRecord, SamplingRecord, SelectionRecord
 from tokenbound.certificate.reduce import Reduction, RunLedger, reduce_ledger, reduced_columns
 from tokenbound.config.run import RunConfig
 from tokenbound.corpus.summary import corpus_section
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.metrics import count_halving, count_shard
 from tokenbound.engine.cluster.progress import TokenProgress
 from tokenbound.engine.cluster.ray_map import ray_map
-from tokenbound.engine.cluster.session import plain_errors, ray_session
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.evaluate.gpu_count import replica_gpus
 from tokenbound.engine.evaluate.graph import Placement, Shard, place_replicas, score_shards
-from tokenbound.engine.evaluate.prepare import Prepared, artifact_plugins, check_place, check_run, prepare, sample_size
+from tokenbound.engine.evaluate.preparation import (
+    Prepared,
+    artifact_plugins,
+    check_place,
+    check_run,
+    prepare,
+    sample_size,
+)
 from tokenbound.engine.evaluate.stages import CommitShard, ReadShard, ReplicaSpec
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory, TokenboundError
-from tokenbound.models.quantized.methods import arithmetic_of, method_of
+from tokenbound.models.quantized.schemes import arithmetic_of, scheme_of
 from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
@@ -72,7 +80,7 @@ def evaluate(
     """
     given = check_run(config)
     check_place(config, given)
-    with ray_session(config.how.ray_address):
+    with executor().session(config.how.ray_address):
         prepared = prepare(config, given)
         with _failure_noted(prepared.run):
             count = _score_all(prepared)
@@ -147,7 +155,7 @@ def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
 
 def _named_base(artifact: bytes) -> dict[str, str]:
     """The base that an adapter says it was trained on, where that is another one."""
-    from tokenbound.compression.delta import NAMED_BASE, named_base
+    from tokenbound.compression.weight_delta import NAMED_BASE, named_base
 
     named = named_base(artifact)
     return {} if named is None else {NAMED_BASE: named}
@@ -433,7 +441,7 @@ def _selection_record(prepared: Prepared) -> SelectionRecord | None:
 
 
 def _environment(architecture: dict[str, Any]) -> dict[str, Any]:
-    method = method_of(architecture)
+    method = scheme_of(architecture)
     packages = ["torch", "transformers", "numpy", "ray", "pyarrow"]
     packages += [method.name] if method is not None and method.package is not None else []
     return {

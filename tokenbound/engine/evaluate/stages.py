@@ -29,8 +29,8 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
 if TYPE_CHECKING:
-    from tokenbound.models.delta import Weights
     from tokenbound.models.replica import Replica
+    from tokenbound.models.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -245,8 +245,8 @@ def build_replicas(spec: ReplicaSpec, inputs: Ints) -> tuple[Replica, Replica | 
         InputError: a model fails either, or does not fit the windows; or base and delta differ in vocabulary.
         MismatchError: the delta was made on another base.
     """
-    from tokenbound.models.delta import decode_weights, read_base
     from tokenbound.models.shared import shared_weights
+    from tokenbound.models.weights import decode_weights, read_base
 
     if spec.device == "cpu":
         settle_on_cpu(spec.threads)

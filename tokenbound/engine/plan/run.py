@@ -17,20 +17,20 @@ import numpy as np
 import ray
 
 from tokenbound.bounds.claim import Claim
-from tokenbound.certificate.claim import best_loss_line, claim_of
+from tokenbound.certificate.derived import best_loss_line, claim_of
 from tokenbound.certificate.identity import configuration, scoring_protocol
 from tokenbound.compression.methods import CompressionMethod
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.config.run import RunConfig, WindowsConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import shard_slices
-from tokenbound.engine.cluster.ray_map import ray_map
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
+from tokenbound.engine.cluster.executor import executor
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.predicted_bound import lines_if_all
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
-from tokenbound.engine.evaluate.gpu_count import gpus_for_memory, smallest_gpu_bytes
+from tokenbound.engine.evaluate.gpu_count import gpus_for_memory
 from tokenbound.engine.evaluate.graph import Placement, place_replicas, replica_device
-from tokenbound.engine.evaluate.prepare import (
+from tokenbound.engine.evaluate.preparation import (
     BYTES_PER_TOKEN,
     artifact_architecture,
     check_model,
@@ -46,7 +46,7 @@ from tokenbound.engine.evaluate.prepare import (
 from tokenbound.engine.evaluate.stages import ReplicaSpec, open_plan
 from tokenbound.engine.plan.throughput import Probe, measure_speed
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.methods import method_of
+from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import sha256_hex
@@ -150,7 +150,7 @@ class Outlook:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class Forecast:
     """Costs and prospects of a run."""
 
     work: Work
@@ -180,7 +180,8 @@ def plan_run(
     bits_per_weight: float | None = None,
     gpu_bytes: int = 80 * 2**30,
     gpu_tflops: float = GPU_TFLOPS,
-) -> RunPlan:
+    exact_weights: int = EXACT_WEIGHTS,
+) -> Forecast:
     """Prepare the corpus, weigh the model, and measure the replicas' speed.
 
     Args:
@@ -189,6 +190,7 @@ def plan_run(
         bits_per_weight: assume this code length; for checkpoints that are not worth encoding now.
         gpu_bytes: memory of a GPU where the cluster has none to ask.
         gpu_tflops: 10^12 operations per second that a GPU sustains, for hours that cannot be measured here.
+        exact_weights: up to how many weights a checkpoint is encoded whole; of a larger one a sample is.
 
     Raises:
         InputError: config, corpus or model cannot be used, or the model is a delta.
@@ -199,12 +201,12 @@ def plan_run(
     data = None if artifact is None else read_artifact(artifact)
     architecture = _of_checkpoint(config) if data is None else artifact_architecture(data, config.what.corpus)
     check_model(architecture, check_corpus(config.what.corpus).max_id, config.what.windows.length)
-    with ray_session(config.how.ray_address):
+    with executor().session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
         model = (
-            _model(config, text, architecture, bits_per_weight)
+            _model(config, text, architecture, bits_per_weight, exact_weights)
             if data is None
             else _Model(architecture, data, len(data), "exact")
         )
@@ -218,7 +220,7 @@ def plan_run(
     claim = _claim(config, model, probe, corpus.manifest.vocab_size, text)
     bits = claim.code_length_bits if claim else None
     hypothesis = Hypothesis(parameters, model.num_bytes, bits, model.provenance)
-    return RunPlan(
+    return Forecast(
         work,
         hypothesis,
         _timed(replicas, probe, work.tokens_to_score),
@@ -254,7 +256,9 @@ def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
     return architecture
 
 
-def _model(config: RunConfig, text: Text, architecture: dict[str, Any], bits_per_weight: float | None) -> _Model:
+def _model(
+    config: RunConfig, text: Text, architecture: dict[str, Any], bits_per_weight: float | None, exact_weights: int
+) -> _Model:
     """A checkpoint, and what it will weigh."""
     choice, corpus = config.what.model, config.what.corpus
     assert choice.checkpoint is not None
@@ -264,14 +268,14 @@ def _model(config: RunConfig, text: Text, architecture: dict[str, Any], bits_per
         return _Model(architecture, None, math.ceil(bits_per_weight * parameters / 8), "assumed")
     if not any(Path(checkpoint).expanduser().glob("*.safetensors")):
         return _Model(architecture, None, None, "unknown")
-    if parameters <= EXACT_WEIGHTS:
+    if parameters <= exact_weights:
         data = load_artifact(choice, corpus, text)
         return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
     sample = _coded_sample(checkpoint, choice.compress or LosslessSettings())
     if sample is None:
         return _Model(architecture, None, None, "unknown")
     coded, tensors = sample
-    if method_of(architecture) is None:
+    if scheme_of(architecture) is None:
         share = parameters / sum(tensor.numel() for tensor in tensors)
     else:  # an element may hold many codes
         files = Path(checkpoint).expanduser().glob("*.safetensors")
@@ -293,7 +297,7 @@ def _coded_sample(checkpoint: str, settings: CompressionMethod) -> tuple[int, li
 
     tensors = sample_weights(Path(checkpoint).expanduser(), tensors=SAMPLED_TENSORS, weights=SAMPLED_WEIGHTS)
     with plain_errors():
-        sizes = list(ray_map(partial(_encoded_bytes, settings), tensors.items()))
+        sizes = list(executor().map(partial(_encoded_bytes, settings), tensors.items()))
     return sum(sizes), list(tensors.values())
 
 
@@ -312,12 +316,12 @@ def _replicas(
     """How many replicas there will be, the memory of one, and the number of weights."""
     what, device = config.what, replica_device(config.how)
     memory = _memory(model, what.model.dtype, what.windows, device)
-    gpu = smallest_gpu_bytes() if device == "cuda" and cluster_resources().gpus else gpu_bytes
+    gpu = executor().smallest_gpu_bytes() if device == "cuda" and executor().resources().gpus else gpu_bytes
     gpus = _gpus(config, model, memory, gpu)
     placement = place_replicas(config.how, work.num_shards, gpus if device == "cuda" else 1)
     host = HOST_COPIES * memory.weights_bytes + memory.activations_bytes + memory.logits_bytes
     if device == "cuda":
-        fits = gpus <= cluster_resources().gpus_of_a_node
+        fits = gpus <= executor().resources().gpus_of_a_node
     else:
         fits = host * placement.replicas <= _host_bytes()
     sizes = (memory.weights_bytes, memory.activations_bytes, memory.logits_bytes, memory.total_bytes)

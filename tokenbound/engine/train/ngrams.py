@@ -16,9 +16,9 @@ from tokenbound.compression.tensor import CodedTensor
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.config.family import FAMILY, MarkovFamily
 from tokenbound.corpus.prepared import PreparedCorpus
-from tokenbound.engine.cluster.ray_map import ray_map
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
-from tokenbound.engine.compress.predicted_bound import TRIAL_TOKENS, predicted_bound_bits
+from tokenbound.engine.compress.predicted_bound import CANDIDATE_TOKENS, predicted_bound_bits
 from tokenbound.engine.corpus import CorpusStream, Text
 from tokenbound.errors import InputError
 from tokenbound.models.structured.ngram_lm import NUMBERS
@@ -49,7 +49,7 @@ def count_corpus(corpus: PreparedCorpus, order: int, vocab_size: int) -> Counts:
         (max(0, start - order), min(total, start + TOKENS_PER_TASK)) for start in range(0, total, TOKENS_PER_TASK)
     ]
     with plain_errors():
-        return merge_counts(list(ray_map(partial(_count_range, corpus.root, order, vocab_size), ranges)))
+        return merge_counts(list(executor().map(partial(_count_range, corpus.root, order, vocab_size), ranges)))
 
 
 def _count_range(root: str, order: int, vocab_size: int, bounds: tuple[int, int]) -> Counts:
@@ -78,7 +78,7 @@ def fit_markov(
     if corpus.manifest.tokens <= family.order:
         raise InputError(f"the corpus has {corpus.manifest.tokens} tokens, fewer than family.order + 1")
     grams = build_grams(count_corpus(corpus, family.order, vocab_size), family.order, vocab_size)
-    windows, made = text.windows(TRIAL_TOKENS), dict[float, tuple[bytes, Fitted]]()
+    windows, made = text.windows(CANDIDATE_TOKENS), dict[float, tuple[bytes, Fitted]]()
 
     def bound_at(rate: float) -> float:
         fitted = fit_tree(grams, vocab_size, rate)

@@ -21,8 +21,9 @@ from ray.train.torch import TorchTrainer
 
 from tokenbound.config.run import PretrainHow, TrainingConfig
 from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import describe_speed
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import CorpusStream
 from tokenbound.errors import TokenboundError
 from tokenbound.store.run import RunDirectory
@@ -39,7 +40,7 @@ STATE = "state.pt"
 class Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train's, without its own answer to SIGINT, which ends the program as if it were done."""
 
-    def _register_sigint_handler(self, controller: Any) -> None:
+    def _register_sigint_handler(self, controller: object) -> None:
         """Leave the program's answer in place."""
 
 
@@ -70,38 +71,35 @@ def fit(
     import torch
 
     output = Path(how.output).absolute()
-    resources = cluster_resources()
+    resources = executor().resources()
     use_gpu = how.device == "cuda" or (how.device == "auto" and resources.gpus > 0)
     share = max(1, (resources.cpus - 1 if resources.cpus > 2 else resources.cpus) // how.workers)
     cpus = share if how.threads == "auto" else how.threads
-    trainer = Trainer(
-        _worker,
-        train_loop_config={
-            "build": build,
-            "training": training,
-            "corpus_root": corpus.root,
-            "output": str(output),
-            "threads": cpus,
-            "cuda": use_gpu,
-            "checkpoint_interval_s": how.checkpoint_interval_s,
-            "progress_interval_s": how.progress_interval_s,
-            "trackers": how.log,
-            "folder": str(output / folder),
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=how.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": max(0.5, cpus - 0.5), **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=folder,
-            storage_path=str(output),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=2),
-        ),
+    settings = {
+        "build": build,
+        "training": training,
+        "corpus_root": corpus.root,
+        "output": str(output),
+        "threads": cpus,
+        "cuda": use_gpu,
+        "checkpoint_interval_s": how.checkpoint_interval_s,
+        "progress_interval_s": how.progress_interval_s,
+        "trackers": how.log,
+        "folder": str(output / folder),
+    }
+    scaling = ray.train.ScalingConfig(
+        num_workers=how.workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": max(0.5, cpus - 0.5), **({"GPU": 1} if use_gpu else {})},
+    )
+    run = ray.train.RunConfig(
+        name=folder,
+        storage_path=str(output),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        failure_config=ray.train.FailureConfig(max_failures=2),
     )
     with _progress_lines(output), plain_errors():
-        result = trainer.fit()
+        result = executor().train(Trainer, _worker, settings, scaling_config=scaling, run_config=run)
     if result.checkpoint is None:
         raise TokenboundError(f"training ended without a checkpoint ({result.error}); see {output / folder}")
     with result.checkpoint.as_directory() as path:

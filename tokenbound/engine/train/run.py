@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from tokenbound.config.family import Family, LoraFamily, MarkovFamily
 from tokenbound.config.run import FinishConfig, PretrainConfig, TrainingConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
-from tokenbound.engine.cluster.session import ray_session
+from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.compress.predicted_bound import price_of_bits
 from tokenbound.engine.compress.run import counted_tokenizer, encode_checkpoint
 from tokenbound.engine.corpus import check_corpus, open_corpus, text_of
 from tokenbound.engine.train.ray_train import fit
-from tokenbound.engine.train.smoothing_head import add_smoothing_head
+from tokenbound.engine.train.smoothing import add_smoothing_head
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig) -> Trained:
         return Trained(**run.read_json(FINISHED))
     architecture = check_training(config)
     _claim_output(config, output)
-    with ray_session(config.how.ray_address):
+    with executor().session(config.how.ray_address):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         trained = _count(config, corpus, run) if architecture is None else _train(config, architecture, corpus, run)
     run.write_json(FINISHED, asdict(trained))
@@ -184,7 +184,7 @@ def _architecture(config: PretrainConfig, rule: CorpusRule) -> dict[str, Any]:
     if config.what.artifact is not None:
         return _trainable_artifact(config.what.artifact)
     if config.what.base is not None:
-        from tokenbound.models.delta import check_base
+        from tokenbound.models.weights import check_base
 
         return check_base(local_copy(config.what.base))
     if config.what.start is not None:
@@ -250,9 +250,9 @@ def _require_tokens(config: PretrainConfig, corpus: PreparedCorpus) -> None:
 def _check_family(config: PretrainConfig, architecture: dict[str, Any]) -> int:
     """A family that does not fit is refused; how many parameters it trains."""
     from tokenbound.models.build import count_trained
-    from tokenbound.models.delta import Weights
     from tokenbound.models.structured.adapter import count_adapter
     from tokenbound.models.structured.registry import family_of
+    from tokenbound.models.weights import Weights
 
     family = family_of(architecture) or config.what.family
     if config.what.base is None:
@@ -291,8 +291,8 @@ def _adapter_builder(config: PretrainConfig) -> Callable[[], Any] | None:
 
 
 def _build_adapter(base: str, family: LoraFamily) -> PreTrainedModel:
-    from tokenbound.models.delta import read_base
     from tokenbound.models.structured.adapter import adapted_model
+    from tokenbound.models.weights import read_base
 
     return adapted_model(read_base(local_copy(base)), family)
 

@@ -22,8 +22,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.methods import QUANTIZATION, RECORDS, Method
-from tokenbound.models.quantized.patterns import require_quick_patterns
+from tokenbound.models.quantized.regexes import require_quick_patterns
+from tokenbound.models.quantized.schemes import QUANTIZATION, RECORDS, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def load_deployed(
-    blank: PreTrainedModel, method: Method, architecture: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype
+    blank: PreTrainedModel, method: Scheme, architecture: Mapping[str, Any], tensors: Tensors, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Any]]:
     """Load a model as its checkpoint would be.
 
@@ -76,7 +76,7 @@ def load_deployed(
     return model, report
 
 
-def _settings(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(method: Scheme, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The config as it is, but for what transformers cannot load so: packed zero points of compressed-tensors.
 
     Those it restores only while loading, to the same weights, and with one scheme for all layers.

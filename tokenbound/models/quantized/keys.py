@@ -92,12 +92,12 @@ def require_known_settings(method: str, settings: Mapping[str, Any]) -> None:
         _require_one_layout(settings)
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: object) -> bool:
     """Whether a key is as good as absent."""
     return value is None or value is False or (isinstance(value, str | Mapping | Sequence) and not value)
 
 
-def refusal(method: str, key: str, value: Any) -> InputError:
+def refusal(method: str, key: str, value: object) -> InputError:
     """The error for a key that is not understood."""
     text = " ".join(repr(value).split())[:120]
     return InputError(f"quantization_config: {key} = {text} is not understood for {method}; {CURE}")

@@ -24,7 +24,7 @@ import torch
 
 from tokenbound.errors import InputError
 from tokenbound.models.quantized import quip
-from tokenbound.models.quantized.methods import QUANTIZATION, Method
+from tokenbound.models.quantized.schemes import QUANTIZATION, Scheme
 
 Tensors = Mapping[str, torch.Tensor]
 Settings = Mapping[str, Any]
@@ -43,7 +43,7 @@ class Layout:
 
 
 def dense_tensors(
-    method: Method,
+    method: Scheme,
     architecture: Mapping[str, Any],
     tensors: Tensors,
     *,
@@ -82,7 +82,7 @@ def dense_tensors(
     return out
 
 
-def _restore(layout: Layout, method: Method, layer: str, parts: Tensors, settings: Settings) -> torch.Tensor:
+def _restore(layout: Layout, method: Scheme, layer: str, parts: Tensors, settings: Settings) -> torch.Tensor:
     try:
         return layout.restore(parts, settings)
     except InputError as error:

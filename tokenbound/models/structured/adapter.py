@@ -1,8 +1,8 @@
 """LoRA through `peft` on a pretrained base that stays as it is: what a delta artifact of the kind `adapter` holds.
 
-The factors are `peft`'s own, saved as `peft` saves them; see `tokenbound.compression.delta` for how they are coded and
-put onto the base again, without `peft`. Parameters: r (inputs + outputs) for each layer. The artifact pays for the
-factors alone, and that is honest only where the base was fixed without regard to the scored tokens.
+The factors are `peft`'s own, saved as `peft` saves them; see `tokenbound.compression.weight_delta` for how they are
+coded and put onto the base again, without `peft`. Parameters: r (inputs + outputs) for each layer. The artifact pays
+for the factors alone, and that is honest only where the base was fixed without regard to the scored tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 
 from tokenbound.config.family import LoraFamily
 from tokenbound.models.build import build_model
-from tokenbound.models.delta import Weights
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.structured.layers import linear_layers
 from tokenbound.models.structured.lora import check_rank, lora_config, peft_module
+from tokenbound.models.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +60,6 @@ def factor_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def save_adapter(model: PreTrainedModel, base: str, folder: Path) -> None:
-    """Write the factors as `peft` does, for it and for `tokenbound.models.delta.read_delta`."""
+    """Write the factors as `peft` does, for it and for `tokenbound.models.weights.read_delta`."""
     model.peft_config[ADAPTER].base_model_name_or_path = base
     model.save_pretrained(str(folder), save_embedding_layers=False)

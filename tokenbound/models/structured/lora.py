@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from tokenbound.compression.delta import low_rank_product
+from tokenbound.compression.weight_delta import low_rank_product
 from tokenbound.config.family import LoraFamily, SubloraFamily
 from tokenbound.errors import InputError
 from tokenbound.models.structured.counter import uniform_weights
 from tokenbound.models.structured.layers import is_transposed, layer_shape, linear_layers
 
 if TYPE_CHECKING:
+    import peft
     from transformers import PreTrainedModel
 
 FACTOR = ".lora_{}.default.weight"
@@ -99,7 +101,11 @@ def attach_lora(model: PreTrainedModel, family: LoraFamily) -> None:
             parameter.requires_grad_(True)
 
 
-def peft_module() -> Any:
+TakeFactors = Callable[[str, "nn.Module", "dict[str, torch.Tensor]"], "tuple[torch.Tensor, torch.Tensor]"]
+"""Takes both factors of a layer out of the tensors that are left, by the layer's name."""
+
+
+def peft_module() -> ModuleType:
     """The package `peft`, without its warnings.
 
     Raises:
@@ -113,11 +119,12 @@ def peft_module() -> Any:
     return peft
 
 
-def lora_config(family: LoraFamily, layers: Mapping[str, nn.Module]) -> Any:
+def lora_config(family: LoraFamily, layers: Mapping[str, nn.Module]) -> peft.LoraConfig:
     """The family as `peft` says it, for these layers; stored as [inputs, outputs], they are updated transposed."""
     transposed = any(is_transposed(layer) for layer in layers.values())
     targets = {"target_modules": list(layers), "bias": "none", "fan_in_fan_out": transposed}
-    return peft_module().LoraConfig(r=family.rank, lora_alpha=family.alpha, **targets)
+    config: peft.LoraConfig = peft_module().LoraConfig(r=family.rank, lora_alpha=family.alpha, **targets)
+    return config
 
 
 def merge_lora(blank: PreTrainedModel, family: LoraFamily, tensors: Tensors) -> dict[str, torch.Tensor]:
@@ -137,7 +144,7 @@ def merge_lora(blank: PreTrainedModel, family: LoraFamily, tensors: Tensors) -> 
 
 
 def merge_updates(
-    blank: PreTrainedModel, family: LoraFamily | SubloraFamily, tensors: Tensors, factors: Any
+    blank: PreTrainedModel, family: LoraFamily | SubloraFamily, tensors: Tensors, factors: TakeFactors
 ) -> dict[str, torch.Tensor]:
     """Frozen matrices from the seed, with the updates that `factors` takes out of the tensors added."""
     layers = linear_layers(blank, family.layers)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
-from tokenbound.compression.delta import NAMED_BASE, Delta, apply_delta, difference, tensors_sha256
+from tokenbound.compression.weight_delta import NAMED_BASE, WeightDelta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
 from tokenbound.models.adapters import ADAPTER_CONFIG, read_adapter, read_adapter_config, require_adapter_files
 from tokenbound.models.checkpoint import check_checkpoint, is_hub_id, locate, locate_config, read_checkpoint
 from tokenbound.models.hf_model import blank_model
-from tokenbound.models.quantized.methods import method_of
+from tokenbound.models.quantized.schemes import scheme_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def check_adapter(path: str) -> None:
         require_adapter_files(folder)
 
 
-def read_delta(path: str, base: Weights, *, base_name: str | None = None) -> tuple[dict[str, Any], Delta]:
+def read_delta(path: str, base: Weights, *, base_name: str | None = None) -> tuple[dict[str, Any], WeightDelta]:
     """What a fine-tune changed: a peft LoRA adapter as it was saved, or the difference of a whole checkpoint.
 
     Args:
@@ -117,7 +117,7 @@ def read_delta(path: str, base: Weights, *, base_name: str | None = None) -> tup
             config.named_base,
             base_name,
         )
-        return architecture, Delta(delta.tensors, {**delta.reference, NAMED_BASE: config.named_base})
+        return architecture, WeightDelta(delta.tensors, {**delta.reference, NAMED_BASE: config.named_base})
     checkpoint = read_checkpoint(path)
     tuned = _named_in_full(checkpoint.architecture, checkpoint.tensors)
     return tuned.architecture, difference(base.tensors, tuned.tensors)
@@ -170,7 +170,7 @@ def decode_weights(data: bytes, base: Weights | None = None, *, workers: int = 1
 
 
 def _named_in_full(architecture: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Weights:
-    method = method_of(architecture)
+    method = scheme_of(architecture)
     if method is not None:
         raise InputError(
             f"a delta cannot be taken of {method.name} codes; give base and fine-tune as they were before they were "

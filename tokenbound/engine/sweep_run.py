@@ -13,10 +13,11 @@ from typing import Any
 import ray
 
 from tokenbound.certificate.record import CertificateRecord
-from tokenbound.config.sweep import SweepConfig, Trial, expand_trials, remember
-from tokenbound.engine.cluster.session import cluster_resources, plain_errors, ray_session
+from tokenbound.config.sweep import SweepConfig, SweepEntry, expand_entries, remember
+from tokenbound.engine.cluster.executor import executor
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import check_corpus, open_corpus
-from tokenbound.engine.evaluate.prepare import check_model, check_run
+from tokenbound.engine.evaluate.preparation import check_model, check_run
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.train.run import check_training, pretrain
 from tokenbound.errors import IncompleteError, InputError, TokenboundError
@@ -55,41 +56,41 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
         raise InputError(f"how.output {config.how.output}: a sweep trains into a local or shared directory")
     directory = RunDirectory(str(Path(config.how.output).absolute()))
     known = directory.read_json(LEDGER) if directory.exists(LEDGER) else {}
-    trials = expand_trials(config, known)
-    for trial in trials:
-        _check(trial)
-    directory.write_json(LEDGER, remember(trials, known))
-    with ray_session(config.how.ray_address):
+    entries = expand_entries(config, known)
+    for entry in entries:
+        _check(entry)
+    directory.write_json(LEDGER, remember(entries, known))
+    with executor().session(config.how.ray_address):
         _prepare_once(config)
-        failures = dict(_run_all(trials, config.how.parallel))
-    rows = [_row(trial, directory) for trial in trials if trial.name not in failures]
+        failures = dict(_run_all(entries, config.how.parallel))
+    rows = [_row(entry, directory) for entry in entries if entry.name not in failures]
     _write_tables(directory, rows)
     if failures:
         shown = "; ".join(f"{name}: {message}" for name, message in failures.items())
-        raise IncompleteError(f"{len(failures)} of {len(trials)} trials failed ({shown}); run again to resume")
+        raise IncompleteError(f"{len(failures)} of {len(entries)} trials failed ({shown}); run again to resume")
     return rows
 
 
-def _check(trial: Trial) -> None:
+def _check(entry: SweepEntry) -> None:
     """Refuse a trial that cannot be trained or scored, as far as it shows without Ray.
 
     Raises:
         InputError, MismatchError: the message names the trial.
     """
-    if _is_done(trial):
+    if _is_done(entry):
         return
     try:
-        if trial.training is None:
-            check_run(trial.run)
-        elif (architecture := check_training(trial.training)) is not None:
-            check_model(architecture, check_corpus(trial.run.what.corpus).max_id, trial.run.what.windows.length)
+        if entry.training is None:
+            check_run(entry.run)
+        elif (architecture := check_training(entry.training)) is not None:
+            check_model(architecture, check_corpus(entry.run.what.corpus).max_id, entry.run.what.windows.length)
     except TokenboundError as error:
-        raise type(error)(f"trial {trial.name!r}: {error}") from None
+        raise type(error)(f"trial {entry.name!r}: {error}") from None
 
 
-def _is_done(trial: Trial) -> bool:
-    directory = RunDirectory(trial.folder)
-    return directory.exists(RESULT) and directory.read_json(RESULT)["identity"] == trial.identity
+def _is_done(entry: SweepEntry) -> bool:
+    directory = RunDirectory(entry.folder)
+    return directory.exists(RESULT) and directory.read_json(RESULT)["identity"] == entry.identity
 
 
 def _prepare_once(config: SweepConfig) -> None:
@@ -98,20 +99,20 @@ def _prepare_once(config: SweepConfig) -> None:
     open_corpus(config.corpus, output=config.how.output, cache=cache)
 
 
-def _run_all(trials: tuple[Trial, ...], parallel: int) -> Iterator[tuple[str, str]]:
+def _run_all(entries: tuple[SweepEntry, ...], parallel: int) -> Iterator[tuple[str, str]]:
     """Run the trials, some at a time; yields (name, message) of each that failed.
 
     A trial's task only waits for the training and scoring that it starts, so it reserves no processor itself.
     """
-    share = max(1, cluster_resources().cpus // parallel)
-    task = ray.remote(num_cpus=0, max_retries=0)(_run_trial)
-    waiting = list(trials)
+    share = max(1, executor().resources().cpus // parallel)
+    task = ray.remote(num_cpus=0, max_retries=0)(_run_entry)
+    waiting = list(entries)
     under_way: dict[Any, str] = {}
     while waiting or under_way:
         while waiting and len(under_way) < parallel:
-            trial = waiting.pop(0)
-            logger.info("trial %s begins", trial.name)
-            under_way[task.remote(trial, share, Path.cwd())] = trial.name
+            entry = waiting.pop(0)
+            logger.info("trial %s begins", entry.name)
+            under_way[task.remote(entry, share, Path.cwd())] = entry.name
         done, _ = ray.wait(list(under_way), num_returns=1)
         name = under_way.pop(done[0])
         try:
@@ -123,35 +124,35 @@ def _run_all(trials: tuple[Trial, ...], parallel: int) -> Iterator[tuple[str, st
             yield name, message
 
 
-def _run_trial(trial: Trial, threads: int, here: Path) -> str:
+def _run_entry(entry: SweepEntry, threads: int, here: Path) -> str:
     """Train, encode, score and certify one trial; says the bound. Runs in a task of its own."""
     if here.is_dir():
         os.chdir(here)  # relative paths of the config mean what they mean where the sweep was started
-    if _is_done(trial):
+    if _is_done(entry):
         return "already done"
     trained = None
-    if trial.training is not None:
-        how = trial.training.how
+    if entry.training is not None:
+        how = entry.training.how
         shared = how.model_copy(update={"threads": threads}) if how.threads == "auto" else how
-        trained = asdict(pretrain(trial.training.model_copy(update={"how": shared})))
-    how_run = trial.run.how
-    if how_run.replicas == "auto" and not cluster_resources().gpus:
+        trained = asdict(pretrain(entry.training.model_copy(update={"how": shared})))
+    how_run = entry.run.how
+    if how_run.replicas == "auto" and not executor().resources().gpus:
         how_run = how_run.model_copy(update={"replicas": threads})
     paths: list[str] = []
     certificate = evaluate(
-        trial.run.model_copy(update={"how": how_run}), on_certificate=lambda _, path: paths.append(path)
+        entry.run.model_copy(update={"how": how_run}), on_certificate=lambda _, path: paths.append(path)
     )
-    RunDirectory(trial.folder).write_json(
-        RESULT, {"identity": trial.identity, "certificate": paths[0], "trained": trained}
+    RunDirectory(entry.folder).write_json(
+        RESULT, {"identity": entry.identity, "certificate": paths[0], "trained": trained}
     )
     return f"{certificate.artifact_bytes:,} bytes, bound {certificate.bound_bits} bits/token"
 
 
-def _row(trial: Trial, home: RunDirectory) -> SweepRow:
-    result = RunDirectory(trial.folder).read_json(RESULT)
-    family = "given" if trial.training is None else trial.training.what.family.kind
+def _row(entry: SweepEntry, home: RunDirectory) -> SweepRow:
+    result = RunDirectory(entry.folder).read_json(RESULT)
+    family = "given" if entry.training is None else entry.training.what.family.kind
     path = result["certificate"]
-    return sweep_row(trial.name, family, result["trained"], CertificateRecord.load(path), home.relative(path))
+    return sweep_row(entry.name, family, result["trained"], CertificateRecord.load(path), home.relative(path))
 
 
 def _write_tables(directory: RunDirectory, rows: list[SweepRow]) -> None:

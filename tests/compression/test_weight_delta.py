@@ -7,7 +7,8 @@ import torch
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.container import ArtifactError
-from tokenbound.compression.delta import (
+from tokenbound.compression.inspection import inspect_artifact
+from tokenbound.compression.weight_delta import (
     adapter_delta,
     apply_delta,
     difference,
@@ -15,7 +16,6 @@ from tokenbound.compression.delta import (
     encode_difference,
     tensors_sha256,
 )
-from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
 from tokenbound.errors import InputError, MismatchError
 

@@ -24,7 +24,7 @@ RECORDS = "tokenbound_tensor_records"
 
 
 @dataclass(frozen=True)
-class Method:
+class Scheme:
     """A way of quantizing that can be scored."""
 
     name: str
@@ -40,21 +40,21 @@ class Method:
         return f"{self.name}, as transformers loads it"
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        Method("torchao", "torchao"),
-        Method("compressed-tensors", "compressed_tensors"),
-        Method("gptq"),
-        Method("awq"),
-        Method("bitsandbytes"),
-        Method("hqq"),
-        Method("quip#"),
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("torchao", "torchao"),
+        Scheme("compressed-tensors", "compressed_tensors"),
+        Scheme("gptq"),
+        Scheme("awq"),
+        Scheme("bitsandbytes"),
+        Scheme("hqq"),
+        Scheme("quip#"),
     )
 }
 
 
-def method_of(architecture: Mapping[str, Any], origin: str = "given") -> Method | None:
+def scheme_of(architecture: Mapping[str, Any], origin: str = "given") -> Scheme | None:
     """How a checkpoint is quantized; None if it is not.
 
     Raises:
@@ -70,15 +70,15 @@ def method_of(architecture: Mapping[str, Any], origin: str = "given") -> Method 
     if not settings:
         return None
     name = _name(settings)
-    if name not in METHODS:
+    if name not in SCHEMES:
         raise InputError(
-            f"checkpoint {origin} is quantized with {name!r}, which cannot be loaded here ({', '.join(METHODS)} can); "
+            f"checkpoint {origin} is quantized with {name!r}, which cannot be loaded here ({', '.join(SCHEMES)} can); "
             "save a dequantized copy (transformers: `model.dequantize(); model.save_pretrained(OUT)`) or give the "
             "original weights"
         )
     if isinstance(settings, Mapping):
         require_known_settings(name, settings)
-    return METHODS[name]
+    return SCHEMES[name]
 
 
 def _name(settings: object) -> str:
@@ -94,18 +94,18 @@ def require_package(architecture: Mapping[str, Any]) -> None:
     Raises:
         InputError: the message names the package.
     """
-    method = method_of(architecture)
-    if method is not None and method.package is not None and find_spec(method.package) is None:
+    scheme = scheme_of(architecture)
+    if scheme is not None and scheme.package is not None and find_spec(scheme.package) is None:
         raise InputError(
-            f"the model is quantized with {method.name}, and the package that runs it is not installed: pip install "
-            f"'tokenbound[quantized]' (or {method.name} alone)"
+            f"the model is quantized with {scheme.name}, and the package that runs it is not installed: pip install "
+            f"'tokenbound[quantized]' (or {scheme.name} alone)"
         )
 
 
 def arithmetic_of(architecture: Mapping[str, Any]) -> str | None:
     """In which arithmetic a quantized model is scored, in words; None for a plain one."""
-    method = method_of(architecture)
-    return None if method is None else method.arithmetic
+    scheme = scheme_of(architecture)
+    return None if scheme is None else scheme.arithmetic
 
 
 MARKS = {".W_q": "hqq", ".Qidxs": "quip#"}
@@ -114,5 +114,5 @@ MARKS = {".W_q": "hqq", ".Qidxs": "quip#"}
 
 def implied_settings(names: Iterable[str]) -> dict[str, Any]:
     """What a config leaves out that the names of the tensors say, as keys of an architecture; empty if nothing."""
-    found = {method for name in names for mark, method in MARKS.items() if name.endswith(mark)}
+    found = {scheme for name in names for mark, scheme in MARKS.items() if name.endswith(mark)}
     return {QUANTIZATION: {"quant_method": min(found)}} if found else {}

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from tokenbound.config.run import load_tree, validate
-from tokenbound.config.sweep import SweepConfig, expand_trials, remember
-from tokenbound.engine.sweep import sweep
+from tokenbound.config.sweep import SweepConfig, expand_entries, remember
+from tokenbound.engine.sweep_run import sweep
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
 MODEL = {
@@ -68,7 +68,7 @@ def config(tree: Tree, **changes: Any) -> SweepConfig:
 def test_one_number_cannot_be_that_of_several_draws(tree: Tree) -> None:
     """The register counts; a number given to all is refused before anything runs, except where all share one claim."""
     numbered = {**tree["evaluate"], "bound": {"trial": 5}}
-    assert len(expand_trials(config({**tree, "evaluate": numbered}), {})) == 2
+    assert len(expand_entries(config({**tree, "evaluate": numbered}), {})) == 2
     for shared in (
         {"sample": {"windows": 300}},
         {"bound": {"trial": 5, "prior": "holdout", "holdout_declaration": "no"}},
@@ -76,22 +76,22 @@ def test_one_number_cannot_be_that_of_several_draws(tree: Tree) -> None:
         with pytest.raises(
             InputError, match=r"'fine' and 'coarse': evaluate\.bound\.trial 5 cannot number both; set it to"
         ):
-            expand_trials(config({**tree, "evaluate": {**numbered, **shared}}), {})
+            expand_entries(config({**tree, "evaluate": {**numbered, **shared}}), {})
 
 
 def test_what_is_trained_on_the_tokens_is_no_holdout(tree: Tree) -> None:
     holdout = {"windows": tree["evaluate"]["windows"], "bound": {"prior": "holdout", "holdout_declaration": "nothing"}}
     with pytest.raises(InputError, match="trained on these tokens"):
-        expand_trials(config({**tree, "train": {"model": {}}, "trials": {"a": {}}, "evaluate": holdout}), {})
+        expand_entries(config({**tree, "train": {"model": {}}, "trials": {"a": {}}, "evaluate": holdout}), {})
 
 
 def test_a_trial_keeps_its_configuration(tree: Tree) -> None:
-    known = remember(expand_trials(config(tree), {}), {})
+    known = remember(expand_entries(config(tree), {}), {})
     tree["trials"] = {"new": {"evaluate.model.compress.step": 0.5}, **tree["trials"]}
-    assert len(expand_trials(config(tree), known)) == 3
+    assert len(expand_entries(config(tree), known)) == 3
     tree["trials"]["fine"] = {"evaluate.model.compress.step": 0.2}
     with pytest.raises(MismatchError, match="'fine'"):
-        expand_trials(config(tree), known)
+        expand_entries(config(tree), known)
 
 
 @pytest.mark.parametrize(
@@ -106,24 +106,24 @@ def test_a_trial_keeps_its_configuration(tree: Tree) -> None:
 )
 def test_a_bad_trial_is_named_before_anything_runs(tree: Tree, trials: Tree, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        expand_trials(config(tree, trials=trials), {})
+        expand_entries(config(tree, trials=trials), {})
 
 
 def test_a_trained_model_leaves_no_room_for_another(tree: Tree) -> None:
     train = {"model": MODEL, "training": TRAINING}
     with pytest.raises(InputError, match="what was trained"):
-        expand_trials(config(tree, train=train, trials={"a": {}}), {})
+        expand_entries(config(tree, train=train, trials={"a": {}}), {})
 
 
 def test_adapters_are_compared_on_a_declared_base(tree: Tree, tiny_checkpoint: Path) -> None:
     train = {"base": str(tiny_checkpoint), "family": {"kind": "lora"}, "training": TRAINING}
     tree["evaluate"]["model"] = {"base_is_independent": "random weights"}
-    (trial,) = expand_trials(config(tree, train=train, trials={"a": {"train.family.rank": 2}}), {})
+    (trial,) = expand_entries(config(tree, train=train, trials={"a": {"train.family.rank": 2}}), {})
     assert trial.run.what.model.base == str(tiny_checkpoint)
     assert trial.run.what.model.artifact == f"{trial.folder}/training/model.tokenbound"
     del tree["evaluate"]["model"]
     with pytest.raises(InputError, match="say how it was fixed"):
-        expand_trials(config(tree, train=train, trials={"a": {}}), {})
+        expand_entries(config(tree, train=train, trials={"a": {}}), {})
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.errors import InputError
-from tokenbound.models.quantized.patterns import require_quick_patterns
+from tokenbound.models.quantized.regexes import require_quick_patterns
 
 NAME = "model.language_model.layers.10.mlp.experts.127.gate_proj"
 

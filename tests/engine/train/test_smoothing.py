@@ -22,10 +22,10 @@ from tokenbound.certificate.verify import verify_beside, verify_record
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.corpus import Text
-from tokenbound.engine.evaluate.prepare import prepare
+from tokenbound.engine.evaluate.preparation import prepare
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
-from tokenbound.engine.train.smoothing_head import add_smoothing_head
+from tokenbound.engine.train.smoothing import add_smoothing_head
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.generate import generate_ids
 from tokenbound.models.replica import Replica

@@ -13,12 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenbound.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 _parser: Any = re._parser  # type: ignore[attr-defined]  # the parser that `re.compile` uses; it has no public name
 _PREFIX = "re:"
@@ -40,7 +37,7 @@ class _Ambiguous(Exception):
     """A pattern whose ways are not bounded by a polynomial of small degree."""
 
 
-def require_quick_patterns(config: Any, *, place: str = "the model's quantization config") -> None:
+def require_quick_patterns(config: object, *, place: str = "the model's quantization config") -> None:
     """Refuse a config with patterns that might take for ever.
 
     Every text of the config is looked at, whatever it is used for: what is a pattern is for the packages to say.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
-from tokenbound.certificate.claim import code_split
+from tokenbound.certificate.derived import code_split
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.stages import open_plan
 from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenbound.training.smoothing_fit import SmoothingTask
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def _add_head(data: bytes, text: Text, objective: Objective) -> bytes:
     from tokenbound.compression.tensor import encode_tensor
     from tokenbound.config.compress import RoundToNearestSettings
     from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT
-    from tokenbound.training.smoothing_head import train_head
+    from tokenbound.training.smoothing_fit import train_head
 
     parsed = parse_artifact(data)
     if SMOOTHING in parsed.architecture:
@@ -67,7 +70,7 @@ def _add_head(data: bytes, text: Text, objective: Objective) -> bytes:
     return join_artifact(architecture, coded, parsed.settings, tokenizer=parsed.tokenizer, base=parsed.base)
 
 
-def _task(data: bytes, text: Text) -> Any:
+def _task(data: bytes, text: Text) -> SmoothingTask:
     """Hidden states, losses and entropies of random windows, as the artifact's model gives them."""
     import math
 
@@ -77,7 +80,7 @@ def _task(data: bytes, text: Text) -> Any:
     from tokenbound.bounds.constants import MAX_DEGREE
     from tokenbound.corpus.windows import gather
     from tokenbound.models.replica import Replica
-    from tokenbound.training.smoothing_head import SmoothingTask
+    from tokenbound.training.smoothing_fit import SmoothingTask
 
     torch.set_num_threads(1)
     replica = Replica.from_artifact(data, dtype=torch.float32, batch=BATCH, length=text.spec.length)

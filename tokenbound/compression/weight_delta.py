@@ -38,7 +38,7 @@ NAMED_BASE = "adapter_base"
 
 
 @dataclass(frozen=True)
-class Delta:
+class WeightDelta:
     """What a delta artifact holds besides an architecture.
 
     Attributes:
@@ -91,7 +91,7 @@ def encode_difference(
     return _encode(architecture, difference(base, tuned), settings, calibration)
 
 
-def difference(base: Tensors, tuned: Tensors, *, untied: Mapping[str, str] | None = None) -> Delta:
+def difference(base: Tensors, tuned: Tensors, *, untied: Mapping[str, str] | None = None) -> WeightDelta:
     """The tensors that a fine-tune changed, as float32 differences.
 
     Args:
@@ -109,7 +109,7 @@ def difference(base: Tensors, tuned: Tensors, *, untied: Mapping[str, str] | Non
         raise InputError(f"base and fine-tune differ in tensors: {sorted(set(full) ^ set(tuned))[:5]}")
     changes = {name: _difference(name, full[name], tuned[name]) for name in sorted(tuned)}
     kept = {name: change for name, change in changes.items() if change is not None}
-    return Delta(kept, reference)
+    return WeightDelta(kept, reference)
 
 
 def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -123,7 +123,7 @@ def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch
 
 
 def _encode(
-    architecture: Mapping[str, Any], delta: Delta, settings: CompressionMethod, calibration: Calibration | None
+    architecture: Mapping[str, Any], delta: WeightDelta, settings: CompressionMethod, calibration: Calibration | None
 ) -> bytes:
     coded = (encode_tensor(name, delta.tensors[name], settings, calibration) for name in sorted(delta.tensors))
     return assemble_artifact(architecture, coded, settings, base=delta.reference)
@@ -143,7 +143,7 @@ def _difference(name: str, base: torch.Tensor, tuned: torch.Tensor) -> torch.Ten
 
 def encode_delta(
     architecture: Mapping[str, Any],
-    delta: Delta,
+    delta: WeightDelta,
     settings: CompressionMethod,
     *,
     calibration: Calibration | None = None,
@@ -166,7 +166,7 @@ def adapter_delta(
     scaling: float,
     transposed: bool = False,
     untied: Mapping[str, str] | None = None,
-) -> Delta:
+) -> WeightDelta:
     """The factors of a low-rank update, and tensors that are replaced as a whole.
 
     Args:
@@ -183,7 +183,7 @@ def adapter_delta(
     reference = {"kind": "adapter", "sha256": tensors_sha256(base), "scaling": scaling, "transposed": transposed}
     reference |= {"untied": dict(untied)} if untied else {}
     _check_adapter(tensors, _with_copies(base, reference), transposed=transposed)
-    return Delta(dict(tensors), reference)
+    return WeightDelta(dict(tensors), reference)
 
 
 def _target(name: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenbound.training.smoothing_head import AzumaObjective, FreedmanObjective, SmoothingTask, train_head
+from tokenbound.training.smoothing_fit import AzumaObjective, FreedmanObjective, SmoothingTask, train_head
 
 SIZE = 100
 

@@ -39,7 +39,7 @@ from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.models.quantized.methods import require_package
+from tokenbound.models.quantized.schemes import require_package
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.draws import Register, Selection
@@ -330,7 +330,7 @@ def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
         MismatchError: another base than the delta was made on.
     """
     from tokenbound.compression.artifact import parse_artifact
-    from tokenbound.models.delta import read_base
+    from tokenbound.models.weights import read_base
 
     reference = parse_artifact(artifact).base
     if reference is None:
