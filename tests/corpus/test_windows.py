@@ -319,11 +319,9 @@ def test_order_encoding_is_unambiguous():
 def test_ties_of_the_first_bytes_are_resolved_by_the_rest_and_then_by_unit(halves, first, batch):
     digests = [bytes([head]) * 8 + bytes([tail]) * 24 for head, tail in halves]
     expected = sorted(range(len(digests)), key=lambda unit: (digests[unit], unit))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "HASH_BATCH", batch)
-        order = windows._smallest(
-            len(digests), lambda units: [digests[unit] for unit in units], min(first, len(digests))
-        )
+    order = windows._smallest(
+        len(digests), lambda units: [digests[unit] for unit in units], min(first, len(digests)), batch=batch
+    )
     assert order.tolist() == expected[:first]
 
 

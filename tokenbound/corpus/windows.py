@@ -418,13 +418,13 @@ def _u64(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def _smallest(num_units: int, digests: Callable[[Int64], list[bytes]], first: int) -> Int64:
+def _smallest(num_units: int, digests: Callable[[Int64], list[bytes]], first: int, *, batch: int = HASH_BATCH) -> Int64:
     """The ``first`` units by digest, equal digests by unit; sorts on 8 bytes and resolves their ties exactly."""
     if first == 0:
         return np.empty(0, dtype=np.int64)
     heads = np.empty(num_units, dtype=np.uint64)
-    for start in range(0, num_units, HASH_BATCH):
-        units = np.arange(start, min(start + HASH_BATCH, num_units))
+    for start in range(0, num_units, batch):
+        units = np.arange(start, min(start + batch, num_units))
         heads[units] = np.frombuffer(b"".join(digest[:8] for digest in digests(units)), dtype=">u8")
     candidates = np.flatnonzero(heads <= np.partition(heads, first - 1)[first - 1])
     order = candidates[np.argsort(heads[candidates], kind="stable")]
