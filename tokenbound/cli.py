@@ -76,7 +76,11 @@ PretrainOverrides = Annotated[list[str] | None, _override("what.training.tokens=
 SweepOverrides = Annotated[list[str] | None, _override("how.parallel=2")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file; its keys are described in tokenbound/config/run.py.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file; its keys are described in tokenbound/config and tokenbound/corpus/sources/fields.py.",
+    ),
 ]
 
 
