@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -300,9 +302,10 @@ def forged(path: Path, plugins: dict[str, Any]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toy")
-def test_workers_of_ray_read_it(run_tree: Tree, table: Path) -> None:
-    from tokenbound.engine.cluster.session import ray_session
-
-    with ray_session():
-        certificate, path = certified(run_tree, table, "csv")
-    require_named(certificate, path)
+def test_workers_of_ray_read_it(run_tree: Tree, table: Path, tmp_path: Path) -> None:
+    """The whole command: Ray's processes find the package by the path that they inherit."""
+    tree, config = run_tree("csv", corpus=section(table)), tmp_path / "run.json"
+    config.write_text(json.dumps(tree))
+    subprocess.run([sys.executable, "-m", "tokenbound", "evaluate", str(config)], check=True, capture_output=True)
+    path = Path(tree["how"]["output"]) / "certificate.json"
+    require_named(Certificate.load(path), path)
