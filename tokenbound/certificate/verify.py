@@ -34,6 +34,7 @@ from tokenbound.store.run import (
     scoring_environments,
     sha256_hex,
 )
+from tokenbound.store.strict_json import shortened
 from tokenbound.store.uri import base_name, join, split
 
 if TYPE_CHECKING:
@@ -457,7 +458,8 @@ def _require_same(name: str, printed: dict[str, Any], rebuilt: dict[str, Any]) -
 def _require_equal(name: str, printed: object, recomputed: object) -> None:
     if not _agree(printed, recomputed):
         raise MismatchError(
-            f"{name}: the certificate says {_short(printed)}, but losses and artifact give {_short(recomputed)}"
+            f"{name}: the certificate says {shortened(str(printed), 80)}, but losses and artifact give "
+            f"{shortened(str(recomputed), 80)}"
         )
 
 
@@ -473,11 +475,6 @@ def _agree(left: object, right: object) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(_agree(a, b) for a, b in zip(left, right, strict=True))
     return bool(left == right)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _run_folder(path: str) -> str:

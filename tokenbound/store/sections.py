@@ -24,6 +24,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from tokenbound.bounds.claim import Line
+from tokenbound.store.strict_json import shortened
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -273,15 +274,10 @@ def first_problem(error: ValidationError, *, within: bool = False) -> str:
     else:
         reason = str(item["msg"]).removeprefix("Value error, ")
     given = item["input"] if isinstance(item["input"], str | int | float | bool) else None
-    shown = "" if given is None or item["type"] == "value_error" else f" (got {_short(given)})"
+    shown = "" if given is None or item["type"] == "value_error" else f" (got {shortened(repr(given), 60)})"
     if item["type"] == "value_error" and reason.startswith("."):
         return f"field {place + reason.partition(': ')[0]!r}: {reason.partition(': ')[2]}"
     return f".{place}: {reason}{shown}" if within else f"field {place!r}: {reason}{shown}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 ProtocolDict = Annotated[dict[str, Any], _of(ProtocolSection)]

@@ -115,7 +115,7 @@ def _reason(node: object, integer_bits: int) -> str | None:
         return node.reason
     if isinstance(node, int) and not isinstance(node, bool):
         limit = 1 << integer_bits
-        return None if -limit // 2 <= node < limit else f"{_short(node)} does not fit into {integer_bits} bits"
+        return None if -limit // 2 <= node < limit else f"{shortened(str(node))} does not fit into {integer_bits} bits"
     if isinstance(node, float) and not math.isfinite(node):
         return f"{node} is not a finite number"
     if isinstance(node, str) and not _is_unicode(node):
@@ -136,25 +136,29 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object] | _Refused:
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
-            return _Refused(f"the key {_short(key)!r} is given twice")
+            return _Refused(f"the key {shortened(str(key))!r} is given twice")
         found[key] = value
     return found
 
 
 def _integer(text: str) -> int | _Refused:
     # Reading thousands of digits takes quadratic time, so they are counted first.
-    return int(text) if len(text) <= 48 else _Refused(f"{_short(text)} does not fit into 64 bits")
+    return int(text) if len(text) <= 48 else _Refused(f"{shortened(text)} does not fit into 64 bits")
 
 
 def _float(text: str) -> float | _Refused:
     value = float(text)
-    return value if math.isfinite(value) else _Refused(f"{_short(text)} is not a finite number")
+    return value if math.isfinite(value) else _Refused(f"{shortened(text)} is not a finite number")
 
 
 def _field(path: tuple[object, ...]) -> str:
-    return f"field {'.'.join(_short(part) for part in path)!r}: " if path else ""
+    return f"field {'.'.join(shortened(str(part)) for part in path)!r}: " if path else ""
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def shortened(text: str, limit: int = 40) -> str:
+    """A text of at most so many characters, for an error message.
+
+    >>> shortened("x" * 41) == "x" * 37 + "..."
+    True
+    """
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from tokenbound.store.strict_json import StrictJsonError, check_tree
+from tokenbound.store.strict_json import StrictJsonError, check_tree, shortened
 
 MAX_BYTES = 1 << 24
 """Bytes of a config: one that names a hundred thousand files has some ten million."""
@@ -34,9 +34,11 @@ class _Loader(yaml.SafeLoader):
                 continue
             line = key_node.start_mark.line + 1
             if key_node.tag != "tag:yaml.org,2002:str":
-                raise StrictYamlError(f"line {line}: the key {_short(key_node.value)} is not text; put it in quotes")
+                raise StrictYamlError(
+                    f"line {line}: the key {shortened(str(key_node.value))} is not text; put it in quotes"
+                )
             if key_node.value in seen:
-                raise StrictYamlError(f"line {line}: the key {_short(key_node.value)!r} is given twice")
+                raise StrictYamlError(f"line {line}: the key {shortened(str(key_node.value))!r} is given twice")
             seen.add(key_node.value)
         return dict(super().construct_mapping(node, deep=deep))
 
@@ -93,9 +95,4 @@ def _plain(value: object) -> object:
         return value.isoformat()
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    raise TypeError(f"{_short(value)} is neither text nor a number, boolean, list or mapping")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    raise TypeError(f"{shortened(str(value))} is neither text nor a number, boolean, list or mapping")
