@@ -1,24 +1,27 @@
 """A token as a sequence of binary decisions: the tree, the levels of its probabilities, and tables of counts.
 
-The ids 0..V-1 are the leaves of a binary tree whose subtrees are ranges of ids. A token is then the decisions on the
-way from the root to its leaf: at each node, left (0) or right (1). A decision exists where both children hold an id.
-The model gives each decision a probability, the mass of the right child's ids among the node's. Its log-odds are
-rounded to a fixed grid, and the rounded value *is* the hypothesis's probability: a decision is one of 255 levels and
-an outcome, a cell, and a table of counts by cell is the exact evidence of any number of tokens.
+The ids 0..V-1 are the leaves of a binary tree. A token is then the decisions on the way from the root to its leaf: at
+each node, left (0) or right (1). A decision exists where both children hold an id. The model gives each decision a
+probability, the mass of the right child's ids among the node's. Its log-odds are rounded to a fixed grid, and the
+rounded value *is* the hypothesis's probability: a decision is one of 255 levels and an outcome, a cell, and a table of
+counts by cell is the exact evidence of any number of tokens.
 
-The tree is a constant of the package given V, and its kind is coded. It must not look at the model's predictions or
-at the context: along a Huffman tree of the predictions themselves every decision would be nearly a fair coin, its loss
-one bit whatever happens, and a bound on it would be true and empty.
+The tree is a constant of the package given V, or it is made from code lengths of the ids, which are then paid for. It
+must not look at the model's predictions or at the context: along a Huffman tree of the predictions themselves every
+decision would be nearly a fair coin, its loss one bit whatever happens, and a bound on it would be true and empty.
 
-Runs of 16 ids are blocks with a balanced tree inside; the tree above the blocks halves the weight of its range as well
-as a split between blocks can. So a head needs the sums of 16 probabilities and a tree over V / 16 numbers.
+Where V is large, runs of 16 leaves are blocks with a balanced tree inside, and the tree above the blocks halves the
+weight of its range as well as a split between blocks can. So a head needs the sums of 16 probabilities and a tree over
+V / 16 numbers.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -28,20 +31,20 @@ from tokenbound.bounds.columns import Floats, Ints, pack, unpack
 from tokenbound.bounds.smoothing import check_vocab_size
 from tokenbound.errors import InputError, MismatchError
 
-TreeName = Literal["zipf", "balanced"]
+TreeName = Literal["zipf", "balanced", "counts"]
 TREES: Final[tuple[TreeName, ...]] = get_args(TreeName)
 TREE_BITS: Final = 2
-"""Names the tree. There is room for two more kinds."""
+"""Names the tree; there is room for one more kind."""
+
+SMALL_VOCABULARY: Final = 2048
+"""Up to this V every leaf is a block of its own."""
 
 BLOCK_IDS: Final = 16
-"""Ids of a block."""
-
-BLOCK_DECISIONS: Final = 4
-"""Decisions inside a block: eights, fours, pairs, ids."""
+"""Leaves of a block above it."""
 
 LEVEL_STEP: Final = 0.125
-"""Width of a level in nats of log-odds. Rounding costs at most h^2/32 nats at a fair decision, h^2/96 on average, less
-at any other: together below 0.001 bit per token."""
+"""Width of a level in nats of log-odds. Rounding costs h^2 / 96 nats at a fair decision and less at any other:
+together below 0.001 bit per token."""
 
 MAX_LEVEL: Final = 127
 """Log-odds are cut off at 127 levels, 15.9 nats: a probability of 1.3e-7."""
@@ -50,18 +53,28 @@ LEVELS: Final = 2 * MAX_LEVEL + 1
 CELLS: Final = 2 * LEVELS
 """A cell is outcome * LEVELS + level + MAX_LEVEL."""
 
+MAX_CODE_LENGTH: Final = 40
+"""No id of a tree from counts has a longer code word; a longer one would need more than 10^8 tokens."""
+
+_RAREST: Final = 24
 _ZIPF_OFFSET: Final = 10
-_WEIGHT_UNIT: Final = 1 << 40
-"""Zipf weights are integers, so that every machine splits at the same places."""
+_WEIGHT_UNIT: Final = 1 << MAX_CODE_LENGTH
+"""Weights are integers, so that every machine splits at the same places."""
+_DEEPEST: Final = 128
+"""Two splits leave at most two thirds of the weight of a range that can be split further, so none lies so deep."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecisionTree:
-    """An alphabetic binary tree over ids; nodes 0..B-1 are the blocks, B..2B-2 the inner nodes, the root is last."""
+    """A binary tree over ids: nodes 0..B-1 are the blocks, B..2B-2 the inner nodes, of which the last is the root."""
 
     name: TreeName
     vocab_size: int
     """V."""
+    block_ids: int
+    """Leaves of a block, a power of two, with a balanced tree inside."""
+    order: NDArray[np.int32] | None
+    """[V] id of each leaf from left to right; None where leaf i is id i."""
     children: NDArray[np.int32]
     """[B - 1, 2] left and right child of inner node B + i; both have smaller numbers."""
     path: NDArray[np.int32]
@@ -71,18 +84,38 @@ class DecisionTree:
 
     @property
     def num_blocks(self) -> int:
-        """B, the last one ragged where V is no multiple of `BLOCK_IDS`."""
+        """B; the last one is ragged where V is no multiple of `block_ids`."""
         return len(self.path)
 
+    @cached_property
+    def leaf(self) -> NDArray[np.int32]:
+        """[V] leaf of each id, counted from the left."""
+        leaves = np.arange(self.vocab_size, dtype=np.int32)
+        if self.order is None:
+            return leaves
+        places = np.empty_like(leaves)
+        places[self.order] = leaves
+        return places
+
     @property
-    def depths(self) -> Ints:
-        """[B] decisions above each block."""
-        return np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)
+    def halves(self) -> tuple[int, ...]:
+        """Leaves under either child at each depth inside a block, from its root: 8, 4, 2, 1."""
+        return tuple(1 << k for k in reversed(range(self.block_ids.bit_length() - 1)))
+
+    @cached_property
+    def depth(self) -> NDArray[np.int64]:
+        """[V] decisions of each id."""
+        block, place = np.divmod(self.leaf.astype(np.int64), self.block_ids)
+        counts = np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)[block]
+        inside = np.minimum(self.vocab_size - block * self.block_ids, self.block_ids)
+        for half in self.halves:
+            counts += place // (2 * half) * (2 * half) + half < inside
+        return counts
 
     @property
     def max_decisions(self) -> int:
         """J: no token has more decisions."""
-        return self.path.shape[1] + (BLOCK_DECISIONS if self.vocab_size >= BLOCK_IDS else _inner_depth(self.vocab_size))
+        return int(self.depth.max())
 
     def num_decisions(self, ids: ArrayLike) -> Ints:
         """Decisions of each token.
@@ -93,74 +126,93 @@ class DecisionTree:
         >>> decision_tree("balanced", 32).num_decisions([0, 31]).tolist()
         [5, 5]
         """
-        found = np.asarray(ids, dtype=np.int64)
-        block, place = np.divmod(found, BLOCK_IDS)
-        counts = self.depths[block]
-        in_block = np.minimum(self.vocab_size - block * BLOCK_IDS, BLOCK_IDS)
-        for half in (8, 4, 2, 1):
-            counts = counts + (place // (2 * half) * (2 * half) + half < in_block)
-        return np.asarray(counts, dtype=np.int64)
-
-
-def _inner_depth(size: int) -> int:
-    return max(size - 1, 0).bit_length()
+        return np.asarray(self.depth[np.asarray(ids, dtype=np.int64)])
 
 
 @cache
-def decision_tree(name: TreeName, vocab_size: int) -> DecisionTree:
+def decision_tree(name: TreeName, vocab_size: int, lengths: bytes | None = None) -> DecisionTree:
     """The tree of this name over V ids.
 
     Args:
-        name: `zipf` halves the weights 1 / (id + 10), `balanced` the number of blocks.
+        name: `zipf` halves the weights 1 / (id + 10), `balanced` the number of ids, `counts` the weights 2^-length.
         vocab_size: V.
+        lengths: of `counts`, the code length of each id as one byte (see :func:`code_lengths`). Leaves are then
+            ordered by length and id, and a tree without blocks is the canonical Huffman tree of these lengths.
 
     Raises:
-        InputError: there is no tree of this name.
+        InputError: there is no tree of this name, or lengths that are no complete prefix code.
 
     >>> tree = decision_tree("zipf", 49_152)
     >>> tree.num_blocks, tree.max_decisions, tree.num_decisions([0, 700, 49_151]).tolist()
     (3072, 19, [7, 13, 19])
+    >>> decision_tree("counts", 4, bytes([1, 3, 3, 2])).num_decisions([0, 1, 2, 3]).tolist()
+    [1, 3, 3, 2]
     """
     check_vocab_size(vocab_size)
-    if name not in TREES:
-        raise InputError(f"there is no decision tree {name!r}; choose among {', '.join(TREES)}")
-    blocks = -(-vocab_size // BLOCK_IDS)
-    if name == "balanced":
-        weights = np.ones(blocks, dtype=np.int64)
+    if name not in TREES or (lengths is None) == (name == "counts"):
+        raise InputError(
+            f"there is no decision tree {name!r}{' with' if lengths else ' without'} code lengths; choose among "
+            f"{', '.join(TREES)}, of which `counts` alone has lengths"
+        )
+    order: NDArray[np.int32] | None = None
+    if lengths is not None:
+        weights = _length_weights(lengths, vocab_size)
+        order = np.argsort(-weights, kind="stable").astype(np.int32)
+        weights = weights[order]
+    elif name == "balanced":
+        weights = np.ones(vocab_size, dtype=np.int64)
     else:
-        each = _WEIGHT_UNIT // (np.arange(blocks * BLOCK_IDS, dtype=np.int64) + _ZIPF_OFFSET)
-        each[vocab_size:] = 0
-        weights = np.maximum(each.reshape(blocks, BLOCK_IDS).sum(axis=1), 1)
-    return _halving(name, vocab_size, weights)
+        weights = _WEIGHT_UNIT // (np.arange(vocab_size, dtype=np.int64) + _ZIPF_OFFSET)
+    size = 1 if vocab_size <= SMALL_VOCABULARY else BLOCK_IDS
+    return DecisionTree(name, vocab_size, size, order, *_halving(_block_sums(weights, size)))
 
 
-def _halving(name: TreeName, vocab_size: int, weights: Ints) -> DecisionTree:
-    """Split every range where the weights of its halves differ least, the lower place of two."""
+def _length_weights(lengths: bytes, vocab_size: int) -> Ints:
+    """[V] weights 2^-length in units of 2^-40."""
+    found = np.frombuffer(lengths, np.uint8).astype(np.int64)
+    if found.size != vocab_size or not (found.min() >= 1 and found.max() <= MAX_CODE_LENGTH):
+        raise InputError(f"a tree needs {vocab_size} code lengths from 1 to {MAX_CODE_LENGTH}")
+    weights = _WEIGHT_UNIT >> found
+    if int(weights.sum()) != _WEIGHT_UNIT:
+        raise InputError("the code lengths of a tree must be those of a complete prefix code: their 2^-length add to 1")
+    return np.asarray(weights, dtype=np.int64)
+
+
+def _block_sums(weights: Ints, size: int) -> Ints:
+    padded = np.zeros(-(-weights.size // size) * size, np.int64)
+    padded[: weights.size] = weights
+    return np.asarray(padded.reshape(-1, size).sum(axis=1), dtype=np.int64)
+
+
+def _halving(weights: Ints) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
+    """Split every range of blocks where the weights of its halves differ least, at the lower place of two.
+
+    Returns:
+        Children, path and turns of a `DecisionTree`.
+    """
     blocks = weights.size
     before = np.concatenate([[0], np.cumsum(weights)])
     ranges: list[tuple[int, int, int]] = []  # of inner nodes, parents first: first block, split, end
     waiting = [(0, blocks)]
     while waiting:
         low, high = waiting.pop()
-        if high - low < 2:
-            continue
-        split = _middle(before, low, high)
-        ranges.append((low, split, high))
-        waiting += [(split, high), (low, split)]
+        if high - low > 1:
+            split = _middle(before, low, high)
+            ranges.append((low, split, high))
+            waiting += [(split, high), (low, split)]
     ranges.reverse()  # children first, the root last
-    number = {(low, high): blocks + i for i, (low, _, high) in enumerate(ranges)}
-    number |= {(i, i + 1): i for i in range(blocks)}
+    number = {(i, i + 1): i for i in range(blocks)}
+    number |= {(low, high): blocks + i for i, (low, _, high) in enumerate(ranges)}
     children = [(number[low, split], number[split, high]) for low, split, high in ranges]
-    steps: list[list[tuple[int, int]]] = [[] for _ in range(blocks)]
+    depth = np.zeros(blocks, np.int64)
+    path, turns = np.full((blocks, _DEEPEST), -1, np.int32), np.full((blocks, _DEEPEST), -1, np.int8)
     for node, (low, split, high) in reversed([*enumerate(ranges, blocks)]):
-        for block in range(low, high):
-            steps[block].append((node, int(block >= split)))
-    depth = max(map(len, steps))
-    path, turns = np.full((blocks, depth), -1, np.int32), np.full((blocks, depth), -1, np.int8)
-    for block, taken in enumerate(steps):
-        for at, (node, turn) in enumerate(taken):
-            path[block, at], turns[block, at] = node, turn
-    return DecisionTree(name, vocab_size, np.array(children, np.int32).reshape(-1, 2), path, turns)
+        at = int(depth[low])  # all blocks of a range have the same nodes above it
+        path[low:high, at] = node
+        turns[low:split, at], turns[split:high, at] = 0, 1
+        depth[low:high] += 1
+    deepest = int(depth.max())
+    return np.array(children, np.int32).reshape(-1, 2), path[:, :deepest].copy(), turns[:, :deepest].copy()
 
 
 def _middle(before: Ints, low: int, high: int) -> int:
@@ -169,6 +221,50 @@ def _middle(before: Ints, low: int, high: int) -> int:
     at = int(np.searchsorted(2 * before[low + 1 : high], total)) + low + 1
     candidates = [split for split in (at - 1, at) if low < split < high]
     return min(candidates, key=lambda split: (abs(2 * int(before[split]) - total), split))
+
+
+def code_lengths(counts: ArrayLike) -> bytes:
+    """Huffman code lengths of ids that occurred so often, each counted once more.
+
+    Args:
+        counts: [V] integers, V >= 2.
+
+    Returns:
+        One byte per id, for :func:`decision_tree`. Ties are broken by id, so equal counts give equal bytes.
+
+    >>> list(code_lengths([900, 40, 30, 200]))
+    [1, 3, 3, 2]
+    """
+    weights = np.asarray(counts, dtype=np.int64) + 1
+    floor = int(weights.sum()) >> _RAREST  # a Huffman code of weights above 2^-24 has no word of more than 36 bits
+    heap = [(max(int(weight), floor), i) for i, weight in enumerate(weights)]
+    heapq.heapify(heap)
+    parent = np.zeros(2 * len(heap) - 1, np.int64)
+    for node in range(len(heap), len(parent)):
+        (left_weight, left), (right_weight, right) = heapq.heappop(heap), heapq.heappop(heap)
+        parent[left] = parent[right] = node
+        heapq.heappush(heap, (left_weight + right_weight, node))
+    depth = np.zeros(len(parent), np.uint8)
+    for node in range(len(parent) - 2, -1, -1):
+        depth[node] = depth[parent[node]] + 1
+    return depth[: weights.size].tobytes()
+
+
+def tree_code_bits(lengths: bytes | None) -> float:
+    """Length in bits of the code word that names a tree: its kind, and code lengths one after the other.
+
+    Each length is coded with the Krichevsky-Trofimov estimate of its frequency among those before it, a distribution
+    over 40 symbols, so that the probabilities of all sequences of V lengths add to 1.
+
+    >>> tree_code_bits(None), round(tree_code_bits(bytes([1, 3, 3, 2])), 2)
+    (2.0, 22.11)
+    """
+    seen = np.zeros(MAX_CODE_LENGTH + 1, np.int64)
+    nats = 0.0
+    for i, length in enumerate(lengths or b""):
+        nats -= math.log((seen[length] + 0.5) / (i + 0.5 * MAX_CODE_LENGTH))
+        seen[length] += 1
+    return TREE_BITS + nats / math.log(2)
 
 
 def level_of(log_odds: ArrayLike) -> NDArray[np.int64]:
@@ -234,8 +330,9 @@ class DecisionTable:
 
     def __eq__(self, other: object) -> bool:
         """Whether all counts are the same."""
-        same = isinstance(other, DecisionTable) and self.num_tokens == other.num_tokens
-        return same and bool(np.array_equal(self.counts, other.counts))  # type: ignore[union-attr]
+        if not isinstance(other, DecisionTable):
+            return NotImplemented
+        return self.num_tokens == other.num_tokens and bool(np.array_equal(self.counts, other.counts))
 
     __hash__ = None  # type: ignore[assignment]
 
