@@ -24,9 +24,9 @@ from tokenbound.errors import InputError
 
 PACKAGE = Path(tokenbound.__file__).parent
 NAMES = set(LINES.built_in)
-OTHER_MEANINGS = ("context", "objective", "in data")
-"""`windows.context` may be `document`, the training of a smoothing head has the objectives freedman and azuma, and
-evidence has a key `relative`."""
+OTHER_MEANINGS = ("context", "objective", "in data", "settings.get")
+"""`windows.context` may be `document`, the training of a smoothing head has the objectives freedman and azuma,
+evidence has a key `relative`, and a quantizer's settings have `bits`."""
 PAID = {"vocab_size": 257, "tokenizer_vocab_size": 257, "code_length_bits": 1e3}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from tokenbound.bounds.codes import elias_delta_bits, shared_tune_bits
 from tokenbound.bounds.constants import PILOT_TARGET_RATIO, SAMPLING_DELTA_SHARE
+from tokenbound.bounds.decisions import TreeName
 from tokenbound.bounds.lines import automatic_bounds, bound_named, require_method
 from tokenbound.bounds.smoothing import check_vocab_size
 from tokenbound.errors import InputError
@@ -72,6 +73,11 @@ class Claim:
     num_documents: int | None = None
     """Documents with a scored token, counted exactly; needed by `document`."""
 
+    tree: TreeName | None = None
+    """The tree of decisions along which tokens were scored, which `bits` needs; null where they were not."""
+    tree_lengths: bytes | None = None
+    """Of a tree from counts: the code length of each id, which `bits` pays for."""
+
     head_alpha_min: float | None = None
     """Of a model with a smoothing head: the lower limit of the head's alphas, a constant of the hypothesis. Its
     `companions` are then printed too."""
@@ -115,7 +121,9 @@ class Claim:
             raise InputError(f"methods must name some bounds, each once, got {self.methods!r}")
         baselines = [name for name in self.methods if not bound_named(require_method(name)).stands_alone]
         if len(baselines) == len(self.methods):
-            raise InputError(f"`{baselines[0]}` is a baseline: name another method beside it")
+            raise InputError(
+                f"methods: `{baselines[0]}` does not bound the risk of a token; name freedman or azuma beside it"
+            )
         for bound in self.bounds:
             bound.check_claim(self)
 
@@ -214,6 +222,8 @@ class SamplingPlan:
     """Ordinal of this artifact, seed or configuration among all tried on this corpus."""
     evaluation: int | None = None
     """In a growing corpus: the ordinal j of this draw; it spends 1/(j(j+1)) of the share. Null: not growing."""
+    max_unit_decisions: int | None = None
+    """Decisions of the window that has most of them; needed by `bits`."""
 
     def __post_init__(self) -> None:
         """Refuse impossible plans."""

@@ -13,6 +13,9 @@ from tokenbound.bounds.constants import (
     ALPHA_GRID,
     ALPHA_SLOPES,
     AZUMA_LAMBDA_GRID,
+    DECISION_ALPHA_GRID,
+    DECISION_LAMBDA_GRID,
+    DECISION_SLOPE_GRID,
     DEGREE_BITS,
     FLOAT16_BITS,
     KIND_BITS,
@@ -111,6 +114,15 @@ def azuma_tune_bits(*, m0_index: int | None, choose_alpha: bool) -> float:
 def azuma_predictable_tune_bits() -> float:
     """Tuning of Azuma with predictable ranges (a smoothing head): lambda from its grid."""
     return math.log2(len(AZUMA_LAMBDA_GRID))
+
+
+def decision_tune_bits(tree_bits: float) -> float:
+    """Tuning of a line over decisions: the tree, lambda, and the slope and fair coin of its recalibration.
+
+    >>> round(decision_tune_bits(2.0), 2)
+    17.58
+    """
+    return tree_bits + math.log2(len(DECISION_LAMBDA_GRID) * len(DECISION_SLOPE_GRID) * len(DECISION_ALPHA_GRID))
 
 
 def kl_tune_bits() -> float:

@@ -18,6 +18,22 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class WindowDecisions:
+    """The decisions of consecutive windows: a sparse table of cells (:mod:`~tokenbound.bounds.decisions`) of each."""
+
+    cell: NDArray[np.int16]
+    """[D] cells, ascending within a window."""
+    count: NDArray[np.int32]
+    """[D] how often each occurred in its window."""
+    offsets: Ints
+    """[W + 1] where the cells of each window begin."""
+
+    def window_sums(self, values: Floats) -> Floats:
+        """[W] sums over each window of a value per entry, [D]."""
+        return window_sums(values, np.diff(self.offsets))
+
+
+@dataclass(frozen=True)
 class Piece:
     """Consecutive windows of recorded losses, as a bound with a pass of its own reads them."""
 
@@ -29,6 +45,8 @@ class Piece:
     """[W] tokens of each window, where a sample needs the sums of windows."""
     worst_case: NDArray[np.bool_] | int
     """Which windows failed ([W]), or without `window_lengths` how many tokens."""
+    decisions: WindowDecisions | None = None
+    """Of every window, failed ones included: there every decision is a fair coin."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """A column of every token.
@@ -39,6 +57,16 @@ class Piece:
         if name not in self.columns:
             raise MismatchError(f"the losses have no column `{name}`, which the claim needs; score them again")
         return self.columns[name]
+
+    def require_decisions(self) -> WindowDecisions:
+        """The decisions of the windows.
+
+        Raises:
+            MismatchError: they were not recorded.
+        """
+        if self.decisions is None:
+            raise MismatchError("the losses have no table of decisions, which `bits` needs; score them again")
+        return self.decisions
 
     def finite(self, name: str) -> NDArray[Any]:
         """A column of the tokens that have a finite loss.

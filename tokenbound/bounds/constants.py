@@ -62,6 +62,19 @@ AZUMA_M0_STEPS_PER_OCTAVE: Final = 4
 KL_LAMBDA_GRID: Final[tuple[float, ...]] = _powers(-14, 5)
 """20 powers of two for the bound on errors; every power loses at most a factor 1.07 of the gap."""
 
+DECISION_LAMBDA_GRID: Final[tuple[float, ...]] = tuple(
+    mantissa * 2.0 ** (exponent - 3) for exponent in range(-20, 4) for mantissa in range(8, 16)
+)
+"""192 values of lambda (per bit) for decisions, eight per octave: the grid costs 0.1 % of the gap, and
+the line of decisions has hardly anything else to choose."""
+
+DECISION_SLOPE_GRID: Final[tuple[float, ...]] = tuple(k / 16 for k in range(8, 24))
+"""16 factors on a model's log-odds, from 1/2 for one that is far too sure of itself to 23/16."""
+
+DECISION_ALPHA_GRID: Final[tuple[float, ...]] = (0.0, *_powers(-17, -3))
+"""16 weights of a fair coin in what is expected of a decision. Levels end at a probability of 1e-7, so that 0 will do;
+a sample needs more, because one window must not hold all of the sum."""
+
 KIND_BITS: Final = 2
 """Names the kind of forecast: constant, running mean, polynomial of the entropy, learned head."""
 

@@ -61,7 +61,7 @@ _ZIPF_OFFSET: Final = 10
 _WEIGHT_UNIT: Final = 1 << MAX_CODE_LENGTH
 """Weights are integers, so that every machine splits at the same places."""
 _DEEPEST: Final = 128
-"""Two splits leave at most two thirds of the weight of a range that can be split further, so none lies so deep."""
+"""Two splits leave at most half of the weight of a range that can be split further, so no block lies so deep."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class DecisionTree:
         inside = np.minimum(self.vocab_size - block * self.block_ids, self.block_ids)
         for half in self.halves:
             counts += place // (2 * half) * (2 * half) + half < inside
-        return counts
+        return np.asarray(counts)
 
     @property
     def max_decisions(self) -> int:

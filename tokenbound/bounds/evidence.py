@@ -31,6 +31,7 @@ from tokenbound.bounds.columns import (
     window_sums,
     worst_case_windows,
 )
+from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.bounds.relative_evidence import RelativeEvidence, merge_relative_evidence
 from tokenbound.bounds.smoothing import check_alpha, check_nll, check_vocab_size
 from tokenbound.errors import InputError, MismatchError
@@ -76,6 +77,8 @@ class Evidence:
     """Fixed-point sums in units of 2^-32: nll, entropy, range_squared (D_i^2, smoothing head), moments of windows."""
     relative: RelativeEvidence | None = None
     """Of a delta scored beside its base: what the relative line is tuned on."""
+    decisions: DecisionTable | None = None
+    """Of all tokens, worst-case ones included: what the `bits` line is tuned on; null where none were scored."""
     head: Evidence | None = None
     """Of a model with a smoothing head: the same tokens smoothed by it. All else is then of the unsmoothed losses."""
 
@@ -93,6 +96,7 @@ class Evidence:
         worst_case: ArrayLike | int | None = None,
         base_nll: ArrayLike | None = None,
         base_entropy: ArrayLike | None = None,
+        decisions: DecisionTable | None = None,
     ) -> Evidence:
         """Evidence of one shard.
 
@@ -109,6 +113,7 @@ class Evidence:
                 without `window_lengths`, the number of such tokens.
             base_nll: [T] losses of the base in nats, where the model is a delta; then the entropies are needed too.
             base_entropy: [T] predictive entropies of the base in nats.
+            decisions: of all tokens, worst-case ones included.
 
         Raises:
             InputError: arrays of different lengths, losses or entropies that are not finite, alpha outside (0, 1).
@@ -141,6 +146,7 @@ class Evidence:
             alpha_min=alpha_min,
             sums=sums,
             relative=_relative(losses, entropies, base_nll, base_entropy, worst_tokens),
+            decisions=decisions,
         )
 
     @property
@@ -181,6 +187,7 @@ class Evidence:
                 "alpha_min": self.alpha_min,
                 "sums": dict(sorted(self.sums.items())),
                 **({} if self.relative is None else {"relative": self.relative.to_dict()}),
+                **({} if self.decisions is None else {"decisions": self.decisions.to_dict()}),
                 **({} if self.head is None else {"head": json.loads(self.head.to_json())}),
             },
             separators=(",", ":"),
@@ -205,6 +212,7 @@ class Evidence:
                 alpha_min=data["alpha_min"],
                 sums={str(k): int(n) for k, n in data["sums"].items()},
                 relative=RelativeEvidence.from_dict(data["relative"]) if "relative" in data else None,
+                decisions=DecisionTable.from_dict(data["decisions"]) if "decisions" in data else None,
                 head=cls.from_json(json.dumps(data["head"])) if "head" in data else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError, zlib.error) as error:
@@ -227,12 +235,16 @@ def merge_evidence(parts: Sequence[Evidence]) -> Evidence:
     relative = [part.relative for part in parts if part.relative is not None]
     if relative and len(relative) < len(parts):
         raise MismatchError("only some shards were scored beside their base; score the others again")
+    tables = [part.decisions for part in parts if part.decisions is not None]
+    if tables and len(tables) < len(parts):
+        raise MismatchError("only some shards have tables of decisions; score the others again")
     heads = [part.head for part in parts if part.head is not None]
     if heads and len(heads) < len(parts):
         raise MismatchError("only some shards have the alphas of a smoothing head; score the others again")
     return replace(
         reduce(_merge_two, parts),
         relative=merge_relative_evidence(relative) if relative else None,
+        decisions=reduce(DecisionTable.__add__, tables) if tables else None,
         head=merge_evidence(heads) if heads else None,
     )
 

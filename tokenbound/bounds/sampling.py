@@ -165,7 +165,13 @@ class SamplingPath:
 
 
 def path_of_windows(
-    values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
+    values: Floats,
+    window_lengths: Ints,
+    highest_value: float,
+    claim: Claim,
+    sampling: SamplingPlan,
+    *,
+    highest_unit: float | None = None,
 ) -> SamplingPath:
     """Slack of every prefix of the draw, for values per token that never exceed ``highest_value``.
 
@@ -178,6 +184,7 @@ def path_of_windows(
         highest_value: z_max.
         claim: for delta, K and m.
         sampling: the plan.
+        highest_unit: what the sum of a window never exceeds, where that is not z_max times its tokens.
 
     Raises:
         IncompleteError: no window beyond the pilot was scored.
@@ -186,7 +193,7 @@ def path_of_windows(
     pilot = sampling.pilot_units
     _check_windows(window_lengths, claim, sampling)
     centre = _pilot_centre(values, window_lengths, sampling)
-    units, pilot_units, highest = _centred(values, window_lengths, highest_value, sampling)
+    units, pilot_units, highest = _centred(values, window_lengths, highest_value, sampling, highest_unit)
     upper = _upper_totals(units, pilot_units, sampling.num_units - pilot, highest, claim, sampling)
     drawn = np.cumsum(window_lengths)[pilot:]
     full = (centre * claim.num_tokens + math.fsum(pilot_units.tolist()) + upper) / claim.num_tokens
@@ -198,14 +205,20 @@ def path_of_windows(
 
 
 def expected_slacks_of_windows(
-    values: Floats, window_lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan
+    values: Floats,
+    window_lengths: Ints,
+    highest_value: float,
+    claim: Claim,
+    sampling: SamplingPlan,
+    *,
+    highest_unit: float | None = None,
 ) -> dict[int, float]:
     """Slack per token that 2 n and 4 n windows would leave if the further ones were like the n drawn. No bound.
 
     The same sequence runs on over the windows beyond the pilot, repeated; a multiple beyond N is left out, since all
     windows leave no slack.
     """
-    units, pilot, highest = _centred(values, window_lengths, highest_value, sampling)
+    units, pilot, highest = _centred(values, window_lengths, highest_value, sampling, highest_unit)
     others, drawn = sampling.num_units - sampling.pilot_units, window_lengths.size
     found = {}
     for factor in SLACK_MULTIPLES:
@@ -217,12 +230,15 @@ def expected_slacks_of_windows(
 
 
 def _centred(
-    values: Floats, lengths: Ints, highest_value: float, sampling: SamplingPlan
+    values: Floats, lengths: Ints, highest_value: float, sampling: SamplingPlan, highest_unit: float | None
 ) -> tuple[Floats, Floats, float]:
     """The u_j = sum over window j of (z_i - c) beyond the pilot and of the pilot, and their upper limit."""
     centre = _pilot_centre(values, lengths, sampling)
     units = values - centre * lengths
-    highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
+    if highest_unit is None:
+        highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
+    else:  # c is at least 0, so taking it from the tokens of a window cannot raise the limit
+        highest = max(highest_unit, 0.0)
     return units[sampling.pilot_units :], units[: sampling.pilot_units], highest
 
 

@@ -65,9 +65,13 @@ class SlackModel:
 
     def bits(self, highest: float, mean: float) -> float:
         """Slack in bits per token of values up to ``highest`` with the given mean."""
+        return self.of_units((highest - mean) * self.max_unit_tokens)
+
+    def of_units(self, largest: float) -> float:
+        """Slack in bits per token of windows whose sums lie at most so far above their mean, in bits."""
         if not self.draws:
             return 0.0
-        unit_range = max((highest - mean) * self.max_unit_tokens, 1e-12)
+        unit_range = max(largest, 1e-12)
         free = math.sqrt(2 * self.log_inverse_delta / self.draws) / max(self.deviation_bits, 1e-12)
         stake = min(free, STAKE_CAP / unit_range)
         slack = stake * self.deviation_bits**2 / 2 + self.log_inverse_delta / (self.draws * stake)

@@ -183,7 +183,7 @@ class BoundConfig(_Section):
         if len(set(self.methods)) != len(self.methods) or not self.methods:
             raise ValueError("`methods` must name at least one method, each once")
         if not any(bound_named(name).stands_alone for name in self.methods):
-            raise ValueError(f"method `{self.methods[0]}` is a baseline; name another method beside it")
+            raise ValueError(f"method `{self.methods[0]}` does not bound the risk of a token; name freedman beside it")
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError("`top_k` must not repeat a value")
         return self

@@ -141,11 +141,12 @@ class Bound(ABC):
         measured: Measured,
         claim: Claim,
         *,
+        guess: float | None = None,
         rounding: Callable[[float], float] = round_up,
     ) -> Line:
-        """The line with its value rounded up, and whether it says anything."""
+        """The line with its value rounded up, and whether it says anything: whether it lies below ``guess``."""
         printed = rounding(found.value + (arithmetic_guard(found.value) if found.guard is None else found.guard))
-        guess = self.random_guess(claim, top_k)
+        guess = self.random_guess(claim, top_k) if guess is None else guess
         return Line(
             method=self.name,
             top_k=top_k,
