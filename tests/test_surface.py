@@ -15,6 +15,7 @@ from tokenbound import bounds
 from tokenbound.certificate.record import CertificateRecord
 
 FUNCTIONS = {
+    "tokenbound": ("evaluate", "plan"),
     "tokenbound.bounds": tuple(name for name in bounds.__all__ if inspect.isfunction(getattr(bounds, name))),
     "tokenbound.certificate.verify": ("verify_beside",),
     "tokenbound.compression.artifact": ("decode_artifact", "encode_artifact", "parse_artifact"),

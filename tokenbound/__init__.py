@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from tokenbound import bounds
 
 if TYPE_CHECKING:
-    from tokenbound.api import Certificate
+    from tokenbound.api import Certificate, evaluate, plan
 
-__all__ = ["Certificate", "bounds"]
+__all__ = ["Certificate", "bounds", "evaluate", "plan"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the certificate only when it is asked for: importing the package stays light."""
-    if name == "Certificate":
-        from tokenbound.api import Certificate
+    """Load what runs and certificates need only when it is asked for: importing the package stays light."""
+    if name in __all__:
+        from tokenbound import api
 
-        return Certificate
+        return getattr(api, name)
     raise AttributeError(f"module 'tokenbound' has no attribute {name!r}")

@@ -1,12 +1,82 @@
-"""What the package offers to Python: a certificate that can be loaded, verified and shown."""
+"""What the package offers to Python: evaluating and planning runs, and a certificate that can be verified and shown."""
 
 from __future__ import annotations
 
+import html
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tokenbound.certificate.record import CertificateRecord
 from tokenbound.certificate.verify import verify_record
 from tokenbound.report.terminal import certificate_text
+
+if TYPE_CHECKING:
+    from tokenbound.config.run import RunConfig
+    from tokenbound.engine.plan.run import Forecast
+
+NOTEBOOK_HEIGHT = 720
+"""Pixels of a report inside a notebook's output; the rest is scrolled."""
+
+
+def evaluate(config: RunConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Certificate:
+    """Score a corpus with a model, write the certificate and its report, and return the certificate.
+
+    What `tokenbound evaluate` does: a run that was interrupted is resumed, and one that is complete is not scored
+    again. Joins the surrounding Ray cluster, or starts a local one for the time of the call.
+
+    Args:
+        config: a config, its data, or the path of its YAML file.
+        overrides: each `dotted.key=value`, the value in YAML; not beside a validated config.
+
+    Raises:
+        InputError: the config, the corpus or the model cannot be used.
+        IncompleteError: planned shards are missing afterwards.
+        MismatchError: the run directory belongs to other inputs, or windows could not be scored.
+
+    Example:
+        >>> certificate = evaluate("my-run.yaml", ["what.sample.windows=512"])  # doctest: +SKIP
+        >>> certificate.bound_bits  # doctest: +SKIP
+        3.127
+    """
+    from tokenbound.engine.evaluate.run import evaluate as run_evaluation
+
+    record = run_evaluation(_run_config(config, overrides))
+    return Certificate.model_validate(record.model_dump())
+
+
+def plan(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    probe_seconds: float = 60.0,
+    bits_per_weight: float | None = None,
+) -> Forecast:
+    """Say what a run will cost and may show, before paying for it; what `tokenbound plan` prints.
+
+    Args:
+        config: as for :func:`evaluate`.
+        overrides: as for :func:`evaluate`.
+        probe_seconds: how long replicas score to measure their speed; 0 measures nothing.
+        bits_per_weight: code length to assume of a checkpoint that is not worth encoding now.
+
+    Raises:
+        InputError: the config, the corpus or the model cannot be used, or the model is a delta.
+    """
+    from tokenbound.engine.plan.run import plan_run
+
+    return plan_run(_run_config(config, overrides), probe_seconds=probe_seconds, bits_per_weight=bits_per_weight)
+
+
+def _run_config(config: RunConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> RunConfig:
+    from tokenbound.config.run import RunConfig, load_config, validate
+    from tokenbound.errors import InputError
+
+    if isinstance(config, str | Path):
+        return load_config(RunConfig, config, overrides)
+    if overrides:
+        raise InputError("overrides: they change a YAML file; change the given config itself")
+    return config if isinstance(config, RunConfig) else validate(RunConfig, dict(config), origin="given as data")
 
 
 class Certificate(CertificateRecord):
@@ -41,3 +111,16 @@ class Certificate(CertificateRecord):
         'risk certificate'
         """
         return certificate_text(self)
+
+    def _repr_html_(self) -> str:
+        """The report, for notebooks: in a frame of its own, so that its style and the notebook's do not mix.
+
+        >>> from tokenbound.demo import demo_certificate
+        >>> demo_certificate()._repr_html_()[:15]
+        '<iframe srcdoc='
+        """
+        from tokenbound.report.html import html_report
+
+        page = html.escape(html_report(self), quote=True)
+        style = f"width: 100%; height: {NOTEBOOK_HEIGHT}px; border: 0"
+        return f'<iframe srcdoc="{page}" style="{style}" sandbox="allow-scripts"></iframe>'
