@@ -222,3 +222,49 @@ def test_two_nights_under_cron(tmp_path: Path, run_tree: Callable[..., dict[str,
     assert second == "nothing new\n"
     assert nothing == set()
     assert short_s < long_s / 2
+
+
+# --- images, workflows and what a repository's pages read --------------------------------------------------------
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """Instructions of a Dockerfile and their arguments, lines joined."""
+    text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", path.read_text(), flags=re.MULTILINE))
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line.strip())]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_images_hold_what_the_manifests_run(kind: str) -> None:
+    found = instructions(ROOT / f"docker/Dockerfile.{kind}")
+    assert {word for word, _ in found} <= {"FROM", "ENV", "WORKDIR", "RUN", "COPY", "USER", "CMD"}
+    copied = {source for word, rest in found if word == "COPY" for source in rest.split()[:-1]}
+    assert all((ROOT / source).exists() for source in copied)
+    kept = set(re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+    assert copied <= kept, "the build context lacks what is copied"
+    torch = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert torch is not None
+    assert any(f"torch=={torch.group(1)}" in rest for _, rest in found)
+    assert ("USER", "ray") in found, "nothing in a cluster runs as root"
+
+
+def test_workflows_and_templates_are_whole() -> None:
+    for path in (ROOT / ".github").rglob("*.yml"):
+        tree = yaml.load(path.read_text(), yaml.BaseLoader)  # `on` stays a word
+        assert tree.keys() >= ({"on", "jobs", "permissions"} if path.parent.name == "workflows" else {"name", "body"})
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    lowest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    assert matrix["python-version"][0] == lowest
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    called = {
+        name
+        for path in (ROOT / ".github").rglob("*")
+        if path.is_file()
+        for name in re.findall(r"\bmake (\w+)", path.read_text())
+    }
+    assert called <= targets
+
+
+def test_the_citation_is_of_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])

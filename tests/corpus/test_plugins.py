@@ -114,6 +114,12 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "site", monkeypatch, group=GROUP, name="csv", module="csv_source", source=source)
 
 
+def test_the_guide_for_contributors_shows_the_same_source() -> None:
+    text = str(base.__doc__)
+    code = textwrap.dedent(text[text.index("    import csv") : text.index("A run then says")]).rstrip()
+    assert f"```python\n{code}\n```" in (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """Rows with texts in a column `body`."""
