@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check schema clean
+.PHONY: demo test check docs schema clean
 demo: .venv/installed
 	$(BIN)/tokenbound demo --output runs/demo
 
@@ -13,6 +13,10 @@ check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict -d site
 
 schema: .venv/installed
 	$(BIN)/python -c 'import json; from tokenbound import Certificate; print(json.dumps(Certificate.model_json_schema(), indent=1))' > tokenbound/data/certificate.schema.json
@@ -32,4 +36,4 @@ schema: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist site *.egg-info runs

@@ -1,4 +1,4 @@
-"""The fences of the README, as they stand there."""
+"""The fences of the README and of the pages in docs/, as they stand there."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
 
+def pages() -> list[Path]:
+    """The README, then the pages of the documentation in the order of its navigation."""
+    nav = yaml.safe_load(re.sub(r"!!?\S+", "", (ROOT / "mkdocs.yml").read_text()))["nav"]
+    named = [name for entry in nav for name in ([entry] if isinstance(entry, str) else next(iter(entry.values())))]
+    return [README, *(path for name in named if (path := ROOT / "docs" / name).exists())]
+
+
 @dataclass(frozen=True)
 class Fence:
     """One fence."""
+
+    page: str
+    """Name of its file."""
 
     mark: str
     """What the comment before it says; empty where there is none."""
@@ -36,5 +49,8 @@ class Fence:
 
 def fences() -> list[Fence]:
     """All of them, in order."""
-    found = FENCE.finditer(README.read_text())
-    return [Fence(match["mark"] or "", match["language"], match["text"]) for match in found]
+    return [
+        Fence(page.name, match["mark"] or "", match["language"], match["text"])
+        for page in pages()
+        for match in FENCE.finditer(page.read_text())
+    ]

@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there.
+"""The commands of the README and of the documentation, run as they stand there.
 
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
 tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, losses of another tool. A
@@ -27,7 +27,7 @@ import pytest
 import yaml
 from layouts_support import gptq
 from quantized_support import save_with_layout
-from readme_support import README, Fence, fences
+from readme_support import README, Fence, fences, pages
 
 from tokenbound import Certificate, cli
 from tokenbound.bounds import format_bound
@@ -167,7 +167,7 @@ def execute(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
         assert name, f"a YAML fence needs its file name in the first line:\n{fence.text}"
         Path(name[1]).write_text(fence.text)
     elif fence.language == "python":
-        exec(compile(fence.text, "README.md", "exec"), {})
+        exec(compile(fence.text, fence.page, "exec"), {})
     elif fence.language == "sh":
         for command in fence.commands:
             run(command, monkeypatch)
@@ -180,7 +180,7 @@ def walk(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
 
 
 def test_every_fence_says_what_it_is() -> None:
-    assert len(fences()) == README.read_text().count("\n```") // 2
+    assert len(fences()) == sum(page.read_text().count("\n```") // 2 for page in pages())
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     for fence in fences():
         assert fence.language in LANGUAGES, fence
@@ -193,7 +193,7 @@ def test_configs_that_are_not_run_are_valid() -> None:
     marked = [fence for fence in fences() if fence.language == "yaml" and fence.mark]
     assert marked
     for fence in marked:
-        validate(RunConfig, yaml.safe_load(fence.text), origin="README.md")
+        validate(RunConfig, yaml.safe_load(fence.text), origin=fence.page)
 
 
 def test_the_output_shown_is_that_of_the_certificate_kept() -> None:
@@ -204,26 +204,61 @@ def test_the_output_shown_is_that_of_the_certificate_kept() -> None:
     row = f"| {certificate.corpus['files']:,} | {certificate.corpus['text_bytes']:,} | all | "
     assert (
         f"{row}{format_bound(certificate.bound_bits, 3)} | {certificate.empirical_risk_bits:.3f} |"
-        in README.read_text()
+        in (ROOT / "docs/get-started.md").read_text()
     )
 
 
 def test_the_picture_shows_the_numbers_of_the_text() -> None:
     (place,) = re.findall(r"^!\[[^\]]+\]\((\S+\.svg)\)$", README.read_text(), re.MULTILINE)
     words = list(ElementTree.parse(ROOT / place).getroot().itertext())
-    (row,) = re.findall(r"^\| [\d,]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|.*$", README.read_text(), re.MULTILINE)
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    (row,) = re.findall(r"^\| [\d,]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|.*$", text, re.MULTILINE)
     assert set(row) <= {word.strip() for word in words}
 
 
-def test_its_links_lead_somewhere() -> None:
-    text = README.read_text()
-    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    headings = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+GENERATED = {"reference/config.md", "reference/cli.md"}
+"""Pages that the code writes when the documentation is built."""
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        if target.startswith("http") or str(place).endswith(tuple(GENERATED)):
+            continue
+        assert place.exists(), target
+        assert not anchor or anchor in headings(place), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 250
+
+
+def test_every_config_key_and_command_is_on_a_page() -> None:
+    path = ROOT / "docs/hooks.py"
+    hooks = runpy.run_path(str(path))
+    config, commands = hooks["config_page"](), hooks["cli_page"]()
+    for key in ("checkpoint", "tokenizer_is", "until_slack_bits", "declared_tokens", "ray_address", "smoothing_head"):
+        assert f"| `{key}` |" in config
+    for name in ("evaluate", "verify", "reevaluate", "report"):
+        assert f"## tokenbound {name}\n" in commands
+    described = re.findall(r"^\| `\w+` \|.*\| (.*) \|$", config, re.MULTILINE)
+    assert described.count("") < 25  # sections, whose own text is below
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)], cwd=ROOT, check=True
+    )
+    assert "until_slack_bits" in (tmp_path / "reference/config/index.html").read_text()
 
 
 @pytest.mark.usefixtures("scored_here", "compressed_here")
