@@ -41,6 +41,7 @@ FROZEN = {
     "pretrain",
     "reevaluate",
     "report",
+    "sign",
     "status",
     "sweep",
     "verify",

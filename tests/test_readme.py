@@ -181,7 +181,7 @@ def walk(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
 
 def test_every_fence_says_what_it_is() -> None:
     assert len(fences()) == sum(page.read_text().count("\n```") // 2 for page in pages())
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for fence in fences():
         assert fence.language in LANGUAGES, fence
         known = fence.mark == "" or fence.is_slow or fence.mark in (f"stand-in: {name}" for name in STAND_INS)

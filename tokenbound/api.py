@@ -62,6 +62,10 @@ def plan(
 
     Raises:
         InputError: the config, the corpus or the model cannot be used, or the model is a delta.
+
+    Example:
+        >>> plan("my-run.yaml", probe_seconds=0).work.num_tokens  # doctest: +SKIP
+        31527013
     """
     from tokenbound.engine.plan.run import plan_run
 

@@ -226,6 +226,9 @@ def verify(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the draw of --rescore, to repeat a check; default unpredictable.")
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Also check the certificate's signature by this Ed25519 public key (PEM).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute a certificate from its losses and artifact; exit 0 only if it holds.
@@ -235,6 +238,10 @@ def verify(
     from tokenbound.certificate.verify import verify_beside
     from tokenbound.report.words import unchecked, verified_sentence
 
+    if key is not None:
+        from tokenbound.certificate.signature import check_signature
+
+        check_signature(_certificate_path(certificate), key)
     checked, run, data = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
     found = None
     if rescore:
@@ -263,6 +270,22 @@ def verify(
     screen.print("Not checked:", soft_wrap=True)
     for point in open_points:
         screen.print(f"- {point}", soft_wrap=True)
+
+
+@app.command()
+def sign(
+    certificate: Annotated[str, typer.Argument(help="certificate.json, or the run directory that holds it.")],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key (PEM), from openssl genpkey -algorithm ed25519.")],
+    as_json: AsJson = False,
+) -> None:
+    """Sign a certificate; `verify --key` checks the signature."""
+    from tokenbound.certificate.signature import sign as sign_certificate
+
+    written = sign_certificate(_certificate_path(certificate), key)
+    if as_json:
+        _print_json({"signature": written})
+    else:
+        console().print(f"signature    {_near(written)}", soft_wrap=True)
 
 
 @app.command()
@@ -626,7 +649,9 @@ def report(
     ],
     kind: Annotated[
         str | None,
-        typer.Option("--format", help="Print only this: json, markdown, latex, bibtex, model-card or svg."),
+        typer.Option(
+            "--format", help="Print only this: json, markdown, latex, bibtex, model-card, eval-results or svg."
+        ),
     ] = None,
     tracker: Annotated[str | None, typer.Option("--log", help="Also log it to mlflow or wandb.")] = None,
     as_json: AsJson = False,

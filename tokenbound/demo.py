@@ -6,9 +6,12 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from tokenbound.config.run import RunConfig, validate
+from tokenbound.shipped import demo_artifact
 
 if TYPE_CHECKING:
     from tokenbound.api import Certificate
+
+__all__ = ["DEMO_WINDOWS", "demo_artifact", "demo_certificate", "demo_config"]
 
 DEMO_WINDOWS = 1280
 """Windows that the demo scores: about a minute on two processors."""
@@ -40,16 +43,6 @@ def demo_config(output: str, *, windows: int | None = DEMO_WINDOWS) -> RunConfig
         "how": {"output": output},
     }
     return validate(RunConfig, tree, origin="of the demo")
-
-
-def demo_artifact() -> bytes:
-    """The shipped artifact's bytes.
-
-    >>> from tokenbound.compression.artifact import parse_artifact
-    >>> parse_artifact(demo_artifact()).architecture["model_type"]
-    'llama'
-    """
-    return resources.files("tokenbound").joinpath("data/demo.tokenbound").read_bytes()
 
 
 def demo_certificate() -> Certificate:

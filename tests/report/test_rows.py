@@ -15,6 +15,7 @@ from tokenbound.report.rows import (
     MARKDOWN_HEADER,
     bibtex,
     corpus_name,
+    eval_results,
     latex_row,
     markdown_row,
     model_card_yaml,
@@ -127,6 +128,8 @@ def test_the_command_prints_every_form_from_the_certificate_alone(cases, tmp_pat
 
 
 def test_all_of_a_dataset_is_named(cases):
+    from huggingface_hub import parse_eval_result_entries
+
     corpus = {"source": "hf", "name": "you/data", "subset": "en", "split": "train[:1]", "revision": "v1", "paths": []}
     certificate = cases["full"].certificate.model_copy(
         update={"corpus": {**cases["full"].certificate.corpus, **corpus}}
@@ -136,5 +139,12 @@ def test_all_of_a_dataset_is_named(cases):
     dataset = model["results"][0]["dataset"]
     assert {"type": "you/data", "config": "en", "split": "train[:1]", "revision": "v1"}.items() <= dataset.items()
     assert "hf you/data (subset en, split train[:1], revision v1)" in " ".join(certificate.table().split())
+    entries = parse_eval_result_entries(yaml.safe_load(eval_results(certificate)))
+    assert {entry.task_id: entry.value for entry in entries} == {
+        "risk-bound-bits-per-token": certificate.bound_bits,
+        "loss-bits-per-token": certificate.mean_nll_bits,
+    }
+    assert {(entry.dataset_id, entry.dataset_revision) for entry in entries} == {("you/data", "v1")}
+    assert all("subset en, split train[:1]" in entry.notes for entry in entries)
     page = html_report(certificate)
     assert all(f">{value}<" in page for value in ("you/data", "en", "train[:1]", "v1"))

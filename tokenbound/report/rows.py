@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokenbound.bounds.rounding import format_bound
+from tokenbound.errors import InputError
 from tokenbound.report.words import remarks, source_name
 from tokenbound.store.uri import base_name, is_uri
 
@@ -261,6 +262,48 @@ def model_card_yaml(certificate: CertificateRecord, name: str | None = None) -> 
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
 
 
+def eval_results(certificate: CertificateRecord) -> str:
+    """The file `.eval_results/tokenbound.yaml` of a model's repository on the hub, for a corpus that is a hub dataset.
+
+    The bound and the measured loss, each as a task of the dataset.
+
+    Args:
+        certificate: of a model scored on a dataset of the hub.
+
+    Raises:
+        InputError: the corpus is none.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> eval_results(demo_certificate())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    tokenbound.errors.InputError: eval-results name a dataset of the hub, but the corpus is python-stdlib; use ...
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    corpus = certificate.corpus
+    if not corpus.get("name") or corpus.get("source") != "hf":
+        raise InputError(
+            f"eval-results name a dataset of the hub, but the corpus is {corpus_name(certificate)}; use another format"
+        )
+    where = ", ".join(f"{key} {corpus[key]}" for key in ("subset", "split") if corpus.get(key))
+    bounded = f"upper bound with probability {1 - certificate.delta:g}, bits per token, {certificate.method}"
+    values = [("loss-bits-per-token", certificate.mean_nll_bits, "mean loss, bits per token")]
+    if certificate.bound_bits is not None:
+        values.insert(0, ("risk-bound-bits-per-token", certificate.bound_bits, bounded))
+    entries = [
+        EvalResultEntry(
+            dataset_id=str(corpus["name"]),
+            task_id=task,
+            value=value,
+            dataset_revision=corpus.get("revision"),
+            date=certificate.created_at,
+            notes="; ".join(part for part in (notes, where, *remarks(certificate)) if part),
+        )
+        for task, value, notes in values
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=10_000)
+
+
 def markdown_table(certificate: CertificateRecord) -> str:
     """A table of one row, and below it what every form of a certificate says."""
     said = " ".join(markdown_cell(sentence) for sentence in remarks(certificate))
@@ -284,6 +327,7 @@ EXPORTS: Mapping[str, Callable[[CertificateRecord], str]] = {
     "latex": latex_rows,
     "bibtex": bibtex,
     "model-card": model_card_yaml,
+    "eval-results": eval_results,
     "svg": _picture,
 }
 """What `tokenbound report --format` prints besides the table and JSON."""

@@ -33,13 +33,13 @@ from tokenbound.config.run import (
 )
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
-from tokenbound.demo import demo_artifact
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.quantized.schemes import require_package
+from tokenbound.shipped import demo_artifact
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.draws import Register, Selection
