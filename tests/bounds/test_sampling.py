@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ from tokenbound.bounds import (
 )
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampled_lines import expected_slacks
-from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
+from tokenbound.bounds.sampling import mixture_stakes, path_of_windows, running_moments, total_upper_bounds
 from tokenbound.bounds.theorems import azuma_anytime_gap
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
@@ -54,24 +55,39 @@ def test_one_sequence_is_the_closed_form():
     assert expected[-1] < certain[-1], "the sequence must have said more than what is certain"
 
 
-def test_a_mixture_solves_its_equation_from_above():
-    rng = np.random.default_rng(1)
-    values, forecasts = rng.uniform(0, 1, 60), np.full(60, 0.5)
-    stakes = np.stack([np.full(60, s) for s in (0.02, 0.1, 0.5, 1.5)], axis=1)
+def exact_roots(values, num_units, forecasts, stakes, level):
+    """For each n the S with mean over k of W_n(S) = exp(level), in 40 digits, from the definition of W_n."""
+    mp = mpmath.mpf
+    count = stakes.shape[1]
+    constants, slopes = [mp(0)] * count, [mp(0)] * count
+    for i, (value, forecast, row) in enumerate(zip(values.tolist(), forecasts.tolist(), stakes.tolist(), strict=True)):
+        before, left = mpmath.fsum(values[:i].tolist()), num_units - i
+        for k, lam in enumerate(map(mp, row)):
+            constants[k] += mpmath.log1p(lam * (mp(forecast) - mp(value))) - lam * (mp(forecast) + before / left)
+            slopes[k] += lam / left
+        low, high = mp(-(10**6)), mp(10**6)
+        for _ in range(110):
+            middle = (low + high) / 2
+            wealth = mpmath.fsum(mpmath.exp(c + middle * b) for c, b in zip(constants, slopes, strict=True)) / count
+            low, high = (low, middle) if wealth > mpmath.exp(mp(level)) else (middle, high)
+        yield high
+
+
+@pytest.mark.parametrize("level", [0.5, 4.0])
+@pytest.mark.parametrize("fixed", [(0.1,), (0.02, 0.1, 0.5, 1.5), (0.3, 0.3, 0.3), (0.0, 0.4), (1e-6, 1.6)])
+def test_a_mixture_is_the_root_of_its_equation_and_never_below(fixed, level):
+    rng = np.random.default_rng(len(fixed))
+    values, forecasts = rng.uniform(0, 1, 20), rng.uniform(0.4, 0.5, 20)
+    stakes = np.tile(fixed, (20, 1)) * rng.uniform(0.5, 1.0, 20)[:, None]
     bounds = total_upper_bounds(
-        values, num_units=200, highest=1.0, log_inverse_delta=4.0, forecasts=forecasts, stakes=stakes
+        values, num_units=200, highest=1.0, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
     )
-    left = 200 - np.arange(60)
-    before = np.concatenate([[0], np.cumsum(values)[:-1]])
-    for n in (1, 7, 60):
-        means = (bounds[n - 1] - before[:n]) / left[:n]
-        wealth = [
-            np.prod((1 + s[:n] * (forecasts[:n] - values[:n])) * np.exp(-s[:n] * (forecasts[:n] - means)))
-            for s in stakes.T
-        ]
-        assert math.log(np.mean(wealth)) >= -1e-9 + min(4.0, math.log(np.mean(wealth)))
-        singles = [closed_form(values[:n], 200, forecasts[:n], s[:n], 4.0 + math.log(4))[-1] for s in stakes.T]
-        assert bounds[n - 1] <= min(singles) + 1e-9, "a mixture is never worse than its best part at the union's price"
+    certain = np.cumsum(values) + 199 - np.arange(20)
+    best = math.inf
+    with mpmath.workdps(40):
+        for n, root in enumerate(exact_roots(values, 200, forecasts, stakes, level)):
+            best = min(best, float(root), certain[n])
+            assert best * (1 - 1e-13) <= bounds[n] <= best + 1e-6, n
 
 
 def test_bounds_only_improve_and_stakes_are_checked():
@@ -345,3 +361,96 @@ def test_a_pilot_that_is_all_errors_still_gives_numbers():
         assert math.isfinite(line.value)
         assert all(math.isfinite(term) for term in line.terms.values())
         assert line.vacuous
+
+
+def test_sequences_of_nothing_are_empty():
+    """A sample may be asked for its bounds before a window beyond the pilot was drawn."""
+    nothing = np.empty(0)
+    means, deviations = running_moments(nothing, np.array([1.0, 2.0]))
+    assert means.size == deviations.size == 0
+    bounds = total_upper_bounds(
+        nothing, num_units=10, highest=1.0, log_inverse_delta=3.0, forecasts=nothing, stakes=np.empty((0, 2))
+    )
+    assert bounds.size == 0
+
+
+def test_moments_without_a_pilot_are_finite():
+    means, deviations = running_moments(np.array([4.0, 2.0, 0.0]), np.empty(0))
+    assert means[0] == deviations[0] == 0.0
+    assert np.all(np.isfinite(means))
+    assert np.all(np.isfinite(deviations))
+
+
+@pytest.mark.parametrize("row", [0, 25, 49])
+@pytest.mark.parametrize("bad", [-1e-9, 1 / 0.6, math.nan, math.inf])
+def test_one_bad_stake_among_many_is_refused(row, bad):
+    values = np.random.default_rng(0).uniform(0, 1, 50)
+    stakes = np.full((50, 3), 1.0)
+    shared = {"num_units": 60, "highest": 1.0, "log_inverse_delta": 3.0, "forecasts": np.full(50, 0.4)}
+    total_upper_bounds(values, stakes=stakes, **shared)
+    stakes[row, 1] = bad
+    with pytest.raises(InputError, match="every stake"):
+        total_upper_bounds(values, stakes=stakes, **shared)
+
+
+def test_units_may_exceed_the_highest_by_rounding_alone():
+    shared = {"num_units": 60, "highest": 5.0, "log_inverse_delta": 3.0, "forecasts": np.full(2, 0.4)}
+    stakes = np.full((2, 1), 0.1)
+    total_upper_bounds(np.array([1.0, 5.0 * (1 + 0.9e-12)]), stakes=stakes, **shared)
+    with pytest.raises(InputError, match="exceeds"):
+        total_upper_bounds(np.array([1.0, 5.0 + 1e-10]), stakes=stakes, **shared)
+
+
+def test_a_path_has_an_entry_for_each_window_beyond_the_pilot():
+    tunings, sums, claim, plan, _ = sampled_run(windows=600, pilot=100, scored=300)
+    for i, tuning in enumerate(tunings):
+        path = sampling_path(tuning, i, sums, claim, plan)
+        assert path.num_windows.tolist() == list(range(101, 301))
+        ends = np.cumsum(sums.window_lengths)
+        means = np.cumsum(sums.windows[i]) / ends
+        assert path.sample_mean == pytest.approx(means[100:], rel=1e-12)
+        assert path.slack == pytest.approx(path.upper - means[100:], rel=1e-12)
+
+
+def test_all_windows_add_up_without_rounding():
+    """Nothing is left to chance after the last window: the bound is the sum itself, rounded once."""
+    lengths = np.full(4000, 7)
+    values = np.random.default_rng(0).uniform(0, 1, 4000) * lengths
+    values[:2] = 1e-9, 69.9
+    claim, plan = Claim(300, 300, 0.0, 0.05, 28_000, methods=("azuma",)), SamplingPlan(4000, 7, 3)
+    path = path_of_windows(values, lengths, 10.0, claim, plan)
+    assert path.upper[-1] == pytest.approx(math.fsum(values) / 28_000, rel=4e-16)
+    assert path.upper[-2] > path.upper[-1]
+
+
+def test_a_slack_holds_for_the_pilots_own_centre():
+    """The formulas of the docstring, written out: u_j about the pilot's mean, the pilot exact, the rest bounded."""
+    rng = np.random.default_rng(7)
+    lengths = rng.integers(1, 9, 200)
+    values = rng.uniform(0, 3, 200) * lengths
+    claim = Claim(300, 300, 0.0, 0.05, int(lengths.sum()), methods=("azuma",))
+    plan, part = SamplingPlan(200, 8, 20), slice(0, 120)
+    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan)
+    centre = values[:20].sum() / lengths[:20].sum()
+    units = values - centre * lengths
+    level = math.log(1 / 0.025) + math.log(2)
+    forecasts, deviations = running_moments(units[20:120], units[:20])
+    stakes = mixture_stakes(
+        forecasts,
+        deviations,
+        num_units=180,
+        highest=(3.0 - centre) * 8,
+        log_inverse_delta=level,
+        target_units=180,
+    )
+    upper = total_upper_bounds(
+        units[20:120],
+        num_units=180,
+        highest=(3.0 - centre) * 8,
+        log_inverse_delta=level,
+        forecasts=forecasts,
+        stakes=stakes,
+    )
+    expected = (centre * lengths.sum() + units[:20].sum() + upper) / lengths.sum()
+    assert path.upper == pytest.approx(expected, rel=1e-12)
+    assert np.all(path.upper >= values.sum() / lengths.sum())

@@ -259,7 +259,7 @@ def _upper_totals(
         num_units=num_units,
         highest=highest,
         log_inverse_delta=level,
-        target_units=max(sampling.target_units - sampling.pilot_units, 1),
+        target_units=sampling.target_draws,
     )
     upper = total_upper_bounds(
         units, num_units=num_units, highest=highest, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
