@@ -393,12 +393,16 @@ def test_one_bad_stake_among_many_is_refused(row, bad):
         total_upper_bounds(values, stakes=stakes, **shared)
 
 
-def test_units_may_exceed_the_highest_by_rounding_alone():
-    shared = {"num_units": 60, "highest": 5.0, "log_inverse_delta": 3.0, "forecasts": np.full(2, 0.4)}
+@pytest.mark.parametrize(
+    ("highest", "rounded", "beyond"),
+    [(0.0, 1e-12, 1.5e-12), (1e6, 1e6 + 0.9e-6, 1e6 + 1.5e-6), (5.0, 5.0, 5.0 + 1e-10)],
+)
+def test_units_may_exceed_the_highest_by_rounding_alone(highest, rounded, beyond):
+    shared = {"num_units": 60, "highest": highest, "log_inverse_delta": 3.0, "forecasts": np.full(2, highest - 1)}
     stakes = np.full((2, 1), 0.1)
-    total_upper_bounds(np.array([1.0, 5.0 * (1 + 0.9e-12)]), stakes=stakes, **shared)
+    total_upper_bounds(np.array([highest - 2, rounded]), stakes=stakes, **shared)
     with pytest.raises(InputError, match="exceeds"):
-        total_upper_bounds(np.array([1.0, 5.0 + 1e-10]), stakes=stakes, **shared)
+        total_upper_bounds(np.array([highest - 2, beyond]), stakes=stakes, **shared)
 
 
 def test_a_path_has_an_entry_for_each_window_beyond_the_pilot():
