@@ -10,6 +10,7 @@ import pytest
 
 from tokenbound.bounds.columns import (
     Piece,
+    WindowDecisions,
     check_entropy,
     check_length,
     pack,
@@ -105,3 +106,12 @@ def test_damaged_text_is_refused() -> None:
     for damaged in ("*" + text, "AAAA" + text):
         with pytest.raises((ValueError, zlib.error)):
             unpack(damaged, 1000)
+
+
+def test_decisions_of_a_window_add_up() -> None:
+    table = WindowDecisions(np.array([3, 5, 1], np.int16), np.array([2, 1, 4], np.int32), np.array([0, 2, 2, 3]))
+    assert table.window_sums(np.array([1.0, 2.0, 4.0])).tolist() == [3.0, 0.0, 4.0]
+    piece = Piece(COLUMNS, None, None, 0, table)
+    assert piece.require_decisions() is table
+    with pytest.raises(MismatchError, match="no table of decisions"):
+        Piece(COLUMNS, None, None, 0).require_decisions()

@@ -52,3 +52,10 @@ def test_every_other_constant() -> None:
         "RELATIVE_ROWS": 16384,
         "PRINT_DECIMALS": 9,
     }
+
+
+def test_the_grids_of_decisions() -> None:
+    eighths = [Fraction(k, 8) * Fraction(2) ** exponent for exponent in range(-20, 4) for k in range(8, 16)]
+    assert [Fraction(lam) for lam in constants.DECISION_LAMBDA_GRID] == eighths
+    assert [Fraction(slope) for slope in constants.DECISION_SLOPE_GRID] == [Fraction(k, 16) for k in range(8, 24)]
+    assert [Fraction(a) for a in constants.DECISION_ALPHA_GRID] == [0, *(Fraction(1, 2**k) for k in range(17, 2, -1))]

@@ -23,7 +23,13 @@ from tokenbound.bounds import (
 )
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampled_lines import expected_slacks
-from tokenbound.bounds.sampling import mixture_stakes, path_of_windows, running_moments, total_upper_bounds
+from tokenbound.bounds.sampling import (
+    expected_slacks_of_windows,
+    mixture_stakes,
+    path_of_windows,
+    running_moments,
+    total_upper_bounds,
+)
 from tokenbound.bounds.theorems import azuma_anytime_gap
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
@@ -458,3 +464,22 @@ def test_a_slack_holds_for_the_pilots_own_centre():
     expected = (centre * lengths.sum() + units[:20].sum() + upper) / lengths.sum()
     assert path.upper == pytest.approx(expected, rel=1e-12)
     assert np.all(path.upper >= values.sum() / lengths.sum())
+
+
+@pytest.mark.parametrize(("highest_unit", "limit"), [(None, 24.0), (30.0, 30.0), (24.0, 24.0)])
+def test_a_window_may_have_a_limit_of_its_own(highest_unit, limit):
+    """Without one it is (z_max - c) s_max. A lower limit is a tighter bound, and one that a unit exceeds is refused."""
+    lengths = np.full(300, 8)
+    values = np.random.default_rng(1).uniform(1, 2, 300) * lengths
+    values[:20] = 0.0  # c = 0, so that both limits are about the same units
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
+    part = slice(0, 100)
+    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=highest_unit)
+    plain = path_of_windows(values[part], lengths[part], limit / 8, claim, plan)
+    assert path.upper.tolist() == plain.upper.tolist()
+    slacks = expected_slacks_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=highest_unit)
+    assert slacks == expected_slacks_of_windows(values[part], lengths[part], limit / 8, claim, plan)
+    with pytest.raises(InputError, match="exceeds"):
+        path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=8.0)
+    with pytest.raises(InputError, match="exceeds"):
+        path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=-1.0)
