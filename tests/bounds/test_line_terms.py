@@ -20,8 +20,10 @@ from tokenbound.bounds import (
     kappa_nats,
     line_sums,
 )
-from tokenbound.bounds.lines.base import token_bound
+from tokenbound.bounds.lines import bound_named
+from tokenbound.bounds.lines.base import Setting, separate_bound, token_bound
 from tokenbound.bounds.printing import Measured
+from tokenbound.bounds.search import SlackModel
 from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.bounds.theorems import azuma_anytime_gap, kl_error_bound
 from tokenbound.errors import InputError
@@ -149,3 +151,54 @@ def test_an_error_needs_its_k_and_its_ranks() -> None:
         token_bound("kl").evaluator(Tuning("kl", V))
     with pytest.raises(InputError, match="top-1 error needs the `rank` column"):
         line_sums([Tuning("kl", V, top_k=1)], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "columns"),
+    [
+        # is_method, bounds_risk, stands_alone, shares_pass, counts_documents, smooths_by_head
+        ("freedman", (True, True, True, True, False, True), ()),
+        ("azuma", (True, True, True, True, False, True), ()),
+        ("kl", (True, False, True, True, False, False), ("rank",)),
+        ("document", (True, False, False, False, True, False), ("document",)),
+        ("relative", (False, True, True, False, False, False), ("entropy", "base_nll", "base_entropy")),
+    ],
+)
+def test_what_a_bound_says_of_itself(name: str, flags: tuple[bool, ...], columns: tuple[str, ...]) -> None:
+    """K, the line that is quoted, and what may stand alone follow from these."""
+    bound = bound_named(name)
+    found = (bound.is_method, bound.bounds_risk, bound.stands_alone)
+    assert (*found, bound.shares_pass, bound.counts_documents, bound.smooths_by_head) == flags
+    assert bound.columns == columns
+    if name not in ("document", "relative"):
+        assert bound.objection(Setting("packed", sampled=True, times_grown=3)) is None
+
+
+def test_a_bound_of_another_kind_is_not_found() -> None:
+    for name in ("document", "relative", "nothing"):
+        with pytest.raises(InputError, match="no bound that is evaluated token by token"):
+            token_bound(name)
+    for name in ("freedman", "nothing"):
+        with pytest.raises(InputError, match="no bound with a pass of its own"):
+            separate_bound(name)
+    assert separate_bound("relative").name == "relative"
+    assert Setting("packed", sampled=False).times_grown == 0
+
+
+@pytest.mark.parametrize(("column", "has"), [("rank", "has_rank"), ("entropy", "has_entropy")])
+def test_a_bound_without_its_column_cannot_be_computed(column: str, has: str) -> None:
+    class Needs(type(token_bound("azuma"))):  # type: ignore[misc]
+        columns = (column,)
+
+    bound, evidence = Needs(), Evidence.from_losses(NLL, ENTROPY, RANK, vocab_size=V, top_k=(1,))
+    assert bound.missing(CLAIM) is None
+    assert bound.tuned(evidence, CLAIM, SlackModel(), None).unavailable is None
+    without = replace(CLAIM, **{has: False})
+    assert f"`{column}`" in (bound.missing(without) or "")
+    tuning = bound.tuned(evidence, without, SlackModel(), None)
+    assert (tuning.unavailable, tuning.tune_bits) == (
+        bound.missing(without),
+        pytest.approx(math.log2(40) + CLAIM.shared_bits),
+    )
+    other = replace(CLAIM, **{"has_rank" if has == "has_entropy" else "has_entropy": False})
+    assert bound.missing(other) is None
