@@ -483,3 +483,16 @@ def test_a_window_may_have_a_limit_of_its_own(highest_unit, limit):
         path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=8.0)
     with pytest.raises(InputError, match="exceeds"):
         path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=-1.0)
+
+
+def test_a_window_with_a_limit_of_its_own_may_hold_values_below_zero():
+    """The pilot's mean is then taken away from windows of it, which lifts them: the limit is lifted as much."""
+    lengths = np.full(300, 8)
+    values = np.random.default_rng(1).uniform(1, 2, 300) * lengths
+    values[:20] = -2.0 * 8
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
+    part = slice(0, 100)
+    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=16.0)
+    plain = path_of_windows(values[part], lengths[part], 2.0, claim, plan)
+    assert path.upper.tolist() == plain.upper.tolist()
+    assert np.all(path.upper >= values.sum() / 2400)

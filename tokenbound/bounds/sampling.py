@@ -237,8 +237,8 @@ def _centred(
     units = values - centre * lengths
     if highest_unit is None:
         highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
-    else:  # c is at least 0, so taking it from the tokens of a window cannot raise the limit
-        highest = max(highest_unit, 0.0)
+    else:  # c is taken from every token of a window: where it is below 0, that raises the limit
+        highest = max(highest_unit - min(centre, 0.0) * sampling.max_unit_tokens, 0.0)
     return units[sampling.pilot_units :], units[: sampling.pilot_units], highest
 
 
