@@ -181,6 +181,8 @@ def test_the_width_of_the_logits_is_an_integer(vocab: Any) -> None:
         ((5, 0, 1), "num_units and max_unit_tokens must be positive"),
         ((5, 5, 0), r"pilot_units must lie in 1\.\.5"),
         ((5, 5, 6), r"pilot_units must lie in 1\.\.5"),
+        ((5, 5, 5, 0), "Elias-delta codes positive integers"),
+        ((5, 5, 5, 1, 0), "evaluation counts from 1"),
     ],
 )
 def test_impossible_plans_name_their_field(plan: tuple[int, int, int], field: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -24,6 +25,7 @@ from tokenbound.bounds import (
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampled_lines import expected_slacks
 from tokenbound.bounds.sampling import (
+    SamplingPath,
     expected_slacks_of_windows,
     mixture_stakes,
     path_of_windows,
@@ -496,3 +498,72 @@ def test_a_window_with_a_limit_of_its_own_may_hold_values_below_zero():
     plain = path_of_windows(values[part], lengths[part], 2.0, claim, plan)
     assert path.upper.tolist() == plain.upper.tolist()
     assert np.all(path.upper >= values.sum() / 2400)
+
+
+def test_windows_without_a_token_are_drawn_too():
+    """A document of one token has nothing to score; a pilot of such windows has the centre 0 and no mean."""
+    lengths = np.array([0, 0, 0, 1, 2, 3] + [2] * 44)
+    values = np.where(lengths > 0, np.linspace(0.2, 2.0, 50), 0.0)
+    claim, plan = Claim(300, 300, 0.0, 0.05, int(lengths.sum()), methods=("azuma",)), SamplingPlan(50, 3, 2)
+    path = path_of_windows(values[:30], lengths[:30], 3.0, claim, plan)
+    assert path.sample_mean[0] == 0.0
+    assert path.sample_mean[1] == pytest.approx(values[3])
+    assert np.all(path.upper >= values.sum() / lengths.sum())
+    single = SamplingPlan(50, 3, 4)  # one token in the pilot: c is its value
+    path = path_of_windows(values[:30], lengths[:30], 3.0, claim, single)
+    assert path.sample_mean[0] == pytest.approx(values[:5].sum() / 3)
+    units = values - values[3] * lengths
+    shifted = path_of_windows(units[:30], lengths[:30], 3.0 - values[3], claim, single)
+    assert path.upper == pytest.approx(shifted.upper + values[3], rel=1e-12)
+
+
+@pytest.mark.parametrize("pilot", [5, 6, 10])
+def test_a_sample_begins_behind_the_pilot_and_ends_with_the_corpus(pilot):
+    lengths, values = np.full(10, 4), np.linspace(0, 4, 10)
+    claim, plan = Claim(300, 300, 0.0, 0.05, 40, methods=("azuma",)), SamplingPlan(10, 4, pilot)
+    whole = path_of_windows(values, lengths, 3.0, claim, plan)
+    assert whole.upper.size == whole.slack.size == 10 - pilot
+    if pilot == 10:
+        assert first_prefix([whole], 0.5) is None
+    for scored in range(1, min(pilot, 9) + 1):
+        with pytest.raises(IncompleteError, match="the pilot alone takes"):
+            path_of_windows(values[:scored], lengths[:scored], 3.0, claim, plan)
+    for tokens in (39, 41):
+        with pytest.raises(InputError, match="the whole corpus"):
+            path_of_windows(values, lengths, 3.0, replace(claim, num_tokens=tokens), plan)
+    few = replace(claim, num_tokens=27)
+    if pilot < 7:
+        path_of_windows(values[:7], lengths[:7], 3.0, claim, plan)
+        with pytest.raises(InputError, match="the whole corpus"):
+            path_of_windows(values[:7], lengths[:7], 3.0, few, plan)
+        path_of_windows(values[:7], lengths[:7], 3.0, replace(claim, num_tokens=28), plan)
+        longest = replace_one(lengths[:7], 3, 5)
+        with pytest.raises(InputError, match="a window has 5 tokens"):
+            path_of_windows(values[:7], longest, 3.0, claim, plan)
+
+
+def replace_one(array, place, value):
+    return np.where(np.arange(array.size) == place, value, array)
+
+
+def test_a_slack_that_is_just_reached_is_reached():
+    path = SamplingPath(np.array([7, 8, 9]), np.array([3.0, 2.5, 2.25]), np.array([2.0, 2.0, 2.0]))
+    assert path.slack.tolist() == [1.0, 0.5, 0.25]
+    for target, stop in ((1.0, 7), (0.5, 8), (0.49, 9), (0.25, 9), (0.2, None)):
+        assert first_prefix([path], target) == stop
+
+
+def test_expected_slacks_are_those_of_a_repeated_sample():
+    rng = np.random.default_rng(9)
+    lengths, values = np.full(400, 5), rng.uniform(0, 10, 400)
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2000, methods=("azuma",)), SamplingPlan(400, 5, 20)
+    found = expected_slacks_of_windows(values[:90], lengths[:90], 3.0, claim, plan)
+    assert set(found) == {2, 4}
+    assert set(expected_slacks_of_windows(values[:100], lengths[:100], 3.0, claim, plan)) == {2}
+    for factor, slack in found.items():
+        drawn = np.concatenate([values[:20], np.resize(values[20:90], factor * 90 - 20)])
+        path = path_of_windows(drawn, lengths[: drawn.size], 3.0, claim, plan)
+        mean = (values[:20].sum() + 380 * drawn[20:].mean()) / 2000
+        assert slack == pytest.approx(path.upper[-1] - mean, rel=1e-9)
+    flat = expected_slacks_of_windows(np.full(90, 5.0), lengths[:90], 1.0, claim, plan)
+    assert all(0 <= slack < 1e-9 for slack in flat.values())

@@ -251,6 +251,8 @@ def _pilot_centre(values: Floats, lengths: Ints, sampling: SamplingPlan) -> floa
 def _upper_totals(
     units: Floats, pilot: Floats, num_units: int, highest: float, claim: Claim, sampling: SamplingPlan
 ) -> Floats:
+    if not units.size:  # the pilot is the whole corpus
+        return np.empty(0)
     level = sampling.log_inverse_delta(claim)
     forecasts, deviations = running_moments(units, pilot)
     stakes = mixture_stakes(
@@ -264,7 +266,7 @@ def _upper_totals(
     upper = total_upper_bounds(
         units, num_units=num_units, highest=highest, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
     )
-    if 0 < units.size == num_units:  # nothing is left to chance
+    if units.size == num_units:  # nothing is left to chance
         upper[-1] = math.fsum(units.tolist())
     return upper
 
