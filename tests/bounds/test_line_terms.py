@@ -202,3 +202,13 @@ def test_a_bound_without_its_column_cannot_be_computed(column: str, has: str) ->
     )
     other = replace(CLAIM, **{"has_rank" if has == "has_entropy" else "has_entropy": False})
     assert bound.missing(other) is None
+
+
+def test_a_line_may_be_measured_against_another_guess() -> None:
+    azuma, measured = token_bound("azuma"), Measured(2.0, 2.0)
+    tuning = azuma.charged(Tuning("azuma", V, alpha=0.125), CLAIM)
+    found = azuma.value(tuning, measured, CLAIM)
+    for guess in (0.5, 40.0):
+        line = azuma.printed_line(None, found, measured, CLAIM, guess=guess)
+        assert (line.random_guess, line.vacuous) == (guess, guess == 0.5)
+    assert azuma.printed_line(None, found, measured, CLAIM).random_guess == math.log2(V)

@@ -77,7 +77,7 @@ TESTS: dict[str, str] = {
     "claim": "claim certify guards coded sampling document relative",
     "sampling": "sampling numbers guards relative shortcuts",
     "sampled_lines": "sampling guards relative shortcuts",
-    "lines.base": "line_terms certify guards coded lines",
+    "lines.base": "line_terms claim certify guards coded lines",
     "lines.azuma": "line_terms certify guards coded exact lines sampling",
     "lines.freedman": "line_terms certify guards coded exact claim lines sampling",
     "lines.topk": "line_terms claim certify guards coded exact lines sampling",
