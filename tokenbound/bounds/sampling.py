@@ -68,7 +68,7 @@ def total_upper_bounds(
         raise InputError(f"a unit of {values.max()} exceeds the largest possible {highest}")
     if n and not (float((stakes * (highest - forecasts)[:, None]).max()) < 1 and float(stakes.min()) >= 0):
         raise InputError("every stake must satisfy 0 <= lambda_i and lambda_i * (hi - Y_i) < 1")
-    before = np.concatenate([[0.0], np.cumsum(values)[:-1]]) if n else np.empty(0)
+    before = np.concatenate([[0.0], np.cumsum(values)])[:-1]
     left = num_units - np.arange(n, dtype=np.float64)
     gains = np.log1p(stakes * (forecasts - values)[:, None])
     offsets = np.cumsum(gains - stakes * (forecasts + before / left)[:, None], axis=0)
@@ -102,8 +102,8 @@ def running_moments(values: Floats, pilot: Floats) -> tuple[Floats, Floats]:
     centre = float(pilot.mean()) if pilot.size else 0.0
     shifted = values - centre
     counts = max(pilot.size, 1) + np.arange(values.size)
-    sums = np.concatenate([[0.0], np.cumsum(shifted)[:-1]]) if values.size else np.empty(0)
-    squares = np.concatenate([[0.0], np.cumsum(shifted**2)[:-1]]) if values.size else np.empty(0)
+    sums = np.concatenate([[0.0], np.cumsum(shifted)])[:-1]
+    squares = np.concatenate([[0.0], np.cumsum(shifted**2)])[:-1]
     pilot_square = float(np.sum((pilot - centre) ** 2))
     means = sums / counts
     return centre + means, np.sqrt(np.maximum((pilot_square + squares) / counts - means**2, 0.0))
