@@ -232,3 +232,72 @@ def test_sums_of_other_lines_than_the_tunings_are_refused():
     for other in (line_sums([*tunings, tunings[-1]], NLL, ENTROPY, RANK), sums.select(slice(0, 4))):
         with pytest.raises(MismatchError, match=r"sums of . lines were given for 5 tunings"):
             certify(tunings, other, CLAIM)
+
+
+def test_a_what_if_needs_a_token() -> None:
+    larger = replace(CLAIM, num_tokens=1).with_larger_corpus(10**6)
+    columns = (NLL[:1], ENTROPY[:1], RANK[:1])
+    tunings = choose_tunings(Evidence.from_losses(*columns, vocab_size=V, top_k=CLAIM.top_k), larger)
+    assert len(certify(tunings, line_sums(tunings, *columns), larger)) == 5
+    with pytest.raises(MismatchError, match="no token"):
+        certify(tunings, line_sums(tunings, NLL[:0], ENTROPY[:0], RANK[:0]), larger)
+
+
+WHOLE_PLAN = SamplingPlan(SIZE // 100, 100, SIZE // 100)
+"""A corpus so small that the pilot is all of it."""
+
+
+def test_a_pilot_that_is_the_whole_corpus_leaves_no_slack() -> None:
+    """Half of delta was set aside for the sampling all the same: the plan was made before."""
+    evidence = Evidence.from_losses(
+        NLL, ENTROPY, RANK, vocab_size=V, top_k=CLAIM.top_k, window_lengths=[100] * (SIZE // 100)
+    )
+    tunings = choose_tunings(evidence, CLAIM, WHOLE_PLAN)
+    for window_lengths in (None, [100] * (SIZE // 100)):
+        sums = line_sums(tunings, NLL, ENTROPY, RANK, window_lengths=window_lengths)
+        for index, line in enumerate(certify(tunings, sums, CLAIM, WHOLE_PLAN)):
+            assert line.terms["sampling_slack"] == 0.0
+            assert line.terms["sample_mean"] == sums.mean(index, "value")
+            assert not any(name.startswith("slack_at") for name in line.terms)
+            kappa = kappa_nats(code_length_bits=1000.0, tune_bits=line.tune_bits, delta=0.025)
+            assert line.kappa_nats == pytest.approx(kappa, rel=1e-14)
+    short = line_sums(tunings, NLL[:-1], ENTROPY[:-1], RANK[:-1])
+    with pytest.raises(MismatchError, match="exactly once"):
+        certify(tunings, short, CLAIM, WHOLE_PLAN)
+
+
+def test_a_full_run_has_no_terms_of_a_sample() -> None:
+    for line in lines_of(CLAIM):
+        assert line.terms["sampling_slack"] == 0.0
+        assert not any(name.startswith(("sample_", "slack_at")) for name in line.terms)
+
+
+@pytest.mark.parametrize(("plan", "delta"), [(None, 0.05), (WHOLE_PLAN, 0.025)])
+def test_a_line_that_cannot_be_computed_names_its_kappa(plan: SamplingPlan | None, delta: float) -> None:
+    claim = replace(CLAIM, methods=("kl",), top_k=(3,), has_rank=False)
+    tunings = choose_tunings(
+        Evidence.from_losses(NLL, ENTROPY, vocab_size=V, window_lengths=[100] * (SIZE // 100)), claim, plan
+    )
+    (line,) = certify(tunings, line_sums(tunings, NLL, ENTROPY), claim, plan)
+    assert (line.value, line.empirical, line.top_k, line.vacuous) == (None, None, 3, True)
+    assert line.random_guess == pytest.approx(1 - 3 / (V - 44))
+    bits = math.log2(20) + 1.0  # lambda from its grid, and the code word of the first trial
+    assert line.tune_bits == pytest.approx(bits, rel=1e-14)
+    kappa = kappa_nats(code_length_bits=1000.0, tune_bits=bits, delta=delta)
+    assert line.kappa_nats == pytest.approx(kappa, rel=1e-14)
+
+
+def test_notes_say_what_a_number_is_not() -> None:
+    assert [line.note for line in lines_of(CLAIM)] == [""] * 5
+    larger = CLAIM.with_larger_corpus(10**6)
+    what_if = "what-if: the same losses, a larger m (1000000 tokens); not a bound"
+    assert [line.note for line in lines_of(larger)] == [what_if] * 5
+    dear = replace(larger, code_length_bits=1e9, code_split={})
+    for line in lines_of(dear):
+        assert line.note == f"{what_if}; vacuous: not below a random guess ({line.random_guess:.4g})"
+
+
+def test_a_guess_among_more_ids_than_there_are_is_never_wrong() -> None:
+    claim = replace(CLAIM, methods=("kl",), top_k=(V - 45, V - 44, V - 43))
+    guesses = [line.random_guess for line in lines_of(claim)]
+    assert guesses == pytest.approx([1 / (V - 44), 0.0, 0.0], abs=1e-15)

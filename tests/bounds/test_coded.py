@@ -12,6 +12,7 @@ from tokenbound.bounds import (
     Claim,
     Evidence,
     RelativeEvidence,
+    Tuning,
     certify,
     certify_document,
     certify_relative,
@@ -23,7 +24,8 @@ from tokenbound.bounds import (
     loss_interval_bits,
     relative_sums,
 )
-from tokenbound.bounds.coded import require_coded
+from tokenbound.bounds.coded import require_coded, require_paid, require_stake
+from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.relative_search import base_claim
 from tokenbound.errors import InputError, MismatchError
 
@@ -166,3 +168,29 @@ def test_a_floor_below_the_smallest_loss_does_not_widen_the_range(alpha: float, 
     require_coded(replace(tuning, lam=0.5 / (high - low)), CLAIM)
     with pytest.raises(MismatchError, match="lambda"):
         require_coded(replace(tuning, lam=0.5 / (high - y0)), CLAIM)
+
+
+@pytest.mark.parametrize("method", ["freedman", "azuma"])
+def test_a_line_that_cannot_be_computed_pays_but_names_no_grid_point(method: str) -> None:
+    bound = token_bound(method)
+    tuning = bound.charged(Tuning(method, V, unavailable="no column"), CLAIM)
+    require_coded(tuning, CLAIM)
+    with pytest.raises(MismatchError, match="pays"):
+        require_coded(replace(tuning, tune_bits=tuning.tune_bits - 1e-6), CLAIM)
+    with pytest.raises(MismatchError, match="alpha None"):
+        require_coded(replace(tuning, unavailable=None), CLAIM)
+
+
+def test_a_stake_that_is_missing_is_refused() -> None:
+    require_stake(0.5, 0.125, 4.0)
+    for t, lam in ((0.5, None), (None, 0.125), (None, None)):
+        with pytest.raises(MismatchError):
+            require_stake(t, lam, 4.0)
+
+
+def test_a_price_may_be_off_by_its_rounding_alone() -> None:
+    require_paid("azuma", 10.0 - 0.9e-9, 10.0)
+    require_paid("azuma", 11.0, 10.0)
+    for paid in (10.0 - 1.1e-9, 9.0, float("nan")):
+        with pytest.raises(MismatchError, match="pays"):
+            require_paid("azuma", paid, 10.0)

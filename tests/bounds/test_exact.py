@@ -24,6 +24,7 @@ from tokenbound.bounds import (
     loss_interval_bits,
     merge_sums,
 )
+from tokenbound.bounds.blocks import Block, Columns, TokenSums, Unavailable, log_of_product
 from tokenbound.bounds.columns import window_sums
 from tokenbound.bounds.constants import BLOCK_TOKENS
 from tokenbound.bounds.exact import highest_value
@@ -243,3 +244,161 @@ def test_two_claims_in_one_pass():
 
 def test_tuning_round_trip():
     assert Tuning.from_dict(FREEDMAN.to_dict()) == FREEDMAN
+
+
+def test_the_mean_nll_is_that_of_the_finite_losses() -> None:
+    nll, entropy, rank = losses(9, 300)
+    sums = line_sums(TUNINGS, nll, entropy, rank, worst_case=200)
+    assert sums.mean_nll_nats == pytest.approx(nll.mean(dtype=np.float64), rel=1e-13)
+    for size, mean in ((0, 0.0), (1, float(nll[10]))):
+        part = slice(10, 10 + size)
+        few = line_sums(TUNINGS, nll[part], entropy[part], rank[part], worst_case=7)
+        assert few.mean_nll_nats == pytest.approx(mean, abs=1e-15)
+    assert mean > 0.1
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+@pytest.mark.parametrize("windows", [False, True])
+def test_collapsed_sums_have_the_same_totals(lines: int, windows: bool) -> None:
+    """Each rounded once, whatever the number of shards and lines; the windows stay as they are."""
+    nll, entropy, rank = losses(10, 3000)
+    parts = [
+        line_sums(
+            TUNINGS[:lines],
+            *(column[part] for column in (nll, entropy, rank)),
+            window_lengths=[250] * 4 if windows else None,
+        )
+        for part in (slice(0, 1000), slice(1000, 2000), slice(2000, 3000))
+    ]
+    many = merge_sums(parts)
+    one = many.collapsed()
+    assert one.shards.shape == (1, lines, 3)
+    assert one.nll.shape == (1,)
+    assert (one.num_tokens, one.worst_case_tokens) == (3000, 0)
+    for line in range(lines):
+        for name in ("value", "loss", "square"):
+            assert one.total(line, name) == many.total(line, name)
+    assert one.mean_nll_nats == many.mean_nll_nats
+    if windows:
+        assert one.windows is many.windows
+        assert one.window_lengths is many.window_lengths
+    else:
+        assert one.windows is one.window_lengths is None
+
+
+def test_selected_lines_keep_their_windows() -> None:
+    nll, entropy, rank = losses(11, 1000)
+    sums = line_sums(TUNINGS, nll, entropy, rank, window_lengths=[400, 600])
+    some = sums.select(slice(1, 3))
+    assert np.array_equal(some.windows, sums.windows[1:3])
+    assert np.array_equal(some.shards, sums.shards[:, 1:3])
+    assert line_sums(TUNINGS, nll, entropy, rank).select(slice(0, 1)).windows is None
+
+
+def test_windows_of_shards_follow_each_other() -> None:
+    nll, entropy, rank = losses(12, 1000)
+    columns = (nll, entropy, rank)
+    whole = line_sums(TUNINGS, *columns, window_lengths=[100, 200, 300, 400])
+    parts = [
+        line_sums(TUNINGS, *(column[:300] for column in columns), window_lengths=[100, 200]),
+        line_sums(TUNINGS, *(column[300:] for column in columns), window_lengths=[300, 400]),
+    ]
+    merged = merge_sums(parts)
+    assert merged.window_lengths.tolist() == [100, 200, 300, 400]
+    assert np.allclose(merged.windows, whole.windows, rtol=1e-13)
+    assert merge_sums([line_sums(TUNINGS, *columns)] * 2).windows is None
+
+
+def test_a_line_that_cannot_be_computed_sums_to_nothing() -> None:
+    nll, entropy, _ = losses(13, 50)
+    tuning = Tuning("kl", V, top_k=1, unavailable="no ranks")
+    sums = line_sums([AZUMA, tuning], nll, entropy, window_lengths=[20, 30, 7], worst_case=[False, False, True])
+    assert sums.shards[0, 1].tolist() == [0.0, 0.0, 0.0]
+    assert sums.windows[1].tolist() == [0.0, 0.0, 0.0]
+    assert sums.num_tokens == 57
+
+
+@pytest.mark.parametrize("slope", [4, -4])
+def test_entropies_outside_their_range_take_the_end_levels(slope: int) -> None:
+    """Below 0 by rounding, or above ln V where the logits are wider than the tokenizer."""
+    entropy = np.array([-3.0, -0.2, -1e-7, 0.0, 6.2, 6.3, 9.0, 50.0], np.float32)
+    nll = np.linspace(0.1, 9.0, 8).astype(np.float32)
+    alphas = alpha_levels(ALPHA, slope)[entropy_level(entropy, vocab_size=V)]
+    reference = freedman_bound(
+        nll, polynomial(entropy), vocab_size=V, alpha=alphas, alpha_min=ALPHA, lam=LAM, floor_bits=Y0, **PAID
+    )
+    sums = line_sums([replace(FREEDMAN, alpha_slope=slope)], nll, entropy)
+    assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, 8), rel=1e-12)
+
+
+@pytest.mark.parametrize("guess", [-60.0, 60.0])
+@pytest.mark.parametrize("smoothing", ["constant", "entropy", "column"])
+def test_guesses_far_outside_are_clipped_to_the_tokens_own_interval(guess: float, smoothing: str) -> None:
+    nll, entropy, _ = losses(14, 500)
+    alphas: object = {
+        "constant": ALPHA,
+        "entropy": alpha_levels(ALPHA, 6)[entropy_level(entropy, vocab_size=V)],
+        "column": np.random.default_rng(0).uniform(ALPHA, 0.4, nll.size),
+    }[smoothing]
+    tuning = replace(
+        FREEDMAN,
+        degree=0,
+        coefficients=(guess,),
+        alpha_slope=6 if smoothing == "entropy" else 0,
+        alpha_column=smoothing == "column",
+    )
+    column = alphas if smoothing == "column" else None
+    reference = freedman_bound(nll, guess, vocab_size=V, alpha=alphas, alpha_min=ALPHA, lam=LAM, floor_bits=Y0, **PAID)
+    for lengths in (None, [500]):
+        sums = line_sums([tuning], nll, entropy, None, column, window_lengths=lengths)
+        assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, nll.size), rel=1e-12)
+
+
+def test_a_line_that_cannot_be_computed_leaves_nothing_behind() -> None:
+    per_token = np.ones(5)
+    assert Unavailable().evaluate(Block(), per_token) == Unavailable().worst() == (0.0, 0.0, 0.0)
+    assert per_token.tolist() == [0.0] * 5
+    assert Unavailable().evaluate(Block(), None) == (0.0, 0.0, 0.0)
+
+
+def test_one_alpha_of_a_head_below_its_least_is_refused() -> None:
+    nll, entropy, _ = losses(15, 200)
+    alpha = np.full(200, 0.3)
+    azuma = Tuning("azuma", V, alpha=ALPHA, alpha_column=True, lam=0.125)
+    for tuning in (replace(FREEDMAN, alpha_column=True), azuma):
+        alpha[77] = ALPHA
+        line_sums([tuning], nll, entropy, None, alpha)
+        alpha[77] = np.nextafter(ALPHA, 0)
+        with pytest.raises(InputError, match="lies below alpha_min"):
+            line_sums([tuning], nll, entropy, None, alpha)
+
+
+def test_a_field_that_a_line_needs_is_named() -> None:
+    for tuning, name in (
+        (replace(FREEDMAN, alpha=None), "alpha"),
+        (replace(FREEDMAN, lam=None), "lam"),
+        (replace(FREEDMAN, y0=None), "y0"),
+        (replace(AZUMA, alpha=None), "alpha"),
+        (Tuning("azuma", V, alpha=ALPHA, alpha_column=True), "lam"),
+        (Tuning("kl", V), "top_k"),
+    ):
+        with pytest.raises(InputError, match=f"the tuning lacks `{name}`"):
+            line_sums([tuning], [1.0], [1.0], [0], [0.1])
+
+
+def test_losses_just_below_zero_are_clipped_where_there_are_any() -> None:
+    for lowest, clip in ((-1e-6, True), (0.0, False), (0.5, False)):
+        assert Columns.checked([lowest, 3.0], None, None, None).clip is clip
+    assert not Columns.checked([], None, None, None).clip
+
+
+def test_sums_start_at_nothing() -> None:
+    block = Block()
+    assert (block.size, block.nll_sum) == (0, 0.0)
+    assert TokenSums(1.0, 2.0) == (1.0, 2.0, 0.0)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 8191, 8192])
+def test_a_product_in_groups_is_the_sum_of_logarithms(size: int) -> None:
+    factors = np.random.default_rng(size).uniform(1e-40, 2.0, size)
+    assert log_of_product(factors) == pytest.approx(math.fsum(np.log(factors)), rel=1e-12)

@@ -17,6 +17,7 @@ from tokenbound.bounds import (
     RelativeEvidence,
     RelativeTuning,
     SamplingPlan,
+    Tuning,
     certify,
     certify_relative,
     choose_relative,
@@ -30,10 +31,16 @@ from tokenbound.bounds import (
     relative_sums,
 )
 from tokenbound.bounds.codes import freedman_tune_bits, relative_tune_bits
+from tokenbound.bounds.columns import Piece, window_sums
 from tokenbound.bounds.constants import RELATIVE_ROWS, RELATIVE_ROWS_PER_SHARD
 from tokenbound.bounds.exact import highest_value
-from tokenbound.bounds.lines.relative import relative_path
-from tokenbound.bounds.relative_search import base_claim, excess_claim
+from tokenbound.bounds.lines.base import token_bound
+from tokenbound.bounds.lines.relative import Relative, RelativeSums, relative_path
+from tokenbound.bounds.relative_evidence import check_pair
+from tokenbound.bounds.relative_search import base_claim, entropy_basis, excess_claim
+from tokenbound.bounds.rounding import arithmetic_guard, format_bound
+from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
+from tokenbound.bounds.theorems import excess_interval_bits
 from tokenbound.errors import InputError, MismatchError
 
 V, SIZE = 300, 12_000
@@ -251,3 +258,264 @@ def test_bad_input_is_refused(chosen):
 def test_tuning_round_trip(chosen):
     _, tuning = chosen
     assert RelativeTuning.from_dict(json.loads(json.dumps(tuning.to_dict()))) == tuning
+
+
+# ---------------------------------------------------------------------------------- every part of the printed line
+
+
+PLAN = SamplingPlan(400, 30, 100)
+
+
+def parts_of(tuning, columns, claim, sampling=None, scored=SIZE):
+    """(line, sums) of the first tokens, in windows of 30."""
+    windows = [30] * (scored // 30)
+    sums = relative_sums(tuning, *(c[:scored] for c in columns), window_lengths=windows)
+    return certify_relative(tuning, sums, claim, sampling), sums
+
+
+@pytest.mark.parametrize("sampling", [None, PLAN, SamplingPlan(400, 30, 400)])
+@pytest.mark.parametrize("bases", [1, 6])
+def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
+    """Terms, price and allowance from the sums alone, before anything is rounded to nine decimals."""
+    monkeypatch.setattr("tokenbound.bounds.lines.relative.round_up", float)
+    columns, _ = chosen
+    claim = replace(CLAIM, num_bases=bases, code_length_bits=200.0, code_split={"artifact": 190.0, "protocol": 10.0})
+    tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim, sampling)
+    partial = sampling is PLAN
+    line, sums = parts_of(tuning, columns, claim, sampling, SIZE // 2 if partial else SIZE)
+    share = 4 if sampling else 2
+    kappa = kappa_nats(code_length_bits=200.0, tune_bits=tuning.tune_bits, delta=0.05 / share)
+    base_kappa = kappa_nats(code_length_bits=10.0, tune_bits=tuning.base.tune_bits, delta=0.05 / share)
+    base_kappa += math.log(bases)
+    values = [part.mean(0, "value") for part in (sums.excess, sums.base)]
+    losses = [part.mean(0, "loss") for part in (sums.excess, sums.base)]
+    complexity, base_complexity = kappa / (tuning.lam * SIZE), base_kappa / (tuning.base.lam * SIZE)
+    slack = 0.0
+    if partial:
+        slack = relative_path(tuning, sums, claim, sampling).upper[-1] - sum(values)
+        assert slack > 0
+    guard = arithmetic_guard(values[0] + complexity, tuning.lam, tuning.t)
+    guard += arithmetic_guard(values[1] + base_complexity + slack, tuning.base.lam, tuning.base.t)
+    assert line.value == pytest.approx(sum(values) + slack + complexity + base_complexity + guard, rel=1e-15)
+    oracle = math.sqrt(2 * sums.excess.mean(0, "square") * kappa / SIZE)
+    expected = {
+        "empirical": sum(losses),
+        "variance": values[0] - losses[0],
+        "complexity": complexity,
+        "base_variance": values[1] - losses[1],
+        "base_complexity": base_complexity,
+        "sampling_slack": slack,
+        "excess_empirical": losses[0],
+        "base_empirical": losses[1],
+        "oracle_gap": oracle,
+        "gap_over_oracle": (values[0] - losses[0] + complexity) / oracle,
+    }
+    if sampling is None:
+        expected["excess"] = values[0] + complexity + guard
+        expected["base_bound"] = values[1] + base_complexity + guard
+    assert set(line.terms) == set(expected)
+    for name, value in expected.items():
+        assert line.terms[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
+    assert line.empirical == pytest.approx(sum(losses), rel=1e-15)
+    assert line.kappa_nats == pytest.approx(kappa, rel=1e-14)
+    assert line.tune_bits == tuning.tune_bits
+    assert line.random_guess == math.log2(V)
+    assert (line.vacuous, line.note, line.top_k) == (False, "", None)
+    assert RelativeTuning.from_dict(line.parameters) == tuning
+
+
+def test_two_sentences_only_where_both_parts_are_bounded(chosen):
+    columns, tuning = chosen
+    line, _ = parts_of(tuning, columns, CLAIM)
+    (sentence,) = Relative().sentences(line)
+    assert format_bound(line.terms["base_bound"], 4) in sentence
+    assert f"measured {line.terms['excess_empirical']:.4f}" in sentence
+    sampled = choose_relative(RelativeEvidence.from_losses(*columns), CLAIM, PLAN)
+    line, _ = parts_of(sampled, columns, CLAIM, PLAN, SIZE // 2)
+    assert Relative().sentences(line) == ()
+
+
+def test_a_line_that_a_guess_beats_says_so(chosen):
+    columns, _ = chosen
+    dear = replace(CLAIM, code_length_bits=30.0 * SIZE)
+    tuning = choose_relative(RelativeEvidence.from_losses(*columns), dear)
+    line, _ = parts_of(tuning, columns, dear)
+    assert line.vacuous
+    assert line.note.startswith("vacuous")
+    larger = CLAIM.with_larger_corpus(10**6)
+    tuning = choose_relative(RelativeEvidence.from_losses(*columns), larger)
+    line, _ = parts_of(tuning, columns, larger)
+    assert line.note.startswith("what-if")
+    assert not line.vacuous
+
+
+def test_a_guess_is_vacuous_from_equality_on(chosen, monkeypatch):
+    columns, tuning = chosen
+    for step, vacuous in ((-1e-9, False), (0.0, True), (1e-9, True)):
+        monkeypatch.setattr("tokenbound.bounds.lines.relative.round_up", lambda _, step=step: math.log2(V) + step)
+        assert parts_of(tuning, columns, CLAIM)[0].vacuous is vacuous
+
+
+@pytest.mark.parametrize("lengths", [None, [30] * 10, [100, 0, 200]])
+def test_sums_of_the_excess_are_those_of_its_tokens(chosen, lengths):
+    """Value, excess and square of every token, from the formulas; the windows add them up; failed ones count most."""
+    columns, tuning = chosen
+    few = [c[:300] for c in columns]
+    sums = relative_sums(tuning, *few, window_lengths=lengths)
+    h, h0 = few[2].astype(float) / math.log(2), few[3].astype(float) / math.log(2)
+    monomials = [h ** (d - j) * h0**j for d in range(tuning.degree + 1) for j in range(d + 1)]
+    low, high = tuning.interval_bits()
+    forecast = np.clip(sum(c * x for c, x in zip(tuning.coefficients, monomials, strict=True)), low, high)
+    excess = smoothed_loss_bits(few[0], alpha=tuning.alpha, vocab_size=V)
+    excess = excess - smoothed_loss_bits(few[1], alpha=tuning.base_alpha, vocab_size=V)
+    values = forecast - np.log1p(tuning.lam * (forecast - excess)) / tuning.lam
+    for name, column in (("value", values), ("loss", excess), ("square", (forecast - excess) ** 2)):
+        assert sums.excess.total(0, name) == pytest.approx(column.sum(), rel=1e-11, abs=1e-11), name
+    assert sums.excess.nll.tolist() == [pytest.approx(few[0].sum(dtype=float))]
+    if lengths is None:
+        assert sums.excess.windows is sums.excess.window_lengths is None
+    else:
+        assert sums.excess.windows[0] == pytest.approx(window_sums(values, np.array(lengths)), abs=1e-11)
+        assert sums.excess.window_lengths.tolist() == lengths
+    lowest = max(excess_interval_bits(alpha=tuning.alpha, base_alpha=tuning.base_alpha, vocab_size=V)[0], tuning.y0)
+    assert low == lowest
+    worst = [tuning.highest_excess_bits, high, (high - low) ** 2]
+    failed = np.array([w == 1 for w in range(len(lengths or []))])
+    marks = 7 if lengths is None else np.append(failed, True)
+    more = relative_sums(
+        tuning,
+        *(c[np.repeat(~failed, lengths)] for c in few) if lengths else few,
+        window_lengths=None if lengths is None else [*lengths, 5],
+        worst_case=marks,
+    )
+    lost = 7 if lengths is None else lengths[1] + 5
+    assert more.excess.worst_case_tokens == more.base.worst_case_tokens == lost
+    assert more.excess.num_tokens == (307 if lengths is None else 305)
+    kept = np.ones(300, bool) if lengths is None else np.repeat(~failed, lengths)
+    columns_of = {"value": values, "loss": excess, "square": (forecast - excess) ** 2}
+    for (name, column), top in zip(columns_of.items(), worst, strict=True):
+        expected = column[kept].sum() + lost * top
+        assert more.excess.total(0, name) == pytest.approx(expected, rel=1e-11, abs=1e-11), name
+    if lengths is not None:
+        assert more.excess.windows[0, -1] == pytest.approx(5 * worst[0], rel=1e-12)
+        assert more.excess.windows[0, 1] == pytest.approx(lengths[1] * worst[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_a_polynomial_of_two_entropies_has_its_monomials_in_order(degree):
+    h, h0 = np.array([0.5, 2.0, 3.0]), np.array([1.5, 0.25, 7.0])
+    basis = entropy_basis(h, h0, degree)
+    expected = [[1.0, 1.0, 1.0], h, h0, h**2, h * h0, h0**2, h**3, h**2 * h0, h * h0**2, h0**3]
+    assert basis.shape == (3, (degree + 1) * (degree + 2) // 2)
+    assert basis.T.tolist() == [pytest.approx(column) for column in expected[: basis.shape[1]]]
+
+
+def test_a_relative_line_needs_its_base_and_constant_alphas(chosen):
+    columns, _ = chosen
+    relative = Relative()
+    assert relative.rows(CLAIM) == (None,)
+    assert relative.rows(replace(CLAIM, num_bases=0)) == ()
+    heads = ({"has_alpha": True, "alpha_min": 0.1}, {"head_alpha_min": 0.1})
+    for head in heads:
+        relative.check_claim(replace(CLAIM, num_bases=0, **head))
+        with pytest.raises(InputError, match="cannot have a smoothing head"):
+            replace(CLAIM, **head)
+    plain = Evidence.from_losses(columns[0], columns[2], vocab_size=V)
+    with pytest.raises(MismatchError, match="base_nll and base_entropy are missing"):
+        relative.choose(plain, CLAIM, None)
+    both = Evidence.from_losses(columns[0], columns[2], vocab_size=V, base_nll=columns[1], base_entropy=columns[3])
+    assert relative.choose(both, CLAIM, None) == choose_relative(RelativeEvidence.from_losses(*columns), CLAIM)
+
+
+def test_a_piece_leaves_out_the_windows_that_failed(chosen):
+    columns, tuning = chosen
+    names = ("nll", "base_nll", "entropy", "base_entropy")
+    failed = np.repeat([False, True, False], 100)
+    piece = Piece(
+        {name: c[:300] for name, c in zip(names, columns, strict=True)},
+        failed,
+        np.array([100, 100, 100]),
+        np.array([False, True, False]),
+    )
+    relative = Relative()
+    sums = relative.sums(tuning, piece)
+    expected = relative_sums(
+        tuning, *(c[:300][~failed] for c in columns), window_lengths=[100] * 3, worst_case=[False, True, False]
+    )
+    assert sums.excess.windows.tolist() == expected.excess.windows.tolist()
+    merged = relative.merge([sums, sums])
+    assert merged.excess.num_tokens == merged.base.num_tokens == 600
+    collapsed = relative.collapse(merged)
+    assert collapsed.excess.shards.shape == collapsed.base.shards.shape == (1, 1, 3)
+    for part in ("excess", "base"):
+        assert getattr(collapsed, part).mean(0, "value") == getattr(merged, part).mean(0, "value")
+
+
+def test_the_line_is_certified_as_its_function_says(chosen):
+    columns, tuning = chosen
+    _, sums = parts_of(tuning, columns, CLAIM)
+    assert Relative().certify(tuning, sums, CLAIM, None) == certify_relative(tuning, sums, CLAIM)
+    sampled = choose_relative(RelativeEvidence.from_losses(*columns), CLAIM, PLAN)
+    _, half = parts_of(sampled, columns, CLAIM, PLAN, SIZE // 2)
+    path = Relative().path(sampled, half, CLAIM, PLAN)
+    assert path.upper.tolist() == relative_path(sampled, half, CLAIM, PLAN).upper.tolist()
+    flat = relative_sums(sampled, *columns)
+    for sums in (
+        flat,
+        RelativeSums(half.excess, flat.base),
+        RelativeSums(flat.excess, half.base),
+        RelativeSums(replace(half.excess, window_lengths=None), half.base),
+    ):
+        with pytest.raises(InputError, match="window_lengths"):
+            relative_path(sampled, sums, CLAIM, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("forged", "field"),
+    [
+        ({"y0": 0.1}, "y0 0.1"),
+        ({"degree": 3}, "pays"),
+        ({"coefficients": ()}, "are paid"),
+        ({"t": 0.3, "lam": 0.3}, "t 0.3"),
+    ],
+)
+def test_a_forged_excess_is_refused(chosen, forged, field):
+    columns, tuning = chosen
+    sums = relative_sums(tuning, *columns)
+    with pytest.raises(MismatchError, match=field):
+        certify_relative(replace(tuning, **forged), sums, CLAIM)
+
+
+def test_the_base_is_smoothed_as_its_own_line_is(chosen):
+    columns, tuning = chosen
+    sums = relative_sums(tuning, *columns)
+    azuma = token_bound("azuma").charged(Tuning("azuma", V, alpha=tuning.base_alpha), base_claim(CLAIM))
+    high = loss_interval_bits(alpha=0.5, vocab_size=V)[1]
+    base = tuning.base
+    others = [
+        azuma,
+        replace(base, alpha=0.5, lam=base.t / (high - max(base.y0, loss_interval_bits(alpha=0.5, vocab_size=V)[0]))),
+        replace(base, alpha_slope=2),
+    ]
+    for other in others:
+        with pytest.raises(MismatchError, match="not smoothed as the excess takes it"):
+            certify_relative(replace(tuning, base=other), sums, CLAIM)
+    with pytest.raises(MismatchError, match="V = 301"):
+        certify_relative(replace(tuning, base=replace(base, vocab_size=301)), sums, CLAIM)
+
+
+def test_columns_of_a_pair_are_checked(chosen):
+    columns, tuning = chosen
+    nll, base_nll, entropy, base_entropy = (c[:50] for c in columns)
+    for place, name in enumerate(("nll_nats", "base_nll", "entropy", "base_entropy")):
+        bad = [nll.copy(), base_nll.copy(), entropy.copy(), base_entropy.copy()]
+        bad[place][7] = math.inf
+        with pytest.raises(InputError, match=name):
+            check_pair(*bad)
+        if place:
+            short = [nll, base_nll, entropy, base_entropy]
+            short[place] = short[place][1:]
+            with pytest.raises(InputError, match=f"`{name}` has shape"):
+                relative_sums(tuning, *short)
+    found = check_pair(nll, base_nll, entropy, base_entropy)
+    assert [c.tolist() for c in found] == [c.tolist() for c in (nll, base_nll, entropy, base_entropy)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -22,7 +24,14 @@ from tokenbound.bounds import (
 )
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampled_lines import expected_slacks
-from tokenbound.bounds.sampling import mixture_stakes, running_moments, total_upper_bounds
+from tokenbound.bounds.sampling import (
+    SamplingPath,
+    expected_slacks_of_windows,
+    mixture_stakes,
+    path_of_windows,
+    running_moments,
+    total_upper_bounds,
+)
 from tokenbound.bounds.theorems import azuma_anytime_gap
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 
@@ -54,24 +63,39 @@ def test_one_sequence_is_the_closed_form():
     assert expected[-1] < certain[-1], "the sequence must have said more than what is certain"
 
 
-def test_a_mixture_solves_its_equation_from_above():
-    rng = np.random.default_rng(1)
-    values, forecasts = rng.uniform(0, 1, 60), np.full(60, 0.5)
-    stakes = np.stack([np.full(60, s) for s in (0.02, 0.1, 0.5, 1.5)], axis=1)
+def exact_roots(values, num_units, forecasts, stakes, level):
+    """For each n the S with mean over k of W_n(S) = exp(level), in 40 digits, from the definition of W_n."""
+    mp = mpmath.mpf
+    count = stakes.shape[1]
+    constants, slopes = [mp(0)] * count, [mp(0)] * count
+    for i, (value, forecast, row) in enumerate(zip(values.tolist(), forecasts.tolist(), stakes.tolist(), strict=True)):
+        before, left = mpmath.fsum(values[:i].tolist()), num_units - i
+        for k, lam in enumerate(map(mp, row)):
+            constants[k] += mpmath.log1p(lam * (mp(forecast) - mp(value))) - lam * (mp(forecast) + before / left)
+            slopes[k] += lam / left
+        low, high = mp(-(10**6)), mp(10**6)
+        for _ in range(110):
+            middle = (low + high) / 2
+            wealth = mpmath.fsum(mpmath.exp(c + middle * b) for c, b in zip(constants, slopes, strict=True)) / count
+            low, high = (low, middle) if wealth > mpmath.exp(mp(level)) else (middle, high)
+        yield high
+
+
+@pytest.mark.parametrize("level", [0.5, 4.0])
+@pytest.mark.parametrize("fixed", [(0.1,), (0.02, 0.1, 0.5, 1.5), (0.3, 0.3, 0.3), (0.0, 0.4), (1e-6, 1.6)])
+def test_a_mixture_is_the_root_of_its_equation_and_never_below(fixed, level):
+    rng = np.random.default_rng(len(fixed))
+    values, forecasts = rng.uniform(0, 1, 20), rng.uniform(0.4, 0.5, 20)
+    stakes = np.tile(fixed, (20, 1)) * rng.uniform(0.5, 1.0, 20)[:, None]
     bounds = total_upper_bounds(
-        values, num_units=200, highest=1.0, log_inverse_delta=4.0, forecasts=forecasts, stakes=stakes
+        values, num_units=200, highest=1.0, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
     )
-    left = 200 - np.arange(60)
-    before = np.concatenate([[0], np.cumsum(values)[:-1]])
-    for n in (1, 7, 60):
-        means = (bounds[n - 1] - before[:n]) / left[:n]
-        wealth = [
-            np.prod((1 + s[:n] * (forecasts[:n] - values[:n])) * np.exp(-s[:n] * (forecasts[:n] - means)))
-            for s in stakes.T
-        ]
-        assert math.log(np.mean(wealth)) >= -1e-9 + min(4.0, math.log(np.mean(wealth)))
-        singles = [closed_form(values[:n], 200, forecasts[:n], s[:n], 4.0 + math.log(4))[-1] for s in stakes.T]
-        assert bounds[n - 1] <= min(singles) + 1e-9, "a mixture is never worse than its best part at the union's price"
+    certain = np.cumsum(values) + 199 - np.arange(20)
+    best = math.inf
+    with mpmath.workdps(40):
+        for n, root in enumerate(exact_roots(values, 200, forecasts, stakes, level)):
+            best = min(best, float(root), certain[n])
+            assert best * (1 - 1e-13) <= bounds[n] <= best + 1e-6, n
 
 
 def test_bounds_only_improve_and_stakes_are_checked():
@@ -345,3 +369,201 @@ def test_a_pilot_that_is_all_errors_still_gives_numbers():
         assert math.isfinite(line.value)
         assert all(math.isfinite(term) for term in line.terms.values())
         assert line.vacuous
+
+
+def test_sequences_of_nothing_are_empty():
+    """A sample may be asked for its bounds before a window beyond the pilot was drawn."""
+    nothing = np.empty(0)
+    means, deviations = running_moments(nothing, np.array([1.0, 2.0]))
+    assert means.size == deviations.size == 0
+    bounds = total_upper_bounds(
+        nothing, num_units=10, highest=1.0, log_inverse_delta=3.0, forecasts=nothing, stakes=np.empty((0, 2))
+    )
+    assert bounds.size == 0
+
+
+def test_moments_without_a_pilot_are_finite():
+    means, deviations = running_moments(np.array([4.0, 2.0, 0.0]), np.empty(0))
+    assert means[0] == deviations[0] == 0.0
+    assert np.all(np.isfinite(means))
+    assert np.all(np.isfinite(deviations))
+
+
+@pytest.mark.parametrize("row", [0, 25, 49])
+@pytest.mark.parametrize("bad", [-1e-9, 1 / 0.6, math.nan, math.inf])
+def test_one_bad_stake_among_many_is_refused(row, bad):
+    values = np.random.default_rng(0).uniform(0, 1, 50)
+    stakes = np.full((50, 3), 1.0)
+    shared = {"num_units": 60, "highest": 1.0, "log_inverse_delta": 3.0, "forecasts": np.full(50, 0.4)}
+    total_upper_bounds(values, stakes=stakes, **shared)
+    stakes[row, 1] = bad
+    with pytest.raises(InputError, match="every stake"):
+        total_upper_bounds(values, stakes=stakes, **shared)
+
+
+@pytest.mark.parametrize(
+    ("highest", "rounded", "beyond"),
+    [(0.0, 1e-12, 1.5e-12), (1e6, 1e6 + 0.9e-6, 1e6 + 1.5e-6), (5.0, 5.0, 5.0 + 1e-10)],
+)
+def test_units_may_exceed_the_highest_by_rounding_alone(highest, rounded, beyond):
+    shared = {"num_units": 60, "highest": highest, "log_inverse_delta": 3.0, "forecasts": np.full(2, highest - 1)}
+    stakes = np.full((2, 1), 0.1)
+    total_upper_bounds(np.array([highest - 2, rounded]), stakes=stakes, **shared)
+    with pytest.raises(InputError, match="exceeds"):
+        total_upper_bounds(np.array([highest - 2, beyond]), stakes=stakes, **shared)
+
+
+def test_a_path_has_an_entry_for_each_window_beyond_the_pilot():
+    tunings, sums, claim, plan, _ = sampled_run(windows=600, pilot=100, scored=300)
+    for i, tuning in enumerate(tunings):
+        path = sampling_path(tuning, i, sums, claim, plan)
+        assert path.num_windows.tolist() == list(range(101, 301))
+        ends = np.cumsum(sums.window_lengths)
+        means = np.cumsum(sums.windows[i]) / ends
+        assert path.sample_mean == pytest.approx(means[100:], rel=1e-12)
+        assert path.slack == pytest.approx(path.upper - means[100:], rel=1e-12)
+
+
+def test_all_windows_add_up_without_rounding():
+    """Nothing is left to chance after the last window: the bound is the sum itself, rounded once."""
+    lengths = np.full(4000, 7)
+    values = np.random.default_rng(0).uniform(0, 1, 4000) * lengths
+    values[:2] = 1e-9, 69.9
+    claim, plan = Claim(300, 300, 0.0, 0.05, 28_000, methods=("azuma",)), SamplingPlan(4000, 7, 3)
+    path = path_of_windows(values, lengths, 10.0, claim, plan)
+    assert path.upper[-1] == pytest.approx(math.fsum(values) / 28_000, rel=4e-16)
+    assert path.upper[-2] > path.upper[-1]
+
+
+def test_a_slack_holds_for_the_pilots_own_centre():
+    """The formulas of the docstring, written out: u_j about the pilot's mean, the pilot exact, the rest bounded."""
+    rng = np.random.default_rng(7)
+    lengths = rng.integers(1, 9, 200)
+    values = rng.uniform(0, 3, 200) * lengths
+    claim = Claim(300, 300, 0.0, 0.05, int(lengths.sum()), methods=("azuma",))
+    plan, part = SamplingPlan(200, 8, 20), slice(0, 120)
+    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan)
+    centre = values[:20].sum() / lengths[:20].sum()
+    units = values - centre * lengths
+    level = math.log(1 / 0.025) + math.log(2)
+    forecasts, deviations = running_moments(units[20:120], units[:20])
+    stakes = mixture_stakes(
+        forecasts,
+        deviations,
+        num_units=180,
+        highest=(3.0 - centre) * 8,
+        log_inverse_delta=level,
+        target_units=180,
+    )
+    upper = total_upper_bounds(
+        units[20:120],
+        num_units=180,
+        highest=(3.0 - centre) * 8,
+        log_inverse_delta=level,
+        forecasts=forecasts,
+        stakes=stakes,
+    )
+    expected = (centre * lengths.sum() + units[:20].sum() + upper) / lengths.sum()
+    assert path.upper == pytest.approx(expected, rel=1e-12)
+    assert np.all(path.upper >= values.sum() / lengths.sum())
+
+
+@pytest.mark.parametrize(("highest_unit", "limit"), [(None, 24.0), (30.0, 30.0), (24.0, 24.0)])
+def test_a_window_may_have_a_limit_of_its_own(highest_unit, limit):
+    """Without one it is (z_max - c) s_max. A lower limit is a tighter bound, and one that a unit exceeds is refused."""
+    lengths = np.full(300, 8)
+    values = np.random.default_rng(1).uniform(1, 2, 300) * lengths
+    values[:20] = 0.0  # c = 0, so that both limits are about the same units
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
+    part = slice(0, 100)
+    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=highest_unit)
+    plain = path_of_windows(values[part], lengths[part], limit / 8, claim, plan)
+    assert path.upper.tolist() == plain.upper.tolist()
+    slacks = expected_slacks_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=highest_unit)
+    assert slacks == expected_slacks_of_windows(values[part], lengths[part], limit / 8, claim, plan)
+    with pytest.raises(InputError, match="exceeds"):
+        path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=8.0)
+    with pytest.raises(InputError, match="exceeds"):
+        path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=-1.0)
+
+
+def test_a_window_with_a_limit_of_its_own_may_hold_values_below_zero():
+    """The pilot's mean is then taken away from windows of it, which lifts them: the limit is lifted as much."""
+    lengths = np.full(300, 8)
+    values = np.random.default_rng(1).uniform(1, 2, 300) * lengths
+    values[:20] = -2.0 * 8
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
+    part = slice(0, 100)
+    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=16.0)
+    plain = path_of_windows(values[part], lengths[part], 2.0, claim, plan)
+    assert path.upper.tolist() == plain.upper.tolist()
+    assert np.all(path.upper >= values.sum() / 2400)
+
+
+def test_windows_without_a_token_are_drawn_too():
+    """A document of one token has nothing to score; a pilot of such windows has the centre 0 and no mean."""
+    lengths = np.array([0, 0, 0, 1, 2, 3] + [2] * 44)
+    values = np.where(lengths > 0, np.linspace(0.2, 2.0, 50), 0.0)
+    claim, plan = Claim(300, 300, 0.0, 0.05, int(lengths.sum()), methods=("azuma",)), SamplingPlan(50, 3, 2)
+    path = path_of_windows(values[:30], lengths[:30], 3.0, claim, plan)
+    assert path.sample_mean[0] == 0.0
+    assert path.sample_mean[1] == pytest.approx(values[3])
+    assert np.all(path.upper >= values.sum() / lengths.sum())
+    single = SamplingPlan(50, 3, 4)  # one token in the pilot: c is its value
+    path = path_of_windows(values[:30], lengths[:30], 3.0, claim, single)
+    assert path.sample_mean[0] == pytest.approx(values[:5].sum() / 3)
+    units = values - values[3] * lengths
+    shifted = path_of_windows(units[:30], lengths[:30], 3.0 - values[3], claim, single)
+    assert path.upper == pytest.approx(shifted.upper + values[3], rel=1e-12)
+
+
+@pytest.mark.parametrize("pilot", [5, 6, 10])
+def test_a_sample_begins_behind_the_pilot_and_ends_with_the_corpus(pilot):
+    lengths, values = np.full(10, 4), np.linspace(0, 4, 10)
+    claim, plan = Claim(300, 300, 0.0, 0.05, 40, methods=("azuma",)), SamplingPlan(10, 4, pilot)
+    whole = path_of_windows(values, lengths, 3.0, claim, plan)
+    assert whole.upper.size == whole.slack.size == 10 - pilot
+    if pilot == 10:
+        assert first_prefix([whole], 0.5) is None
+    for scored in range(1, min(pilot, 9) + 1):
+        with pytest.raises(IncompleteError, match="the pilot alone takes"):
+            path_of_windows(values[:scored], lengths[:scored], 3.0, claim, plan)
+    for tokens in (39, 41):
+        with pytest.raises(InputError, match="the whole corpus"):
+            path_of_windows(values, lengths, 3.0, replace(claim, num_tokens=tokens), plan)
+    few = replace(claim, num_tokens=27)
+    if pilot < 7:
+        path_of_windows(values[:7], lengths[:7], 3.0, claim, plan)
+        with pytest.raises(InputError, match="the whole corpus"):
+            path_of_windows(values[:7], lengths[:7], 3.0, few, plan)
+        path_of_windows(values[:7], lengths[:7], 3.0, replace(claim, num_tokens=28), plan)
+        longest = replace_one(lengths[:7], 3, 5)
+        with pytest.raises(InputError, match="a window has 5 tokens"):
+            path_of_windows(values[:7], longest, 3.0, claim, plan)
+
+
+def replace_one(array, place, value):
+    return np.where(np.arange(array.size) == place, value, array)
+
+
+def test_a_slack_that_is_just_reached_is_reached():
+    path = SamplingPath(np.array([7, 8, 9]), np.array([3.0, 2.5, 2.25]), np.array([2.0, 2.0, 2.0]))
+    assert path.slack.tolist() == [1.0, 0.5, 0.25]
+    for target, stop in ((1.0, 7), (0.5, 8), (0.49, 9), (0.25, 9), (0.2, None)):
+        assert first_prefix([path], target) == stop
+
+
+def test_expected_slacks_are_those_of_a_repeated_sample():
+    rng = np.random.default_rng(9)
+    lengths, values = np.full(400, 5), rng.uniform(0, 10, 400)
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2000, methods=("azuma",)), SamplingPlan(400, 5, 20)
+    found = expected_slacks_of_windows(values[:90], lengths[:90], 3.0, claim, plan)
+    assert set(found) == {2, 4}
+    assert set(expected_slacks_of_windows(values[:100], lengths[:100], 3.0, claim, plan)) == {2}
+    for factor, slack in found.items():
+        drawn = np.concatenate([values[:20], np.resize(values[20:90], factor * 90 - 20)])
+        path = path_of_windows(drawn, lengths[: drawn.size], 3.0, claim, plan)
+        mean = (values[:20].sum() + 380 * drawn[20:].mean()) / 2000
+        assert slack == pytest.approx(path.upper[-1] - mean, rel=1e-9)
+    flat = expected_slacks_of_windows(np.full(90, 5.0), lengths[:90], 1.0, claim, plan)
+    assert all(0 <= slack < 1e-9 for slack in flat.values())

@@ -114,3 +114,9 @@ def test_one_unusable_alpha_among_many_is_refused(bad):
             smoothed_loss_bits([1.0, 2.0], alpha=alphas, vocab_size=256)
         with pytest.raises(InputError, match="alpha"):
             loss_intervals_bits(alpha=alphas, vocab_size=256)
+
+
+@pytest.mark.parametrize("slope", ALPHA_SLOPES)
+def test_an_alpha_above_the_cap_stays_what_it_is(slope):
+    """The constant of a smoothing head may lie above one half; the table never falls below it."""
+    assert alpha_levels(0.75, slope).tolist() == [0.75] * 64

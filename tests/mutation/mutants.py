@@ -156,8 +156,10 @@ def _walk(node: ast.AST, path: _Path, scope: tuple[str, ...], outer: str | None)
 
 
 def _is_text_for_readers(node: ast.AST, field: str) -> bool:
-    """Annotations, decorators, messages of errors, and formatted text: a bound does not depend on them."""
+    """Annotations, decorators, messages of errors, formatted text, and assertions (`zip(strict=True)` is one)."""
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Assert):
+        return True
+    if isinstance(node, ast.keyword) and node.arg == "strict":
         return True
     return field in ("annotation", "returns", "decorator_list", "type_params")
 

@@ -6,9 +6,14 @@
     python tests/mutation/run.py --report               # write tests/mutation/results.md from what was run so far
 
 Run it from the root of the repository. Progress is kept in ``.mutation/progress.jsonl``: a killed mutant is not run
-again unless its module changes, a surviving one also where a test changes. A mutant that survives is a missing test,
+again unless its function changes, a surviving one also where a test changes. A mutant that survives is a missing test,
 unless it is on the list of ``equivalent.yaml`` with the reason why no test can tell it from the original, or why it
 makes no difference to what is claimed. The exit code is 1 if any other survives.
+
+Whether a bound is valid and how tight it is are two questions, and this is about the first. Functions that only choose
+a grid point, or draw a plot, cannot make a bound wrong: what they return is charged, checked and evaluated elsewhere.
+They are listed in ``searches.yaml``, each with the reason and with the tests that compare the search with another one,
+and are not mutated.
 
 Public mutation testers start a process for each mutant, or copy the package. Here the tests are collected once; each
 mutant is a fork of that process in which the code of one function is exchanged, and the tests that killed a mutant of
@@ -18,6 +23,7 @@ the same function before run first. A killed mutant costs half a second, a survi
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import datetime
 import hashlib
@@ -55,40 +61,40 @@ from mutants import MODULE_LEVEL, Mutant, mutants_of  # noqa: E402
 PACKAGE = "tokenbound.bounds"
 PROGRESS = ROOT / ".mutation" / "progress.jsonl"
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
+SEARCHES = Path(__file__).with_name("searches.yaml")
 RESULTS = Path(__file__).with_name("results.md")
 
 TESTS: dict[str, str] = {
-    "theorems": "numbers theorems guards smoothing",
-    "codes": "codes guards coded numbers",
+    "theorems": "refusals numbers theorems guards smoothing",
+    "codes": "refusals codes guards coded numbers",
     "rounding": "guards certify numbers",
-    "smoothing": "smoothing guards theorems",
+    "smoothing": "refusals smoothing guards theorems",
     "coded": "coded guards",
     "certify": "certify guards coded document sampling",
-    "printing": "certify guards coded sampling",
+    "printing": "certify line_terms guards coded sampling",
     "exact": "exact guards sampling",
     "blocks": "exact guards sampling",
-    "claim": "certify guards coded sampling document relative",
-    "sampling": "sampling guards relative shortcuts",
-    "sampled_lines": "sampling guards relative shortcuts",
-    "lines.base": "certify guards coded lines",
-    "lines.azuma": "certify guards coded exact lines",
-    "lines.freedman": "certify guards coded exact lines",
-    "lines.topk": "certify guards coded exact lines",
-    "lines.document": "document guards theorems",
-    "lines.relative": "relative guards coded numbers",
+    "claim": "claim certify guards coded sampling document relative",
+    "sampling": "sampling numbers",
+    "sampled_lines": "sampling",
+    "lines.base": "line_terms claim certify coded",
+    "lines.azuma": "line_terms guards coded exact",
+    "lines.freedman": "line_terms guards coded exact claim",
+    "lines.topk": "line_terms claim certify guards exact",
+    "lines.document": "document coded",
+    "lines.relative": "relative coded numbers",
+    "reduction": "reduction",
     "relative_evidence": "relative guards",
-    "relative_search": "relative guards coded numbers",
-    "columns": "evidence exact guards sampling",
-    "constants": "codes coded guards sampling choice relative",
+    "relative_search": "relative coded numbers",
+    "columns": "columns exact",
+    "constants": "constants codes",
     "evidence": "evidence guards choice",
+    "curves": "searches",
     "choice": "choice guards certify relative",
     "search": "choice guards certify relative",
     "forecast_search": "choice guards certify relative",
 }
 """The tests of each module, as `tests/bounds/test_*.py`; where a function moves, its tests move with it here."""
-TIGHTNESS_ONLY = ("choice", "search", "forecast_search", "relative_search", "evidence", "relative_evidence")
-"""Modules that only choose a grid point: whatever they choose is paid for, so a mutant can make a bound worse but never
-wrong. Their survivors are counted apart and fail nothing."""
 TIME_LIMIT = 30
 """Seconds of processor time for one mutant; longer is an endless loop, which a test run would notice."""
 MEMORY_LIMIT = 8 << 30
@@ -107,7 +113,7 @@ class Outcome:
     killer: str
     seconds: float
     source: str
-    """Digest of the module."""
+    """Digest of its function, or of what is outside functions."""
     tests: str
     """Digest of its tests."""
 
@@ -118,14 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report:
         RESULTS.write_text(report(), encoding="utf-8")
         return 0
-    modules = [m for m in options.modules if not (options.skip_tightness and m in TIGHTNESS_ONLY)]
-    mutants = select_mutants(modules, options.sample, options.seed, options.match)
+    mutants = select_mutants(options.modules, options.sample, options.seed, options.match)
     if options.skip_listed:
         mutants = [mutant for mutant in mutants if mutant.name not in equivalents()]
     known = {} if options.fresh else load_progress(options.progress)
     if options.survivors:
         mutants = [m for m in mutants if m.name in known and known[m.name].outcome == "survived"]
-    todo = [mutant for mutant in mutants if not _is_done(known.get(mutant.name), mutant.module)]
+    todo = [mutant for mutant in mutants if not _is_done(known.get(mutant.name), mutant)]
     print(f"{len(mutants)} mutants, {len(todo)} to run", flush=True)
     for outcome in run_mutants(todo, known, options.jobs):
         append_progress(options.progress, outcome)
@@ -134,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  survived: {outcome.module}: {outcome.name} (line {outcome.line})", flush=True)
     survivors = [known[m.name] for m in mutants if known[m.name].outcome == "survived"]
     listed = equivalents()
-    unlisted = [s for s in survivors if s.name not in listed and s.module not in TIGHTNESS_ONLY]
+    unlisted = [s for s in survivors if s.name not in listed]
     print(f"{len(mutants)} mutants, {len(survivors)} survived, {len(unlisted)} of them not in {EQUIVALENT.name}")
     for outcome in unlisted:
         print(f"{outcome.module}.py:{outcome.line}: {outcome.name}")
@@ -148,7 +153,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--match", default="", help="only mutants whose name contains this text")
     parser.add_argument("--skip-listed", action="store_true", help=f"leave out what {EQUIVALENT.name} lists")
-    parser.add_argument("--skip-tightness", action="store_true", help="leave out modules that only choose")
     parser.add_argument("--survivors", action="store_true", help="only what survived when it was run last")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--fresh", action="store_true", help="run again what was run before")
@@ -158,10 +162,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def select_mutants(modules: Sequence[str], sample: int | None = None, seed: int = 0, match: str = "") -> list[Mutant]:
-    """The mutants of these modules, or a sample of them that only the seed decides; names are unique."""
+    """The mutants of these modules, or a sample of them that only the seed decides; names are unique.
+
+    Those of functions that only search are left out.
+    """
     found: list[Mutant] = []
     for module in modules:
-        found += [m for m in mutants_of(module, text_of(module)) if match in m.name]
+        found += [m for m in mutants_of(module, text_of(module)) if match in m.name and not only_searches(m)]
     if sample is not None and sample < len(found):
         chosen = set(random.Random(seed).sample(range(len(found)), sample))
         found = [mutant for index, mutant in enumerate(found) if index in chosen]
@@ -183,6 +190,20 @@ def tests_of(module: str) -> list[Path]:
     """The test files of a module."""
     paths = [ROOT / "tests" / "bounds" / f"test_{name}.py" for name in TESTS[module].split()]
     return [path for path in paths if path.exists()]
+
+
+def searches() -> dict[str, str]:
+    """`module: function` of what is not mutated, with the reason; `module: *` is a whole module."""
+    groups = yaml.safe_load(SEARCHES.read_text(encoding="utf-8"))
+    return {name: group["why"] for group in groups for name in group["functions"]}
+
+
+_searches = cache(searches)
+
+
+def only_searches(mutant: Mutant) -> bool:
+    """Whether the function that is changed can make no bound wrong."""
+    return f"{mutant.module}: *" in _searches() or f"{mutant.module}: {mutant.function}" in _searches()
 
 
 def equivalents() -> dict[str, str]:
@@ -209,10 +230,31 @@ def append_progress(path: Path, outcome: Outcome) -> None:
         file.write(json.dumps(asdict(outcome)) + "\n")
 
 
-def _is_done(outcome: Outcome | None, module: str) -> bool:
-    if outcome is None or outcome.source != _digest([source_of(module)]):
+def _is_done(outcome: Outcome | None, mutant: Mutant) -> bool:
+    if outcome is None or outcome.source != _source_digest(mutant):
         return False
-    return outcome.outcome in NOTICED or outcome.tests == _digest(tests_of(module))
+    return outcome.outcome in NOTICED or outcome.tests == _digest(tests_of(mutant.module))
+
+
+@cache
+def _digest_of_code(module: str, function: str) -> str:
+    """Of what the interpreter sees of a function, without comments, docstrings and what stands around it.
+
+    Of the module level: all but the bodies of functions.
+    """
+    tree: Any = ast.parse(text_of(module))
+    for name in () if function == MODULE_LEVEL else function.split("."):
+        tree = next(node for node in tree.body if getattr(node, "name", "") == name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and function == MODULE_LEVEL:
+            node.body = [ast.Pass()]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def _source_digest(mutant: Mutant) -> str:
+    return _digest_of_code(mutant.module, mutant.function)
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -224,11 +266,11 @@ def _digest(paths: Sequence[Path]) -> str:
 
 def run_mutants(mutants: Sequence[Mutant], known: dict[str, Outcome], jobs: int) -> Iterator[Outcome]:
     """Outcomes of the mutants as they come; this process never imports the package."""
-    stamps = {m: {"source": _digest([source_of(m)]), "tests": _digest(tests_of(m))} for m in TESTS}
+    tests = {m: _digest(tests_of(m)) for m in TESTS}
 
     def outcome_of(mutant: Mutant, outcome: str, killer: str, seconds: float) -> Outcome:
-        stamp = stamps[mutant.module]
-        return Outcome(mutant.module, mutant.name, mutant.line, outcome, killer, round(seconds, 2), **stamp)
+        stamps = {"source": _source_digest(mutant), "tests": tests[mutant.module]}
+        return Outcome(mutant.module, mutant.name, mutant.line, outcome, killer, round(seconds, 2), **stamps)
 
     functions = {m.name: m for m in mutants if not _needs_import(m)}
     if functions:
@@ -471,18 +513,19 @@ def _be_quiet(*, errors_too: bool = False) -> None:
 def report() -> str:
     """Markdown with date, machine and numbers of what was run, per module, and the survivors."""
     known, listed = load_progress(PROGRESS), equivalents()
-    rows, open_names, harmless, again = [], [], [], []
+    rows, open_names, again = [], [], []
     totals: Counter[str] = Counter()
     for module in TESTS:
-        mutants = mutants_of(module, text_of(module))
-        digest = _digest([source_of(module)])
-        outcomes = [known[m.name] for m in mutants if m.name in known and known[m.name].source == digest]
+        every = mutants_of(module, text_of(module))
+        mutants = [m for m in every if not only_searches(m)]
+        outcomes = [known[m.name] for m in mutants if m.name in known and known[m.name].source == _source_digest(m)]
         survived = [o for o in outcomes if o.outcome == "survived"]
         stale = [o for o in survived if o.name not in listed and o.tests != _digest(tests_of(module))]
         unlisted = [o for o in survived if o.name not in listed and o not in stale]
         again.extend(stale)
-        (harmless if module in TIGHTNESS_ONLY else open_names).extend(unlisted)
+        open_names.extend(unlisted)
         counts = {
+            "searches": len(every) - len(mutants),
             "mutants": len(mutants),
             "run": len(outcomes),
             "killed": sum(o.outcome == "killed" for o in outcomes),
@@ -501,8 +544,13 @@ def report() -> str:
         rows="\n".join(rows),
         open="\n".join(f"* `{o.module}`: `{o.name}`" for o in open_names) or "None.",
         again="\n".join(f"* `{o.module}`: `{o.name}`" for o in again) or "None.",
-        harmless="\n".join(f"* `{o.module}`: `{o.name}`" for o in harmless) or "None.",
+        searches="\n".join(_searched(group) for group in yaml.safe_load(SEARCHES.read_text(encoding="utf-8"))),
     )
+
+
+def _searched(group: dict[str, Any]) -> str:
+    names = ", ".join(f"`{name}`" for name in group["functions"])
+    return f"* {names}. {group['why']} Tests: {', '.join(f'`{path}`' for path in group['tests'])}."
 
 
 _REPORT = """# Mutation testing of tokenbound.bounds
@@ -511,10 +559,11 @@ Written by `python tests/mutation/run.py --report` on {date} ({machine}).
 
 Each mutant is one change of the source: an arithmetic operator or a comparison exchanged, a term dropped, a constant
 moved, min for max, a condition negated, a check removed. `listed` are the survivors of `equivalent.yaml`, each with its
-reason; `to run again` those whose tests have changed since; `open` are the others.
+reason; `to run again` those whose tests have changed since; `open` are the others. `searches` counts the mutants of
+functions that can make a bound looser but not wrong, which are not run (below).
 
-| module | mutants | run | killed | timeout | survived, listed | to run again | survived, open | seconds |
-|---|---|---|---|---|---|---|---|---|
+| module | searches | mutants | run | killed | timeout | survived, listed | to run again | survived, open | seconds |
+|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
 ## Open survivors
@@ -525,11 +574,12 @@ reason; `to run again` those whose tests have changed since; `open` are the othe
 
 {again}
 
-## Survivors where only tightness is at stake
+## Not mutated: searches and plots
 
-These modules choose a grid point, and whatever they choose is paid for: a mutant can make a bound looser, not wrong.
+From `searches.yaml`. What these functions return is charged, checked and evaluated elsewhere; no change of them can
+print an invalid bound. Tests of their own compare them with an exhaustive search.
 
-{harmless}
+{searches}
 """
 
 

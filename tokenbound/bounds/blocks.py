@@ -140,7 +140,7 @@ class Block:
         """
         if self.alpha is None:
             raise InputError("this model has a smoothing head: its `alpha` column is needed")
-        if self.alpha.size and float(self.alpha.min()) < alpha_min:
+        if float(self.alpha.min()) < alpha_min:
             raise InputError(
                 f"an alpha of {self.alpha.min()} lies below alpha_min {alpha_min}, which the bound is built on"
             )

@@ -248,6 +248,11 @@ class SamplingPlan:
         """The sample size that the pilot's choice and the stakes have in view: a fixed multiple of the pilot."""
         return min(self.num_units, PILOT_TARGET_RATIO * self.pilot_units)
 
+    @property
+    def target_draws(self) -> int:
+        """Those of `target_units` that are drawn beyond the pilot, at least one."""
+        return max(self.target_units - self.pilot_units, 1)
+
 
 def corpus_delta(claim: Claim, *, sampled: bool) -> float:
     """The share of delta left for the bound on the full corpus."""

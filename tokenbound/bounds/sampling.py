@@ -68,7 +68,7 @@ def total_upper_bounds(
         raise InputError(f"a unit of {values.max()} exceeds the largest possible {highest}")
     if n and not (float((stakes * (highest - forecasts)[:, None]).max()) < 1 and float(stakes.min()) >= 0):
         raise InputError("every stake must satisfy 0 <= lambda_i and lambda_i * (hi - Y_i) < 1")
-    before = np.concatenate([[0.0], np.cumsum(values)[:-1]]) if n else np.empty(0)
+    before = np.concatenate([[0.0], np.cumsum(values)])[:-1]
     left = num_units - np.arange(n, dtype=np.float64)
     gains = np.log1p(stakes * (forecasts - values)[:, None])
     offsets = np.cumsum(gains - stakes * (forecasts + before / left)[:, None], axis=0)
@@ -102,8 +102,8 @@ def running_moments(values: Floats, pilot: Floats) -> tuple[Floats, Floats]:
     centre = float(pilot.mean()) if pilot.size else 0.0
     shifted = values - centre
     counts = max(pilot.size, 1) + np.arange(values.size)
-    sums = np.concatenate([[0.0], np.cumsum(shifted)[:-1]]) if values.size else np.empty(0)
-    squares = np.concatenate([[0.0], np.cumsum(shifted**2)[:-1]]) if values.size else np.empty(0)
+    sums = np.concatenate([[0.0], np.cumsum(shifted)])[:-1]
+    squares = np.concatenate([[0.0], np.cumsum(shifted**2)])[:-1]
     pilot_square = float(np.sum((pilot - centre) ** 2))
     means = sums / counts
     return centre + means, np.sqrt(np.maximum((pilot_square + squares) / counts - means**2, 0.0))
@@ -237,8 +237,8 @@ def _centred(
     units = values - centre * lengths
     if highest_unit is None:
         highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
-    else:  # c is at least 0, so taking it from the tokens of a window cannot raise the limit
-        highest = max(highest_unit, 0.0)
+    else:  # c is taken from every token of a window: where it is below 0, that raises the limit
+        highest = max(highest_unit - min(centre, 0.0) * sampling.max_unit_tokens, 0.0)
     return units[sampling.pilot_units :], units[: sampling.pilot_units], highest
 
 
@@ -251,6 +251,8 @@ def _pilot_centre(values: Floats, lengths: Ints, sampling: SamplingPlan) -> floa
 def _upper_totals(
     units: Floats, pilot: Floats, num_units: int, highest: float, claim: Claim, sampling: SamplingPlan
 ) -> Floats:
+    if not units.size:  # the pilot is the whole corpus
+        return np.empty(0)
     level = sampling.log_inverse_delta(claim)
     forecasts, deviations = running_moments(units, pilot)
     stakes = mixture_stakes(
@@ -259,12 +261,12 @@ def _upper_totals(
         num_units=num_units,
         highest=highest,
         log_inverse_delta=level,
-        target_units=max(sampling.target_units - sampling.pilot_units, 1),
+        target_units=sampling.target_draws,
     )
     upper = total_upper_bounds(
         units, num_units=num_units, highest=highest, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
     )
-    if 0 < units.size == num_units:  # nothing is left to chance
+    if units.size == num_units:  # nothing is left to chance
         upper[-1] = math.fsum(units.tolist())
     return upper
 

@@ -44,7 +44,7 @@ class SlackModel:
             raise InputError(
                 "the pilot's evidence of a sampled run needs `window_lengths`: windows are the units drawn"
             )
-        draws = max(sampling.target_units - sampling.pilot_units, 1)
+        draws = sampling.target_draws
         left = 1 - draws / sampling.num_units
         return cls(
             sampling.log_inverse_delta(claim),
@@ -59,7 +59,7 @@ class SlackModel:
         """As far as the range of the values decides it, where windows were not looked at."""
         if sampling is None or sampling.num_units <= sampling.pilot_units:
             return cls()
-        draws = max(sampling.target_units - sampling.pilot_units, 1)
+        draws = sampling.target_draws
         tokens = claim.num_tokens / sampling.num_units
         return cls(sampling.log_inverse_delta(claim), draws, 0.0, sampling.max_unit_tokens, tokens)
 

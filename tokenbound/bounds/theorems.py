@@ -455,7 +455,7 @@ def document_losses_bits(loss_bits: ArrayLike, document: ArrayLike) -> Floats:
     if loss.shape != ids.shape or loss.ndim != 1:
         raise InputError(f"losses have shape {loss.shape}, document ids {ids.shape}: one id per token is needed")
     _, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    sums = np.bincount(inverse.reshape(-1), weights=loss, minlength=counts.size)
+    sums = np.bincount(inverse, weights=loss, minlength=counts.size)
     return np.asarray(sums / counts, dtype=np.float64)
 
 
@@ -546,7 +546,7 @@ def _least_alpha(alpha: ArrayLike, alpha_min: float | None) -> float:
         raise InputError(
             "predictable alphas need `alpha_min`, the constant of the hypothesis that they never fall below"
         )
-    if weights.size and float(weights.min()) < alpha_min:
+    if float(weights.min()) < alpha_min:
         raise InputError(f"an alpha of {weights.min()} lies below alpha_min {alpha_min}")
     return alpha_min
 

@@ -78,7 +78,7 @@ class Azuma(TokenBound):
         """The mean loss plus both parts of the gap, in the form that the claim allows."""
         if tuning.alpha_column:
             return _predictable_value(tuning, measured, claim)
-        alpha = float(tuning.alpha or 0.0)
+        alpha = required(tuning.alpha, "alpha")
         low, high = loss_interval_bits(alpha=alpha, vocab_size=claim.vocab_size)
         variance, complexity, bits, form = _gap(high - low, tuning.tune_bits, claim, measured)
         value = measured.value + measured.slack + variance + complexity
@@ -189,7 +189,7 @@ def _gap(
 
 
 def _predictable_value(tuning: Tuning, measured: Measured, claim: Claim) -> LineValue:
-    lam = float(tuning.lam or 0.0)
+    lam = required(tuning.lam, "lam")
     complexity = line_kappa(tuning.tune_bits, claim, sampled=measured.sampled) / (lam * claim.num_tokens)
     value = measured.value + measured.slack + complexity
     form = {"alpha": tuning.alpha, "alpha_from": "column", "lambda": lam, "form": "predictable ranges, any m"}

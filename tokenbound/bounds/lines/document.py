@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tokenbound.bounds.blocks import required
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.coded import require_grid_alpha, require_paid
 from tokenbound.bounds.codes import azuma_tune_bits, kappa_nats
@@ -163,14 +164,14 @@ def document_sums(
     """
     values = np.asarray(nll)
     ids = check_length(np.asarray(document), values.size, "document")
-    alpha = float(tuning.alpha or 0.0)
+    alpha = required(tuning.alpha, "alpha")
     high = loss_interval_bits(alpha=alpha, vocab_size=tuning.vocab_size)[1]
     loss = smoothed_loss_bits(
         values if failed is None else np.where(failed, 0.0, values), alpha=alpha, vocab_size=tuning.vocab_size
     )
     loss = loss if failed is None else np.where(failed, high, loss)
     found, place, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    sums = np.bincount(place.reshape(-1), weights=loss, minlength=found.size)
+    sums = np.bincount(place, weights=loss, minlength=found.size)
     return DocumentSums(found.astype(np.int64), counts.astype(np.int64), sums.astype(np.float64))
 
 
@@ -190,8 +191,8 @@ def merge_document_sums(parts: Sequence[DocumentSums]) -> DocumentSums:
         raise InputError("there are no sums to merge")
     found, place = np.unique(np.concatenate([part.document for part in parts]), return_inverse=True)
     tokens, sums = np.zeros(found.size, np.int64), np.zeros(found.size)
-    np.add.at(tokens, place.reshape(-1), np.concatenate([part.tokens for part in parts]))
-    np.add.at(sums, place.reshape(-1), np.concatenate([part.loss_bits for part in parts]))
+    np.add.at(tokens, place, np.concatenate([part.tokens for part in parts]))
+    np.add.at(sums, place, np.concatenate([part.loss_bits for part in parts]))
     return DocumentSums(found, tokens, sums)
 
 
@@ -207,7 +208,8 @@ def certify_document(
         rounding: makes the value the printed one; must not make it smaller.
 
     Raises:
-        MismatchError: a tuning that is not paid for, or tokens or documents are missing or counted twice.
+        MismatchError: a tuning that is not paid for or of another vocabulary, or tokens or documents are missing or
+            counted twice.
 
     >>> from tokenbound.bounds import Evidence
     >>> claim = Claim(4, 4, 0.0, 0.05, num_tokens=600, methods=("azuma", "document"), num_documents=200)
@@ -216,6 +218,11 @@ def certify_document(
     >>> round(certify_document(tuning, document_sums(tuning, nll, document), claim).value, 3)
     1.086
     """
+    if tuning.vocab_size != claim.vocab_size:
+        raise MismatchError(
+            f"the document line was tuned for V = {tuning.vocab_size}, the claim says {claim.vocab_size}; choose it "
+            "for this claim"
+        )
     require_grid_alpha("alpha", tuning.alpha)
     require_paid(DocumentBound.name, tuning.tune_bits, CODE_BITS + claim.shared_bits)
     tokens, documents = int(sums.tokens.sum()), sums.num_documents
@@ -224,7 +231,7 @@ def certify_document(
             f"the sums hold {documents} documents of {tokens} tokens, the claim speaks of {claim.num_documents} of "
             f"{claim.num_tokens}"
         )
-    low, high = loss_interval_bits(alpha=float(tuning.alpha or 0.0), vocab_size=claim.vocab_size)
+    low, high = loss_interval_bits(alpha=required(tuning.alpha, "alpha"), vocab_size=claim.vocab_size)
     kappa = kappa_nats(code_length_bits=claim.paid_code_bits, tune_bits=tuning.tune_bits, delta=claim.delta)
     gap, mean = (high - low) * math.sqrt(kappa / (2 * documents)), sums.mean_loss_bits
     form = {"alpha": tuning.alpha, "loss_range_bits": high - low, "documents": documents, "form": "documents, m fixed"}

@@ -86,9 +86,9 @@ class Freedman(TokenBound):
             require_member("alpha", tuning.alpha, (claim.alpha_min,))
         else:
             require_grid_alpha("alpha", tuning.alpha)
-        low, high = loss_interval_bits(alpha=float(tuning.alpha or 0.0), vocab_size=claim.vocab_size)
+        low, high = loss_interval_bits(alpha=required(tuning.alpha, "alpha"), vocab_size=claim.vocab_size)
         require_forecast(tuning.coefficients, tuning.degree + 1, tuning.y0)
-        require_stake(tuning.t, tuning.lam, high - max(low, float(tuning.y0 or 0.0)))
+        require_stake(tuning.t, tuning.lam, high - max(low, required(tuning.y0, "y0")))
 
     def evaluator(self, tuning: Tuning) -> Evaluator:
         """Sums in the betting form."""
@@ -96,7 +96,7 @@ class Freedman(TokenBound):
 
     def value(self, tuning: Tuning, measured: Measured, claim: Claim) -> LineValue:
         """The mean of z_i plus the price; beside it the gap that a free lambda would leave."""
-        lam = float(tuning.lam or 0.0)
+        lam = required(tuning.lam, "lam")
         kappa = line_kappa(tuning.tune_bits, claim, sampled=measured.sampled)
         complexity = kappa / (lam * claim.num_tokens)
         value = measured.value + measured.slack + complexity
@@ -108,7 +108,7 @@ class Freedman(TokenBound):
             tuning.tune_bits,
             _parameters(tuning, lam, claim),
             yardsticks(variance + complexity, measured.square, kappa, claim.num_tokens),
-            guard=arithmetic_guard(value, lam, float(tuning.t or 0.0)),
+            guard=arithmetic_guard(value, lam, required(tuning.t, "t")),
             notes=() if claim.has_entropy else (NO_ENTROPY,),
         )
 

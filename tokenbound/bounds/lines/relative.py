@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tokenbound.bounds.blocks import required
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, corpus_delta
 from tokenbound.bounds.coded import require_coded, require_forecast, require_grid_alpha, require_paid, require_stake
 from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
@@ -225,7 +226,7 @@ def certify_relative(
     sampled, m = sampling is not None, claim.num_tokens
     kappa = excess_kappa(tuning.degree, claim, sampled=sampled)
     base_kappa = _base_kappa(tuning, claim, sampled=sampled)
-    base_lam = float(tuning.base.lam or 0.0)
+    base_lam = required(tuning.base.lam, "lam")
     mean, base_mean = sums.excess.mean(0, "value"), sums.base.mean(0, "value")
     slack = 0.0
     if sampling is not None and sampling.pilot_units < sampling.num_units:
@@ -233,7 +234,7 @@ def certify_relative(
     complexity, base_complexity = kappa / (tuning.lam * m), base_kappa / (base_lam * m)
     value = mean + base_mean + slack + complexity + base_complexity
     guard = arithmetic_guard(mean + complexity, tuning.lam, tuning.t)
-    guard += arithmetic_guard(base_mean + base_complexity + slack, base_lam, float(tuning.base.t or 0.0))
+    guard += arithmetic_guard(base_mean + base_complexity + slack, base_lam, required(tuning.base.t, "t"))
     excess, base = sums.excess.mean(0, "loss"), sums.base.mean(0, "loss")
     guess = Relative().random_guess(claim, None)
     printed = round_up(value + guard)
