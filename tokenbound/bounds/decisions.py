@@ -117,6 +117,26 @@ class DecisionTree:
         """J: no token has more decisions."""
         return int(self.depth.max())
 
+    def outcomes(self, ids: ArrayLike) -> NDArray[np.int8]:
+        """The decisions of each token: 0 left, 1 right, -1 where there is none.
+
+        Args:
+            ids: any shape, in [0, V).
+
+        Returns:
+            [..., D + 4], those above the blocks and those inside.
+
+        >>> decision_tree("balanced", 40).outcomes([0, 20, 39]).tolist()
+        [[0, -1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1, 1, -1, 1, 1, 1]]
+        """
+        found = np.asarray(ids, dtype=np.int64)
+        halves = np.array([8, 4, 2, 1])
+        block, place = np.divmod(found[..., None], BLOCK_IDS)
+        node = place // (2 * halves) * (2 * halves)
+        exists = block * BLOCK_IDS + node + halves < self.vocab_size
+        inside = np.where(exists, place // halves & 1, -1).astype(np.int8)
+        return np.concatenate([self.turns[block[..., 0]], inside], axis=-1)
+
     def num_decisions(self, ids: ArrayLike) -> Ints:
         """Decisions of each token.
 
