@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, decision_tree, level_of
+from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, TREES, code_lengths, decision_tree, level_of
 from tokenbound.errors import InputError
 from tokenbound.models.chunks import logits_statistics, require_compiler
 from tokenbound.models.head import Head, token_statistics
@@ -20,9 +20,11 @@ CPU = torch.device("cpu")
 
 
 def masses_of(tree, p, target):
-    """The (left, right, outcome) masses of each decision of a target, by walking down ranges of ids."""
-    size, blocks = len(p), tree.num_blocks
-    spans = {block: (16 * block, min(16 * block + 16, size)) for block in range(blocks)}
+    """The (left, right, outcome) masses of each decision of a target, by walking down ranges of leaves."""
+    size, blocks, width = len(p), tree.num_blocks, tree.block_ids
+    if tree.order is not None:
+        target, p = tree.order.tolist().index(target), p[tree.order]
+    spans = {block: (width * block, min(width * block + width, size)) for block in range(blocks)}
     for number, (left, right) in enumerate(tree.children, blocks):
         spans[number] = (spans[left][0], spans[right][1])
     node = 2 * blocks - 2
@@ -31,7 +33,7 @@ def masses_of(tree, p, target):
         outcome = int(target >= right[0])
         yield p[slice(*left)].sum(), p[slice(*right)].sum(), outcome
         node = tree.children[node - blocks][outcome]
-    low, half = 16 * (target // 16), 8
+    low, half = width * (target // width), width // 2
     while half:
         if low + half < size:
             outcome = int(target >= low + half)
@@ -55,15 +57,20 @@ def check_cells(cells, logits, targets, tree, tolerance=1e-3):
         assert (levels <= level_of(log_odds + tolerance)).all()
 
 
-@pytest.mark.parametrize("name", ["zipf", "balanced"])
-@pytest.mark.parametrize("vocab", [2, 15, 16, 17, 40, 257, 701])
+def tree_of(name, vocab):
+    counts = np.random.default_rng(vocab).zipf(1.3, vocab) % 1000
+    return decision_tree(name, vocab, code_lengths(counts) if name == "counts" else None)
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("vocab", [2, 16, 257, 2064, 2071])
 def test_cells_are_levels_of_a_full_softmax(name, vocab):
     generator = torch.Generator().manual_seed(vocab)
-    tokens = 80
+    tokens = 40
     logits = torch.randn(tokens, vocab, generator=generator) * 3
     targets = torch.randint(vocab, (tokens,), generator=generator)
     targets[:2] = torch.tensor([0, vocab - 1])
-    tree = decision_tree(name, vocab)
+    tree = tree_of(name, vocab)
     found = logits_statistics(logits, targets, tree=tree, chunk_tokens=32)
     assert found.cells.dtype == torch.int16
     check_cells(found.cells.numpy(), logits, targets, tree)
@@ -101,22 +108,17 @@ def test_cells_depend_neither_on_the_chunk_nor_on_other_tokens():
 def test_ids_without_mass_give_outermost_levels_and_nothing_gives_a_fair_coin(compile):
     if compile:
         _require_compiler()
-    logits = torch.zeros(4, 48)
-    logits[0, 16:] = -torch.inf  # all mass in the first block
-    logits[1, :32] = -torch.inf  # all in the last
+    logits = torch.zeros(4, 64)
+    logits[0, 16:] = -torch.inf  # all mass in the first quarter
+    logits[1, :48] = -torch.inf  # all in the last
     logits[2] = torch.nan
     logits[3] = -torch.inf
-    tree = decision_tree("balanced", 48)
-    targets = torch.tensor([0, 0, 0, 0])
+    tree, targets = decision_tree("balanced", 64), torch.zeros(4, dtype=torch.int64)
     cells = logits_statistics(logits, targets, tree=tree, compile=compile).cells.numpy()
-    levels = np.where(cells < 0, -999, cells % LEVELS - MAX_LEVEL)
-    above = levels[0][:-4]
-    assert set(above[above > -999]) == {-MAX_LEVEL}
-    assert levels[0][-4:].tolist() == [0, 0, 0, 0]  # sixteen equal ids
-    assert MAX_LEVEL in levels[1][:-4]
-    assert levels[1][-4:].tolist() == [0, 0, 0, 0]  # 0 / 0
-    for row in (2, 3):
-        assert set(levels[row][levels[row] > -999]) == {0}
+    levels = cells % LEVELS - MAX_LEVEL
+    assert levels[0].tolist() == [-MAX_LEVEL, -MAX_LEVEL, 0, 0, 0, 0]  # sixteen equal ids
+    assert levels[1].tolist() == [MAX_LEVEL, 0, 0, 0, 0, 0]  # 0 / 0
+    assert levels[2:].tolist() == [[0] * 6] * 2
 
 
 def test_a_tree_over_other_ids_is_refused():
@@ -132,14 +134,14 @@ def _require_compiler():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vocab", [257, 50_257])
-def test_compiled_cells_are_levels_of_a_full_softmax(vocab):
+@pytest.mark.parametrize(("name", "vocab"), [("zipf", 257), ("zipf", 50_257), ("counts", 2071)])
+def test_compiled_cells_are_levels_of_a_full_softmax(name, vocab):
     _require_compiler()
     generator = torch.Generator().manual_seed(3)
     hidden, weight = torch.randn(60, 24, generator=generator), torch.randn(vocab, 24, generator=generator)
     targets = torch.randint(vocab, (60,), generator=generator)
     targets[0] = vocab - 1
-    tree = decision_tree("zipf", vocab)
+    tree = tree_of(name, vocab)
     found = token_statistics(hidden, weight, None, targets, compile=True, tree=tree)
     check_cells(found.cells.numpy(), Head(weight).logits(hidden), targets, tree)
     plain = token_statistics(hidden, weight, None, targets, compile=True)

@@ -106,7 +106,7 @@ class DecisionTree:
     def depth(self) -> NDArray[np.int64]:
         """[V] decisions of each id."""
         block, place = np.divmod(self.leaf.astype(np.int64), self.block_ids)
-        counts = np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)[block]
+        counts: NDArray[np.int64] = np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)[block]
         inside = np.minimum(self.vocab_size - block * self.block_ids, self.block_ids)
         for half in self.halves:
             counts += place // (2 * half) * (2 * half) + half < inside
@@ -124,17 +124,15 @@ class DecisionTree:
             ids: any shape, in [0, V).
 
         Returns:
-            [..., D + 4], those above the blocks and those inside.
+            [..., J] with J = D and the depth of a block: those above the blocks, then those inside.
 
-        >>> decision_tree("balanced", 40).outcomes([0, 20, 39]).tolist()
-        [[0, -1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1, 1, -1, 1, 1, 1]]
+        >>> decision_tree("balanced", 5).outcomes([0, 2, 4]).tolist()
+        [[0, 0, -1], [1, 0, -1], [1, 1, 1]]
         """
-        found = np.asarray(ids, dtype=np.int64)
-        halves = np.array([8, 4, 2, 1])
-        block, place = np.divmod(found[..., None], BLOCK_IDS)
-        node = place // (2 * halves) * (2 * halves)
-        exists = block * BLOCK_IDS + node + halves < self.vocab_size
-        inside = np.where(exists, place // halves & 1, -1).astype(np.int8)
+        block, place = np.divmod(self.leaf[np.asarray(ids, dtype=np.int64)].astype(np.int64)[..., None], self.block_ids)
+        halves = np.array(self.halves, dtype=np.int64)
+        right = block * self.block_ids + place // (2 * halves) * (2 * halves) + halves
+        inside = np.where(right < self.vocab_size, place // halves & 1, -1).astype(np.int8)
         return np.concatenate([self.turns[block[..., 0]], inside], axis=-1)
 
     def num_decisions(self, ids: ArrayLike) -> Ints:

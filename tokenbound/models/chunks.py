@@ -19,9 +19,9 @@ from typing import Generic, TypeVar
 
 import torch
 
-from tokenbound.bounds.decisions import BLOCK_IDS, DecisionTree
+from tokenbound.bounds.decisions import DecisionTree
 from tokenbound.errors import InputError
-from tokenbound.models.decisions import ChunkMasses, TreeMasses, tree_masses
+from tokenbound.models.decisions import ChunkMasses, TreeTensors, tree_tensors
 
 ArrayT = TypeVar("ArrayT")
 
@@ -135,12 +135,12 @@ def chunked_statistics(
         require_compiler(targets.device)
     if tree is not None and tree.vocab_size != vocab_size:
         raise ValueError(f"a tree over {tree.vocab_size} ids does not fit {vocab_size} logits")
-    masses = None if tree is None else tree_masses(tree, targets.device)
-    result = _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, masses, compile=compile, floor=False)
+    decisions = None if tree is None else tree_tensors(tree, targets.device)
+    result = _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, decisions, compile=compile, floor=False)
     # A vocabulary row masked with -inf gives 0 * -inf in the entropy. It is rare, so the pass that avoids it is
     # made only then, over the same chunks: no other value changes. True NaN logits have a NaN nll and stay NaN.
     if not compile and bool((result.entropy.isnan() & ~result.nll.isnan()).any()):
-        return _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, masses, compile=False, floor=True)
+        return _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, decisions, compile=False, floor=True)
     return result
 
 
@@ -150,7 +150,7 @@ def _chunk_loop(
     vocab_size: int,
     chunk_tokens: int | None,
     scored: torch.Tensor | None,
-    masses: TreeMasses | None,
+    tree: TreeTensors | None,
     *,
     compile: bool,
     floor: bool,
@@ -159,10 +159,10 @@ def _chunk_loop(
     chunk, block = chunk_shape(vocab_size, device)
     chunk = min(chunk_tokens or chunk, max(tokens, 1))
     block = chunk if compile else min(block, chunk)
-    result, part = _unscored(tokens, device, masses), _unscored(chunk, device, None)
+    result, part = _unscored(tokens, device, tree), _unscored(chunk, device, None)
     buffer = torch.empty(chunk, vocab_size, dtype=torch.float32, device=device)
     scratch = torch.empty(0 if compile else block, vocab_size, dtype=torch.float32, device=device)
-    ranges = None if masses is None else ChunkMasses.empty(masses, chunk)
+    ranges = None if tree is None else ChunkMasses.empty(tree, chunk)
     for rows, count in _chunks(tokens, chunk, scored, device):
         logits, wanted = fill(rows, buffer), targets[rows]
         if compile:
@@ -198,7 +198,7 @@ def _part(statistics: TokenStatistics[torch.Tensor], some: slice) -> TokenStatis
     return TokenStatistics(statistics.nll[some], statistics.entropy[some], statistics.rank[some])
 
 
-def _unscored(tokens: int, device: torch.device, masses: TreeMasses | None) -> TokenStatistics[torch.Tensor]:
+def _unscored(tokens: int, device: torch.device, tree: TreeTensors | None) -> TokenStatistics[torch.Tensor]:
     def filled(value: float, dtype: torch.dtype, *more: int) -> torch.Tensor:
         return torch.full((tokens, *more), value, dtype=dtype, device=device)
 
@@ -206,7 +206,7 @@ def _unscored(tokens: int, device: torch.device, masses: TreeMasses | None) -> T
         nll=filled(torch.nan, torch.float32),
         entropy=filled(torch.nan, torch.float32),
         rank=filled(-1, torch.int32),
-        cells=None if masses is None else filled(-1, torch.int16, masses.num_decisions),
+        cells=None if tree is None else filled(-1, torch.int16, tree.num_decisions),
     )
 
 
@@ -244,11 +244,13 @@ def _fused_chunk(
     out: TokenStatistics[torch.Tensor], logits_RV: torch.Tensor, targets: torch.Tensor, ranges: ChunkMasses | None
 ) -> None:
     """Statistics of a chunk by the compiled form of `_eager_block`; `logits_RV` is left as it is."""
-    if ranges is None:
-        nll, entropy, at_least = _fused()(logits_RV, targets, 0)
-    else:
-        nll, entropy, at_least, peak, blocks = _fused()(logits_RV, targets, BLOCK_IDS)
+    if ranges is not None and ranges.tree.sums_neighbours:
+        nll, entropy, at_least, peak, blocks = _fused()(logits_RV, targets, ranges.tree.block_ids)
         ranges.take_sums(blocks, logits_RV, peak, targets)
+    else:
+        nll, entropy, at_least = _fused()(logits_RV, targets, 0)
+        if ranges is not None:
+            ranges.take((logits_RV - logits_RV.amax(1, keepdim=True)).exp_(), targets)
     _store(out, nll, entropy, at_least, logits_RV.shape[1])
 
 
