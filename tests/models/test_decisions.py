@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, TREES, code_lengths, decision_tree, level_of
+from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, TREES, TreeChoice, code_lengths, decision_tree, level_of
 from tokenbound.errors import InputError
 from tokenbound.models.chunks import logits_statistics, require_compiler
 from tokenbound.models.head import Head, token_statistics
@@ -155,7 +155,7 @@ def small_replica(kind=Replica, **options):
     torch.manual_seed(0)
     shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
-    return kind(model, batch=4, length=12, **{"tree": "zipf", **options})
+    return kind(model, batch=4, length=12, **{"tree": TreeChoice("zipf"), **options})
 
 
 def windows(replica, count, seed=0):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenbound.bounds.decisions import TreeName, decision_tree
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.attention import LONGEST, AttentionInBlocks
 from tokenbound.models.build import build_model
@@ -29,6 +29,7 @@ from tokenbound.models.chunks import (
     logits_statistics,
     require_compiler,
 )
+from tokenbound.models.decisions import ChunkMasses, tree_tensors
 from tokenbound.models.fusion import fuse_activations, fuse_norms
 from tokenbound.models.head import (
     Head,
@@ -72,7 +73,7 @@ class Replica:
         compile: bool = False,
         head: Head | None = None,
         own_logits_bytes: int = OWN_LOGITS_BYTES,
-        tree: TreeName | None = None,
+        tree: TreeChoice | None = None,
     ) -> None:
         """Move the model to its device and recognise its head.
 
@@ -109,7 +110,7 @@ class Replica:
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
             )
         self.vocab_size = self.head.vocab_size if self.head else self._logits_width()
-        self.tree = None if tree is None else decision_tree(tree, self.vocab_size)
+        self.tree = None if tree is None else tree.over(self.vocab_size)
         self.compile = compile and self._compiles()
         self.gather = self.head is not None and self._gathers(self.head)
         self.smoothing = getattr(self.model, "smoothing_head", None)
@@ -287,6 +288,35 @@ class Replica:
                 limits[:, first * self.length + some.numpy()] = torch.stack([low, high]).cpu().numpy()
         low, high = limits.reshape(2, len(mask), self.length)[:, :rows]
         return low, high
+
+    @torch.inference_mode()
+    def decision_log_odds(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """The log-odds of the decisions along the tree, before they are rounded to levels.
+
+        Args:
+            inputs: as in `score`.
+            targets: as in `score`.
+            mask: as in `score`.
+
+        Returns:
+            float32 [W, L, J] in nats, as `TreeTensors.log_odds` gives them; NaN where `mask` is false.
+        """
+        assert self.tree is not None, "decisions lie along a tree"
+        rows = len(inputs)
+        inputs, targets, mask = self._full_batches(inputs, targets, mask)
+        found = np.full((mask.size, self.tree.outcomes(0).size), np.nan, np.float32)
+        for first in range(0, len(inputs), self.batch):
+            batch = slice(first, first + self.batch)
+            scored = torch.from_numpy(mask[batch]).flatten().nonzero().squeeze(1)
+            wanted = torch.from_numpy(targets[batch]).flatten()
+            for some, logits in self._logits_of(torch.from_numpy(inputs[batch]), mask[batch], scored):
+                ranges = ChunkMasses.empty(tree_tensors(self.tree, logits.device), len(some))
+                aims = wanted[some].to(logits.device)
+                ranges.take((logits - logits.amax(1, keepdim=True)).exp_(), aims)
+                found[first * self.length + some.numpy()] = ranges.log_odds(aims).cpu().numpy()
+        return found.reshape(len(mask), self.length, -1)[:rows]
 
     def _logits_of(
         self, inputs: torch.Tensor, mask: npt.NDArray[np.bool_], scored: torch.Tensor

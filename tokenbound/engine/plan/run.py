@@ -42,6 +42,7 @@ from tokenbound.engine.evaluate.preparation import (
     require_tokens,
     sampled_shard_windows,
     shard_tokens_of,
+    tree_choice,
 )
 from tokenbound.engine.evaluate.stages import ReplicaSpec, open_plan
 from tokenbound.engine.plan.throughput import Probe, measure_speed
@@ -423,7 +424,8 @@ def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size
 def _expected_ordinal(config: RunConfig, model: _Model, corpus: PreparedCorpus) -> int:
     """The run's place in the register of draws, or the place it would get; nothing is entered."""
     what, artifact = config.what, model.artifact
-    known = identities(what, "" if artifact is None else sha256_hex(artifact), corpus.manifest, None)
+    sha256, tree = "" if artifact is None else sha256_hex(artifact), tree_choice(what, corpus, model.architecture)
+    known = identities(what, sha256, corpus.manifest, None, tree)
     return register_of(corpus.root, corpus.manifest).check(configuration(what, known), what.bound.trial)
 
 
