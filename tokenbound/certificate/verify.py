@@ -433,9 +433,7 @@ def _verify_decisions(
     try:
         committed = DecisionTable.from_dict(record.evidence["decisions"])
     except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise MismatchError(
-            f"{origin}: the commit record's table of decisions is damaged or missing: {error}"
-        ) from None
+        raise MismatchError(f"{origin}: the commit record has no sound table of decisions: {error}") from None
     if committed != evidence.decisions:
         raise MismatchError(f"{origin}: the commit record's table of decisions is not the sum of its windows'")
     most = int(losses.tables.window_sums(losses.tables.count).max(initial=0))

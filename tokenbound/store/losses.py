@@ -272,13 +272,19 @@ def _from_arrays(names: Sequence[str], arrays: Sequence[pa.Array], origin: str) 
 
 def _tables_from(arrays: dict[str, pa.Array], origin: str) -> WindowDecisions | None:
     """The tables of the windows; None where the file has none or they are not read."""
-    found = [arrays[name] for name in TABLE_COLUMNS if name in arrays]
+    found = {name: arrays[name] for name in TABLE_COLUMNS if name in arrays}
     if not found:
         return None
-    cell, count = (array.flatten().to_numpy(zero_copy_only=False) for array in (found[0], found[-1]))
-    lengths = [array.value_lengths().to_numpy(zero_copy_only=False) for array in found]
-    if len(found) != 2 or any(array.null_count for array in found) or not np.array_equal(*lengths):
+    for name, array in found.items():
+        sound = pa.types.is_list(array.type) and array.type.value_type == TABLE_COLUMNS[name]
+        if not sound or array.null_count or array.flatten().null_count:
+            raise MismatchError(
+                f"{origin}: column {name!r} must be lists of {TABLE_COLUMNS[name]} without nulls; score the shard again"
+            )
+    lengths = [array.value_lengths().to_numpy(zero_copy_only=False) for array in found.values()]
+    if len(found) < len(TABLE_COLUMNS) or not np.array_equal(*lengths):
         raise MismatchError(f"{origin}: the tables of decisions do not pair cells with counts; score the shard again")
+    cell, count = (array.flatten().to_numpy(zero_copy_only=False) for array in found.values())
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[0], dtype=np.int64)])
     return WindowDecisions(cell, count, offsets)
 
