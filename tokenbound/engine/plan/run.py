@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from tokenbound.bounds.claim import Claim
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.certificate.derived import best_loss_line, claim_of
 from tokenbound.certificate.identity import configuration, scoring_protocol
 from tokenbound.compression.methods import CompressionMethod
@@ -214,7 +215,7 @@ def plan_run(
         placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
         probe = None
         if replicas.count and probe_seconds > 0:
-            spec = _spec(config, placement)
+            spec = _spec(config, placement, tree_choice(config.what, corpus, model.architecture))
             probe = measure_speed(
                 model.artifact, model.architecture, spec, text, placement=placement, seconds=probe_seconds
             )
@@ -372,7 +373,7 @@ def _host_bytes() -> float:
     return float(ray.cluster_resources().get("memory", 0))
 
 
-def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
+def _spec(config: RunConfig, placement: Placement, tree: TreeChoice | None) -> ReplicaSpec:
     windows = config.what.windows
     return ReplicaSpec(
         b"",
@@ -385,6 +386,7 @@ def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
         compile=config.how.compile,
         share=placement.replicas > 1,
         gpus=placement.gpus,
+        tree=tree,
     )
 
 
