@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, level_of
+from tokenbound.certificate.decisions import window_decisions
 from tokenbound.store.losses import Losses
 
 
@@ -26,6 +28,17 @@ def make_losses(lengths: list[int], *, unscored: tuple[int, ...] = (), seed: int
         rank=np.where(tokens_failed, 257, generator.integers(0, 257, total)).astype(np.int32),
         token=generator.integers(0, 257, total).astype(np.int32),
     )
+
+
+def with_decisions(losses: Losses, *, decisions: int = 8, spread: float = 3.0, seed: int = 0) -> Losses:
+    """The same losses beside so many random decisions of each token."""
+    generator = np.random.default_rng(seed)
+    odds = generator.normal(-2, spread, (losses.num_tokens, decisions))
+    outcomes = (generator.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+    cells = (outcomes * LEVELS + level_of(odds) + MAX_LEVEL).astype(np.int16)
+    padded = np.full((len(losses.window_id), int(losses.window_lengths.max(initial=0)), decisions), -1, np.int16)
+    padded[np.arange(padded.shape[1]) < losses.window_lengths[:, None]] = cells
+    return replace(losses, tables=window_decisions(padded))
 
 
 def with_base(losses: Losses, *, seed: int = 0) -> Losses:

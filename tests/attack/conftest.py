@@ -33,7 +33,7 @@ def _fine_tune(base: Path, folder: Path) -> Path:
 def finished_runs(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text_folder: Path, ray_session: None
 ) -> Path:
-    """A folder with the runs `full`, `sampled`, `delta` and `grown`."""
+    """A folder with the runs `full`, `sampled`, `delta`, `grown` and `bits`, a sample with decisions."""
     place = tmp_path_factory.mktemp("runs")
     text = {"tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False, "add_eos": True}
     corpus = {"source": "text", "paths": [str(text_folder)], **text}
@@ -48,9 +48,11 @@ def finished_runs(
         "base_is_independent": DECLARED,
         "compress": {"method": "rtn", "step": 0.5},
     }
+    sample = {"windows": 120, "pilot_windows": 40}
     changes: dict[str, dict[str, Any]] = {
         "full": {"bound": bound},
-        "sampled": {"sample": {"windows": 120, "pilot_windows": 40}},
+        "sampled": {"sample": sample, "bound": {"methods": ["freedman", "azuma", "kl"]}},
+        "bits": {"sample": sample, "bound": {"methods": ["freedman", "bits"]}},
         "delta": {"model": delta},
         "grown": {"corpus": {**corpus, "paths": [str(grown)]}},
     }

@@ -6,6 +6,9 @@ Both score the same model (random weights) on the same ids, in turns, windows of
 the better of one process with all threads and one-thread processes, each with its share of the windows; building the
 model and a first batch are not counted. The engine also computes entropy and rank and writes, commits and hashes every
 loss; its start-up is not counted: time runs from the commit that ends the first wave of shards to the last.
+
+With `--decisions` two more tables follow: the engine with the line `bits` beside itself without, in turns; and what a
+replica alone spends computing on one thread, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import Any
 import numpy as np
 from bench import commit_rate, machine, run_tree, span_s, together, token_file, write_artifact
 
+from tokenbound.bounds.decisions import TreeChoice, code_lengths
+from tokenbound.certificate.decisions import window_decisions
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.cluster.session import ray_session
 from tokenbound.engine.evaluate.run import evaluate
@@ -97,8 +102,8 @@ def engine_rate(tree: dict[str, Any]) -> float:
     return commit_rate(Path(tree["how"]["output"]), tree["how"]["replicas"])
 
 
-def measure(folder: Path, shape: str, tokens: int, repeat: int, *, compile: bool = False) -> str:
-    """One row of the table: medians over the repetitions, ratios within each."""
+def engine_tree(folder: Path, shape: str, tokens: int, *, compile: bool) -> dict[str, Any]:
+    """The run of a shape as plain data; `tokens` is made a multiple of what all replicas score at once."""
     architecture, replicas = SHAPES[shape], os.cpu_count() or 1
     tokens -= tokens % (LENGTH * BATCH * replicas)
     ids = token_file(folder / f"{shape}-{tokens}.bin", tokens + 1, architecture["vocab_size"])
@@ -107,6 +112,15 @@ def measure(folder: Path, shape: str, tokens: int, repeat: int, *, compile: bool
     tree["how"] |= {"replicas": replicas, "compile": compile}
     shards = 8 * replicas
     tree["what"]["windows"]["shard_tokens"] = max(LENGTH * BATCH, tokens // shards // (LENGTH * BATCH) * LENGTH * BATCH)
+    return tree
+
+
+def measure(folder: Path, shape: str, tokens: int, repeat: int, *, compile: bool = False) -> str:
+    """One row of the table: medians over the repetitions, ratios within each."""
+    architecture, replicas = SHAPES[shape], os.cpu_count() or 1
+    tokens -= tokens % (LENGTH * BATCH * replicas)
+    tree = engine_tree(folder, shape, tokens, compile=compile)
+    ids = Path(tree["what"]["corpus"]["paths"][0])
     bare, engine = [], []
     for _ in range(repeat):
         seconds = min(bare_seconds(architecture, ids, tokens, processes) for processes in (1, replicas))
@@ -120,6 +134,52 @@ def measure(folder: Path, shape: str, tokens: int, repeat: int, *, compile: bool
     )
 
 
+def measure_decisions(folder: Path, shape: str, tokens: int, repeat: int, *, compile: bool = False) -> str:
+    """One row of the table of decisions: the engine without and with them, in turns."""
+    tree = engine_tree(folder, shape, tokens, compile=compile)
+    rates: dict[str, list[float]] = {"plain": [], "bits": []}
+    for _ in range(repeat):
+        for name, methods in (("plain", ["freedman", "azuma", "kl"]), ("bits", ["freedman", "azuma", "kl", "bits"])):
+            tree["what"]["bound"] = {"methods": methods}
+            rates[name].append(engine_rate(tree))
+    ratios = [plain / bits for plain, bits in zip(rates["plain"], rates["bits"], strict=True)]
+    name = shape + ", compiled head" * compile
+    return (
+        f"| {name} | {statistics.median(rates['plain']):,.0f} | {statistics.median(rates['bits']):,.0f} "
+        f"| {statistics.median(ratios):.3f} | {', '.join(f'{ratio:.3f}' for ratio in ratios)} |"
+    )
+
+
+def replica_row(shape: str, repeat: int, *, compile: bool = False) -> str:
+    """Processor time of one batch of one replica without decisions and along each kind of tree."""
+    import torch
+
+    from tokenbound.models.memory import random_model
+    from tokenbound.models.replica import Replica
+
+    torch.set_num_threads(1)
+    architecture, rng = SHAPES[shape], np.random.default_rng(0)
+    size = architecture["vocab_size"]
+    counted = TreeChoice("counts", code_lengths(rng.zipf(1.3, size) % 100_000))
+    trees = {"none": None, "zipf": TreeChoice("zipf"), "balanced": TreeChoice("balanced"), "counts": counted}
+    model = random_model(architecture, torch.float32)
+    replicas = {
+        name: Replica(model, batch=BATCH, length=LENGTH, compile=compile, tree=tree) for name, tree in trees.items()
+    }
+    ids, every = rng.integers(0, size, (BATCH, LENGTH + 1)), np.ones((BATCH, LENGTH), bool)
+    times: dict[str, list[float]] = {name: [] for name in replicas}
+    for _ in range(repeat + 1):
+        for name, replica in replicas.items():
+            started = time.process_time()
+            found = replica.score(ids[:, :-1], ids[:, 1:], every)
+            if found.cells is not None:
+                window_decisions(found.cells)
+            times[name].append(time.process_time() - started)
+    fastest = {name: min(each[1:]) / every.size for name, each in times.items()}
+    cells = " | ".join(f"{1e6 * own:.1f} ({own / fastest['none']:.3f})" for own in fastest.values())
+    return f"| {shape + ', compiled head' * compile} | {cells} |"
+
+
 def main() -> None:
     """Print a row for each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,6 +188,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=2e5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="Set how.compile.")
+    parser.add_argument("--decisions", action="store_true", help="Also measure what recording decisions costs.")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     print(machine())
@@ -136,6 +197,16 @@ def main() -> None:
         for shape in chosen.shape:
             row = measure(chosen.folder.resolve(), shape, int(chosen.tokens), chosen.repeat, compile=chosen.compile)
             print(row, flush=True)
+        if chosen.decisions:
+            print("\n| shape | engine, tokens/s | with decisions | time ratio | each |\n|---|---|---|---|---|")
+            options: dict[str, Any] = {"compile": chosen.compile}
+            for shape in chosen.shape:
+                measured = chosen.folder.resolve(), shape, int(chosen.tokens), chosen.repeat
+                print(measure_decisions(*measured, **options), flush=True)
+    if chosen.decisions:
+        print("\n| replica, us/token (ratio) | no decisions | zipf | balanced | counts |\n|---|---|---|---|---|")
+        for shape in chosen.shape:
+            print(replica_row(shape, chosen.repeat, compile=chosen.compile), flush=True)
 
 
 if __name__ == "__main__":

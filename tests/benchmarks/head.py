@@ -1,4 +1,5 @@
-"""The head with loss, entropy and rank against `cross_entropy` on full logits, which gives the loss alone.
+"""The head with loss, entropy and rank against `cross_entropy` on full logits, which gives the loss alone; and the head
+with decisions along a tree as well.
 
     python tests/benchmarks/head.py --device cpu --repeat 7
 
@@ -19,6 +20,7 @@ import torch
 from bench import machine
 from torch.nn.functional import cross_entropy
 
+from tokenbound.bounds.decisions import decision_tree
 from tokenbound.errors import InputError
 from tokenbound.models.head import token_statistics
 from tokenbound.models.memory import LiveBytes
@@ -31,6 +33,8 @@ SHAPES = ((64, 512), (256, 32_000), (256, 50_257), (256, 128_256))
 def contenders(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> dict[str, Callable[[], Any]]:
     """What takes turns, by name; the compiled head only where there is a compiler."""
 
+    tree = decision_tree("zipf", len(weight))
+
     def nll_only() -> Any:
         with torch.inference_mode():
             return cross_entropy((hidden @ weight.t()).float(), targets, reduction="none")
@@ -38,13 +42,18 @@ def contenders(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     found: dict[str, Callable[[], Any]] = {
         "nll only": nll_only,
         "eager": lambda: token_statistics(hidden, weight, None, targets),
+        "eager, decisions": lambda: token_statistics(hidden, weight, None, targets, tree=tree),
     }
     try:
         token_statistics(hidden, weight, None, targets, compile=True)
     except InputError as error:
         print(f"not compiled: {error}")
         return found
-    return {**found, "compiled": lambda: token_statistics(hidden, weight, None, targets, compile=True)}
+    return {
+        **found,
+        "compiled": lambda: token_statistics(hidden, weight, None, targets, compile=True),
+        "compiled, decisions": lambda: token_statistics(hidden, weight, None, targets, compile=True, tree=tree),
+    }
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
@@ -84,7 +93,7 @@ def measure(width: int, vocab_size: int, device: torch.device, repeat: int, toke
     rows = []
     for name, function in turns.items():
         ratios = [own / base for own, base in zip(times[name][1:], times["nll only"][1:], strict=True)]
-        memory = "" if name == "compiled" else f"{peak_bytes(function) / 1e6:,.0f}"
+        memory = "" if name.startswith("compiled") else f"{peak_bytes(function) / 1e6:,.0f}"
         rows.append(
             f"| {width} | {vocab_size:,} | {name} | {1e6 * statistics.median(times[name][1:]) / tokens:.1f} "
             f"| {statistics.median(ratios):.2f} | {memory} |"

@@ -1,18 +1,27 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from losses_support import make_losses, with_base
+from losses_support import make_losses, with_base, with_decisions
 
 from tokenbound.errors import MismatchError
-from tokenbound.store.losses import Losses, from_parquet, to_parquet
+from tokenbound.store.losses import Losses, from_parquet, iter_parquet, to_parquet
 
 
 def assert_same(left: Losses, right: Losses) -> None:
-    for name in left.__dict__:
+    for name in left.__dict__.keys() - {"tables"}:
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
+    assert (left.tables is None) == (right.tables is None)
+    if left.tables is not None and right.tables is not None:
+        for name in ("cell", "count", "offsets"):
+            ours, theirs = getattr(left.tables, name), getattr(right.tables, name)
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
 @pytest.mark.parametrize("unscored", [(), (1,), (0, 3), (0, 1, 2)])
@@ -20,6 +29,7 @@ def test_round_trip_keeps_every_bit(unscored: tuple[int, ...]) -> None:
     losses = make_losses([5, 0, 9, 32], unscored=unscored)
     assert_same(from_parquet(to_parquet(losses)), losses)
     assert_same(from_parquet(to_parquet(with_base(losses))), with_base(losses))
+    assert_same(from_parquet(to_parquet(with_decisions(losses))), with_decisions(losses))
 
 
 def test_same_losses_give_the_same_bytes() -> None:
@@ -55,6 +65,56 @@ def test_real_sized_shard_takes_at_most_ten_bytes_per_token() -> None:
         token=(generator.zipf(1.5, total) % 257).astype(np.int32),
     )
     assert len(to_parquet(realistic)) <= 10 * total
+
+
+def test_pieces_have_the_tables_of_their_windows() -> None:
+    losses = with_decisions(make_losses([8] * 40))
+    pieces = [*iter_parquet(to_parquet(losses), origin="x", piece_tokens=64)]
+    assert len(pieces) > 3
+    tables = [piece.tables for piece in pieces]
+    for name in ("cell", "count"):
+        np.testing.assert_array_equal(np.concatenate([getattr(t, name) for t in tables]), getattr(losses.tables, name))
+    assert all(len(t.offsets) == len(piece.window_id) + 1 for t, piece in zip(tables, pieces, strict=True))
+    assert_same(losses.head(7), from_parquet(to_parquet(losses.head(7))))
+    assert losses.head(7).tables.offsets.size == 8
+
+
+def test_a_table_takes_at_most_a_kilobyte_per_window() -> None:
+    losses = make_losses([512] * 64)
+    beside = with_decisions(losses, decisions=13, spread=6.0)
+    assert len(beside.tables.cell) / 64 > 300  # different cells of a window
+    assert (len(to_parquet(beside)) - len(to_parquet(losses))) / 64 <= 1024
+
+
+def damaged_tables(**columns: pa.Array) -> bytes:
+    table = pq.read_table(pa.BufferReader(to_parquet(with_decisions(make_losses([4, 4])))))
+    for name, column in columns.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, column) if column is not None else table.remove_column(place)
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"decision_count": None},
+        {"decision_cell": None},
+        {"decision_count": pa.array([[1], [2]], pa.list_(pa.int32()))},
+        {"decision_count": pa.array([None, [2]], pa.list_(pa.int32()))},
+        {"decision_cell": pa.array([None, None], pa.list_(pa.int16()))},
+        {"decision_count": pa.array([[1.5], [2.0]], pa.list_(pa.float64()))},
+        {"decision_count": pa.array(["x", "y"])},
+        {"decision_cell": pa.array([[1, None], [2, 3]], pa.list_(pa.int16()))},
+        {"decision_cell": pa.array([[1], [70_000]], pa.list_(pa.int32()))},
+    ],
+)
+def test_damaged_tables_are_refused(columns: dict[str, pa.Array | None]) -> None:
+    data = damaged_tables(**columns)
+    with pytest.raises(MismatchError, match=r"x: .*(tables of decisions|decision_c)"):
+        from_parquet(data, origin="x")
+    assert from_parquet(data, ("nll",), origin="x").tables is None
 
 
 def test_a_subset_of_columns_is_read() -> None:

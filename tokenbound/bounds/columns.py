@@ -28,9 +28,14 @@ class WindowDecisions:
     offsets: Ints
     """[W + 1] where the cells of each window begin."""
 
-    def window_sums(self, values: Floats) -> Floats:
+    def window_sums(self, values: NDArray[Any]) -> Floats:
         """[W] sums over each window of a value per entry, [D]."""
         return window_sums(values, np.diff(self.offsets))
+
+    def first(self, num_windows: int) -> WindowDecisions:
+        """Those of the first windows."""
+        stop = int(self.offsets[num_windows])
+        return WindowDecisions(self.cell[:stop], self.count[:stop], self.offsets[: num_windows + 1])
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Piece:
     worst_case: NDArray[np.bool_] | int
     """Which windows failed ([W]), or without `window_lengths` how many tokens."""
     decisions: WindowDecisions | None = None
-    """Of every window, failed ones included: there every decision is a fair coin."""
+    """Of every window, failed ones included: a decision whose probability is no number is a fair coin."""
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """A column of every token.
@@ -97,7 +102,7 @@ def check_entropy(entropy: ArrayLike, size: int, name: str = "entropy") -> NDArr
     return column
 
 
-def window_sums(values: Floats, lengths: Ints) -> Floats:
+def window_sums(values: NDArray[Any], lengths: Ints) -> Floats:
     """[W] sums of consecutive runs of ``lengths`` values; an empty window sums to 0.
 
     Raises:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -52,6 +53,9 @@ MAX_LEVEL: Final = 127
 LEVELS: Final = 2 * MAX_LEVEL + 1
 CELLS: Final = 2 * LEVELS
 """A cell is outcome * LEVELS + level + MAX_LEVEL."""
+
+MAX_TREE_IDS: Final = 1 << 24
+"""Ids that a tree from counts may have; more than any vocabulary."""
 
 MAX_CODE_LENGTH: Final = 40
 """No id of a tree from counts has a longer code word; a longer one would need more than 10^8 tokens."""
@@ -106,7 +110,7 @@ class DecisionTree:
     def depth(self) -> NDArray[np.int64]:
         """[V] decisions of each id."""
         block, place = np.divmod(self.leaf.astype(np.int64), self.block_ids)
-        counts = np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)[block]
+        counts: NDArray[np.int64] = np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)[block]
         inside = np.minimum(self.vocab_size - block * self.block_ids, self.block_ids)
         for half in self.halves:
             counts += place // (2 * half) * (2 * half) + half < inside
@@ -116,6 +120,24 @@ class DecisionTree:
     def max_decisions(self) -> int:
         """J: no token has more decisions."""
         return int(self.depth.max())
+
+    def outcomes(self, ids: ArrayLike) -> NDArray[np.int8]:
+        """The decisions of each token: 0 left, 1 right, -1 where there is none.
+
+        Args:
+            ids: any shape, in [0, V).
+
+        Returns:
+            [..., J] with J = D and the depth of a block: those above the blocks, then those inside.
+
+        >>> decision_tree("balanced", 5).outcomes([0, 2, 4]).tolist()
+        [[0, 0, -1], [1, 0, -1], [1, 1, 1]]
+        """
+        block, place = np.divmod(self.leaf[np.asarray(ids, dtype=np.int64)].astype(np.int64)[..., None], self.block_ids)
+        halves = np.array(self.halves, dtype=np.int64)
+        right = block * self.block_ids + place // (2 * halves) * (2 * halves) + halves
+        inside = np.where(right < self.vocab_size, place // halves & 1, -1).astype(np.int8)
+        return np.concatenate([self.turns[block[..., 0]], inside], axis=-1)
 
     def num_decisions(self, ids: ArrayLike) -> Ints:
         """Decisions of each token.
@@ -165,6 +187,41 @@ def decision_tree(name: TreeName, vocab_size: int, lengths: bytes | None = None)
         weights = _WEIGHT_UNIT // (np.arange(vocab_size, dtype=np.int64) + _ZIPF_OFFSET)
     size = 1 if vocab_size <= SMALL_VOCABULARY else BLOCK_IDS
     return DecisionTree(name, vocab_size, size, order, *_halving(_block_sums(weights, size)))
+
+
+@dataclass(frozen=True)
+class TreeChoice:
+    """The tree along which the decisions of a run are scored, as it is chosen before: all but V."""
+
+    name: TreeName
+    lengths: bytes | None = None
+    """Of `counts`: the code length of each id."""
+
+    def over(self, vocab_size: int) -> DecisionTree:
+        """The tree over V ids; the same object for the same arguments."""
+        return decision_tree(self.name, vocab_size, self.lengths)
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain JSON data."""
+        return {"name": self.name, **({} if self.lengths is None else {"lengths": pack(self.lengths)})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, str]) -> TreeChoice:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            MismatchError: a name that no tree has, or code lengths that are damaged, or where there are none.
+
+        >>> TreeChoice.from_dict({"name": "zipf"})
+        TreeChoice(name='zipf', lengths=None)
+        """
+        name, packed = data.get("name"), data.get("lengths")
+        if name not in TREES or (packed is None) == (name == "counts"):
+            raise MismatchError(f"tree {name!r}: choose among {', '.join(TREES)}, of which `counts` alone has lengths")
+        try:
+            return cls(name, None if packed is None else unpack(packed, MAX_TREE_IDS))
+        except (ValueError, zlib.error) as error:
+            raise MismatchError(f"tree {name!r}: its code lengths are damaged ({error})") from None
 
 
 def _length_weights(lengths: bytes, vocab_size: int) -> Ints:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenbound.bounds.claim import Claim, Line
 from tokenbound.bounds.codes import artifact_code_length_bits
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.certificate.identity import (
     protocol_bits,
 )
@@ -34,6 +35,7 @@ def claim_of(
     num_bases: int = 0,
     head_alpha_min: float | None = None,
     num_documents: int | None = None,
+    tree: TreeChoice | None = None,
 ) -> Claim:
     """What a run's config claims about a model of this size on a corpus of this size."""
     split = code_split(artifact_bytes, protocol)
@@ -52,6 +54,8 @@ def claim_of(
         num_bases=num_bases,
         head_alpha_min=head_alpha_min,
         num_documents=num_documents,
+        tree=None if tree is None else tree.name,
+        tree_lengths=None if tree is None else tree.lengths,
     )
 
 

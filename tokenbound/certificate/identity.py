@@ -97,14 +97,17 @@ def scoring_identity(
     protocol: dict[str, Any],
     sample: Drawn,
     base: dict[str, str] | None = None,
+    tree: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the losses of a run and the order in which windows are drawn.
 
     `sample` is the section of the run's config, or what a certificate says of it where it is verified. `base` is the
-    identity of the base that a delta changes, absent for a whole model.
+    identity of the base that a delta changes, absent for a whole model. `tree` names the tree along which decisions
+    are scored, absent where they are not.
     """
     return {
         **({} if base is None else {"base": base}),
+        **({} if tree is None else {"tree": tree}),
         "artifact_sha256": artifact_sha256,
         "corpus_sha256": corpus_sha256,
         "tokens_sha256": tokens_sha256,

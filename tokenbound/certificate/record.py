@@ -9,9 +9,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.certificate.reduce import RunLedger
 from tokenbound.errors import MismatchError
-from tokenbound.store.losses import LIST_COLUMNS
+from tokenbound.store.losses import ALL_COLUMNS
 from tokenbound.store.run import (
     RunDirectory,
 )
@@ -169,6 +170,16 @@ class CertificateRecord(BaseModel):
         """`trial`, by the name that it has in a numbered config."""
         return self.trial
 
+    @property
+    def tree(self) -> TreeChoice | None:
+        """The tree along which decisions were scored; None where they were not.
+
+        Raises:
+            MismatchError: it is no tree.
+        """
+        named = self.scoring_identity.get("tree")
+        return None if named is None else TreeChoice.from_dict(named)
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a certificate.
@@ -234,6 +245,8 @@ class CertificateRecord(BaseModel):
             num_bases=self.declarations.get("num_bases", 0),
             head_alpha_min=self.head_alpha_min,
             num_documents=self.corpus.get("scored_documents"),
+            tree=None if self.tree is None else self.tree.name,
+            tree_lengths=None if self.tree is None else self.tree.lengths,
         )
 
     def sampling_plan(self) -> SamplingPlan | None:
@@ -260,6 +273,7 @@ class CertificateRecord(BaseModel):
             pilot_units=record.pilot_windows,
             trial=self.trial,
             evaluation=record.evaluation,
+            max_unit_decisions=self.corpus.get("max_window_decisions"),
         )
 
     def ledger(self, uri: str) -> RunLedger:
@@ -282,7 +296,7 @@ class CertificateRecord(BaseModel):
             self.num_shards,
             self.scoring_fingerprint,
             self.vocab_size,
-            tuple(LIST_COLUMNS),
+            ALL_COLUMNS,
             earlier_fingerprints=tuple(self.earlier_fingerprints),
         )
         return ledger if self.sampling is None else ledger.first_windows(self.sampling.scored_windows)

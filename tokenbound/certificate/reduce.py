@@ -20,10 +20,12 @@ import numpy as np
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.columns import Piece
 from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
+from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums
 from tokenbound.bounds.reduction import Sums, Tunings, certified_lines, loss_paths
 from tokenbound.bounds.sampling import SamplingPath
+from tokenbound.certificate.decisions import check_tables
 from tokenbound.errors import MismatchError
 from tokenbound.store.external_losses import iter_foreign
 from tokenbound.store.losses import LIST_COLUMNS, PIECE_TOKENS, Losses
@@ -205,6 +207,8 @@ def check_losses(losses: Losses, vocab_size: int, origin: str) -> None:
             f"{origin}: token id {losses.token.max()} outside the vocabulary of {vocab_size}; use the right "
             "--vocab-size"
         )
+    if losses.tables is not None:
+        check_tables(losses, origin)
 
 
 def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> Evidence:
@@ -220,7 +224,9 @@ def shard_evidence(losses: Losses, vocab_size: int, top_k: tuple[int, ...]) -> E
         window_lengths=piece.window_lengths,
         worst_case=piece.worst_case,
     )
+    tables = piece.decisions
     found = from_losses(
+        decisions=None if tables is None else DecisionTable.of_cells(tables.cell, losses.num_tokens, tables.count),
         rank=piece.find("rank"),
         top_k=top_k,
         base_nll=piece.find("base_nll") if has_base else None,
@@ -235,8 +241,8 @@ def _piece(losses: Losses, *, by_window: bool) -> Piece:
     columns = {name: getattr(losses, name) for name in LIST_COLUMNS}
     recorded = {name: column for name, column in columns.items() if column is not None}
     if by_window:
-        return Piece(recorded, failed, losses.window_lengths, losses.unscored)
-    return Piece(recorded, failed, None, 0 if failed is None else int(failed.sum()))
+        return Piece(recorded, failed, losses.window_lengths, losses.unscored, losses.tables)
+    return Piece(recorded, failed, None, 0 if failed is None else int(failed.sum()), losses.tables)
 
 
 @dataclass(frozen=True)

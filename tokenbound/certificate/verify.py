@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
+from tokenbound.bounds.decisions import DecisionTable, DecisionTree
 from tokenbound.bounds.evidence import Evidence, merge_evidence
-from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound
+from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound, scores_decisions
 from tokenbound.bounds.lines.base import Setting
+from tokenbound.certificate.decisions import check_decisions
 from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
     SOFTWARE_DECLARATIONS,
@@ -25,6 +28,7 @@ from tokenbound.certificate.record import CertificateRecord, possible_tokens
 from tokenbound.certificate.reduce import RunLedger, reduce_ledger, reduced_columns, shard_evidence
 from tokenbound.corpus.sources import SOURCES
 from tokenbound.errors import IncompleteError, InputError, MismatchError
+from tokenbound.store.losses import Losses
 from tokenbound.store.run import (
     ARTIFACT,
     CommitRecord,
@@ -158,6 +162,7 @@ def _verify_identities(certificate: CertificateRecord) -> None:
         protocol={**certificate.protocol, "batch": certificate.scoring_identity["protocol"]["batch"]},
         sample=_Draw(certificate),
         base=certificate.scoring_identity.get("base"),
+        tree=certificate.scoring_identity.get("tree"),
     )
     _require_same("scoring_identity", certificate.scoring_identity, identity)
     _require_equal("scoring_fingerprint", certificate.scoring_fingerprint, fingerprint(identity))
@@ -171,9 +176,32 @@ def _verify_identities(certificate: CertificateRecord) -> None:
         raise MismatchError("a number of tokens declared beforehand, of a corpus that has grown")
     if not isinstance(certificate.scoring_identity["protocol"]["batch"], int):
         raise MismatchError("scoring_identity.protocol.batch: a run asks for one batch; only memory may halve it")
+    _verify_tree(certificate)
     _verify_corpus_section(certificate)
     _verify_source(certificate)
     _require_equal("random_guess_bits", certificate.random_guess_bits, math.log2(certificate.tokenizer_vocab_size))
+
+
+def _verify_tree(certificate: CertificateRecord) -> None:
+    """A tree is named exactly where a bound takes its decisions for steps, and it is one over the model's ids."""
+    tree, claimed = certificate.tree, scores_decisions(certificate.methods)
+    if claimed != (tree is not None):
+        raise MismatchError(
+            f"scoring_identity.tree: {'no tree is' if claimed else 'a tree is'} named, but the methods "
+            f"{', '.join(certificate.methods)} {'need one' if claimed else 'have no use for it'}"
+        )
+    sampled = tree is not None and certificate.sampling is not None
+    most = certificate.corpus.get("max_window_decisions")
+    if sampled != (most is not None):
+        raise MismatchError(
+            f"corpus.max_window_decisions: the certificate says {most}; a sample whose decisions are bounded has it, "
+            "no other certificate"
+        )
+    if tree is not None:
+        try:
+            tree.over(certificate.vocab_size)
+        except InputError as error:
+            raise MismatchError(f"scoring_identity.tree: {error}") from None
 
 
 def _verify_declarations(certificate: CertificateRecord) -> None:
@@ -355,12 +383,14 @@ def _verify_windows(certificate: CertificateRecord, ledger: RunLedger) -> Eviden
         The evidence of these losses, whatever the commit records say.
     """
     expected, parts = _planned_windows(certificate), []
+    tree = None if certificate.tree is None else certificate.tree.over(certificate.vocab_size)
     documents: set[int] = set()
     by_document = certificate.sampling is None and counts_documents(certificate.methods)
     seen = tokens = worst = largest = 0
     for shard in range(certificate.num_shards):
         losses = ledger.losses(shard)
         parts.append(shard_evidence(losses, certificate.vocab_size, tuple(certificate.top_k)))
+        _verify_decisions(certificate, tree, losses, ledger.record(shard), parts[-1])
         ids = losses.window_id
         if seen + len(ids) > len(expected) or not (ids == expected[seen : seen + len(ids)]).all():
             raise MismatchError(
@@ -382,6 +412,36 @@ def _verify_windows(certificate: CertificateRecord, ledger: RunLedger) -> Eviden
         raise MismatchError(f"{worst} tokens have no finite loss and the claim does not count them at the worst case")
     _verify_num_tokens(certificate, tokens, largest)
     return merge_evidence(parts)
+
+
+def _verify_decisions(
+    certificate: CertificateRecord,
+    tree: DecisionTree | None,
+    losses: Losses,
+    record: CommitRecord,
+    evidence: Evidence,
+) -> None:
+    """The tables of a shard are those of its tokens, and the commit record's is their sum."""
+    origin = f"shard {record.shard}"
+    if tree is None:
+        if losses.tables is not None:
+            raise MismatchError(f"{origin} holds tables of decisions, of which the certificate says nothing")
+        return
+    if losses.tables is None:
+        raise MismatchError(f"{origin} holds no tables of decisions, which the methods of the certificate need")
+    check_decisions(losses, tree, origin)
+    try:
+        committed = DecisionTable.from_dict(record.evidence["decisions"])
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise MismatchError(f"{origin}: the commit record has no sound table of decisions: {error}") from None
+    if committed != evidence.decisions:
+        raise MismatchError(f"{origin}: the commit record's table of decisions is not the sum of its windows'")
+    most = int(losses.tables.window_sums(losses.tables.count).max(initial=0))
+    limit = certificate.corpus.get("max_window_decisions", most)
+    if most > limit:
+        raise MismatchError(
+            f"corpus.max_window_decisions: the certificate says {limit}, but a window of {origin} has {most}"
+        )
 
 
 def _verify_num_tokens(certificate: CertificateRecord, scored: int, largest: int) -> None:

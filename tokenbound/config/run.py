@@ -19,7 +19,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokenbound.bounds.claim import DEFAULT_METHODS
-from tokenbound.bounds.lines import bound_named, require_method
+from tokenbound.bounds.decisions import TreeName
+from tokenbound.bounds.lines import bound_named, require_method, scores_decisions
 from tokenbound.bounds.lines.base import Setting
 from tokenbound.compression.methods import METHODS, CompressionMethod, built_in_methods
 from tokenbound.config.compress import CompressSettings, LosslessSettings
@@ -162,6 +163,10 @@ class BoundConfig(_Section):
     provide more."""
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100)
     """Top-k errors that `kl` bounds."""
+    tree: TreeName = "zipf"
+    """Tree whose binary decisions `bits` takes for steps. `zipf`: ids in their order, halved by the weights
+    1 / (id + 10); `balanced`: halved by number; `counts`: by how often they occur in the corpus as it is when first
+    scored, whose code lengths are paid for."""
     declared_tokens: int | None = Field(default=None, ge=1)
     """Number of tokens declared before the data was seen; allows azuma's fixed-m form when it is exactly met."""
     unscorable: Literal["refuse", "worst_case"] = "refuse"
@@ -186,7 +191,14 @@ class BoundConfig(_Section):
             raise ValueError(f"method `{self.methods[0]}` does not bound the risk of a token; name freedman beside it")
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError("`top_k` must not repeat a value")
+        if self.tree != "zipf" and not self.scores_decisions:
+            raise ValueError(f"`tree: {self.tree}` is that of the method bits; add it to `methods` or remove `tree`")
         return self
+
+    @property
+    def scores_decisions(self) -> bool:
+        """Whether the decisions of every token are recorded."""
+        return scores_decisions(self.methods)
 
 
 class WhatConfig(_Section):

@@ -25,6 +25,7 @@ def corpus_section(
     context: str,
     skipped: Mapping[str, int],
     num_documents: int | None = None,
+    max_window_decisions: int | None = None,
 ) -> dict[str, Any]:
     """The `corpus` section of a certificate; everything in it can be recomputed where the corpus is at hand.
 
@@ -35,6 +36,7 @@ def corpus_section(
         context: `document` or `packed`.
         skipped: files of the places named that are not part of it, by the name of the rule.
         num_documents: documents with a scored token, where the claim has a line for documents.
+        max_window_decisions: binary decisions of the window that has most of them, where a sample has a line for them.
     """
     source = config.reader()
     scored_bytes = manifest.predicted_bytes(context)
@@ -62,6 +64,7 @@ def corpus_section(
         "add_eos": config.add_eos,
         **{key: facts[key] for key in FACTS if key in facts},
         **({} if num_documents is None else {"scored_documents": num_documents}),
+        **({} if max_window_decisions is None else {"max_window_decisions": max_window_decisions}),
     }
 
 

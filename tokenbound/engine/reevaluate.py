@@ -175,14 +175,23 @@ def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[CertificateRecord, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.engine.evaluate.preparation import artifact_plugins, base_identity, identities, register_of
+    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.corpus.prepared import PreparedCorpus
+    from tokenbound.engine.evaluate.preparation import (
+        artifact_plugins,
+        base_identity,
+        identities,
+        register_of,
+        tree_choice,
+    )
 
     artifact = _artifact(night, run)
     if artifact is None:
         return None
     placed = _placed(night, run, sha256_hex(artifact), manifest)
     what, place = placed.what, RunDirectory(placed.how.output)
-    known = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model))
+    tree = tree_choice(what, PreparedCorpus(night.corpus_root), parse_artifact(artifact).architecture)
+    known = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model), tree)
     selection = register_of(night.corpus_root, manifest).look_up(configuration(what, known), what.bound.trial)
     if selection is None:
         return None

@@ -1,6 +1,7 @@
-"""Loss, entropy and rank of every token from one pass over each chunk of logits.
+"""Loss, entropy and rank of every token, and its decisions, from one pass over each chunk of logits.
 
-Shape legend: N tokens, d hidden width, V vocabulary (logits width), C tokens of a chunk, R rows of a block.
+Shape legend: N tokens, d hidden width, V vocabulary (logits width), C tokens of a chunk, R rows of a block, J decisions
+of a token at most.
 
 The head is where a scorer runs out of memory: [N, V] float32 logits of 8,192 tokens are 1.6 GB at V = 50,257.
 Here at most [C, V] logits exist at a time. On a CPU the matrix product wants many rows and the element-wise
@@ -18,7 +19,9 @@ from typing import Generic, TypeVar
 
 import torch
 
+from tokenbound.bounds.decisions import DecisionTree
 from tokenbound.errors import InputError
+from tokenbound.models.decisions import ChunkMasses, TreeTensors, tree_tensors
 
 ArrayT = TypeVar("ArrayT")
 
@@ -48,6 +51,9 @@ class TokenStatistics(Generic[ArrayT]):
     """How many other tokens have a logit at least that of the target, int32: 0 = most probable, V = no finite loss."""
     alpha: ArrayT | None = None
     """Smoothing weight of the model's own head, float32; None without one."""
+    cells: ArrayT | None = None
+    """Cell (level and outcome) of each decision along a tree, int16 with a further axis [J]; -1 = no decision. None
+    where no tree was given."""
 
 
 Rows = slice | torch.Tensor
@@ -89,6 +95,7 @@ def logits_statistics(
     *,
     chunk_tokens: int | None = None,
     compile: bool = False,
+    tree: DecisionTree | None = None,
 ) -> TokenStatistics[torch.Tensor]:
     """Loss, entropy and rank from logits [N, V] of any dtype, widened to float32 chunk by chunk.
 
@@ -97,9 +104,10 @@ def logits_statistics(
         targets: [N] int64 ids in [0, V).
         chunk_tokens: C; default from `chunk_shape`.
         compile: fuse the passes over a chunk with `torch.compile`.
+        tree: along which decisions are recorded too; over V ids.
 
     Returns:
-        Tensors [N]: nll and entropy in nats (float32), rank (int32).
+        Tensors [N]: nll and entropy in nats (float32), rank (int32); with a tree cells (int16 [N, J]).
 
     Raises:
         InputError: `compile` was asked for where there is no compiler.
@@ -108,7 +116,7 @@ def logits_statistics(
     def fill(rows: Rows, out: torch.Tensor) -> torch.Tensor:
         return out.copy_(logits[rows])
 
-    return chunked_statistics(fill, targets, logits.shape[-1], chunk_tokens=chunk_tokens, compile=compile)
+    return chunked_statistics(fill, targets, logits.shape[-1], chunk_tokens=chunk_tokens, compile=compile, tree=tree)
 
 
 def chunked_statistics(
@@ -119,16 +127,20 @@ def chunked_statistics(
     chunk_tokens: int | None = None,
     scored: torch.Tensor | None = None,
     compile: bool = False,
+    tree: DecisionTree | None = None,
 ) -> TokenStatistics[torch.Tensor]:
     """Drive `fill` over chunks of C tokens and collect the statistics of each; see `token_statistics`."""
     assert vocab_size < _EXACT_FLOAT_INTEGERS, "ranks are counted in float32"
     if compile:
         require_compiler(targets.device)
-    result = _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, compile=compile, floor=False)
+    if tree is not None and tree.vocab_size != vocab_size:
+        raise ValueError(f"a tree over {tree.vocab_size} ids does not fit {vocab_size} logits")
+    decisions = None if tree is None else tree_tensors(tree, targets.device)
+    result = _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, decisions, compile=compile, floor=False)
     # A vocabulary row masked with -inf gives 0 * -inf in the entropy. It is rare, so the pass that avoids it is
     # made only then, over the same chunks: no other value changes. True NaN logits have a NaN nll and stay NaN.
     if not compile and bool((result.entropy.isnan() & ~result.nll.isnan()).any()):
-        return _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, compile=False, floor=True)
+        return _chunk_loop(fill, targets, vocab_size, chunk_tokens, scored, decisions, compile=False, floor=True)
     return result
 
 
@@ -138,6 +150,7 @@ def _chunk_loop(
     vocab_size: int,
     chunk_tokens: int | None,
     scored: torch.Tensor | None,
+    tree: TreeTensors | None,
     *,
     compile: bool,
     floor: bool,
@@ -146,21 +159,25 @@ def _chunk_loop(
     chunk, block = chunk_shape(vocab_size, device)
     chunk = min(chunk_tokens or chunk, max(tokens, 1))
     block = chunk if compile else min(block, chunk)
-    result, part = _unscored(tokens, device), _unscored(chunk, device)
+    result, part = _unscored(tokens, device, tree), _unscored(chunk, device, None)
     buffer = torch.empty(chunk, vocab_size, dtype=torch.float32, device=device)
     scratch = torch.empty(0 if compile else block, vocab_size, dtype=torch.float32, device=device)
+    ranges = None if tree is None else ChunkMasses.empty(tree, chunk)
     for rows, count in _chunks(tokens, chunk, scored, device):
         logits, wanted = fill(rows, buffer), targets[rows]
         if compile:
-            _store(part, *_fused()(logits, wanted), vocab_size)
+            _fused_chunk(part, logits, wanted, ranges)
         else:
             for first in range(0, chunk, block):
                 some = slice(first, min(first + block, chunk))
-                _eager_block(_part(part, some), logits[some], wanted[some], scratch, floor=floor)
+                beside = None if ranges is None else ranges.part(some)
+                _eager_block(_part(part, some), logits[some], wanted[some], scratch, beside, floor=floor)
         into = rows if isinstance(rows, slice) else rows[:count]
         result.nll[into] = part.nll[:count]
         result.entropy[into] = part.entropy[:count]
         result.rank[into] = part.rank[:count]
+        if ranges is not None and result.cells is not None:
+            result.cells[into] = ranges.cells(wanted)[:count]
     return result
 
 
@@ -181,11 +198,15 @@ def _part(statistics: TokenStatistics[torch.Tensor], some: slice) -> TokenStatis
     return TokenStatistics(statistics.nll[some], statistics.entropy[some], statistics.rank[some])
 
 
-def _unscored(tokens: int, device: torch.device) -> TokenStatistics[torch.Tensor]:
+def _unscored(tokens: int, device: torch.device, tree: TreeTensors | None) -> TokenStatistics[torch.Tensor]:
+    def filled(value: float, dtype: torch.dtype, *more: int) -> torch.Tensor:
+        return torch.full((tokens, *more), value, dtype=dtype, device=device)
+
     return TokenStatistics(
-        nll=torch.full((tokens,), torch.nan, dtype=torch.float32, device=device),
-        entropy=torch.full((tokens,), torch.nan, dtype=torch.float32, device=device),
-        rank=torch.full((tokens,), -1, dtype=torch.int32, device=device),
+        nll=filled(torch.nan, torch.float32),
+        entropy=filled(torch.nan, torch.float32),
+        rank=filled(-1, torch.int32),
+        cells=None if tree is None else filled(-1, torch.int16, tree.num_decisions),
     )
 
 
@@ -194,6 +215,7 @@ def _eager_block(
     logits_RV: torch.Tensor,
     targets: torch.Tensor,
     scratch_RV: torch.Tensor,
+    ranges: ChunkMasses | None,
     *,
     floor: bool,
 ) -> None:
@@ -209,6 +231,8 @@ def _eager_block(
         shifted.clamp_(min=_FLOOR)
     weights = torch.exp(shifted, out=scratch_RV)
     partition = weights.sum(1)
+    if ranges is not None:  # before the weights are overwritten
+        ranges.take(weights, targets)
     # torch.sum is a cascade; a BLAS dot product over 50,257 terms is off by 1e-4.
     mean_shifted = weights.mul_(shifted).sum(1) / partition
     log_partition = partition.log()
@@ -216,8 +240,27 @@ def _eager_block(
     _store(out, nll, log_partition - mean_shifted, at_least, logits_RV.shape[1])
 
 
-def _fused_block(logits_RV: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The arithmetic of `_eager_block` without side effects, for `torch.compile` to fuse into two passes."""
+def _fused_chunk(
+    out: TokenStatistics[torch.Tensor], logits_RV: torch.Tensor, targets: torch.Tensor, ranges: ChunkMasses | None
+) -> None:
+    """Statistics of a chunk by the compiled form of `_eager_block`; `logits_RV` is left as it is."""
+    if ranges is not None and ranges.tree.sums_neighbours:
+        nll, entropy, at_least, peak, blocks = _fused()(logits_RV, targets, ranges.tree.block_ids)
+        ranges.take_sums(blocks, logits_RV, peak, targets)
+    else:
+        nll, entropy, at_least = _fused()(logits_RV, targets, 0)
+        if ranges is not None:
+            ranges.take((logits_RV - logits_RV.amax(1, keepdim=True)).exp_(), targets)
+    _store(out, nll, entropy, at_least, logits_RV.shape[1])
+
+
+def _fused_block(logits_RV: torch.Tensor, targets: torch.Tensor, block_ids: int) -> tuple[torch.Tensor, ...]:
+    """The arithmetic of `_eager_block` without side effects, for `torch.compile` to fuse into two passes.
+
+    Returns:
+        nll, entropy and the count of logits that reach the target's, [R]; with blocks also the maximum [R, 1] and the
+        sums of exp(logit - maximum) over the whole blocks of so many ids.
+    """
     # A fused CPU loop adds 50,257 terms one after the other and is off by 3e-5 in float32; elsewhere sums are trees.
     wide = torch.float64 if logits_RV.device.type == "cpu" else torch.float32
     target_logits = logits_RV.gather(1, targets.unsqueeze(1))
@@ -228,11 +271,17 @@ def _fused_block(logits_RV: torch.Tensor, targets: torch.Tensor) -> tuple[torch.
     partition = weights.sum(1, dtype=wide)
     log_partition = partition.log()
     entropy = log_partition - (weights * shifted).sum(1, dtype=wide) / partition
-    return log_partition - (target_logits - peak).squeeze(1), entropy, at_least
+    found = log_partition - (target_logits - peak).squeeze(1), entropy, at_least
+    if not block_ids:
+        return found
+    # Taken from the logits anew: weights that are used again would be written to memory, at four times the cost.
+    rows, whole = len(logits_RV), logits_RV.shape[1] // block_ids
+    blocks = (logits_RV[:, : whole * block_ids] - peak).view(rows, whole, block_ids).exp().sum(2)
+    return *found, peak, blocks
 
 
 @cache
-def _fused() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _fused() -> Callable[..., tuple[torch.Tensor, ...]]:
     return torch.compile(_fused_block, dynamic=False)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from tokenbound.bounds.decisions import DecisionTree
 from tokenbound.models.chunks import Rows, TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
 from tokenbound.models.quantized.deployed import is_quantized
 
@@ -36,6 +37,7 @@ def token_statistics(
     chunk_tokens: int | None = None,
     scored: torch.Tensor | None = None,
     compile: bool = False,
+    tree: DecisionTree | None = None,
 ) -> TokenStatistics[torch.Tensor]:
     """Loss, entropy and rank of each target under ``z = softcap * tanh(scale * (hidden W^T + b) / softcap)``.
 
@@ -53,9 +55,10 @@ def token_statistics(
             They are gathered into chunks of exactly C; whether a token's place in its chunk moves its bits depends
             on the device's matrix product, see `Head.place_matters`.
         compile: fuse the passes over a chunk with `torch.compile`.
+        tree: along which decisions are recorded too; over V ids.
 
     Returns:
-        Tensors [N]: nll and entropy in nats (float32), rank (int32).
+        Tensors [N]: nll and entropy in nats (float32), rank (int32); with a tree cells (int16 [N, J]).
 
     Raises:
         InputError: `compile` was asked for where there is no compiler.
@@ -66,7 +69,7 @@ def token_statistics(
         (1.3863, 1.3863, 3)
     """
     head = Head(weight=weight, bias=bias, softcap=softcap, scale=scale)
-    return head.statistics(hidden, targets, chunk_tokens=chunk_tokens, scored=scored, compile=compile)
+    return head.statistics(hidden, targets, chunk_tokens=chunk_tokens, scored=scored, compile=compile, tree=tree)
 
 
 class Head:
@@ -123,6 +126,7 @@ class Head:
         chunk_tokens: int | None = None,
         scored: torch.Tensor | None = None,
         compile: bool = False,
+        tree: DecisionTree | None = None,
     ) -> TokenStatistics[torch.Tensor]:
         """As `token_statistics`, for hidden states [N, d] and targets [N]."""
 
@@ -130,10 +134,10 @@ class Head:
             return self.logits(hidden[rows], out)
 
         return chunked_statistics(
-            fill, targets, self.vocab_size, chunk_tokens=chunk_tokens, scored=scored, compile=compile
+            fill, targets, self.vocab_size, chunk_tokens=chunk_tokens, scored=scored, compile=compile, tree=tree
         )
 
-    def place_matters(self, chunk: int, *, compile: bool = False) -> bool:
+    def place_matters(self, chunk: int, *, compile: bool = False, tree: DecisionTree | None = None) -> bool:
         """Whether the bits of a token's statistics depend on its place in a chunk or on the tokens beside it.
 
         Tokens may be gathered (`scored`) only where they do not, or else a loss would depend on where a document
@@ -142,6 +146,7 @@ class Head:
         Args:
             chunk: C, tokens of a chunk as they will be scored.
             compile: as they will be scored.
+            tree: as they will be scored.
         """
         device, width = self.weight.device, self.weight.shape[1]
         generator = torch.Generator().manual_seed(0)
@@ -150,8 +155,9 @@ class Head:
         scored = torch.rand(2 * chunk, generator=generator) < 2 / 3
 
         def bits(hidden: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor | None = None) -> torch.Tensor:
-            found = self.statistics(hidden, targets, chunk_tokens=chunk, scored=scored, compile=compile)
-            return torch.stack([found.nll.view(torch.int32), found.entropy.view(torch.int32), found.rank])
+            found = self.statistics(hidden, targets, chunk_tokens=chunk, scored=scored, compile=compile, tree=tree)
+            cells = [] if found.cells is None else [*found.cells.int().T]
+            return torch.stack([found.nll.view(torch.int32), found.entropy.view(torch.int32), found.rank, *cells])
 
         plain, kept = bits(hidden, targets), scored.to(device)
         return not (

@@ -143,7 +143,7 @@ def _without(windows: Ids, unwanted: int) -> Ids:
 def _observe(replica: Replica, windows: Ids, targets: Ids) -> _Observation:
     statistics, hidden = replica.score_and_hidden(windows, targets, np.ones(windows.shape, dtype=bool))
     seen = [statistics.nll, statistics.entropy, statistics.rank]
-    seen += [] if statistics.alpha is None else [statistics.alpha]
+    seen += [each for each in (statistics.alpha, statistics.cells) if each is not None]
     return seen if hidden is None else [*seen, _bits(hidden)]
 
 

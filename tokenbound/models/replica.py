@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.attention import LONGEST, AttentionInBlocks
 from tokenbound.models.build import build_model
@@ -28,6 +29,7 @@ from tokenbound.models.chunks import (
     logits_statistics,
     require_compiler,
 )
+from tokenbound.models.decisions import ChunkMasses, tree_tensors
 from tokenbound.models.fusion import fuse_activations, fuse_norms
 from tokenbound.models.head import (
     Head,
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WindowStatistics = TokenStatistics[npt.NDArray[Any]]
-"""Statistics as NumPy arrays [W, L]; where a position was not scored, nll and entropy are NaN and rank is -1."""
+"""Statistics as NumPy arrays [W, L], cells [W, L, J]; where a position was not scored, nll and entropy are NaN and the
+others -1."""
 
 
 class Replica:
@@ -70,6 +73,7 @@ class Replica:
         compile: bool = False,
         head: Head | None = None,
         own_logits_bytes: int = OWN_LOGITS_BYTES,
+        tree: TreeChoice | None = None,
     ) -> None:
         """Move the model to its device and recognise its head.
 
@@ -82,6 +86,7 @@ class Replica:
             compile: fuse the passes over a chunk of logits with `torch.compile`; where that fails they stay apart.
             head: the model's head, where it is known; else it is found.
             own_logits_bytes: memory for logits that the model makes itself, where its head is of no known form.
+            tree: along which decisions are recorded too.
 
         Raises:
             InputError: a window is longer than the model's positions, or there is no compiler to compile with.
@@ -105,6 +110,7 @@ class Replica:
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
             )
         self.vocab_size = self.head.vocab_size if self.head else self._logits_width()
+        self.tree = None if tree is None else tree.over(self.vocab_size)
         self.compile = compile and self._compiles()
         self.gather = self.head is not None and self._gathers(self.head)
         self.smoothing = getattr(self.model, "smoothing_head", None)
@@ -175,7 +181,7 @@ class Replica:
             logits = torch.zeros(tokens, self.vocab_size, device=self.device)
             targets = torch.zeros(tokens, dtype=torch.int64, device=self.device)
             try:
-                logits_statistics(logits, targets, chunk_tokens=tokens, compile=True)
+                logits_statistics(logits, targets, chunk_tokens=tokens, compile=True, tree=self.tree)
             except Exception as error:  # compilers fail in many ways, none of which is a reason not to score
                 if is_out_of_memory(error):
                     raise
@@ -190,7 +196,7 @@ class Replica:
     def _gathers(self, head: Head) -> bool:
         """Whether the head may skip the positions that are not scored; if not, say once what that costs."""
         with _out_of_memory_named(f"two chunks of {self.vocab_size} logits on {self.device}"):
-            matters = head.place_matters(self._rows_of_chunk(), compile=self.compile)
+            matters = head.place_matters(self._rows_of_chunk(), compile=self.compile, tree=self.tree)
         if matters:
             logger.warning("%s: the head's bits depend on a token's place; padding is scored and left out", self.device)
         return not matters
@@ -229,8 +235,9 @@ class Replica:
             mask: bool [W, L], which predictions count.
 
         Returns:
-            nll and entropy (float32, nats) and rank (int32), each [W, L]. A non-finite loss is returned as it is,
-            see `unscorable`; where `mask` is false nll and entropy are NaN and rank is -1.
+            nll and entropy (float32, nats) and rank (int32), each [W, L]; with a tree cells (int16 [W, L, J]). A
+            non-finite loss is returned as it is, see `unscorable`; where `mask` is false nll and entropy are NaN, rank
+            and cells are -1.
 
         Raises:
             InputError: a token id outside the vocabulary.
@@ -282,6 +289,35 @@ class Replica:
         low, high = limits.reshape(2, len(mask), self.length)[:, :rows]
         return low, high
 
+    @torch.inference_mode()
+    def decision_log_odds(
+        self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """The log-odds of the decisions along the tree, before they are rounded to levels.
+
+        Args:
+            inputs: as in `score`.
+            targets: as in `score`.
+            mask: as in `score`.
+
+        Returns:
+            float32 [W, L, J] in nats, as `TreeTensors.log_odds` gives them; NaN where `mask` is false.
+        """
+        assert self.tree is not None, "decisions lie along a tree"
+        rows = len(inputs)
+        inputs, targets, mask = self._full_batches(inputs, targets, mask)
+        found = np.full((mask.size, self.tree.outcomes(0).size), np.nan, np.float32)
+        for first in range(0, len(inputs), self.batch):
+            batch = slice(first, first + self.batch)
+            scored = torch.from_numpy(mask[batch]).flatten().nonzero().squeeze(1)
+            wanted = torch.from_numpy(targets[batch]).flatten()
+            for some, logits in self._logits_of(torch.from_numpy(inputs[batch]), mask[batch], scored):
+                ranges = ChunkMasses.empty(tree_tensors(self.tree, logits.device), len(some))
+                aims = wanted[some].to(logits.device)
+                ranges.take((logits - logits.amax(1, keepdim=True)).exp_(), aims)
+                found[first * self.length + some.numpy()] = ranges.log_odds(aims).cpu().numpy()
+        return found.reshape(len(mask), self.length, -1)[:rows]
+
     def _logits_of(
         self, inputs: torch.Tensor, mask: npt.NDArray[np.bool_], scored: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -307,7 +343,7 @@ class Replica:
     ) -> tuple[WindowStatistics, torch.Tensor | None]:
         rows = inputs.shape[0]
         inputs, targets, mask = self._full_batches(inputs, targets, mask)
-        parts, states = [], []
+        parts, cells, states = [], [], []
         with _out_of_memory_named(f"a batch of {self.batch} x {self.length} tokens on {self.device}"):
             ids, wanted, scored = self._to_device(inputs), self._to_device(targets), torch.from_numpy(mask)
             for first in range(0, len(inputs), self.batch):
@@ -315,9 +351,13 @@ class Replica:
                 result, hidden = self._score(ids[batch], wanted[batch], scored[batch])
                 alpha = [] if result.alpha is None else [result.alpha]
                 parts.append(torch.stack([result.nll, result.entropy, result.rank.view(torch.float32), *alpha]))
+                cells += [] if result.cells is None else [result.cells]
                 states += [hidden] if keep_hidden and hidden is not None else []
             host = torch.cat(parts, dim=1).cpu() if parts else torch.empty(3, 0)
-        return self._arrays(host, mask, rows), torch.cat(states)[:rows] if states else None
+            found = self._arrays(host, mask, rows)
+            if self.tree is not None:
+                found = replace(found, cells=self._cells(cells, mask, rows))
+        return found, torch.cat(states)[:rows] if states else None
 
     def _full_batches(
         self, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
@@ -353,6 +393,12 @@ class Replica:
             rank=np.where(mask, rank.view(np.int32), np.int32(-1))[:rows],
         )
 
+    def _cells(self, parts: list[torch.Tensor], mask: npt.NDArray[np.bool_], rows: int) -> npt.NDArray[np.int16]:
+        assert self.tree is not None, "cells lie along a tree"
+        width = self.tree.outcomes(0).size
+        cells = torch.cat(parts).cpu().numpy() if parts else np.zeros((0, width), np.int16)
+        return np.where(mask[..., None], cells.reshape(*mask.shape, width), np.int16(-1))[:rows]
+
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         parts = body_and_projection(self.model)
         assert parts is not None, "a head is recognised only on a body with a projection"
@@ -362,7 +408,7 @@ class Replica:
     def _score(
         self, inputs: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor
     ) -> tuple[TokenStatistics[torch.Tensor], torch.Tensor | None]:
-        options: dict[str, Any] = {"chunk_tokens": self.chunk_tokens, "compile": self.compile}
+        options: dict[str, Any] = {"chunk_tokens": self.chunk_tokens, "compile": self.compile, "tree": self.tree}
         if self.head is None:
             return self._score_own_logits(inputs, targets, mask, options), None
         with self._attention(mask):
@@ -417,10 +463,12 @@ def unscorable(statistics: WindowStatistics, mask: npt.NDArray[np.bool_]) -> npt
 
 
 def _joined(parts: list[TokenStatistics[torch.Tensor]]) -> TokenStatistics[torch.Tensor]:
+    cells = [part.cells for part in parts if part.cells is not None]
     return TokenStatistics(
         nll=torch.cat([part.nll for part in parts]),
         entropy=torch.cat([part.entropy for part in parts]),
         rank=torch.cat([part.rank for part in parts]),
+        cells=torch.cat(cells) if cells else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Token losses: flat arrays in memory, one Parquet row per window on disk.
 
-Shapes: W windows, T scored tokens in all, `offsets` of shape [W + 1] cuts the flat arrays into windows.
+Shapes: W windows, T scored tokens in all, `offsets` of shape [W + 1] cuts the flat arrays into windows. Where decisions
+were recorded, each window also has a table of its D different cells and their counts, cut by `decision_offsets`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tokenbound.bounds.columns import WindowDecisions
 from tokenbound.errors import MismatchError
 
 LIST_COLUMNS: dict[str, pa.DataType] = {
@@ -30,6 +32,14 @@ LIST_COLUMNS: dict[str, pa.DataType] = {
     "base_entropy": pa.float32(),
 }
 """Type of the elements of each list column, in file order."""
+
+TABLE_COLUMNS: dict[str, pa.DataType] = {"decision_cell": pa.int16(), "decision_count": pa.int32()}
+"""Type of the elements of the table of each window, in file order: cells, ascending, and how often each occurred. Both
+are absent where decisions were not recorded, and never null: a decision whose probability is no number is a fair coin.
+"""
+
+ALL_COLUMNS = (*LIST_COLUMNS, *TABLE_COLUMNS)
+"""Every column but `window_id`."""
 
 OPTIONAL_COLUMNS = ("token", "alpha", "base_nll", "base_entropy")
 """Columns that a ledger may lack: `token` where the user keeps the corpus private, `alpha` without a smoothing head,
@@ -73,6 +83,8 @@ class Losses:
     """Of a delta: -ln p of each target under its base, nats, [T]."""
     base_entropy: NDArray[np.float32] | None = None
     """Of a delta: entropy of the base's predictive distribution, nats, [T]."""
+    tables: WindowDecisions | None = None
+    """The decisions of each window, where they were recorded."""
 
     @property
     def num_tokens(self) -> int:
@@ -97,10 +109,11 @@ class Losses:
             self.offsets[: num_windows + 1],
             self.unscored[:num_windows],
             **{name: column[:stop] if column is not None else None for name, column in self._columns()},  # type: ignore[arg-type]
+            tables=None if self.tables is None else self.tables.first(num_windows),
         )
 
     def _columns(self) -> list[tuple[str, NDArray[Any] | None]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)[3:]]
+        return [(name, getattr(self, name)) for name in LIST_COLUMNS]
 
 
 def to_parquet(losses: Losses) -> bytes:
@@ -115,6 +128,10 @@ def to_parquet(losses: Losses) -> bytes:
         if values is not None:
             mask = pa.array(losses.unscored) if name in NULL_COLUMNS and losses.unscored.any() else None
             columns[name] = pa.ListArray.from_arrays(*_without_masked(offsets, values, kind, mask), mask=mask)
+    if losses.tables is not None:
+        cuts = pa.array(losses.tables.offsets, pa.int32())
+        for name, values in zip(TABLE_COLUMNS, (losses.tables.cell, losses.tables.count), strict=True):
+            columns[name] = pa.ListArray.from_arrays(cuts, pa.array(values, TABLE_COLUMNS[name]))
     sink = io.BytesIO()
     pq.write_table(
         pa.table(columns),
@@ -123,10 +140,15 @@ def to_parquet(losses: Losses) -> bytes:
         compression="zstd",
         compression_level=3,
         use_dictionary=False,
-        column_encoding={_leaf(name): "BYTE_STREAM_SPLIT" for name in columns},
+        column_encoding={_leaf(name): _encoding(name) for name in columns},
         write_statistics=False,
     )
     return sink.getvalue()
+
+
+def _encoding(name: str) -> str:
+    """Ascending cells lie close together; of other numbers the bytes of one weight resemble each other."""
+    return "DELTA_BINARY_PACKED" if name == "decision_cell" else "BYTE_STREAM_SPLIT"
 
 
 def _leaf(name: str) -> str:
@@ -207,8 +229,8 @@ def _open(data: bytes | pa.Buffer, columns: Sequence[str] | None, origin: str) -
     """The file and the names of the columns to read, `window_id` first."""
     file = pq.ParquetFile(pa.BufferReader(data))
     present = set(file.schema_arrow.names)
-    wanted = [name for name in LIST_COLUMNS if columns is None or name in columns]
-    missing = [name for name in wanted if name not in present and name not in OPTIONAL_COLUMNS]
+    wanted = [name for name in ALL_COLUMNS if columns is None or name in columns]
+    missing = [name for name in wanted if name not in present and name not in (*OPTIONAL_COLUMNS, *TABLE_COLUMNS)]
     if missing or "window_id" not in present:
         raise MismatchError(f"{origin}: column {(missing or ['window_id'])[0]!r} is missing; it is no losses file")
     return file, ["window_id", *(name for name in wanted if name in present)]
@@ -220,7 +242,10 @@ def _from_arrays(names: Sequence[str], arrays: Sequence[pa.Array], origin: str) 
     offsets: NDArray[np.int64] | None = None
     flat: dict[str, NDArray[Any]] = {}
     nullable: dict[str, tuple[NDArray[np.int64], NDArray[Any]]] = {}
+    tables = _tables_from(dict(zip(names, arrays, strict=True)), origin)
     for name, array in zip(names[1:], arrays[1:], strict=True):
+        if name in TABLE_COLUMNS:
+            continue
         values = array.flatten().to_numpy(zero_copy_only=False)
         lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         if array.null_count:
@@ -241,7 +266,27 @@ def _from_arrays(names: Sequence[str], arrays: Sequence[pa.Array], origin: str) 
         offsets,
         unscored,
         **{name: flat.get(name, None if name in OPTIONAL_COLUMNS else empty) for name in LIST_COLUMNS},  # type: ignore[arg-type]
+        tables=tables,
     )
+
+
+def _tables_from(arrays: dict[str, pa.Array], origin: str) -> WindowDecisions | None:
+    """The tables of the windows; None where the file has none or they are not read."""
+    found = {name: arrays[name] for name in TABLE_COLUMNS if name in arrays}
+    if not found:
+        return None
+    for name, array in found.items():
+        sound = pa.types.is_list(array.type) and array.type.value_type == TABLE_COLUMNS[name]
+        if not sound or array.null_count or array.flatten().null_count:
+            raise MismatchError(
+                f"{origin}: column {name!r} must be lists of {TABLE_COLUMNS[name]} without nulls; score the shard again"
+            )
+    lengths = [array.value_lengths().to_numpy(zero_copy_only=False) for array in found.values()]
+    if len(found) < len(TABLE_COLUMNS) or not np.array_equal(*lengths):
+        raise MismatchError(f"{origin}: the tables of decisions do not pair cells with counts; score the shard again")
+    cell, count = (array.flatten().to_numpy(zero_copy_only=False) for array in found.values())
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[0], dtype=np.int64)])
+    return WindowDecisions(cell, count, offsets)
 
 
 def _restore_masked(

@@ -68,12 +68,22 @@ class BaseSection(TypedDict):
     architecture_sha256: NotRequired[Digest]
 
 
+class TreeSection(TypedDict):
+    """The tree along which decisions were scored."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+
+    name: Literal["zipf", "balanced", "counts"]
+    lengths: NotRequired[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+=*$")]]
+
+
 class ScoringIdentitySection(TypedDict, total=False):
     """Everything that decides the losses and the order of the draw; `verify` makes it again from the other fields."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
     base: BaseSection
+    tree: TreeSection
     artifact_sha256: Digest
     corpus_sha256: Digest
     tokens_sha256: Digest
@@ -157,6 +167,7 @@ class CorpusSection(TypedDict):
     python: NotRequired[str]
     options: NotRequired[dict[ShortText, JsonValue]]
     scored_documents: NotRequired[Positive]
+    max_window_decisions: NotRequired[Positive]
 
 
 class ModelSection(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 from losses_support import make_losses
 
+from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, level_of
+from tokenbound.certificate.decisions import window_decisions
 from tokenbound.engine.evaluate.rescore import (
     SYSTEMATIC_NATS,
     TIE_LOGITS,
@@ -196,3 +199,73 @@ def test_the_draw_is_without_replacement_and_fresh() -> None:
 
     assert one(seed=5) == one(seed=5)
     assert len({str(one()) for _ in range(20)}) > 1
+
+
+# --- Decisions ------------------------------------------------------------------------------------------------------
+
+
+def compare_decisions(
+    recorded: np.ndarray,
+    own: np.ndarray,
+    outcomes: np.ndarray,
+    *,
+    nll: float = 1.0,
+    recorded_outcomes: np.ndarray | None = None,
+) -> _Comparison:
+    """The table of levels [T, J] against log-odds [T, J] in nats of the same decisions, in windows of 16 tokens."""
+    check = comparison()
+    cells = (outcomes if recorded_outcomes is None else recorded_outcomes) * LEVELS + recorded + MAX_LEVEL
+    tables = window_decisions(cells.astype(np.int16).reshape(-1, 16, own.shape[1]))
+    losses = replace(make_losses([16] * (len(own) // 16)), tables=tables)
+    for row, start in enumerate(range(0, len(own), 16)):
+        cut = slice(start, start + 16)
+        tokens = {"token": np.zeros(16), "nll": np.full(16, nll)}
+        check._decisions(losses, row, {"log_odds": own[cut], "outcomes": outcomes[cut], **tokens})
+    return check
+
+
+def some_decisions(tokens: int = 1600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    odds = generator.normal(-2, 3, (tokens, 9))
+    return odds, (generator.random(odds.shape) < 1 / (1 + np.exp(-odds))).astype(np.int64)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 3e-4])
+def test_levels_that_rounding_moved_pass(noise: float) -> None:
+    for seed in range(10):
+        odds, outcomes = some_decisions(seed=seed)
+        other = odds + np.random.default_rng(seed).normal(0, noise, odds.shape)
+        compare_decisions(level_of(other), odds, outcomes).finish()
+
+
+def test_a_level_that_no_rounding_leaves_is_refused() -> None:
+    odds, outcomes = some_decisions(16)
+    odds[:] = np.round(odds / 0.125) * 0.125  # in the middle of their levels
+    levels = level_of(odds)
+    levels[3, 2] += 2
+    with pytest.raises(MismatchError, match=r"window 0: the levels of \d+ of \d+ recorded decisions of outcome"):
+        compare_decisions(levels, odds, outcomes)
+
+
+def test_levels_beside_a_boundary_that_all_fall_one_way_are_refused() -> None:
+    """A forger who moves only what the tolerance leaves open is found by the sum."""
+    odds, outcomes = some_decisions()
+    in_favour = np.where(outcomes == 1, 1, -1) * 0.004
+    with pytest.raises(MismatchError, match="recorded decisions differs from the model by -"):
+        compare_decisions(level_of(odds + in_favour), odds, outcomes).finish()
+
+
+def test_other_outcomes_are_refused() -> None:
+    odds, outcomes = some_decisions(16)
+    swapped = outcomes.copy()
+    swapped[0, 0] ^= 1
+    with pytest.raises(MismatchError, match=r"window 0: \d+ decisions of outcome 0 are recorded, its tokens have"):
+        compare_decisions(level_of(odds), odds, outcomes, recorded_outcomes=swapped)
+
+
+def test_decisions_below_the_reach_of_float32_are_not_compared() -> None:
+    odds, outcomes = some_decisions(16)
+    compare_decisions(np.zeros_like(outcomes), np.full(odds.shape, np.nan), outcomes, nll=np.nan).finish()
+    compare_decisions(np.zeros_like(outcomes), odds, outcomes, nll=80.0).finish()
+    with pytest.raises(MismatchError):
+        compare_decisions(np.zeros_like(outcomes), odds, outcomes)

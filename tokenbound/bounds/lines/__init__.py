@@ -76,6 +76,15 @@ def counts_documents(methods: Iterable[str]) -> bool:
     return any(bound_named(name).counts_documents for name in methods)
 
 
+def scores_decisions(methods: Iterable[str]) -> bool:
+    """Whether a claim with these methods needs the decisions of every token.
+
+    >>> scores_decisions(("freedman", "bits")), scores_decisions(("freedman", "kl"))
+    (True, False)
+    """
+    return any("decision_cell" in bound_named(name).columns for name in methods)
+
+
 def require_method(name: str) -> str:
     """The name itself, if a bound that can be asked for has it.
 

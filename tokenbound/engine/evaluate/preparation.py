@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tokenbound.bounds.decisions import TreeChoice, code_lengths
 from tokenbound.bounds.lines import counts_documents
 from tokenbound.certificate.identity import (
     configuration,
@@ -35,6 +37,7 @@ from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
+from tokenbound.engine.evaluate.decisions import first_counts, max_window_decisions
 from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.errors import InputError, MismatchError
@@ -76,6 +79,8 @@ class Prepared:
     """Scoring fingerprints of this run when its corpus was shorter; shards that were committed then stand."""
     other_weights: tuple[str, ...] = ()
     """Weight files beside those of the checkpoint, which were not read."""
+    tree: TreeChoice | None = None
+    """Along which decisions are scored; None where they are not."""
     selection: Selection | None = None
     """The run's place in the register of draws, which it has before anything is scored."""
 
@@ -94,6 +99,12 @@ class Prepared:
     def num_documents(self) -> int | None:
         """Documents with a scored token, where the claim has a line for documents."""
         return self.plan.num_sequences if counts_documents(self.config.what.bound.methods) else None
+
+    def max_window_decisions(self, vocab_size: int) -> int | None:
+        """Decisions of the window that has most of them, where a sample is drawn that needs to know."""
+        if self.tree is None or self.config.what.sample.is_full:
+            return None
+        return max_window_decisions(self.corpus.root, self.spec, self.tree, vocab_size)
 
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""
@@ -160,6 +171,8 @@ def check_place(config: RunConfig, given: Given | None) -> None:
     if not run.exists("plan.json"):
         return
     known = {"protocol": scoring_protocol(what.model, what.corpus, what.windows), **drawing(what.sample)}
+    if what.bound.tree != "counts":
+        known["tree"] = {"name": what.bound.tree} if what.bound.scores_decisions else None
     if given is not None:
         known["artifact_sha256"] = sha256_hex(given.data)
     found = run.plan().get("scoring_identity", {})
@@ -194,7 +207,8 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
     artifact, architecture, base = given.data, given.architecture, given.base
     check_model(architecture, corpus.manifest.rule.max_id, what.windows.length)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
-    *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base)
+    tree = tree_choice(what, corpus, architecture)
+    *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base, tree)
     check_growth(what, len(corpus.manifest.segments) - 1)
     register, wanted = register_of(corpus.root, corpus.manifest), configuration(what, [*earlier, identity])
     register.check(wanted, what.bound.trial)
@@ -212,6 +226,7 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         what.windows.batch,
         tuple(map(fingerprint, earlier)),
         _other_weights(what.model),
+        tree,
     )
     return replace(_open_run(prepared), selection=register.assign(wanted, what.bound.trial))
 
@@ -222,7 +237,11 @@ def register_of(corpus_root: str, manifest: Manifest) -> Register:
 
 
 def identities(
-    what: WhatConfig, artifact_sha256: str, manifest: Manifest, base: dict[str, str] | None
+    what: WhatConfig,
+    artifact_sha256: str,
+    manifest: Manifest,
+    base: dict[str, str] | None,
+    tree: TreeChoice | None = None,
 ) -> list[dict[str, Any]]:
     """The scoring identity of a run, behind those it had while its corpus was shorter.
 
@@ -239,9 +258,31 @@ def identities(
             protocol=protocol,
             sample=what.sample,
             base=base,
+            tree=None if tree is None else tree.to_dict(),
         )
         for corpus in corpora
     ]
+
+
+def tree_choice(what: WhatConfig, corpus: PreparedCorpus, architecture: Mapping[str, Any]) -> TreeChoice | None:
+    """The tree along which a run scores decisions; None where no bound asks for them.
+
+    A tree from counts is that of the corpus's first segment, so that it stays the same when the corpus grows.
+
+    Raises:
+        InputError: a tree from counts for a model whose config does not say how many ids it predicts.
+    """
+    if not what.bound.scores_decisions:
+        return None
+    if what.bound.tree != "counts":
+        return TreeChoice(what.bound.tree)
+    size = architecture.get("vocab_size")
+    if not isinstance(size, int):
+        raise InputError(
+            "what.bound.tree: counts: the model's config has no `vocab_size` up to which to count ids; choose zipf or "
+            "balanced"
+        )
+    return TreeChoice("counts", code_lengths(first_counts(corpus, size)))
 
 
 def check_growth(what: WhatConfig, times: int) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenbound.bounds.decisions import LEVEL_STEP, LEVELS, MAX_LEVEL, level_of
 from tokenbound.bounds.lines import counts_documents
+from tokenbound.certificate.decisions import DEEPEST_NLL_NATS
 from tokenbound.certificate.identity import differences, fingerprint, scoring_protocol, smallest_batch
 from tokenbound.certificate.record import CertificateRecord
 from tokenbound.certificate.reduce import RunLedger
@@ -21,6 +23,7 @@ from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.summary import corpus_section
 from tokenbound.corpus.windows import CorpusPlan, gather
+from tokenbound.engine.evaluate.decisions import max_window_decisions
 from tokenbound.engine.evaluate.stages import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store.copies import local_copy
@@ -156,7 +159,7 @@ def rescore(
         _require_corpus(certificate, config, corpus, plan)
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
         found = _base_of(certificate, base)
-        score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found))
+        score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found, tree=certificate.tree))
         drawn, total = _draw(ledger, windows, seed)
         check = _Comparison(certificate)
         for recorded, rows in drawn:
@@ -281,7 +284,16 @@ def _corpus_section(
         context=config.what.windows.context,
         skipped=corpus.skipped,
         num_documents=plan.num_sequences if counts_documents(certificate.methods) else None,
+        max_window_decisions=_max_window_decisions(certificate, corpus),
     )
+
+
+def _max_window_decisions(certificate: CertificateRecord, corpus: PreparedCorpus) -> int | None:
+    if certificate.tree is None or certificate.sampling is None:
+        return None
+    protocol = certificate.protocol
+    spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], len(corpus.manifest.segments))
+    return max_window_decisions(corpus.root, spec, certificate.tree, certificate.vocab_size)
 
 
 def _unmatched_names(
@@ -338,7 +350,8 @@ class _Comparison:
     `SYSTEMATIC_NATS` and a few standard errors. The bound depends on losses through means, so what passes here moves it
     by no more than that. Single tokens are not tested for signs: a few that are shifted move no mean. Ranks are
     counted, not averaged, so there the signs are tested: among the tokens that changed sides of a top-k, as many must
-    have become errors as ceased to be.
+    have become errors as ceased to be. Of decisions only tables are recorded: the levels of each outcome, in order,
+    must lie between those that the tolerance leaves at least and at most, and their summed loss must not be shifted.
     """
 
     def __init__(self, certificate: CertificateRecord) -> None:
@@ -348,6 +361,8 @@ class _Comparison:
         """Of each column: number, sum and sum of squares of the differences."""
         self.flipped = {k: [0, 0] for k in certificate.top_k}
         """Of each k: tokens that are errors only for the model, and only in the record."""
+        self.decisions = np.zeros(3)
+        """Tokens, shift of their decisions' summed loss in nats, and the squares by which rounding may move it."""
 
     def compare(self, score: ScoreShard, batch: Any, recorded: Losses, rows: NDArray[Any]) -> None:
         """Score some windows of a shard again.
@@ -374,9 +389,13 @@ class _Comparison:
         assert score.replica is not None, "it has just scored"
         limits = score.replica.rank_limits(batch.inputs, batch.targets, batch.mask, TIE_LOGITS[self.dtype])
         scored: dict[str, Any] = {**found, "lowest_rank": limits[0][batch.mask], "highest_rank": limits[1][batch.mask]}
+        if score.replica.tree is not None:
+            found_odds = score.replica.decision_log_odds(batch.inputs, batch.targets, batch.mask)
+            scored["log_odds"] = found_odds[batch.mask]
+            scored["outcomes"] = score.replica.tree.outcomes(scored["token"])
         ends = np.cumsum([0, *scored["lengths"]])
         for row, start, stop in zip(rows, ends, ends[1:], strict=False):
-            own = {name: value[start:stop] for name, value in scored.items() if _is_flat(value, int(ends[-1]))}
+            own = {name: value[start:stop] for name, value in scored.items() if _is_by_token(value, int(ends[-1]))}
             self._window(recorded, int(row), own)
 
     def _window(self, recorded: Losses, row: int, scored: dict[str, NDArray[Any]]) -> None:
@@ -387,6 +406,8 @@ class _Comparison:
         for name in ("document", "position"):
             if not np.array_equal(getattr(recorded, name)[cut], scored[name]):
                 raise MismatchError(f"window {window}: the recorded column {name} is not the corpus's")
+        if "log_odds" in scored:
+            self._decisions(recorded, row, scored)
         if bool(recorded.unscored[row]):  # counted at the worst case, whatever the model gives
             return
         if (recorded.alpha is None) != ("alpha" not in scored):
@@ -443,6 +464,43 @@ class _Comparison:
             counts[0] += int(((scored["rank"] >= k) & (recorded < k)).sum())
             counts[1] += int(((scored["rank"] < k) & (recorded >= k)).sum())
 
+    def _decisions(self, recorded: Losses, row: int, scored: dict[str, NDArray[Any]]) -> None:
+        """Compare the table of one window with the log-odds of its decisions.
+
+        The k-th smallest of some numbers moves by no more than the numbers do, so levels may be compared in order
+        although a table does not say whose they are.
+
+        Raises:
+            MismatchError: other outcomes, or levels that the tolerance of the logits does not leave.
+        """
+        window, tables = int(recorded.window_id[row]), recorded.tables
+        if tables is None:
+            raise MismatchError(f"window {window}: no decisions are recorded")
+        cut = slice(int(tables.offsets[row]), int(tables.offsets[row + 1]))
+        outcome, level = np.divmod(np.repeat(tables.cell[cut], tables.count[cut]).astype(np.int64), LEVELS)
+        free = np.where(scored["nll"] <= DEEPEST_NLL_NATS, 0.0, np.inf)[:, None]  # NaN and what float32 cannot resolve
+        for side in (0, 1):
+            own = scored["outcomes"] == side
+            odds, room = scored["log_odds"][own].astype(np.float64), np.broadcast_to(free, own.shape)[own]
+            low, high = _levels_within(odds, TOLERANCE_NATS[self.dtype] + room)
+            levels = level[outcome == side] - MAX_LEVEL
+            if len(levels) != len(odds):
+                raise MismatchError(
+                    f"window {window}: {len(levels)} decisions of outcome {side} are recorded, its tokens have "
+                    f"{len(odds)}"
+                )
+            outside = (levels < np.sort(low)) | (levels > np.sort(high))
+            if outside.any():
+                raise MismatchError(
+                    f"window {window}: the levels of {int(outside.sum())} of {len(levels)} recorded decisions of "
+                    f"outcome {side} are not the model's, to {TOLERANCE_NATS[self.dtype]} nats of their log-odds"
+                )
+            lost = np.logaddexp(0, np.arange(-MAX_LEVEL, MAX_LEVEL + 1) * (1 - 2 * side) * LEVEL_STEP)
+            shift = lost[levels + MAX_LEVEL].sum() - lost[level_of(odds) + MAX_LEVEL].sum()
+            low, high = _levels_within(odds, TYPICAL_NATS[self.dtype] + room)
+            self.decisions[1:] += shift, np.square(lost[high + MAX_LEVEL] - lost[low + MAX_LEVEL]).sum()
+        self.decisions[0] += len(scored["token"])
+
     def finish(self) -> None:
         """Compare the means over all windows.
 
@@ -452,6 +510,9 @@ class _Comparison:
         for name, (count, total, squares) in self.moments.items():
             if count:
                 self._mean(name, count, total / count, squares / count)
+        count, total, squares = self.decisions
+        if count:
+            self._require_small("decisions", count, total / count, math.sqrt(squares) / count)
         for k, (better, worse) in self.flipped.items():
             if abs(better - worse) > STANDARD_ERRORS * math.sqrt(better + worse):
                 raise MismatchError(
@@ -461,7 +522,10 @@ class _Comparison:
 
     def _mean(self, name: str, count: float, mean: float, square: float) -> None:
         deviation = min(math.sqrt(max(square - mean * mean, 0.0)), TYPICAL_NATS[self.dtype])
-        limit = SYSTEMATIC_NATS[self.dtype] + STANDARD_ERRORS * deviation / math.sqrt(count)
+        self._require_small(name, count, mean, deviation / math.sqrt(count))
+
+    def _require_small(self, name: str, count: float, mean: float, standard_error: float) -> None:
+        limit = SYSTEMATIC_NATS[self.dtype] + STANDARD_ERRORS * standard_error
         if abs(mean) > limit:
             raise MismatchError(
                 f"the recorded {name} differs from the model by {mean:+.2e} nats in the mean of {int(count):,} tokens; "
@@ -469,5 +533,11 @@ class _Comparison:
             )
 
 
-def _is_flat(value: object, tokens: int) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 1 and len(value) == tokens
+def _levels_within(log_odds: NDArray[np.float64], room: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The lowest and highest level of log-odds that may be off by so much; no number is level 0 unless all may be."""
+    known = np.where(np.isinf(room), 0.0, log_odds)
+    return level_of(known - room), level_of(known + room)
+
+
+def _is_by_token(value: object, tokens: int) -> bool:
+    return isinstance(value, np.ndarray) and len(value) == tokens

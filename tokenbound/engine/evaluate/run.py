@@ -188,6 +188,7 @@ def _score(prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, Co
             tuple(what.bound.top_k),
             how.store_tokens,
             batch if batch != what.windows.batch else None,
+            prepared.tree,
         ),
         placement=placement,
     )
@@ -241,6 +242,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
         retries=prepared.config.how.retries,
         share=placement.replicas > 1,
         gpus=placement.gpus,
+        tree=prepared.tree,
     )
 
 
@@ -277,10 +279,11 @@ def _claim(prepared: Prepared, records: Mapping[int, CommitRecord], vocab_size: 
         num_bases=prepared.config.what.model.bases_tried,
         head_alpha_min=alpha_min_of(prepared.architecture),
         num_documents=prepared.num_documents,
+        tree=prepared.tree,
     )
 
 
-def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None:
+def _sampling_plan(prepared: Prepared, count: int | None, vocab_size: int) -> SamplingPlan | None:
     if count is None:
         return None
     sample = prepared.config.what.sample
@@ -290,6 +293,7 @@ def _sampling_plan(prepared: Prepared, count: int | None) -> SamplingPlan | None
         pilot_units=sample.pilot_windows,
         trial=prepared.bound.ordinal,
         evaluation=sample.evaluation,
+        max_unit_decisions=prepared.max_window_decisions(vocab_size),
     )
 
 
@@ -320,7 +324,7 @@ def _reduce(
     ledger = RunLedger(run.uri, len(shards), prepared.fingerprint, vocab_size, earlier_fingerprints=prepared.earlier)
     if count is not None:
         ledger = ledger.first_windows(count)
-    claim, plan = _claim(prepared, records, vocab_size), _sampling_plan(prepared, count)
+    claim, plan = _claim(prepared, records, vocab_size), _sampling_plan(prepared, count, vocab_size)
     ledger = replace(ledger, columns=reduced_columns(claim))
     with plain_errors():
         reduction: Reduction = ray.get(ray.remote(num_cpus=0)(_reduce_task).remote(ledger, claim, plan))
@@ -359,6 +363,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         context=what.windows.context,
         skipped=corpus.skipped,
         num_documents=claim.num_documents,
+        max_window_decisions=prepared.max_window_decisions(claim.vocab_size),
     )
     return CertificateRecord(
         **derived_fields(reduction, claim, corpus_summary["bytes_per_token"]),

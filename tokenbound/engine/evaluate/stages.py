@@ -9,13 +9,16 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from tokenbound.bounds.columns import WindowDecisions
+from tokenbound.bounds.decisions import TreeChoice
+from tokenbound.certificate.decisions import check_decisions, window_decisions
 from tokenbound.certificate.reduce import shard_evidence
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
@@ -75,6 +78,12 @@ class ScoredRow(ShardRow):
     base_nll: NotRequired[Floats]
     base_entropy: NotRequired[Floats]
     alpha: NotRequired[Floats]
+    decision_cell: NotRequired[Ints]
+    """[D] the table of each window's decisions: their cells, ascending."""
+    decision_count: NotRequired[Ints]
+    """[D] how often each occurred."""
+    decision_offsets: NotRequired[Ints]
+    """[W + 1] where the entries of each window begin."""
     environment: NotRequired[str]
     """JSON: what scored it."""
 
@@ -157,6 +166,8 @@ class ReplicaSpec:
     """Decode the weights once on each machine, for all replicas there."""
     gpus: int = 1
     """GPUs over which one replica is spread, layer by layer."""
+    tree: TreeChoice | None = None
+    """Along which the model's decisions are recorded too; those of a base are not."""
 
 
 class ScoreShard:
@@ -203,6 +214,10 @@ class ScoreShard:
         }
         if scored.alpha is not None:
             result["alpha"] = scored.alpha[mask]
+        if scored.cells is not None:
+            tables = window_decisions(scored.cells)
+            result["decision_cell"], result["decision_count"] = tables.cell, tables.count
+            result["decision_offsets"] = tables.offsets
         if self.base is not None:
             base = self.base.score(inputs, targets, mask)
             result["unscored"] = unscored | _unscored(base.nll, base.entropy, mask)
@@ -256,7 +271,7 @@ def build_replicas(spec: ReplicaSpec, inputs: Ints) -> tuple[Replica, Replica | 
     replica = _checked_replica(spec, weights, inputs)
     if base is None:
         return replica, None
-    beside = _checked_replica(spec, base, inputs)
+    beside = _checked_replica(replace(spec, tree=None), base, inputs)
     if beside.vocab_size != replica.vocab_size:
         raise InputError(
             f"the base predicts {beside.vocab_size} ids and the fine-tune {replica.vocab_size}; their losses cannot be "
@@ -292,7 +307,7 @@ def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Repli
 
     dtype = getattr(torch, spec.dtype)
     shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
-    options: dict[str, Any] = {"device": spec.device, "compile": spec.compile}
+    options: dict[str, Any] = {"device": spec.device, "compile": spec.compile, "tree": spec.tree}
     if spec.gpus == 1:
         replica = Replica.from_weights(weights, dtype=dtype, **shape, **options)
     else:
@@ -315,11 +330,20 @@ class CommitShard:
     store_tokens: bool
     batch: int | None = None
     """Windows of a forward pass, where they are fewer than the protocol asks for."""
+    tree: TreeChoice | None = None
+    """Along which decisions were recorded."""
 
     def __call__(self, row: ScoredRow) -> CommittedRow:
-        """Write the losses, then the record."""
-        losses = _losses_of(row, self.store_tokens)
+        """Write the losses, then the record.
+
+        Raises:
+            MismatchError: the decisions are not those of the tokens.
+        """
+        losses = _losses_of(row)
         run, shard = RunDirectory(self.run_uri), int(row["shard"])
+        if self.tree is not None:
+            check_decisions(losses, self.tree.over(int(row["vocab_size"])), f"shard {shard}")
+        losses = losses if self.store_tokens else replace(losses, token=None)
         unscored = int(losses.unscored.sum())
         if unscored:
             reason = "NaN, infinite or negative loss"
@@ -330,7 +354,7 @@ class CommitShard:
         return {"shard": shard, "tokens": losses.num_tokens, "unscored_windows": unscored}
 
 
-def _losses_of(row: ScoredRow, store_tokens: bool) -> Losses:
+def _losses_of(row: ScoredRow) -> Losses:
     lengths, unscored = np.asarray(row["lengths"]), np.asarray(row["unscored"], bool)
     failed = np.repeat(unscored, lengths)
     nan = np.float32(np.nan)
@@ -347,8 +371,16 @@ def _losses_of(row: ScoredRow, store_tokens: bool) -> Losses:
         nll=np.where(failed, nan, row["nll"]).astype(np.float32),
         entropy=np.where(failed, nan, row["entropy"]).astype(np.float32),
         rank=np.where(failed, row["vocab_size"], np.asarray(row["rank"])).astype(np.int32),
-        token=np.asarray(row["token"]) if store_tokens else None,
+        token=np.asarray(row["token"]),
         base_nll=finite(row.get("base_nll")),
         base_entropy=finite(row.get("base_entropy")),
         alpha=finite(row.get("alpha")),
+        tables=_tables_of(row),
     )
+
+
+def _tables_of(row: ScoredRow) -> WindowDecisions | None:
+    if "decision_cell" not in row:
+        return None
+    cell, count = np.asarray(row["decision_cell"]), np.asarray(row["decision_count"])
+    return WindowDecisions(cell.astype(np.int16), count.astype(np.int32), np.asarray(row["decision_offsets"], np.int64))

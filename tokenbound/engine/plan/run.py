@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from tokenbound.bounds.claim import Claim
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.certificate.derived import best_loss_line, claim_of
 from tokenbound.certificate.identity import configuration, scoring_protocol
 from tokenbound.compression.methods import CompressionMethod
@@ -42,6 +43,7 @@ from tokenbound.engine.evaluate.preparation import (
     require_tokens,
     sampled_shard_windows,
     shard_tokens_of,
+    tree_choice,
 )
 from tokenbound.engine.evaluate.stages import ReplicaSpec, open_plan
 from tokenbound.engine.plan.throughput import Probe, measure_speed
@@ -213,7 +215,7 @@ def plan_run(
         placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
         probe = None
         if replicas.count and probe_seconds > 0:
-            spec = _spec(config, placement)
+            spec = _spec(config, placement, tree_choice(config.what, corpus, model.architecture))
             probe = measure_speed(
                 model.artifact, model.architecture, spec, text, placement=placement, seconds=probe_seconds
             )
@@ -371,7 +373,7 @@ def _host_bytes() -> float:
     return float(ray.cluster_resources().get("memory", 0))
 
 
-def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
+def _spec(config: RunConfig, placement: Placement, tree: TreeChoice | None) -> ReplicaSpec:
     windows = config.what.windows
     return ReplicaSpec(
         b"",
@@ -384,6 +386,7 @@ def _spec(config: RunConfig, placement: Placement) -> ReplicaSpec:
         compile=config.how.compile,
         share=placement.replicas > 1,
         gpus=placement.gpus,
+        tree=tree,
     )
 
 
@@ -423,7 +426,8 @@ def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size
 def _expected_ordinal(config: RunConfig, model: _Model, corpus: PreparedCorpus) -> int:
     """The run's place in the register of draws, or the place it would get; nothing is entered."""
     what, artifact = config.what, model.artifact
-    known = identities(what, "" if artifact is None else sha256_hex(artifact), corpus.manifest, None)
+    sha256, tree = "" if artifact is None else sha256_hex(artifact), tree_choice(what, corpus, model.architecture)
+    known = identities(what, sha256, corpus.manifest, None, tree)
     return register_of(corpus.root, corpus.manifest).check(configuration(what, known), what.bound.trial)
 
 

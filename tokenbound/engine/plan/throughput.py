@@ -128,6 +128,6 @@ def _replica(job: _Job, inputs: NDArray[Any]) -> Replica:
         model = random_model(job.architecture, dtype)
     if spec.gpus > 1:
         model = spread_over_gpus(model, job.architecture, gpus=spec.gpus, dtype=dtype, **shape)
-    replica = Replica(model, **shape, device=spec.device, compile=spec.compile)
+    replica = Replica(model, **shape, device=spec.device, compile=spec.compile, tree=spec.tree)
     replica.score(inputs, inputs, np.ones(inputs.shape, bool))  # the first pass is slower than the rest
     return replica

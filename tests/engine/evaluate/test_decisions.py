@@ -1,0 +1,113 @@
+"""Runs that record the decisions of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenbound.api import Certificate
+from tokenbound.bounds.decisions import DecisionTable, TreeChoice, code_lengths
+from tokenbound.certificate.decisions import check_decisions
+from tokenbound.certificate.verify import verify_beside
+from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.evaluate.rescore import rescore
+from tokenbound.engine.evaluate.run import evaluate
+from tokenbound.errors import InputError, MismatchError
+from tokenbound.store.run import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("ray_session", "scored_here")
+
+Tree = Callable[..., dict[str, Any]]
+METHODS = ["freedman", "kl", "bits"]
+
+
+def run(tree: dict[str, Any], bound: dict[str, Any] | None = None, **what: Any) -> tuple[Certificate, Path]:
+    """A run with the line `bits`, unless the bound is another."""
+    tree = {**tree, "what": {**tree["what"], "bound": bound or {"methods": METHODS}, **what}}
+    certificate = evaluate(validate(RunConfig, tree, origin="test"))
+    return certificate, Path(tree["how"]["output"])
+
+
+def test_decisions_are_recorded_beside_the_same_losses(run_tree: Tree, tmp_path: Path) -> None:
+    tree = run_tree()
+    certificate, place = run(tree)
+    (line,) = (line for line in certificate.bounds if line["method"] == "bits")
+    assert line["value"] > line["empirical"] > 0
+    assert certificate.scoring_identity["tree"] == {"name": "zipf"}
+    verify_beside(place / "certificate.json")
+
+    other = {**tree, "how": {**tree["how"], "output": str(tmp_path / "plain")}}
+    plain, plain_place = run(other, {"methods": METHODS[:2]})
+    assert "tree" not in plain.scoring_identity
+    ours, theirs = RunDirectory(str(place)), RunDirectory(str(plain_place))
+    along = TreeChoice("zipf").over(257)
+    total = 0
+    for shard in ours.numbered("shards"):
+        losses, without = (each.losses(each.record(shard)) for each in (ours, theirs))
+        assert without.tables is None
+        assert "decisions" not in theirs.record(shard).evidence
+        for name in ("nll", "entropy", "rank", "token"):
+            np.testing.assert_array_equal(getattr(losses, name), getattr(without, name))
+        tables = losses.tables
+        assert tables is not None
+        table = DecisionTable.of_cells(tables.cell, losses.num_tokens, tables.count)
+        assert DecisionTable.from_dict(ours.record(shard).evidence["decisions"]) == table
+        assert table.num_decisions == along.num_decisions(losses.token).sum()
+        check_decisions(losses, along, "test")
+        total += table.num_decisions
+    assert line["parameters"]["decisions_per_token"] == pytest.approx(total / certificate.num_tokens)
+
+    for bound in ({"methods": METHODS, "tree": "balanced"}, {"methods": METHODS[:2]}):
+        with pytest.raises(MismatchError, match=r"holds another run: tree \({'name': 'zipf'}, now"):
+            run(tree, bound)
+
+
+def test_a_sample_counts_the_decisions_of_its_largest_window(run_tree: Tree) -> None:
+    tree = run_tree(sample={"windows": 120, "pilot_windows": 40})
+    certificate, place = run(tree)
+    verify_beside(place / "certificate.json")
+    depth = TreeChoice("zipf").over(257).depth
+    whole, _ = run({**tree, "how": {**tree["how"], "output": str(place.parent / "whole")}}, sample={})
+    everything = RunDirectory(str(place.parent / "whole"))
+    most = 0
+    for shard in everything.numbered("shards"):
+        losses = everything.losses(everything.record(shard))
+        most = max(most, int(np.add.reduceat(depth[losses.token], losses.offsets[:-1]).max()))
+    assert certificate.corpus["max_window_decisions"] == most
+    assert "max_window_decisions" not in whole.corpus
+    lines = [{line["method"]: line for line in each.bounds}["bits"] for each in (certificate, whole)]
+    assert lines[0]["value"] > lines[1]["value"]
+    again = rescore(
+        certificate,
+        validate(RunConfig, {**tree, "what": {**tree["what"], "bound": {"methods": METHODS}}}, origin="test"),
+        losses=str(place),
+        artifact=(place / "artifact.tokenbound").read_bytes(),
+        windows=20,
+    )
+    assert again.windows == 20
+
+
+def test_a_tree_from_counts_is_named_by_its_code_lengths(run_tree: Tree) -> None:
+    tree = run_tree()
+    certificate, place = run(tree, {"methods": METHODS, "tree": "counts"})
+    verify_beside(place / "certificate.json")
+    ids = [RunDirectory(str(place)).losses(RunDirectory(str(place)).record(0)).token]
+    chosen = TreeChoice.from_dict(certificate.scoring_identity["tree"])
+    assert chosen.name == "counts"
+    assert chosen.lengths is not None
+    corpus = [*Path(tree["what"]["corpus"]["paths"][0]).glob("*.txt")]
+    counts = np.bincount([i for path in corpus for i in [*path.read_bytes(), 256]], minlength=257)
+    assert chosen.lengths == code_lengths(counts)
+    assert ids[0].size
+    (line,) = (line for line in certificate.bounds if line["method"] == "bits")
+    entropy = -(counts[counts > 0] / counts.sum() * np.log2(counts[counts > 0] / counts.sum())).sum()
+    assert line["parameters"]["decisions_per_token"] < entropy + 1
+
+
+def test_a_tree_without_the_line_is_refused(run_tree: Tree) -> None:
+    with pytest.raises(InputError, match="`tree: balanced` is that of the method bits; add it to `methods`"):
+        run(run_tree(), {"tree": "balanced", "methods": ["freedman"]})
