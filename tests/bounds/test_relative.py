@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import mpmath
 import numpy as np
@@ -278,7 +279,9 @@ def parts_of(tuning, columns, claim, sampling=None, scored=SIZE):
 @pytest.mark.parametrize("bases", [1, 6])
 def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
     """Terms, price and allowance from the sums alone, before anything is rounded to nine decimals."""
+    allowance = Mock(side_effect=arithmetic_guard)
     monkeypatch.setattr("tokenbound.bounds.lines.relative.round_up", float)
+    monkeypatch.setattr("tokenbound.bounds.lines.relative.arithmetic_guard", allowance)
     columns, _ = chosen
     claim = replace(CLAIM, num_bases=bases, code_length_bits=200.0, code_split={"artifact": 190.0, "protocol": 10.0})
     tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim, sampling)
@@ -295,8 +298,10 @@ def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
     if partial:
         slack = relative_path(tuning, sums, claim, sampling).upper[-1] - sum(values)
         assert slack > 0
-    guard = arithmetic_guard(values[0] + complexity, tuning.lam, tuning.t)
-    guard += arithmetic_guard(values[1] + base_complexity + slack, tuning.base.lam, tuning.base.t)
+    parts = (values[0] + complexity, tuning.lam, tuning.t)
+    base_parts = (values[1] + base_complexity + slack, tuning.base.lam, tuning.base.t)
+    assert [call.args for call in allowance.call_args_list] == [pytest.approx(parts), pytest.approx(base_parts)]
+    guard = arithmetic_guard(*parts) + arithmetic_guard(*base_parts)
     assert line.value == pytest.approx(sum(values) + slack + complexity + base_complexity + guard, rel=1e-15)
     oracle = math.sqrt(2 * sums.excess.mean(0, "square") * kappa / SIZE)
     expected = {
