@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from decimal import Decimal
 from unittest.mock import Mock
 
 import mpmath
@@ -333,6 +334,8 @@ def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
 def test_two_sentences_only_where_both_parts_are_bounded(chosen):
     columns, tuning = chosen
     line, _ = parts_of(tuning, columns, CLAIM)
+    for name in ("excess", "base_bound"):
+        assert -Decimal(repr(line.terms[name])).as_tuple().exponent <= 9, "as every bound that is printed"
     (sentence,) = Relative().sentences(line)
     assert format_bound(line.terms["base_bound"], 4) in sentence
     assert f"measured {line.terms['excess_empirical']:.4f}" in sentence
