@@ -194,3 +194,12 @@ def test_a_price_may_be_off_by_its_rounding_alone() -> None:
     for paid in (10.0 - 1.1e-9, 9.0, float("nan")):
         with pytest.raises(MismatchError, match="pays"):
             require_paid("azuma", paid, 10.0)
+
+
+def test_the_alpha_of_a_head_is_the_claimed_one_even_with_its_own_stake() -> None:
+    for line, tuning in enumerate(HEAD):
+        for alpha in (2.0**-5, 2.0**-7, None):
+            low, high = loss_interval_bits(alpha=alpha or 0.5, vocab_size=V)
+            stake = {"lam": tuning.t / (high - max(low, tuning.y0))} if line == 0 else {}
+            with pytest.raises(MismatchError, match="alpha"):
+                require_coded(replace(tuning, alpha=alpha, **stake), HEAD_CLAIM)

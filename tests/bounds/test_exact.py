@@ -402,3 +402,31 @@ def test_sums_start_at_nothing() -> None:
 def test_a_product_in_groups_is_the_sum_of_logarithms(size: int) -> None:
     factors = np.random.default_rng(size).uniform(1e-40, 2.0, size)
     assert log_of_product(factors) == pytest.approx(math.fsum(np.log(factors)), rel=1e-12)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+@pytest.mark.parametrize("lengths", [None, [400, 600]])
+def test_every_degree_is_the_reference_bound(degree: int, lengths: list[int] | None) -> None:
+    nll, entropy, _ = losses(16, 1000)
+    coefficients = COEFFICIENTS[: degree + 1]
+    tuning = replace(FREEDMAN, degree=degree, coefficients=coefficients)
+    guess = polynomial(entropy, coefficients) + np.zeros(1000)
+    reference = freedman_bound(nll, guess, vocab_size=V, alpha=ALPHA, lam=LAM, floor_bits=Y0, **PAID)
+    sums = line_sums([tuning], nll, entropy, window_lengths=lengths)
+    assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, 1000), rel=1e-13)
+    forecast = np.clip(guess, max(LOW, Y0), HIGH)
+    square = np.square(forecast - smoothed_loss_bits(nll, alpha=ALPHA, vocab_size=V))
+    assert sums.mean(0, "square") == pytest.approx(square.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("y0", [Y0, 0.0, -2.0])
+def test_the_worst_token_misses_its_forecast_by_all_of_the_range(y0: float) -> None:
+    distance = HIGH - max(LOW, y0)
+    tuning = replace(FREEDMAN, y0=y0, lam=T / distance)
+    worst = line_sums([tuning], np.zeros(0), np.zeros(0), worst_case=3)
+    value = max(LOW, y0) - math.log(1 - T) / (T / distance)
+    totals = [worst.total(0, name) for name in ("value", "loss", "square")]
+    assert totals == pytest.approx([3 * value, 3 * HIGH, 3 * distance**2], rel=1e-12)
+    for lam in (1 / distance * (1 + 1e-12), 1.5 / distance):
+        with pytest.raises(InputError, match="must be below 1"):
+            line_sums([replace(tuning, lam=lam)], [1.0], [1.0])

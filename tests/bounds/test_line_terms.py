@@ -21,8 +21,9 @@ from tokenbound.bounds import (
     line_sums,
 )
 from tokenbound.bounds.lines import bound_named
-from tokenbound.bounds.lines.base import Setting, separate_bound, token_bound
+from tokenbound.bounds.lines.base import Setting, plain_row_name, separate_bound, token_bound
 from tokenbound.bounds.printing import Measured
+from tokenbound.bounds.rounding import round_up
 from tokenbound.bounds.search import SlackModel
 from tokenbound.bounds.smoothing import loss_interval_bits
 from tokenbound.bounds.theorems import azuma_anytime_gap, kl_error_bound
@@ -126,7 +127,9 @@ def test_slack_is_added_to_what_was_measured(method: str, claim: Claim, declared
     assert higher.value == pytest.approx(without.value + 0.5, abs=1e-12)
 
 
-@pytest.mark.parametrize(("measured", "slack", "error"), [(0.3, 0.0, 0.3), (0.3, 0.2, 0.5), (0.9, 0.4, 1.0)])
+@pytest.mark.parametrize(
+    ("measured", "slack", "error"), [(0.3, 0.0, 0.3), (0.3, 0.2, 0.5), (0.9, 0.4, 1.0), (0.0, -1e-17, 0.0)]
+)
 def test_an_errors_slack_ends_at_one(measured: float, slack: float, error: float) -> None:
     claim = replace(CLAIM, methods=("kl",))
     bound = token_bound("kl")
@@ -136,7 +139,7 @@ def test_an_errors_slack_ends_at_one(measured: float, slack: float, error: float
     paid = {"code_length_bits": 100.0, "tune_bits": tuning.tune_bits, "delta": 0.025, "num_tokens": SIZE}
     expected = kl_error_bound(error, lam=lam, **paid)  # type: ignore[arg-type]
     assert found.value == pytest.approx(min(expected, 1.0), rel=1e-12)
-    assert float(str(found.parameters["uncapped"])) == pytest.approx(expected, abs=2e-9)
+    assert found.parameters["uncapped"] == round_up(expected)
     free = -math.expm1(-lam * error) / -math.expm1(-lam) - error
     assert found.variance == pytest.approx(free, abs=1e-12)
     assert error + found.variance + found.complexity == pytest.approx(found.value, abs=1e-12)
@@ -212,3 +215,9 @@ def test_a_line_may_be_measured_against_another_guess() -> None:
         line = azuma.printed_line(None, found, measured, CLAIM, guess=guess)
         assert (line.random_guess, line.vacuous) == (guess, guess == 0.5)
     assert azuma.printed_line(None, found, measured, CLAIM).random_guess == math.log2(V)
+
+
+def test_a_line_without_a_better_name_is_called_by_its_bound() -> None:
+    line = certified(replace(CLAIM, methods=("azuma",)))[0][1]
+    assert plain_row_name(line) == "azuma"
+    assert plain_row_name(replace(line, top_k=7)) == "azuma, top-7 error"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from decimal import Decimal
+from unittest.mock import Mock
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,7 +40,7 @@ from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.lines.relative import Relative, RelativeSums, relative_path
 from tokenbound.bounds.relative_evidence import check_pair
-from tokenbound.bounds.relative_search import base_claim, entropy_basis, excess_claim
+from tokenbound.bounds.relative_search import base_claim, entropy_basis, excess_claim, excess_kappa
 from tokenbound.bounds.rounding import arithmetic_guard, format_bound
 from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
 from tokenbound.bounds.theorems import excess_interval_bits
@@ -277,7 +280,9 @@ def parts_of(tuning, columns, claim, sampling=None, scored=SIZE):
 @pytest.mark.parametrize("bases", [1, 6])
 def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
     """Terms, price and allowance from the sums alone, before anything is rounded to nine decimals."""
+    allowance = Mock(side_effect=arithmetic_guard)
     monkeypatch.setattr("tokenbound.bounds.lines.relative.round_up", float)
+    monkeypatch.setattr("tokenbound.bounds.lines.relative.arithmetic_guard", allowance)
     columns, _ = chosen
     claim = replace(CLAIM, num_bases=bases, code_length_bits=200.0, code_split={"artifact": 190.0, "protocol": 10.0})
     tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim, sampling)
@@ -294,8 +299,10 @@ def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
     if partial:
         slack = relative_path(tuning, sums, claim, sampling).upper[-1] - sum(values)
         assert slack > 0
-    guard = arithmetic_guard(values[0] + complexity, tuning.lam, tuning.t)
-    guard += arithmetic_guard(values[1] + base_complexity + slack, tuning.base.lam, tuning.base.t)
+    parts = (values[0] + complexity, tuning.lam, tuning.t)
+    base_parts = (values[1] + base_complexity + slack, tuning.base.lam, tuning.base.t)
+    assert [call.args for call in allowance.call_args_list] == [pytest.approx(parts), pytest.approx(base_parts)]
+    guard = arithmetic_guard(*parts) + arithmetic_guard(*base_parts)
     assert line.value == pytest.approx(sum(values) + slack + complexity + base_complexity + guard, rel=1e-15)
     oracle = math.sqrt(2 * sums.excess.mean(0, "square") * kappa / SIZE)
     expected = {
@@ -327,6 +334,8 @@ def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
 def test_two_sentences_only_where_both_parts_are_bounded(chosen):
     columns, tuning = chosen
     line, _ = parts_of(tuning, columns, CLAIM)
+    for name in ("excess", "base_bound"):
+        assert -Decimal(repr(line.terms[name])).as_tuple().exponent <= 9, "as every bound that is printed"
     (sentence,) = Relative().sentences(line)
     assert format_bound(line.terms["base_bound"], 4) in sentence
     assert f"measured {line.terms['excess_empirical']:.4f}" in sentence
@@ -519,3 +528,116 @@ def test_columns_of_a_pair_are_checked(chosen):
                 relative_sums(tuning, *short)
     found = check_pair(nll, base_nll, entropy, base_entropy)
     assert [c.tolist() for c in found] == [c.tolist() for c in (nll, base_nll, entropy, base_entropy)]
+
+
+SIZES = {0: 1, 1: 3, 2: 6, 3: 10}
+
+
+def moved(tuning, **changes):
+    """A tuning with other fields whose lambda follows from its t."""
+    changed = replace(tuning, **changes)
+    low, high = changed.interval_bits()
+    return replace(changed, lam=changed.t / (high - low))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_every_degree_has_its_own_number_of_coefficients(chosen, degree):
+    columns, tuning = chosen
+    paid = relative_tune_bits(degree) + CLAIM.shared_bits
+    coefficients = tuple(0.125 - k / 64 for k in range(SIZES[degree]))
+    coded = moved(tuning, degree=degree, coefficients=coefficients, tune_bits=paid)
+    sums = relative_sums(coded, *columns)
+    assert certify_relative(coded, sums, CLAIM).value > 0
+    for wrong in ((*coefficients, 0.0), coefficients[1:], *((0.0,) * n for d, n in SIZES.items() if d != degree)):
+        with pytest.raises(MismatchError, match="are paid"):
+            certify_relative(replace(coded, coefficients=wrong), sums, CLAIM)
+    with pytest.raises(MismatchError, match="pays"):
+        certify_relative(replace(coded, tune_bits=paid - 1e-6), sums, CLAIM)
+    h, h0 = columns[2].astype(float) / math.log(2), columns[3].astype(float) / math.log(2)
+    guess = sum(c * h ** (d - j) * h0**j for c, (d, j) in zip(coefficients, powers(degree), strict=True))
+    reference = relative_bound(
+        columns[0],
+        columns[1],
+        guess,
+        vocab_size=V,
+        alpha=coded.alpha,
+        base_alpha=coded.base_alpha,
+        lam=coded.lam,
+        floor_bits=coded.y0,
+        code_length_bits=0.0,
+        tune_bits=0.0,
+        delta=0.5,
+    )
+    assert sums.excess.mean(0, "value") == pytest.approx(reference - math.log(2) / (coded.lam * SIZE), abs=1e-11)
+
+
+def powers(degree):
+    return [(d, j) for d in range(degree + 1) for j in range(d + 1)]
+
+
+@pytest.mark.parametrize("guess", [-60.0, 60.0])
+def test_guesses_of_an_excess_are_clipped(chosen, guess):
+    columns, tuning = chosen
+    extreme = replace(tuning, degree=0, coefficients=(guess,))
+    low, high = tuning.interval_bits()
+    end = low if guess < 0 else high
+    clipped = replace(tuning, degree=0, coefficients=(end,))
+    found, expected = (relative_sums(each, *columns).excess for each in (extreme, clipped))
+    for name in ("value", "loss", "square"):
+        assert found.total(0, name) == expected.total(0, name)
+    assert math.isfinite(found.total(0, "value"))
+
+
+@pytest.mark.parametrize("y0", [-30.0, -1.0, 2.0])
+def test_the_largest_value_of_an_excess_is_the_formulas(chosen, y0):
+    """The highest excess against the lowest forecast, in 50 digits."""
+    _, tuning = chosen
+    low, high = excess_interval_bits(alpha=tuning.alpha, base_alpha=tuning.base_alpha, vocab_size=V)
+    coded = moved(tuning, y0=y0, t=0.75)
+    assert coded.interval_bits() == (max(low, y0), high)
+    with mpmath.workdps(50):
+        lam, lowest = mpmath.mpf(coded.lam), mpmath.mpf(max(low, y0))
+        exact = lowest - mpmath.log(1 - lam * (mpmath.mpf(high) - lowest)) / lam
+    assert coded.highest_excess_bits == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_tokens_that_nobody_could_score_are_all_there_is(chosen):
+    columns, tuning = chosen
+    low, high = tuning.interval_bits()
+    none = relative_sums(tuning, *(c[:0] for c in columns), worst_case=4)
+    assert none.excess.num_tokens == 4
+    expected = (4 * tuning.highest_excess_bits, 4 * high, 4 * (high - low) ** 2)
+    assert [none.excess.total(0, name) for name in ("value", "loss", "square")] == pytest.approx(expected, rel=1e-12)
+    nothing = relative_sums(tuning, *(c[:0] for c in columns))
+    assert nothing.excess.shards.tolist() == [[[0.0, 0.0, 0.0]]]
+
+
+def test_an_alpha_outside_the_grid_is_refused_even_with_its_own_stake(chosen):
+    columns, tuning = chosen
+    sums = relative_sums(tuning, *columns)
+    with pytest.raises(MismatchError, match=r"alpha 0\.1"):
+        certify_relative(moved(tuning, alpha=0.1), sums, CLAIM)
+
+
+def test_a_pilot_of_all_windows_needs_all_tokens(chosen):
+    columns, _ = chosen
+    plan = SamplingPlan(400, 30, 400)
+    tuning = choose_relative(RelativeEvidence.from_losses(*columns), CLAIM, plan)
+    for sampling in (None, plan):
+        with pytest.raises(MismatchError, match="the sums hold 11970 tokens"):
+            parts_of(tuning, columns, CLAIM, sampling, SIZE - 30)
+
+
+def test_delta_and_the_protocol_are_split_between_excess_and_base():
+    claim = replace(CLAIM, code_split={"artifact": 170.0, "protocol": 30.0})
+    excess, base = excess_claim(claim), base_claim(claim)
+    assert (excess.delta, base.delta) == (0.025, 0.025)
+    assert (excess.code_length_bits, base.code_length_bits) == (200.0, 30.0)
+    assert dict(base.code_split) == {"protocol": 30.0}
+    assert base_claim(CLAIM).code_length_bits == 0.0
+    assert base.num_lines == claim.num_lines
+    for degree, count in SIZES.items():
+        bits = 2 * math.log2(40) + math.log2(64) + 4 + 16 * (count + 1) + claim.shared_bits
+        for sampled, delta in ((False, 0.025), (True, 0.0125)):
+            kappa = kappa_nats(code_length_bits=200.0, tune_bits=bits, delta=delta)
+            assert excess_kappa(degree, claim, sampled=sampled) == pytest.approx(kappa, rel=1e-14)

@@ -83,7 +83,7 @@ def _roots(offsets: Floats, slopes: Floats, level: float) -> Floats:
     log_weight = -math.log(offsets.shape[1])
     with np.errstate(divide="ignore"):
         alone = np.where(slopes > 0, (level - log_weight - offsets) / np.where(slopes > 0, slopes, 1.0), np.inf)
-    total = alone.min(axis=1) if alone.size else np.empty(0)
+    total = alone.min(axis=1)
     known = np.isfinite(total)
     for _ in range(_NEWTON_STEPS):
         exponents = offsets[known] + total[known, None] * slopes[known] + log_weight

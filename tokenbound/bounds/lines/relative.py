@@ -31,7 +31,7 @@ from tokenbound.bounds.codes import kappa_nats, relative_tune_bits
 from tokenbound.bounds.columns import Floats, Piece, window_sums, worst_case_windows
 from tokenbound.bounds.constants import BLOCK_TOKENS, LN2
 from tokenbound.bounds.evidence import Evidence
-from tokenbound.bounds.exact import LineSums, highest_value, line_sums, merge_sums
+from tokenbound.bounds.exact import FIELDS, LineSums, highest_value, line_sums, merge_sums
 from tokenbound.bounds.lines.base import SeparateBound
 from tokenbound.bounds.lines.freedman import Freedman
 from tokenbound.bounds.printing import notes_of, yardsticks
@@ -161,8 +161,8 @@ def relative_sums(
             per_token[part] = value
     lowest, high = tuning.interval_bits()
     worst = np.array([tuning.highest_excess_bits, high, (high - lowest) ** 2])
-    totals = np.array([math.fsum(column) for column in zip(*blocks, strict=True)] if blocks else [0.0] * 3)
-    totals = totals + worst * worst_tokens
+    totals = np.array([math.fsum(block[field] for block in blocks) for field in range(len(FIELDS))])
+    totals += worst * worst_tokens
     windows = None
     if per_token is not None and lengths is not None:
         row = window_sums(per_token, lengths if failed is None else np.where(failed, 0, lengths))
@@ -305,10 +305,8 @@ def _excess_block(
     excess = smoothed_loss_bits(nll, alpha=tuning.alpha, vocab_size=vocab)
     excess -= smoothed_loss_bits(base_nll, alpha=tuning.base_alpha, vocab_size=vocab)
     lowest, high = tuning.interval_bits()
-    guess = np.full(excess.shape, tuning.coefficients[0])
-    if tuning.degree:
-        basis = entropy_basis(entropy.astype(np.float64) / LN2, base_entropy.astype(np.float64) / LN2, tuning.degree)
-        guess = basis @ np.array(tuning.coefficients)
+    basis = entropy_basis(entropy.astype(np.float64) / LN2, base_entropy.astype(np.float64) / LN2, tuning.degree)
+    guess = basis @ np.array(tuning.coefficients)
     forecast = np.minimum(np.maximum(guess, lowest), high)
     value = forecast - np.log(1 + tuning.lam * (forecast - excess)) / tuning.lam
     return value, excess, np.square(forecast - excess)
