@@ -41,7 +41,7 @@ from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.lines.relative import Relative, RelativeSums, relative_path
 from tokenbound.bounds.relative_evidence import check_pair
 from tokenbound.bounds.relative_search import base_claim, entropy_basis, excess_claim, excess_kappa
-from tokenbound.bounds.rounding import arithmetic_guard, format_bound
+from tokenbound.bounds.rounding import arithmetic_guard, format_bound, round_up
 from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
 from tokenbound.bounds.theorems import excess_interval_bits
 from tokenbound.errors import InputError, MismatchError
@@ -269,25 +269,24 @@ def test_tuning_round_trip(chosen):
 PLAN = SamplingPlan(400, 30, 100)
 
 
-def parts_of(tuning, columns, claim, sampling=None, scored=SIZE):
+def parts_of(tuning, columns, claim, sampling=None, scored=SIZE, rounding=round_up):
     """(line, sums) of the first tokens, in windows of 30."""
     windows = [30] * (scored // 30)
     sums = relative_sums(tuning, *(c[:scored] for c in columns), window_lengths=windows)
-    return certify_relative(tuning, sums, claim, sampling), sums
+    return certify_relative(tuning, sums, claim, sampling, rounding=rounding), sums
 
 
 @pytest.mark.parametrize("sampling", [None, PLAN, SamplingPlan(400, 30, 400)])
 @pytest.mark.parametrize("bases", [1, 6])
-def test_every_term_of_the_line(chosen, sampling, bases, monkeypatch):
+def test_every_term_of_the_line(chosen, sampling, bases):
     """Terms, price and allowance from the sums alone, before anything is rounded to nine decimals."""
     allowance = Mock(side_effect=arithmetic_guard)
-    monkeypatch.setattr("tokenbound.bounds.lines.relative.round_up", float)
     monkeypatch.setattr("tokenbound.bounds.lines.relative.arithmetic_guard", allowance)
     columns, _ = chosen
     claim = replace(CLAIM, num_bases=bases, code_length_bits=200.0, code_split={"artifact": 190.0, "protocol": 10.0})
     tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim, sampling)
     partial = sampling is PLAN
-    line, sums = parts_of(tuning, columns, claim, sampling, SIZE // 2 if partial else SIZE)
+    line, sums = parts_of(tuning, columns, claim, sampling, SIZE // 2 if partial else SIZE, float)
     share = 4 if sampling else 2
     kappa = kappa_nats(code_length_bits=200.0, tune_bits=tuning.tune_bits, delta=0.05 / share)
     base_kappa = kappa_nats(code_length_bits=10.0, tune_bits=tuning.base.tune_bits, delta=0.05 / share)
@@ -358,11 +357,12 @@ def test_a_line_that_a_guess_beats_says_so(chosen):
     assert not line.vacuous
 
 
-def test_a_guess_is_vacuous_from_equality_on(chosen, monkeypatch):
+def test_a_guess_is_vacuous_from_equality_on(chosen):
     columns, tuning = chosen
     for step, vacuous in ((-1e-9, False), (0.0, True), (1e-9, True)):
-        monkeypatch.setattr("tokenbound.bounds.lines.relative.round_up", lambda _, step=step: math.log2(V) + step)
-        assert parts_of(tuning, columns, CLAIM)[0].vacuous is vacuous
+        printed = math.log2(V) + step
+        line, _ = parts_of(tuning, columns, CLAIM, rounding=lambda _, printed=printed: printed)
+        assert line.vacuous is vacuous
 
 
 @pytest.mark.parametrize("lengths", [None, [30] * 10, [100, 0, 200]])

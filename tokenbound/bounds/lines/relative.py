@@ -18,7 +18,7 @@ cancels, and each pays for its own tuning. A base picked among M candidates afte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,7 +194,12 @@ def merge_relative_sums(parts: Sequence[RelativeSums]) -> RelativeSums:
 
 
 def certify_relative(
-    tuning: RelativeTuning, sums: RelativeSums, claim: Claim, sampling: SamplingPlan | None = None
+    tuning: RelativeTuning,
+    sums: RelativeSums,
+    claim: Claim,
+    sampling: SamplingPlan | None = None,
+    *,
+    rounding: Callable[[float], float] = round_up,
 ) -> Line:
     """The printed relative line: bound on R(h0) plus bound on R(h) - R(h0).
 
@@ -206,6 +211,7 @@ def certify_relative(
         sums: of every shard, merged; for sampled runs in draw order.
         claim: what is claimed.
         sampling: how windows were drawn; None where every one was scored.
+        rounding: makes a value the printed one; must not make it smaller.
 
     Raises:
         MismatchError: a tuning that is not paid for, or tokens are missing or counted twice.
@@ -237,8 +243,8 @@ def certify_relative(
     guard += arithmetic_guard(base_mean + base_complexity + slack, base_lam, required(tuning.base.t, "t"))
     excess, base = sums.excess.mean(0, "loss"), sums.base.mean(0, "loss")
     guess = Relative().random_guess(claim, None)
-    printed = round_up(value + guard)
-    parts = {"excess": round_up(mean + complexity + guard), "base_bound": round_up(base_mean + base_complexity + guard)}
+    printed = rounding(value + guard)
+    parts = {"excess": rounding(mean + complexity + guard), "base_bound": rounding(base_mean + base_complexity + guard)}
     return Line(
         method=Relative.name,
         top_k=None,
