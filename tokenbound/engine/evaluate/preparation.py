@@ -58,6 +58,9 @@ SAMPLED_SHARD_TOKENS = 1 << 15
 BYTES_PER_TOKEN = 10
 """Disk to ask for before scoring; real losses take about 8.4 bytes per token."""
 
+TABLE_BYTES = 1024
+"""Disk to ask for beside them for the table of a window's decisions; those of the demo take 220 bytes."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -466,7 +469,8 @@ def _require_space(prepared: Prepared) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     count = sample_size(prepared)
     tokens = prepared.plan.num_tokens if count is None else count * prepared.plan.max_window_tokens
-    needed, free = tokens * BYTES_PER_TOKEN + len(prepared.artifact), shutil.disk_usage(folder).free
+    tables = 0 if prepared.tree is None else TABLE_BYTES * (prepared.plan.num_windows if count is None else count)
+    needed, free = tokens * BYTES_PER_TOKEN + tables + len(prepared.artifact), shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"how.output {prepared.run.uri}: {needed:,} bytes are needed for the losses and {free:,} are free; "
