@@ -281,7 +281,6 @@ def parts_of(tuning, columns, claim, sampling=None, scored=SIZE, rounding=round_
 def test_every_term_of_the_line(chosen, sampling, bases):
     """Terms, price and allowance from the sums alone, before anything is rounded to nine decimals."""
     allowance = Mock(side_effect=arithmetic_guard)
-    monkeypatch.setattr("tokenbound.bounds.lines.relative.arithmetic_guard", allowance)
     columns, _ = chosen
     claim = replace(CLAIM, num_bases=bases, code_length_bits=200.0, code_split={"artifact": 190.0, "protocol": 10.0})
     tuning = choose_relative(RelativeEvidence.from_losses(*columns), claim, sampling)
