@@ -17,7 +17,7 @@ import torch
 from losses_support import make_losses
 
 from tokenbound.api import Certificate
-from tokenbound.bounds.claim import Claim, SamplingPlan
+from tokenbound.bounds.claim import DEFAULT_METHODS, Claim, SamplingPlan
 from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
     DEFAULT_PROTOCOL,
@@ -70,7 +70,9 @@ def build(
         losses = replace(_shard(shard, unscored if shard == 0 else ()), window_id=order[8 * shard : 8 * shard + 8])
         evidence = json.loads(shard_evidence(losses, V, (1, 10)).to_json())
         records.append(run.commit(shard, losses, evidence, name))
-    bound = BoundConfig(top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test")
+    bound = BoundConfig(
+        methods=DEFAULT_METHODS, top_k=(1, 10), unscorable=unscorable, prior=prior, holdout_declaration="a test"
+    )
     declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, SOFTWARE_DECLARATIONS[0]: True}
     declared |= {"holdout_declaration": "a test"} if prior == "holdout" else {}
     claimed = claim_identity(name, bound, declared, sample.evaluation)

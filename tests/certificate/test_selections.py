@@ -36,7 +36,7 @@ def key(artifact: str = "a", base: str | None = None, **sections: Any) -> str:
         {"artifact": "another"},
         {"windows": {"length": 64}},
         {"model": {"artifact": "a", "dtype": "bfloat16"}},
-        {"bound": {"methods": ["kl", "azuma", "freedman"], "top_k": [100, 1, 10]}},
+        {"bound": {"methods": ["bits", "kl", "azuma", "freedman"], "top_k": [100, 1, 10]}},
         {"bound": {"trial": 7}},
     ],
 )

@@ -157,16 +157,17 @@ class BoundConfig(_Section):
     """Ordinal of this configuration among all tried on these tokens; each pays for those before it. `auto` counts in
     the register of draws, `draws/` beside the prepared corpora (`how.cache`). A number below the register's is
     refused; give one where configurations were tried that the register does not know of."""
-    methods: tuple[Annotated[str, AfterValidator(require_method)], ...] = DEFAULT_METHODS
-    """Which bounds to print; each line pays for standing beside the others. `document` is the older baseline that takes
-    documents for independent draws; it bounds another risk and is never the bound quoted. Installed packages may
-    provide more."""
+    methods: tuple[Annotated[str, AfterValidator(require_method)], ...] = (*DEFAULT_METHODS, "bits")
+    """Which bounds to compute, named before scoring; all of them hold together, and each is charged for the others.
+    `bits` takes the binary decisions of a token for steps. `document` is the older baseline that assumes i.i.d.
+    documents. Both bound other risks and are never the bound quoted. Installed packages may provide more."""
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100)
     """Top-k errors that `kl` bounds."""
-    tree: TreeName = "zipf"
+    tree: Literal["auto"] | TreeName = "auto"
     """Tree whose binary decisions `bits` takes for steps. `zipf`: ids in their order, halved by the weights
-    1 / (id + 10); `balanced`: halved by number; `counts`: by how often they occur in the corpus as it is when first
-    scored, whose code lengths are paid for."""
+    1 / (id + 10). `balanced`: halved by number. `counts`: by how often they occur in the corpus as it is when first
+    scored; the code lengths are charged. `auto`: `counts` if that corpus has at least 10,000 tokens for each id of the
+    vocabulary, else `zipf`."""
     declared_tokens: int | None = Field(default=None, ge=1)
     """Number of tokens declared before the data was seen; allows azuma's fixed-m form when it is exactly met."""
     unscorable: Literal["refuse", "worst_case"] = "refuse"
@@ -191,7 +192,7 @@ class BoundConfig(_Section):
             raise ValueError(f"method `{self.methods[0]}` does not bound the risk of a token; name freedman beside it")
         if len(set(self.top_k)) != len(self.top_k):
             raise ValueError("`top_k` must not repeat a value")
-        if self.tree != "zipf" and not self.scores_decisions:
+        if self.tree != "auto" and not self.scores_decisions:
             raise ValueError(f"`tree: {self.tree}` is that of the method bits; add it to `methods` or remove `tree`")
         return self
 

@@ -55,6 +55,10 @@ logger = logging.getLogger(__name__)
 SAMPLED_SHARD_TOKENS = 1 << 15
 """Scored tokens of a sampled run's shard under `auto`: small, so that a sample stops close to its target."""
 
+COUNTED_TOKENS_PER_ID = 10_000
+"""From so many tokens of a corpus for each id on, the tree of decisions is made from counts: its code lengths, about
+five bits for each id, then add a thousandth of a bit per token or less to what the tree saves."""
+
 BYTES_PER_TOKEN = 10
 """Disk to ask for before scoring; real losses take about 8.4 bytes per token."""
 
@@ -174,7 +178,7 @@ def check_place(config: RunConfig, given: Given | None) -> None:
     if not run.exists("plan.json"):
         return
     known = {"protocol": scoring_protocol(what.model, what.corpus, what.windows), **drawing(what.sample)}
-    if what.bound.tree != "counts":
+    if what.bound.tree in ("zipf", "balanced") or not what.bound.scores_decisions:
         known["tree"] = {"name": what.bound.tree} if what.bound.scores_decisions else None
     if given is not None:
         known["artifact_sha256"] = sha256_hex(given.data)
@@ -270,16 +274,20 @@ def identities(
 def tree_choice(what: WhatConfig, corpus: PreparedCorpus, architecture: Mapping[str, Any]) -> TreeChoice | None:
     """The tree along which a run scores decisions; None where no bound asks for them.
 
-    A tree from counts is that of the corpus's first segment, so that it stays the same when the corpus grows.
+    A tree from counts is that of the corpus's first segment, so that it stays the same when the corpus grows. `auto`
+    takes one where its code lengths, some bits for each id, weigh little against the tokens.
 
     Raises:
         InputError: a tree from counts for a model whose config does not say how many ids it predicts.
     """
     if not what.bound.scores_decisions:
         return None
-    if what.bound.tree != "counts":
-        return TreeChoice(what.bound.tree)
-    size = architecture.get("vocab_size")
+    size, asked = architecture.get("vocab_size"), what.bound.tree
+    if asked == "auto":
+        tokens = corpus.manifest.segments[0].tokens
+        asked = "counts" if isinstance(size, int) and tokens >= COUNTED_TOKENS_PER_ID * size else "zipf"
+    if asked != "counts":
+        return TreeChoice(asked)
     if not isinstance(size, int):
         raise InputError(
             "what.bound.tree: counts: the model's config has no `vocab_size` up to which to count ids; choose zipf or "
