@@ -107,8 +107,16 @@ REFUSED_BY_VERIFY: dict[str, tuple[Edit, str]] = {
     "unknown-tree": (lambda forged: forged.set("scoring_identity.tree", {"name": "huffman"}), "tree.name"),
     "tree-with-a-key": (lambda forged: forged.set("scoring_identity.tree.seed", 1), "unknown key"),
     "damaged-lengths": (
-        lambda forged: forged.set("scoring_identity.tree", {"name": "counts", "lengths": "AAAA"}),
+        lambda forged: forged.set("scoring_identity.tree", {"name": "counts", "lengths": "AzB"}),
         "its code lengths are damaged",
+    ),
+    "lengths-of-another-vocabulary": (
+        lambda forged: forged.set("scoring_identity.tree", {"name": "counts", "lengths": "ACCB"}),
+        "scoring_identity.tree: a tree needs 257 code lengths",
+    ),
+    "huge-vocabulary": (
+        lambda forged: forged.set("vocab_size", 1 << 60),
+        "scoring_identity.tree: a tree of decisions has at most 1,048,576 ids",
     ),
     "small-windows": (with_most(5), "max_window_decisions: the certificate says 5, but a window of shard"),
     "no-largest-window": (with_most(None), "max_window_decisions: the certificate says None"),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 import math
-import zlib
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -54,8 +54,11 @@ LEVELS: Final = 2 * MAX_LEVEL + 1
 CELLS: Final = 2 * LEVELS
 """A cell is outcome * LEVELS + level + MAX_LEVEL."""
 
-MAX_TREE_IDS: Final = 1 << 24
-"""Ids that a tree from counts may have; more than any vocabulary."""
+MAX_TREE_IDS: Final = 1 << 20
+"""Ids that a tree may have, several times as many as any vocabulary: a forged certificate must not ask for more."""
+
+_LENGTH_LETTERS: Final = "-" + string.ascii_uppercase + string.ascii_lowercase
+"""Spells code lengths in JSON, one letter each: A is 1. Compressed text would depend on the library that made it."""
 
 MAX_CODE_LENGTH: Final = 40
 """No id of a tree from counts has a longer code word; a longer one would need more than 10^8 tokens."""
@@ -171,6 +174,8 @@ def decision_tree(name: TreeName, vocab_size: int, lengths: bytes | None = None)
     [1, 3, 3, 2]
     """
     check_vocab_size(vocab_size)
+    if vocab_size > MAX_TREE_IDS:
+        raise InputError(f"a tree of decisions has at most {MAX_TREE_IDS:,} ids, got {vocab_size:,}")
     if name not in TREES or (lengths is None) == (name == "counts"):
         raise InputError(
             f"there is no decision tree {name!r}{' with' if lengths else ' without'} code lengths; choose among "
@@ -203,7 +208,8 @@ class TreeChoice:
 
     def to_dict(self) -> dict[str, str]:
         """Plain JSON data."""
-        return {"name": self.name, **({} if self.lengths is None else {"lengths": pack(self.lengths)})}
+        spelt = None if self.lengths is None else "".join(_LENGTH_LETTERS[length] for length in self.lengths)
+        return {"name": self.name, **({} if spelt is None else {"lengths": spelt})}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, str]) -> TreeChoice:
@@ -212,16 +218,16 @@ class TreeChoice:
         Raises:
             MismatchError: a name that no tree has, or code lengths that are damaged, or where there are none.
 
-        >>> TreeChoice.from_dict({"name": "zipf"})
-        TreeChoice(name='zipf', lengths=None)
+        >>> list(TreeChoice.from_dict({"name": "counts", "lengths": "ACCB"}).lengths or b"")
+        [1, 3, 3, 2]
         """
-        name, packed = data.get("name"), data.get("lengths")
-        if name not in TREES or (packed is None) == (name == "counts"):
+        name, spelt = data.get("name"), data.get("lengths")
+        if name not in TREES or (spelt is None) == (name == "counts"):
             raise MismatchError(f"tree {name!r}: choose among {', '.join(TREES)}, of which `counts` alone has lengths")
-        try:
-            return cls(name, None if packed is None else unpack(packed, MAX_TREE_IDS))
-        except (ValueError, zlib.error) as error:
-            raise MismatchError(f"tree {name!r}: its code lengths are damaged ({error})") from None
+        found = [_LENGTH_LETTERS.find(letter) for letter in spelt or ""]
+        if any(not 1 <= length <= MAX_CODE_LENGTH for length in found):
+            raise MismatchError(f"tree {name!r}: its code lengths are damaged; each is a letter, A for 1")
+        return cls(name, None if spelt is None else bytes(found))
 
 
 def _length_weights(lengths: bytes, vocab_size: int) -> Ints:

@@ -110,7 +110,7 @@ class PositionLosses:
         """Sum over windows; those without finite losses are left out.
 
         Args:
-            parts: losses with `nll`, of any shards.
+            parts: losses with `nll` and a column that is never null, of any shards.
         """
         nats, tokens = np.zeros(0), np.zeros(0, np.int64)
         for part in parts:
@@ -223,7 +223,8 @@ def run_details(run: RunDirectory, certificate: CertificateRecord) -> ReportDeta
     parts = (Evidence.from_json(json.dumps(records[shard].evidence)) for shard in shards)
     evidence = reduce(lambda merged, part: merge_evidence([merged, part]), parts)
     step = max(1, math.ceil(len(shards) / POSITION_SHARDS))
-    positions = PositionLosses.of(run.losses(records[shard], ("nll",)) for shard in shards[::step])
+    columns = ("nll", "position")  # an unscored window has no losses: where it ends is in another column
+    positions = PositionLosses.of(run.losses(records[shard], columns) for shard in shards[::step])
     artifact = inspect_artifact(run.read(ARTIFACT)) if run.exists(ARTIFACT) else None
     return report_details(evidence, certificate, artifact=artifact, positions=positions)
 

@@ -74,7 +74,7 @@ class TreeSection(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]
 
     name: Literal["zipf", "balanced", "counts"]
-    lengths: NotRequired[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+=*$")]]
+    lengths: NotRequired[Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,}$")]]
 
 
 class ScoringIdentitySection(TypedDict, total=False):

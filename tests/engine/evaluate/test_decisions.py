@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from here_support import scoring_here
 
 from tokenbound.api import Certificate
 from tokenbound.bounds.decisions import DecisionTable, TreeChoice, code_lengths
@@ -16,6 +17,7 @@ from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
+from tokenbound.engine.evaluate.stages import ScoreShard
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.run import RunDirectory
 
@@ -111,3 +113,53 @@ def test_a_tree_from_counts_is_named_by_its_code_lengths(run_tree: Tree) -> None
 def test_a_tree_without_the_line_is_refused(run_tree: Tree) -> None:
     with pytest.raises(InputError, match="`tree: balanced` is that of the method bits; add it to `methods`"):
         run(run_tree(), {"tree": "balanced", "methods": ["freedman"]})
+
+
+class LosesAWindow(ScoreShard):
+    """A scorer whose first window of each shard has no finite loss."""
+
+    def __call__(self, row: Any) -> Any:
+        scored = super().__call__(row)
+        first = np.arange(len(scored["nll"])) < scored["lengths"][0]
+        unscored = np.arange(len(scored["lengths"])) == 0
+        return {**scored, "unscored": unscored, "nll": np.where(first, np.nan, scored["nll"])}
+
+
+def test_a_window_without_a_loss_keeps_its_decisions(run_tree: Tree) -> None:
+    tree = run_tree()
+    bound = {"methods": METHODS, "unscorable": "worst_case"}
+    with scoring_here(LosesAWindow):
+        certificate, place = run(tree, bound)
+    assert certificate.num_worst_case_tokens > 0
+    verify_beside(place / "certificate.json")
+    config = validate(RunConfig, {**tree, "what": {**tree["what"], "bound": bound}}, origin="test")
+    artifact = (place / "artifact.tokenbound").read_bytes()
+    rescore(certificate, config, losses=str(place), artifact=artifact, windows=10_000)
+    ledger = RunDirectory(str(place))
+    losses = ledger.losses(ledger.record(0))
+    assert losses.unscored[0]
+    assert losses.tables.offsets[1] > 0
+
+
+def test_a_tree_from_counts_stays_when_the_corpus_grows(run_tree: Tree, tmp_path: Path) -> None:
+    tree, folder = run_tree(), tmp_path / "growing"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one and two and three " * 300)
+    tree["what"]["corpus"]["paths"] = [str(folder)]
+    bound = {"methods": METHODS, "tree": "counts"}
+    first, _ = run(tree, bound)
+    (folder / "b.txt").write_text("four AND FIVE " * 300)
+    second, place = run(tree, bound)
+    assert second.earlier_fingerprints == [first.scoring_fingerprint]
+    assert second.scoring_identity["tree"] == first.scoring_identity["tree"]
+    verify_beside(place / "certificate.json")
+    line, grown = (next(line for line in each.bounds if line["method"] == "bits") for each in (first, second))
+    assert grown["parameters"]["decisions_per_token"] > line["parameters"]["decisions_per_token"]
+
+
+@pytest.mark.slow
+def test_of_a_delta_the_model_has_decisions_and_its_base_none(run_tree: Tree, tiny_checkpoint: Path) -> None:
+    base = {"base": str(tiny_checkpoint), "base_is_independent": "made before", "checkpoint": str(tiny_checkpoint)}
+    certificate, place = run(run_tree(), model=base)
+    assert [line["method"] for line in certificate.bounds if line["top_k"] is None] == ["freedman", "relative", "bits"]
+    verify_beside(place / "certificate.json")
