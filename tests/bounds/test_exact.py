@@ -324,17 +324,23 @@ def test_entropies_outside_their_range_take_the_end_levels(slope: int) -> None:
     entropy = np.array([-3.0, -0.2, -1e-7, 0.0, 6.2, 6.3, 9.0, 50.0], np.float32)
     nll = np.linspace(0.1, 9.0, 8).astype(np.float32)
     alphas = alpha_levels(ALPHA, slope)[entropy_level(entropy, vocab_size=V)]
-    reference = freedman_bound(
-        nll, polynomial(entropy), vocab_size=V, alpha=alphas, alpha_min=ALPHA, lam=LAM, floor_bits=Y0, **PAID
-    )
-    sums = line_sums([replace(FREEDMAN, alpha_slope=slope)], nll, entropy)
-    assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, 8), rel=1e-12)
+    lam = T / (HIGH - LOW)  # a floor below A: then each token's own A_i is the limit of its forecast
+    for guess in (polynomial(entropy), -60.0 + 0 * entropy, 60.0 + 0 * entropy):
+        coefficients = COEFFICIENTS if guess[0] not in (-60.0, 60.0) else (float(guess[0]), 0.0)
+        reference = freedman_bound(
+            nll, guess, vocab_size=V, alpha=alphas, alpha_min=ALPHA, lam=lam, floor_bits=0.0, **PAID
+        )
+        tuning = replace(FREEDMAN, alpha_slope=slope, y0=0.0, lam=lam, coefficients=coefficients)
+        sums = line_sums([tuning], nll, entropy)
+        assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, lam, 8), rel=1e-12)
 
 
 @pytest.mark.parametrize("guess", [-60.0, 60.0])
+@pytest.mark.parametrize("y0", [Y0, 0.0])
 @pytest.mark.parametrize("smoothing", ["constant", "entropy", "column"])
-def test_guesses_far_outside_are_clipped_to_the_tokens_own_interval(guess: float, smoothing: str) -> None:
+def test_guesses_far_outside_are_clipped_to_the_tokens_own_interval(guess: float, y0: float, smoothing: str) -> None:
     nll, entropy, _ = losses(14, 500)
+    lam = T / (HIGH - max(LOW, y0))
     alphas: object = {
         "constant": ALPHA,
         "entropy": alpha_levels(ALPHA, 6)[entropy_level(entropy, vocab_size=V)],
@@ -343,15 +349,17 @@ def test_guesses_far_outside_are_clipped_to_the_tokens_own_interval(guess: float
     tuning = replace(
         FREEDMAN,
         degree=0,
+        y0=y0,
+        lam=lam,
         coefficients=(guess,),
         alpha_slope=6 if smoothing == "entropy" else 0,
         alpha_column=smoothing == "column",
     )
     column = alphas if smoothing == "column" else None
-    reference = freedman_bound(nll, guess, vocab_size=V, alpha=alphas, alpha_min=ALPHA, lam=LAM, floor_bits=Y0, **PAID)
+    reference = freedman_bound(nll, guess, vocab_size=V, alpha=alphas, alpha_min=ALPHA, lam=lam, floor_bits=y0, **PAID)
     for lengths in (None, [500]):
         sums = line_sums([tuning], nll, entropy, None, column, window_lengths=lengths)
-        assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, LAM, nll.size), rel=1e-12)
+        assert sums.mean(0, "value") == pytest.approx(without_complexity(reference, lam, nll.size), rel=1e-12)
 
 
 def test_a_line_that_cannot_be_computed_leaves_nothing_behind() -> None:

@@ -445,7 +445,7 @@ def test_the_parts_of_an_error_line_are_the_transform_and_its_price() -> None:
 
 def test_the_allowance_grows_with_the_value() -> None:
     for value in (1e-3, 1.0, 1e6):
-        assert arithmetic_guard(value) == arithmetic_guard(-value) == pytest.approx(1e-12 * value, rel=1e-12)
+        assert arithmetic_guard(value) == arithmetic_guard(-value) == pytest.approx(1e-12 * value, rel=1e-12, abs=0.0)
         assert arithmetic_guard(value, 0.25, 0.5) - arithmetic_guard(value) == pytest.approx(
             2.0**-51 * 68 / 0.5, rel=1e-3 + 1e-3 * value
         )

@@ -92,6 +92,7 @@ def test_freedmans_gap_is_measured_against_the_oracles() -> None:
 
 
 def test_forecasts_without_entropies_are_noted() -> None:
+    assert certified(replace(CLAIM, methods=("freedman",)))[0][1].note == ""
     claim = replace(CLAIM, methods=("freedman",), has_entropy=False)
     tunings = choose_tunings(Evidence.from_losses(NLL, vocab_size=V), claim)
     (line,) = certify(tunings, line_sums(tunings, NLL), claim)

@@ -20,6 +20,7 @@ from tokenbound.bounds import (
     kl_grid_bound,
     line_sums,
     loss_interval_bits,
+    sampling,
     sampling_path,
 )
 from tokenbound.bounds.exact import highest_value
@@ -435,30 +436,28 @@ def test_all_windows_add_up_without_rounding():
     assert path.upper[-2] > path.upper[-1]
 
 
-def test_a_slack_holds_for_the_pilots_own_centre():
+@pytest.mark.parametrize("highest_unit", [None, 24.0, 30.0])
+@pytest.mark.parametrize("scale", [3.0, 0.5])
+def test_a_slack_holds_for_the_pilots_own_centre(highest_unit, scale):
     """The formulas of the docstring, written out: u_j about the pilot's mean, the pilot exact, the rest bounded."""
     rng = np.random.default_rng(7)
     lengths = rng.integers(1, 9, 200)
-    values = rng.uniform(0, 3, 200) * lengths
+    values = rng.uniform(0, scale, 200) * lengths
     claim = Claim(300, 300, 0.0, 0.05, int(lengths.sum()), methods=("azuma",))
     plan, part = SamplingPlan(200, 8, 20), slice(0, 120)
-    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan)
+    path = path_of_windows(values[part], lengths[part], scale, claim, plan, highest_unit=highest_unit)
     centre = values[:20].sum() / lengths[:20].sum()
     units = values - centre * lengths
     level = math.log(1 / 0.025) + math.log(2)
     forecasts, deviations = running_moments(units[20:120], units[:20])
+    highest = (scale - centre) * 8 if highest_unit is None else highest_unit
     stakes = mixture_stakes(
-        forecasts,
-        deviations,
-        num_units=180,
-        highest=(3.0 - centre) * 8,
-        log_inverse_delta=level,
-        target_units=180,
+        forecasts, deviations, num_units=180, highest=highest, log_inverse_delta=level, target_units=180
     )
     upper = total_upper_bounds(
         units[20:120],
         num_units=180,
-        highest=(3.0 - centre) * 8,
+        highest=highest,
         log_inverse_delta=level,
         forecasts=forecasts,
         stakes=stakes,
@@ -466,6 +465,44 @@ def test_a_slack_holds_for_the_pilots_own_centre():
     expected = (centre * lengths.sum() + units[:20].sum() + upper) / lengths.sum()
     assert path.upper == pytest.approx(expected, rel=1e-12)
     assert np.all(path.upper >= values.sum() / lengths.sum())
+
+
+@pytest.mark.parametrize(("highest_unit", "scale"), [(0.25, 1.0), (-0.5, -1.0)])
+def test_a_limit_of_windows_may_be_small_or_below_zero(highest_unit, scale):
+    """Where no window may reach 0, 0 is a limit as well, and no stake is lost to a range below it."""
+    lengths, values = np.full(100, 1), scale * np.random.default_rng(3).permutation(np.linspace(0.0, 0.25, 100))
+    values = values - 0.5 if scale < 0 else values
+    claim, plan = Claim(300, 300, 0.0, 0.05, 100, methods=("azuma",)), SamplingPlan(100, 1, 20)
+    path = path_of_windows(values[:60], lengths[:60], 1.0, claim, plan, highest_unit=highest_unit)
+    centre = values[:20].mean()
+    plain = path_of_windows(values[:60], lengths[:60], max(highest_unit - min(centre, 0), 0) + centre, claim, plan)
+    assert path.upper == pytest.approx(plain.upper, rel=1e-9)
+    assert np.all(path.upper >= values.mean())
+
+
+def test_a_sequence_that_lost_everything_does_not_drown_the_others():
+    """One stake loses e^900 against the other; the mixture is then the other at the price of two."""
+    values, size = np.full(400, 1.0), 500
+    shared = {"num_units": size, "highest": 1.0, "log_inverse_delta": 4.0}
+    forecasts = np.concatenate([np.zeros(399), [0.5]])
+    stakes = np.stack([np.full(400, 0.9), np.full(400, 1e-3)], axis=1)
+    both = total_upper_bounds(values * 0.999, forecasts=forecasts, stakes=stakes, **shared)
+    alone = total_upper_bounds(
+        values * 0.999, forecasts=forecasts, stakes=stakes[:, 1:], **{**shared, "log_inverse_delta": 4.0 + math.log(2)}
+    )
+    assert np.all(np.isfinite(both))
+    assert both == pytest.approx(alone, rel=1e-9)
+    level = 4.0 + math.log(2)
+    offsets = np.array([[-921.0, -1.0], [-1.0, -1.0]])
+    assert sampling._roots(offsets, np.array([[0.5, 0.5], [0.5, 0.5]]), 4.0) == pytest.approx(
+        [(level + 1) / 0.5, (level + 1 - math.log(2)) / 0.5], rel=1e-12
+    )
+
+
+def test_moments_of_a_single_pilot_window():
+    means, deviations = running_moments(np.array([4.0, 2.0, 0.0]), np.array([1.0]))
+    assert means.tolist() == pytest.approx([1.0, 2.5, 7 / 3])
+    assert deviations.tolist() == pytest.approx([0.0, 1.5, np.std([1.0, 4.0, 2.0])])
 
 
 @pytest.mark.parametrize(("highest_unit", "limit"), [(None, 24.0), (30.0, 30.0), (24.0, 24.0)])
