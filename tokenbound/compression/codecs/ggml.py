@@ -4,17 +4,21 @@ A row of such a tensor is a run of blocks. In a block lie one or two half-precis
 scale (and minimum) for each of its groups, and the codes of its weights, with their bits spread over bytes. General
 codecs see bytes in which codes are joined or cut. Here
 
-* half-precision numbers are coded in byte planes, the second of a block as a difference of bits to the first, which is
-  about the logarithm of their ratio;
+* half-precision numbers are coded in byte planes, or their low bytes under a table for each high byte: where weights
+  were bfloat16, few low bytes occur beside each. The second of a block may be coded as a difference of bits to the
+  first, which is about the logarithm of their ratio;
 * integer scales are coded under one static table;
 * the codes of a group are coded under a table chosen by two hints that the scales give. `spread`: how the group's scale
   compares with what its row and its column of groups suggest; a scale larger than that comes from an outlier, beside
   which all other codes are small. `centre`: which code stands for zero, where a group has a minimum.
 
-    tensor   ggml's number of the type | streams of the scales, in the order of `Format.heads`: `planes`
-             | byte: spreads << 4 | centres, indices into SPREADS and CENTRES | tables (see `static`), one for each pair
-             (spread, centre) that occurs, in rising order | a block of segments: the codes of the groups of each pair
-             | streams of what else a block has: `planes`
+    tensor   ggml's number of the type | the scales, in the order of `Format.heads` | byte: spreads << 4 | centres,
+             indices into SPREADS and CENTRES | the codes by classes, the pairs (spread, centre) | what else a block
+             has: `planes`
+    scales   of integers `planes`; of halves a byte, DIFFERENCE and BY_HIGH or not, and then `planes`, or `planes` of
+             the high bytes and the low bytes by classes, the high bytes
+    classes  tables (see `static`), one for each class that occurs, in rising order | a block of segments: what is in
+             each class
 
 Every hint is made of exact or correctly rounded operations, so that all machines find the same.
 """
@@ -32,8 +36,8 @@ from tokenbound.compression.container import ArtifactError, Reader, block
 from tokenbound.compression.dtypes import bytes_tensor, tensor_bytes
 from tokenbound.compression.planes import decode_planes, encode_planes
 from tokenbound.compression.static import (
+    SYMBOLS,
     SegmentReader,
-    Table,
     decode_tables,
     encode_segments,
     encode_tables,
@@ -56,6 +60,10 @@ SPREAD_RANGE = 256
 """Between the smallest and the largest spread, in 128ths of an octave."""
 CENTRES = (1, 2, 4, 8)
 """In how many classes centres may be told apart: halves of the codes' range around its middle."""
+DIFFERENCE, BY_HIGH = 1, 2
+"""How halves are coded: as differences to the first of the block; with a table for each high byte."""
+USUAL_RATIO = 4 << 10
+"""Four octaves, in bits of a half: so much larger than the first a number is before its difference wraps around."""
 MARK = ".ggml_"
 """In the name of a tensor of blocks: what stands before the type."""
 TABLE_BITS = 3
@@ -114,7 +122,7 @@ def encode_blocks(name: str, tensor: torch.Tensor) -> bytes | None:
     blocks = tensor_bytes(tensor).reshape(-1, kind.size)
     heads, codes, rest = layout.split(blocks)
     parts = [bytes([number])]
-    parts += [_encode_stream(stream) for stream in _head_streams(layout, heads)]
+    parts += _encode_heads(layout, heads)
     parts.append(_encode_codes(layout, heads, codes, tensor.shape[-1] // kind.size))
     if rest.shape[1]:
         parts.append(_encode_stream(rest.reshape(-1, 1)))
@@ -157,38 +165,82 @@ def _encode_stream(data: Bytes) -> bytes:
     return encode_planes(np.ascontiguousarray(data))
 
 
-def _head_streams(layout: Format, heads: list[NDArray[Any]]) -> list[Bytes]:
-    """Each head as elements of bytes [n, 1 or 2]."""
-    streams, first = [], None
+def _encode_by_class(classes: NDArray[np.uint8], values: Bytes) -> bytes:
+    """Code values [n, any], those of each class [n] under a table of its own."""
+    segments = [values[classes == each].reshape(-1) for each in np.unique(classes)]
+    tables = [fit_table(np.bincount(segment, minlength=SYMBOLS)) for segment in segments]
+    return encode_tables(tables) + block(encode_segments(zip(tables, segments, strict=True)))
+
+
+def _decode_by_class(reader: Reader, classes: NDArray[np.uint8], values: Bytes, symbols: int) -> None:
+    """Inverse of `_encode_by_class`, into values, all of which are less than `symbols`."""
+    tables, found = decode_tables(reader), np.unique(classes)
+    if len(tables) != len(found) or any(int(table.symbols[-1]) >= symbols for table in tables):
+        raise ArtifactError(f"artifact: {reader.what} has other tables than its classes ask for")
+    source = SegmentReader(reader.block(), reader.what)
+    for each, table in zip(found, tables, strict=True):
+        where = np.flatnonzero(classes == each)
+        values[where] = source.read(table, len(where) * values.shape[1]).reshape(-1, values.shape[1])
+    source.finish()
+
+
+# --- Scales
+
+
+def _encode_heads(layout: Format, heads: list[NDArray[Any]]) -> list[bytes]:
+    """Each head in its shortest form."""
+    parts: list[bytes] = []
+    first: NDArray[Any] | None = None
     for head, values in zip(layout.heads, heads, strict=True):
         if not head.is_half:
-            streams.append(values.reshape(-1, 1))
+            parts.append(_encode_stream(values.reshape(-1, 1)))
             continue
-        streams.append(_half_words(values, first).view(np.uint8).reshape(-1, 2))
+        forms = [_encode_halves(values, None, mode) for mode in (0, BY_HIGH)]
+        if first is not None:
+            forms += [_encode_halves(values, first, mode) for mode in (DIFFERENCE, DIFFERENCE | BY_HIGH)]
+        parts.append(min(forms, key=len))
         first = values if first is None else first
-    return streams
+    return parts
+
+
+def _encode_halves(bits: NDArray[Any], first: NDArray[Any] | None, mode: int) -> bytes:
+    data = _half_words(bits, first).view(np.uint8).reshape(-1, 2)
+    if not mode & BY_HIGH:
+        return bytes([mode]) + _encode_stream(data)
+    return bytes([mode]) + _encode_stream(data[:, 1:]) + _encode_by_class(data[:, 1], data[:, :1])
 
 
 def _decode_heads(reader: Reader, layout: Format, count: int) -> list[NDArray[Any]]:
     heads: list[NDArray[Any]] = []
-    first = None
+    first: NDArray[Any] | None = None
     for head in layout.heads:
-        data = np.empty((count * head.width, 2 if head.is_half else 1), np.uint8)
-        decode_planes(reader, data)
         if not head.is_half:
-            heads.append(data.reshape(count, head.width))
+            heads.append(np.empty((count, head.width), np.uint8))
+            decode_planes(reader, heads[-1].reshape(-1, 1))
             continue
-        words = data.reshape(-1).view("<u2").reshape(count, head.width)
-        heads.append(_half_bits(words, first))
+        heads.append(_decode_halves(reader, count * head.width, first).reshape(count, head.width))
         first = heads[-1] if first is None else first
     return heads
 
 
+def _decode_halves(reader: Reader, count: int, first: NDArray[Any] | None) -> NDArray[np.uint16]:
+    mode = reader.byte()
+    if mode > (DIFFERENCE | BY_HIGH) or (mode & DIFFERENCE and first is None):
+        raise ArtifactError(f"artifact: {reader.what} has its scales in a form ({mode}) that is unknown")
+    data = np.empty((count, 2), np.uint8)
+    if mode & BY_HIGH:
+        decode_planes(reader, data[:, 1:])
+        _decode_by_class(reader, data[:, 1], data[:, :1], SYMBOLS)
+    else:
+        decode_planes(reader, data)
+    return _half_bits(data.reshape(-1).view("<u2")[:, None], first if mode & DIFFERENCE else None)
+
+
 def _half_words(bits: NDArray[Any], first: NDArray[Any] | None) -> NDArray[np.uint16]:
-    """Bits of halves with the sign at the low end, and without the magnitude of another's [n, 1] where there is one."""
+    """Bits of halves [n, 1] with the sign at the low end, and without the magnitude of another's where there is one."""
     magnitude, sign = bits & 0x7FFF, bits >> 15
     if first is not None:
-        magnitude = (magnitude - (first & 0x7FFF) + (4 << 10)) & 0x7FFF  # so that usual ratios do not wrap around
+        magnitude = (magnitude - (first & 0x7FFF) + USUAL_RATIO) & 0x7FFF
     return (magnitude << 1 | sign).astype("<u2")
 
 
@@ -196,7 +248,7 @@ def _half_bits(words: NDArray[Any], first: NDArray[Any] | None) -> NDArray[np.ui
     """Inverse of `_half_words`."""
     magnitude, sign = words >> 1, words & 1
     if first is not None:
-        magnitude = (magnitude + (first & 0x7FFF) - (4 << 10)) & 0x7FFF
+        magnitude = (magnitude + (first & 0x7FFF) - USUAL_RATIO) & 0x7FFF
     return (magnitude | sign << 15).astype(np.uint16)
 
 
@@ -260,16 +312,7 @@ def _encode_codes(layout: Format, heads: list[NDArray[Any]], codes: Bytes, per_r
     counts = _counts(finest, groups, layout.symbols)
     spreads, centres = _best_classes(counts)
     pairs = _coarser(finest, spreads, centres)
-    tables: list[Table] = []
-    segments: list[Bytes] = []
-    for pair in np.unique(pairs):
-        segment = groups[pairs == pair].reshape(-1)
-        table = np.zeros(256, np.int64)
-        table[: layout.symbols] = np.bincount(segment, minlength=layout.symbols)
-        tables.append(fit_table(table))
-        segments.append(segment)
-    words = encode_segments(zip(tables, segments, strict=True))
-    return bytes([spreads << 4 | centres]) + encode_tables(tables) + block(words)
+    return bytes([spreads << 4 | centres]) + _encode_by_class(pairs, groups)
 
 
 def _decode_codes(
@@ -279,15 +322,8 @@ def _decode_codes(
     if spreads >= len(SPREADS) or centres >= len(CENTRES):
         raise ArtifactError(f"artifact: {reader.what} has its codes in classes that are unknown")
     pairs = _coarser(_pairs(layout, heads, shape[0] * shape[1], per_row), spreads, centres)
-    tables, found = decode_tables(reader), np.unique(pairs)
-    if len(tables) != len(found) or any(int(table.symbols[-1]) >= layout.symbols for table in tables):
-        raise ArtifactError(f"artifact: {reader.what} has other tables than its codes ask for")
-    source = SegmentReader(reader.block(), reader.what)
     groups = np.empty((shape[0] * shape[1], shape[2]), np.uint8)
-    for pair, table in zip(found, tables, strict=True):
-        where = np.flatnonzero(pairs == pair)
-        groups[where] = source.read(table, len(where) * shape[2]).reshape(-1, shape[2])
-    source.finish()
+    _decode_by_class(reader, pairs, groups, layout.symbols)
     return groups.reshape(shape)
 
 
