@@ -181,3 +181,20 @@ def write_llama(path: Path, model: torch.nn.Module | None = None, kind: str = "F
     """A tiny Llama in a GGUF file."""
     metadata = {key: value for key, value in {**LLAMA, **changes}.items() if value is not None}
     return write_gguf(path, "llama", metadata, llama_tensors(model or llama(), kind))
+
+
+def byte_level_keys() -> dict[str, Any]:
+    """A tokenizer of bytes with one merge, as llama.cpp's converter writes it; 257 ids."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    alphabet = sorted(ByteLevel.alphabet())
+    letters = [letter for letter in alphabet if letter != "\u0143"]  # one for a byte that is in no text
+    tokens = [*letters, "so", "<|end|>"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * 256 + [3],
+        "tokenizer.ggml.merges": ["s o"],
+        "tokenizer.ggml.eos_token_id": 256,
+    }

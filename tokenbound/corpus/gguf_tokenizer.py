@@ -34,7 +34,8 @@ def read_gguf_tokenizer(path: Path) -> tuple[dict[str, Any], int | None, int | N
     """
     file = read_gguf(path)
     kind = file.metadata.get("tokenizer.ggml.model")
-    if kind is None or "tokenizer.ggml.tokens" not in file.metadata:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if kind is None or not isinstance(tokens, list):
         raise InputError(f"what.corpus.tokenizer: {path} holds no tokenizer (tokenizer.ggml.tokens); name another one")
     cut = file.metadata.get("tokenizer.ggml.pre", "gpt-2")
     if kind == "gpt2":
@@ -44,7 +45,9 @@ def read_gguf_tokenizer(path: Path) -> tuple[dict[str, Any], int | None, int | N
             f"what.corpus.tokenizer: {path} says add_space_prefix: false, which transformers does not convert; give "
             "the model's own tokenizer.json"
         )
-    definition = _converted(path)
+    definition, size = _converted(path), len(tokens)
+    # Its classes bring special tokens of their own, behind the vocabulary: the model has no logits for them.
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["id"] < size]
     if cut in _DIGITS_APART:
         digits = {"type": "Digits", "individual_digits": True}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
