@@ -127,3 +127,33 @@ def test_an_exponent_needs_no_point(tmp_path: Path) -> None:
 def test_texts_that_cannot_be_stored_are_refused_with_their_place() -> None:
     with pytest.raises(InputError, match=r"how\.output: 'run-\\udcff' is not UTF-8 and cannot be stored"):
         validate(RunConfig, {"how": {"output": "run-\udcff"}}, origin="x")
+
+
+def place(**model: Any) -> str:
+    return what(model=model).model.checkpoint_place
+
+
+def test_a_checkpoint_may_be_a_revision_and_a_file(tmp_path: Path) -> None:
+    assert place(checkpoint="org/name") == "org/name"
+    assert place(checkpoint="org/name", revision="v1") == "org/name@v1"
+    assert place(checkpoint="org/name", revision="v1", file="q4.gguf") == "org/name@v1#q4.gguf"
+    assert place(checkpoint=str(tmp_path), file="q4.gguf") == f"{tmp_path}/q4.gguf"
+    assert place(checkpoint="s3://bucket/models/", file="q4.gguf") == "s3://bucket/models/q4.gguf"
+    assert place(checkpoint="m.gguf") == "m.gguf"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"checkpoint": "org/name@v1", "revision": "v2"}, "`revision: v2` applies to a hub id without `@`"),
+        ({"checkpoint": "./folder", "revision": "v2"}, "applies to a hub id"),
+        ({"checkpoint": "s3://bucket/model", "revision": "v2"}, "applies to a hub id"),
+        ({"artifact": "demo", "revision": "v2"}, "`revision: v2` applies to a `checkpoint`; remove it"),
+        ({"artifact": "demo", "file": "m.gguf"}, r"`file: m\.gguf` applies to a `checkpoint`; remove it"),
+        ({"checkpoint": "org/name", "file": "model.bin"}, r"`file: model\.bin` names a GGUF file"),
+        ({"checkpoint": "m.gguf", "file": "n.gguf"}, r"`file: n\.gguf` names a GGUF file"),
+    ],
+)
+def test_a_revision_or_a_file_that_does_not_apply_is_refused(model: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        what(model=model)

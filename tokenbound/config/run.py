@@ -28,10 +28,11 @@ from tokenbound.config.family import DenseFamily, Family
 from tokenbound.corpus.config import CorpusConfig as CorpusConfig
 from tokenbound.corpus.sources.fields import is_utf8
 from tokenbound.errors import InputError
+from tokenbound.gguf_file import ENDING, IN_REPOSITORY
 from tokenbound.store.sections import of_unions
 from tokenbound.store.strict_json import StrictJsonError, check_tree
 from tokenbound.store.strict_yaml import StrictYamlError, as_json, parse_yaml
-from tokenbound.store.uri import refuse_credentials, refuse_credentials_in, texts_in
+from tokenbound.store.uri import is_uri, refuse_credentials, refuse_credentials_in, texts_in
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -46,7 +47,13 @@ class ModelConfig(_Section):
     artifact: str | None = None
     """Path of an artifact made by `compress` or `pretrain`; `demo` is the one shipped inside the package."""
     checkpoint: str | None = None
-    """Directory or hub id of a Hugging Face causal language model with safetensors weights."""
+    """Directory or hub id of a Hugging Face causal language model with safetensors weights, or a GGUF file of
+    llama.cpp; of a split one the first part."""
+    revision: str | None = None
+    """Of a `checkpoint` on the hub: the commit, tag or branch; null means the newest. The same as `@revision` behind
+    the id."""
+    file: str | None = None
+    """Of a `checkpoint` that is a directory or hub id: the GGUF file in it to read."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the model body; losses are always computed in float32 or better. Part of the protocol."""
     compress: CompressSettings | None = None
@@ -59,6 +66,16 @@ class ModelConfig(_Section):
     certificate."""
     num_bases: int = Field(default=1, ge=1)
     """Where the base was picked after seeing the scored tokens: out of how many, each fixed without regard to them."""
+
+    @property
+    def checkpoint_place(self) -> str:
+        """`checkpoint` with `revision` and `file`, in the form that readers of checkpoints take."""
+        assert self.checkpoint is not None, "an artifact has no checkpoint"
+        named = self.checkpoint if self.revision is None else f"{self.checkpoint}@{self.revision}"
+        if self.file is None:
+            return named
+        is_folder = is_uri(named) or Path(named).expanduser().is_dir()
+        return f"{named.rstrip('/')}/{self.file}" if is_folder else f"{named}{IN_REPOSITORY}{self.file}"
 
     @property
     def bases_tried(self) -> int:
@@ -79,6 +96,23 @@ class ModelConfig(_Section):
             raise ValueError("give exactly one of `artifact` and `checkpoint`")
         if self.compress is not None and self.checkpoint is None:
             raise ValueError("`compress` applies to a `checkpoint`; an artifact is already compressed")
+        return self
+
+    @model_validator(mode="after")
+    def _place_fits(self) -> Self:
+        for key, value in (("revision", self.revision), ("file", self.file)):
+            if value is not None and self.checkpoint is None:
+                raise ValueError(f"`{key}: {value}` applies to a `checkpoint`; remove it beside an artifact")
+        named = self.checkpoint or ""
+        is_local = is_uri(named) or named.startswith(("/", ".", "~")) or Path(named).exists()
+        if self.revision is not None and (is_local or "@" in named):
+            raise ValueError(
+                f"`revision: {self.revision}` applies to a hub id without `@`, not to {named!r}; remove it"
+            )
+        if self.file is not None and (not self.file.endswith(ENDING) or named.endswith(ENDING)):
+            raise ValueError(
+                f"`file: {self.file}` names a GGUF file in a directory or hub id; {named!r} is read without"
+            )
         return self
 
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tokenbound.corpus.gguf_tokenizer import read_gguf_tokenizer
 from tokenbound.errors import InputError
+from tokenbound.gguf_file import locate_gguf
 from tokenbound.store.copies import local_copy
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer named by a config: ``bytes``, a directory, a ``tokenizer.json``, or a hub id.
+    """The tokenizer named by a config: ``bytes``, a directory, a ``tokenizer.json``, a GGUF file, or a hub id.
 
     A ``tokenizer.json`` is taken as it is, so the ids do not depend on the version of transformers; a tokenizer
     without one is converted by transformers, and refused if it has no fast form. Loading is cached per process.
@@ -221,6 +223,10 @@ def _as_texts(documents: Sequence[str | bytes]) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _load_fast(spec: str) -> FastTokenizer:
+    gguf = locate_gguf(local_copy(spec))
+    if gguf is not None:
+        definition, bos_id, eos_id = read_gguf_tokenizer(gguf)
+        return FastTokenizer(definition, bos_id=bos_id, eos_id=eos_id)
     definition_path = _find_file(spec, "tokenizer.json")
     if definition_path is None:
         return _convert(spec)
@@ -258,7 +264,7 @@ def _find_file(spec: str, name: str) -> Path | None:
         return local if local.is_file() else _if_file(local / name)
     if local.is_dir():
         return _if_file(local / name)
-    if spec.startswith(("/", ".", "~")) or spec.count("/") > 1 or "://" in spec:
+    if spec.startswith(("/", ".", "~")) or spec.partition("@")[0].count("/") > 1 or "://" in spec:
         raise InputError(f"tokenizer {spec!r} does not exist; give `bytes`, a directory or a hub id")
     return _download(spec, name)
 
@@ -271,8 +277,9 @@ def _download(repository: str, name: str) -> Path | None:
     from huggingface_hub import hf_hub_download  # only hub ids need it
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    hub_id, _, revision = repository.partition("@")
     try:
-        return Path(hf_hub_download(repository, name))
+        return Path(hf_hub_download(hub_id, name, revision=revision or None))
     except LocalEntryNotFoundError as error:
         # A subclass of EntryNotFoundError that means "offline and not in the cache", not "no such file".
         raise _unloadable(repository, error) from None
@@ -287,7 +294,9 @@ def _convert(spec: str) -> FastTokenizer:
     from transformers import AutoTokenizer  # seconds, and rarely needed
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True, trust_remote_code=False)
+        hub_id, _, revision = (spec, "", "") if Path(spec).exists() else spec.partition("@")
+        pinned = {"revision": revision} if revision else {}
+        tokenizer = AutoTokenizer.from_pretrained(hub_id, use_fast=True, trust_remote_code=False, **pinned)
     except Exception as error:
         # transformers raises many kinds here; each means that this tokenizer cannot be used.
         raise _unloadable(spec, error) from None

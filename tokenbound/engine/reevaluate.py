@@ -24,6 +24,7 @@ from tokenbound.config.run import RunConfig, validate
 from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
 from tokenbound.errors import InputError, WorseError
+from tokenbound.gguf_file import parts_of
 from tokenbound.report.history_report import write_history
 from tokenbound.report.words import remarks
 from tokenbound.store import filesystem as files
@@ -257,7 +258,7 @@ def _encoded_path(night: Night, run: RunConfig) -> str:
     model = run.what.model
     assert model.checkpoint is not None
     asked = model.model_dump(mode="json", include={"compress", "base", "dtype"})
-    key = sha256_hex(canonical_json([_checkpoint_digest(model.checkpoint), asked, run.what.corpus.tokenizer_is]))
+    key = sha256_hex(canonical_json([_checkpoint_digest(model.checkpoint_place), asked, run.what.corpus.tokenizer_is]))
     return night.home.place(f"artifacts/{base_name(model.checkpoint)}-{key[:16]}.tokenbound")
 
 
@@ -267,10 +268,14 @@ def _checkpoint_digest(checkpoint: str) -> str:
         infos = [[base_name(info.path), info.size, info.mtime_ns] for info in model_files(checkpoint)]
         return sha256_hex(canonical_json(infos))
     folder = Path(checkpoint)
-    if not folder.is_dir():
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    elif folder.is_file():
+        files = parts_of(folder)
+    else:
         return checkpoint
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in files:
         with path.open("rb") as stream:
             digest.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -21,7 +21,10 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
-from tokenbound.models.hf_model import _without_copies, blank_model
+from tokenbound.gguf_file import locate_gguf
+from tokenbound.models.gguf.checkpoint import read_gguf_architecture, read_gguf_checkpoint
+from tokenbound.models.gguf.dense import dense_weights
+from tokenbound.models.hf_model import _transposed, _without_copies, blank_model
 from tokenbound.models.quantized.deployed import read_records
 from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
@@ -73,12 +76,13 @@ class Checkpoint:
     """The directory again if a tokenizer lies beside the weights, else None."""
 
 
-def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
+def read_checkpoint(path_or_id: str | Path, *, dense: bool = False) -> Checkpoint:
     """Read a causal LM checkpoint from a directory or from the Hugging Face hub.
 
     Args:
         path_or_id: a directory with `config.json` and safetensors weights (one file, or shards with their index),
-            or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one.
+            or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one; or a GGUF file.
+        dense: of a GGUF file, the weights that its blocks stand for, in float32, in place of the blocks.
 
     Returns:
         The checkpoint, its tensors exact.
@@ -87,6 +91,9 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
         InputError: nothing there; only pickle weights; an adapter without its base; a non-causal model, or one
             quantized in an unknown way; a shard missing or damaged. The message names the cure.
     """
+    gguf = locate_gguf(path_or_id)
+    if gguf is not None:
+        return _of_gguf(gguf, dense)
     directory = locate(path_or_id)
     architecture = _read_architecture(directory)
     tensors = _read_tensors(directory)
@@ -98,6 +105,14 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
 
 
+def _of_gguf(path: Path, dense: bool) -> Checkpoint:
+    architecture, tensors = read_gguf_checkpoint(path)
+    blank = blank_model(architecture, len(tensors))
+    if dense and architecture.pop(QUANTIZATION, None) is not None:
+        tensors = dense_weights(tensors, dtype=torch.float32, transposed=_transposed(blank))
+    return Checkpoint(architecture, _without_copies(blank, tensors), path.parent, None)
+
+
 def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
     """The architecture of a checkpoint whose files are there and sound as far as their headers say; reads no tensor.
 
@@ -106,6 +121,11 @@ def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
     Raises:
         InputError: as for `read_checkpoint`, but for what only the tensors show.
     """
+    gguf = locate_gguf(path_or_id)
+    if gguf is not None:
+        architecture = read_gguf_architecture(gguf)
+        blank_model(architecture)
+        return architecture
     directory = locate(path_or_id, _ARCHITECTURE_FILES)
     architecture = _read_architecture(directory)
     if Path(path_or_id).expanduser().is_dir():
@@ -121,6 +141,9 @@ def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such checkpoint, or no config of a causal language model that can be read.
     """
+    gguf = locate_gguf(path_or_id)
+    if gguf is not None:
+        return read_gguf_architecture(gguf)
     return _read_architecture(locate(path_or_id, _ARCHITECTURE_FILES))
 
 
@@ -369,6 +392,8 @@ def other_weights(path_or_id: str | Path) -> list[str]:
     transformers does not load them either, so long as nobody asks for them. They may hold another model, so the
     certificate names them. Of a hub id, those that are fetched are seen: safetensors at the top of the repository.
     """
+    if locate_gguf(path_or_id) is not None:
+        return []
     directory = locate(path_or_id)
     variants = {path.name for path in directory.glob("*.safetensors") if not _LOADED.fullmatch(path.name)}
     if (directory / _ADAPTER).exists():

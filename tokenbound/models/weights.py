@@ -15,6 +15,7 @@ import torch
 from tokenbound.compression.artifact import decode_artifact, parse_artifact
 from tokenbound.compression.weight_delta import NAMED_BASE, WeightDelta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
+from tokenbound.gguf_file import locate_gguf
 from tokenbound.models.adapters import ADAPTER_CONFIG, read_adapter, read_adapter_config, require_adapter_files
 from tokenbound.models.checkpoint import check_checkpoint, is_hub_id, locate, locate_config, read_checkpoint
 from tokenbound.models.hf_model import blank_model
@@ -46,12 +47,12 @@ def read_base(name: str) -> Weights:
     """The weights of a base.
 
     Args:
-        name: directory or hub id of a Hugging Face checkpoint, or path of a whole model's artifact.
+        name: directory or hub id of a Hugging Face checkpoint, a GGUF file, or path of a whole model's artifact.
 
     Raises:
         InputError: nothing there, or it is a delta itself.
     """
-    if Path(name).is_file():
+    if Path(name).is_file() and locate_gguf(name) is None:
         return decode_weights(Path(name).read_bytes())
     checkpoint = read_checkpoint(name)
     return _named_in_full(checkpoint.architecture, checkpoint.tensors)
@@ -63,7 +64,7 @@ def check_base(name: str) -> dict[str, Any]:
     Raises:
         InputError: nothing there, or it is a delta itself.
     """
-    if not Path(name).is_file():
+    if not Path(name).is_file() or locate_gguf(name) is not None:
         return check_checkpoint(name)
     parsed = parse_artifact(Path(name).read_bytes())
     if parsed.base is not None:

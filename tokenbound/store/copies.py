@@ -7,11 +7,12 @@ import posixpath
 import shutil
 import tempfile
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pyarrow.fs import FileInfo, FileSystem
 
 from tokenbound.errors import InputError
+from tokenbound.gguf_file import parts_of
 from tokenbound.store.filesystem import open_input, resolve
 from tokenbound.store.patterns import walk
 from tokenbound.store.remote import file_infos
@@ -46,8 +47,9 @@ def _fetched(uri: str) -> str:
     _folders.append(folder)
     logger.info("fetching %s: %d files, %d bytes", uri, len(files), sum(info.size for info in files))
     target = Path(folder.name, base_name(uri))
-    if [info.path for info in files] == [path]:
-        _fetch(filesystem, path, target)
+    if files[0].path == path:
+        for info in files:
+            _fetch(filesystem, info.path, target.with_name(posixpath.basename(info.path)))
         return str(target)
     target.mkdir()
     for info in files:
@@ -56,7 +58,7 @@ def _fetched(uri: str) -> str:
 
 
 def model_files(uri: str) -> list[FileInfo]:
-    """The files of a model's folder at a URI, or the one file that it names, sorted by name.
+    """The files of a model's folder at a URI, or the one file that it names (all parts of a split GGUF file), by name.
 
     Raises:
         InputError: there are none.
@@ -64,7 +66,8 @@ def model_files(uri: str) -> list[FileInfo]:
     filesystem, path = resolve(uri)
     info = file_infos(filesystem, path)
     if info.is_file:
-        return [info]
+        parts = [part.as_posix() for part in parts_of(PurePosixPath(path))[1:]]
+        return [info, *(file_infos(filesystem, part) for part in parts)]
     found = [info for name, info in walk(filesystem, path, recursive=False) if name.endswith(SUFFIXES)]
     if not found:
         raise InputError(f"{uri} holds no file of a model ({', '.join(SUFFIXES)}); give the folder of a checkpoint")

@@ -1,4 +1,4 @@
-"""How `every_codec.tokenbound` and `static.tokenbound` were made; kept for the record. They are never made again."""
+"""How the artifacts beside this file were made; kept for the record. They are never made again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from gguf_support import ALL, blocks_of, number_of, random_weights
 
 from tokenbound.compression.artifact import assemble_artifact
 from tokenbound.compression.calibration import Calibration, MatrixSums
 from tokenbound.compression.codecs import UNIFORM
+from tokenbound.compression.codecs.ggml import FORMATS, MARK
 from tokenbound.compression.codecs.uniform import Grid, encode_grid
 from tokenbound.compression.tensor import CodedTensor, encode_tensor
 from tokenbound.config.compress import (
@@ -20,6 +22,7 @@ from tokenbound.config.compress import (
     LosslessSettings,
     RoundToNearestSettings,
 )
+from tokenbound.gguf_file import TYPES
 
 SMALL = {
     "matrices.STATIC_ELEMENTS": 1,
@@ -62,6 +65,19 @@ def static() -> None:
     (Path(__file__).parent / "static.tokenbound").write_bytes(data)
 
 
+def ggml() -> None:
+    """Blocks of every type of llama.cpp's, with few codes, so that they are short."""
+    coded = []
+    for kind in ALL:
+        layout, size = FORMATS[number_of(kind)], TYPES[number_of(kind)].size
+        blocks = blocks_of(kind, random_weights(16, 256, seed=3)).reshape(-1, size)
+        heads, codes, rest = layout.split(blocks)
+        sparse = layout.join(heads, codes & layout.symbols // 2, rest & 1).reshape(16, -1)
+        coded.append(encode_tensor(f"w{MARK}{kind.lower()}", torch.from_numpy(sparse), LosslessSettings()))
+    data = assemble_artifact({"model_type": "golden"}, coded, LosslessSettings())
+    (Path(__file__).parent / "ggml.tokenbound").write_bytes(data)
+
+
 def main() -> None:
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 40, generator=draw) * torch.logspace(0, -1, 40)
@@ -96,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    static()
+    ggml()

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenbound.compression import ngram_codec
-from tokenbound.compression.codecs import exact, float16, groups, lattice, packed, uniform
+from tokenbound.compression.codecs import exact, float16, ggml, groups, lattice, packed, uniform
 
 if TYPE_CHECKING:
     import torch
 
-EXACT, UNIFORM, GROUPS, LATTICE, HALF, PACKED, NGRAMS = range(7)
+EXACT, UNIFORM, GROUPS, LATTICE, HALF, PACKED, NGRAMS, GGML = range(8)
 """Wire numbers, one byte for each tensor of an artifact. Append only."""
 
 Coded = tuple[int, bytes]
@@ -48,4 +48,5 @@ CODECS: dict[int, Codec] = {
     HALF: Codec("float16", float16.decode_half, float16.plain_halves),
     PACKED: Codec("packed", packed.decode_packed, packed.packed_bytes),
     NGRAMS: Codec("n-grams", ngram_codec.decode_tensor, ngram_codec.plain_numbers),
+    GGML: Codec("ggml", ggml.decode_blocks, ggml.plain_blocks),
 }

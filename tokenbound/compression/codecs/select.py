@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbound.compression.codecs import EXACT, HALF, PACKED, UNIFORM, Coded
+from tokenbound.compression.codecs import EXACT, GGML, HALF, PACKED, UNIFORM, Coded
 from tokenbound.compression.codecs.exact import encode_exact
 from tokenbound.compression.codecs.float16 import encode_half
+from tokenbound.compression.codecs.ggml import encode_blocks
 from tokenbound.compression.codecs.packed import encode_packed
 from tokenbound.compression.codecs.uniform import Grid, encode_grid
 
@@ -21,8 +22,11 @@ EXACT_CHECK_BYTES = 1 << 12
 """Quantized tensors of up to this many bytes are held against their exact code."""
 
 
-def code_exact(tensor: torch.Tensor) -> Coded:
-    """Code a tensor bit for bit, in whichever exact form is shorter."""
+def code_exact(tensor: torch.Tensor, name: str = "") -> Coded:
+    """Code a tensor bit for bit, in whichever exact form is shorter; ggml's blocks are known by their name."""
+    blocks = encode_blocks(name, tensor)
+    if blocks is not None:
+        return GGML, blocks
     exact = encode_exact(tensor)
     codes = encode_packed(tensor, len(exact))
     return (EXACT, exact) if codes is None else (PACKED, codes)

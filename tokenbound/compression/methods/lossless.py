@@ -24,4 +24,4 @@ class LosslessSettings(CompressionMethod):
         """Code one tensor bit for bit."""
         from tokenbound.compression.codecs.select import code_exact
 
-        return code_exact(tensor)
+        return code_exact(tensor, name)

@@ -71,7 +71,8 @@ class TokenizerFields(Fields):
     """How documents become ids, whatever the source."""
 
     tokenizer: str | None = None
-    """`bytes`, or directory or hub id of a Hugging Face fast tokenizer. Not used by `tokens`."""
+    """`bytes`, or directory or hub id (`org/name`, or `org/name@revision`) of a Hugging Face fast tokenizer, or a GGUF
+    file that holds one (on the hub: `org/name#model.gguf`). Not used by `tokens`."""
     tokenizer_is: Literal["given", "counted"]
     """`given`: declared chosen independently of this corpus. `counted`: its bytes are in the artifact."""
     add_bos: bool

@@ -113,7 +113,7 @@ def _require_text(method: CompressionMethod) -> None:
 def _require_exact(architecture: Mapping[str, Any], method: CompressionMethod, path: str) -> None:
     """What is quantized already is kept as it is."""
     quantized = scheme_of(architecture)
-    if quantized is not None and not method.is_exact:
+    if quantized is not None and not method.is_exact and not quantized.may_change:
         raise InputError(
             f"compress.method {method.name!r} would change what {quantized.name} made of {path}; use `lossless`, or "
             "give the weights from before it was quantized"
@@ -208,7 +208,7 @@ def _content(path: str, base: str | None, method: CompressionMethod) -> _Content
     from tokenbound.models.weights import is_adapter, read_base, read_delta
 
     if base is None:
-        checkpoint = read_checkpoint(local_copy(path))
+        checkpoint = read_checkpoint(local_copy(path), dense=not method.is_exact)
         _require_exact(checkpoint.architecture, method, path)
         return _Content(checkpoint.architecture, checkpoint.tensors)
     weights = read_base(local_copy(base))
@@ -293,7 +293,7 @@ class _Calibrator:
         from tokenbound.models.checkpoint import read_checkpoint
 
         torch.set_num_threads(1)
-        checkpoint = read_checkpoint(local_copy(path))
+        checkpoint = read_checkpoint(local_copy(path), dense=True)
         self.names, self.text = set(checkpoint.tensors), text
         self.model = trained_form(checkpoint.architecture, checkpoint.tensors)
         cast(torch.nn.Module, self.model).to(device)

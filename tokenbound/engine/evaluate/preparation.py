@@ -161,7 +161,7 @@ def check_run(config: RunConfig) -> Given | None:
         architecture = given.architecture
     else:
         assert what.model.checkpoint is not None
-        architecture = check_encoding(what.model.checkpoint, what.model.compress, base=what.model.base)
+        architecture = check_encoding(what.model.checkpoint_place, what.model.compress, base=what.model.base)
     check_model(architecture, rule.max_id, what.windows.length)
     return given
 
@@ -348,7 +348,7 @@ def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes
     if model.artifact is not None:
         return read_artifact(model.artifact)
     assert model.checkpoint is not None
-    return encode_checkpoint(model.checkpoint, model.compress, base=model.base, corpus=corpus, text=text)
+    return encode_checkpoint(model.checkpoint_place, model.compress, base=model.base, corpus=corpus, text=text)
 
 
 def read_artifact(name: str) -> bytes:
@@ -371,7 +371,7 @@ def _other_weights(model: ModelConfig) -> tuple[str, ...]:
 
     if model.artifact is not None or model.checkpoint is None:
         return ()
-    return tuple(other_weights(local_copy(anchored(model.checkpoint))))
+    return tuple(other_weights(local_copy(anchored(model.checkpoint_place))))
 
 
 def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:

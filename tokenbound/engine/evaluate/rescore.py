@@ -232,7 +232,7 @@ def _require_corpus(
                 f"corpus.{name}: the certificate says {certificate.corpus.get(name)!r}, the config and corpus give "
                 f"{summary.get(name)!r}"
             )
-    source = config.what.model.artifact or config.what.model.checkpoint
+    source = config.what.model.artifact or config.what.model.checkpoint_place
     for name, value in (("source", source), ("base", config.what.model.base)):
         if name in certificate.model and certificate.model[name] != value:
             raise MismatchError(

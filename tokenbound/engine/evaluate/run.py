@@ -393,7 +393,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         model={
             "architecture": prepared.architecture.get("model_type"),
             **({} if (arithmetic := arithmetic_of(prepared.architecture)) is None else {"arithmetic": arithmetic}),
-            "source": what.model.artifact or what.model.checkpoint,
+            "source": what.model.artifact or what.model.checkpoint_place,
             **({} if what.model.base is None else {"base": what.model.base}),
             **_named_base(prepared.artifact),
             **({"other_weights": list(prepared.other_weights)} if prepared.other_weights else {}),

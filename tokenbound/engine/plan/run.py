@@ -253,7 +253,7 @@ def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
     from tokenbound.models.hf_model import blank_model
 
     assert config.what.model.checkpoint is not None
-    architecture = read_architecture(local_copy(config.what.model.checkpoint))
+    architecture = read_architecture(local_copy(config.what.model.checkpoint_place))
     blank_model(architecture)
     return architecture
 
@@ -264,7 +264,7 @@ def _model(
     """A checkpoint, and what it will weigh."""
     choice, corpus = config.what.model, config.what.corpus
     assert choice.checkpoint is not None
-    checkpoint = local_copy(choice.checkpoint)
+    checkpoint = local_copy(choice.checkpoint_place)
     parameters = _num_weights(architecture)
     if bits_per_weight is not None:
         return _Model(architecture, None, math.ceil(bits_per_weight * parameters / 8), "assumed")

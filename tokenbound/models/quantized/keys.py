@@ -48,6 +48,7 @@ KNOWN: dict[str, frozenset[str]] = {
     | {"llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload"},
     "hqq": _COMMON | {"quant_config", "skip_modules", "dynamic_config", "nbits", "group_size", "axis", "view_as_float"},
     "quip#": _COMMON,
+    "gguf": _COMMON,
     "compressed-tensors": _COMMON
     | {"config_groups", "format", "quantization_status", "global_compression_ratio", "ignore", "version"}
     | {"run_compressed", "dequantize", "use_optimized_inference", "sparsity_config"},

@@ -5,6 +5,7 @@
     bitsandbytes   w = table[q] a       4 bits, two in a byte, the first above; a itself may be 8-bit codes
                    w = q s / 127        8 bits
     hqq            w = (q - z) s        z not an integer; in the dtype that the checkpoint computes in
+    gguf           see `tokenbound.models.gguf.dense`
 
 gptq and awq are exact in float32: a code less its zero point has 9 bits and a half-precision scale 11, and a float32
 holds 24. The others round as their own dequantization does, operation by operation, so that each weight is defined to
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.gguf.dense import dense_weights
 from tokenbound.models.quantized import quip
 from tokenbound.models.quantized.schemes import QUANTIZATION, Scheme
 
@@ -65,6 +67,8 @@ def dense_tensors(
     Raises:
         InputError: a layer does not lie as its method says; by name.
     """
+    if method.name == "gguf":
+        return dense_weights(tensors, dtype=dtype, transposed=transposed)
     out = dict(tensors)
     settings = {**architecture[QUANTIZATION], quip.SETTINGS: architecture.get(quip.SETTINGS)}
     for layout in LAYOUTS[method.name]:

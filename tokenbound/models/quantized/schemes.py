@@ -31,12 +31,16 @@ class Scheme:
     """`quant_method` of the config."""
     package: str | None = None
     """Whose code runs the quantized layers, through transformers; None where they become dense ones."""
+    may_change: bool = False
+    """Whether a method of compression may start from the weights that the codes stand for."""
+    remark: str = ""
+    """What the tool's own products do beside that."""
 
     @property
     def arithmetic(self) -> str:
         """What the certificate says of the products that were scored."""
         if self.package is None:
-            return f"dense products with the weights that the {self.name} codes stand for"
+            return f"dense products with the weights that the {self.name} codes stand for{self.remark}"
         return f"{self.name}, as transformers loads it"
 
 
@@ -50,6 +54,7 @@ SCHEMES = {
         Scheme("bitsandbytes"),
         Scheme("hqq"),
         Scheme("quip#"),
+        Scheme("gguf", may_change=True, remark=" (llama.cpp also rounds activations, which is not done here)"),
     )
 }
 
