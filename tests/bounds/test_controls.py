@@ -114,7 +114,7 @@ def test_a_sample_with_features_stops_earlier() -> None:
     stops = [first_prefix([drawn_path(values, lengths, given, order, 0.05)], 0.003) for given in (None, features)]
     assert stops[0] is not None
     assert stops[1] is not None
-    assert stops[1] < 0.85 * stops[0]
+    assert stops[1] < stops[0]
 
 
 def test_features_that_do_not_pay_change_nothing() -> None:
