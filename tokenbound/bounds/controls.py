@@ -18,7 +18,7 @@ are made from them here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,6 +56,8 @@ class ControlVariates:
             )
         if not np.isfinite(self.features).all():
             raise InputError("control variates must be finite; compute them again")
+        if self.lengths.min(initial=1) < 1:
+            raise InputError("every window has a scored token; the lengths of the windows are wrong")
         in_range = self.order.size and int(self.order.min()) >= 0 and int(self.order.max()) < self.num_units
         if not in_range or np.unique(self.order).size != self.order.size:
             raise InputError(f"the draw must name windows below {self.num_units}, each once")
@@ -146,6 +148,33 @@ def regress(
     ([0.5], 78.5)
     """
     pilot = units.size
+    checked = [
+        replace(each, highest=controls.highest(limits, each.beta, each.mean, pilot))
+        for each in _candidates(controls, units)
+    ]
+    return min(
+        checked,
+        key=lambda each: expected_unit_slack(
+            each.deviation, each.highest, draws=draws, log_inverse_delta=log_inverse_delta
+        ),
+    )
+
+
+def unexplained_share(controls: ControlVariates, units: Floats) -> float:
+    """Share of the standard deviation of the pilot's units that the features leave: a guide for choices.
+
+    Args:
+        controls: of all windows.
+        units: [n_p] sums of the pilot's windows about their mean, in draw order.
+    """
+    none, *candidates = _candidates(controls, units)
+    least = min((each.deviation for each in candidates), default=none.deviation)
+    return min(least / none.deviation, 1.0) if none.deviation else 1.0
+
+
+def _candidates(controls: ControlVariates, units: Floats) -> list[Regression]:
+    """No regression, then one for each penalty; their limits are not computed yet."""
+    pilot = units.size
     mean = controls.outside_mean(pilot)
     own = controls.features[controls.order[:pilot]].astype(np.float64)
     centred, target = own - own.mean(axis=0), units - units.mean()
@@ -162,16 +191,7 @@ def regress(
         missed = (target - scaled @ weights) / np.maximum(1 - leverage, 1e-9)
         beta = np.where(used, weights / np.where(used, scale, 1.0), 0.0)
         candidates.append(Regression(beta, mean, 0.0, float(np.sqrt(np.mean(missed**2)))))
-    checked = [
-        Regression(each.beta, mean, controls.highest(limits, each.beta, mean, pilot), each.deviation)
-        for each in candidates
-    ]
-    return min(
-        checked,
-        key=lambda each: expected_unit_slack(
-            each.deviation, each.highest, draws=draws, log_inverse_delta=log_inverse_delta
-        ),
-    )
+    return candidates
 
 
 def expected_unit_slack(deviation: float, largest: float, *, draws: int, log_inverse_delta: float) -> float:

@@ -123,6 +123,7 @@ class ClaimIdentitySection(TypedDict, total=False):
     unscorable: Literal["refuse", "worst_case"]
     declarations: DeclarationsSection
     evaluation: Positive
+    control_variates: ShortText
 
 
 class CodeSplitSection(TypedDict):
@@ -325,3 +326,4 @@ class PlanRecord(TypedDict, total=False):
     shard_tokens: Positive
     shard_batch: Positive
     segments: list[list[str]]
+    features_sha256: Digest

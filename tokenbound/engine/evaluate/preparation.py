@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenbound.bounds.decisions import TreeChoice, code_lengths
 from tokenbound.bounds.lines import counts_documents
+from tokenbound.certificate.control_variates import FEATURES, stored_features
 from tokenbound.certificate.identity import (
     configuration,
     differences,
@@ -31,10 +34,14 @@ from tokenbound.config.run import (
     RunConfig,
     SampleConfig,
     WhatConfig,
+    WindowsConfig,
     dump_config,
 )
+from tokenbound.corpus.ngram_features import FeatureRule, Features, corpus_features
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
+from tokenbound.engine.cluster.executor import executor
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.decisions import first_counts, max_window_decisions
@@ -47,7 +54,7 @@ from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.draws import Register, Selection
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+from tokenbound.store.run import ARTIFACT, PLAN, RunDirectory, sha256_hex
 from tokenbound.store.uri import split
 
 logger = logging.getLogger(__name__)
@@ -84,6 +91,8 @@ class Prepared:
     """Weight files beside those of the checkpoint, which were not read."""
     tree: TreeChoice | None = None
     """Along which decisions are scored; None where they are not."""
+    features: Features | None = None
+    """Of every window of the corpus, where a sample has control variates."""
     selection: Selection | None = None
     """The run's place in the register of draws, which it has before anything is scored."""
 
@@ -114,7 +123,13 @@ class Prepared:
         if num_windows is None:
             slices = shard_slices(self.plan, self.shard_tokens, self.shard_batch)
             return [Shard(i, np.arange(start, stop)) for i, (start, stop) in enumerate(slices)]
-        order = hashed_order(
+        order = self.drawn(num_windows)
+        step = sampled_shard_windows(self.plan, self.shard_tokens, self.shard_batch)
+        return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
+
+    def drawn(self, num_windows: int) -> NDArray[np.int64]:
+        """The first windows of the draw, in its order."""
+        return hashed_order(
             self.plan.num_windows,
             artifact_sha256=self.identity["artifact_sha256"],
             corpus_sha256=self.identity["corpus_sha256"],
@@ -122,8 +137,6 @@ class Prepared:
             seed=self.config.what.sample.seed,
             first=num_windows,
         )
-        step = sampled_shard_windows(self.plan, self.shard_tokens, self.shard_batch)
-        return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,9 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         InputError: something cannot be used; found before anything is paid for.
         MismatchError: the run directory belongs to other inputs.
     """
-    what, run = config.what, RunDirectory(config.how.output)
+    run = RunDirectory(config.how.output)
+    config = _as_begun(config, run)
+    what = config.what
     corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
     text = text_of(corpus, what.windows)
     spec = text.spec
@@ -231,7 +246,38 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         _other_weights(what.model),
         tree,
     )
-    return replace(_open_run(prepared), selection=register.assign(wanted, what.bound.trial))
+    prepared = _open_run(replace(prepared, features=_features(prepared)))
+    return replace(prepared, selection=register.assign(wanted, what.bound.trial))
+
+
+def _as_begun(config: RunConfig, run: RunDirectory) -> RunConfig:
+    """The config, without control variates where the run there was begun without: its certificate keeps its form."""
+    sample = config.what.sample
+    if not (sample.has_controls and run.exists(PLAN)) or "features_sha256" in run.plan():
+        return config
+    without = sample.model_copy(update={"control_variates": "none"})
+    return config.model_copy(update={"what": config.what.model_copy(update={"sample": without})})
+
+
+def _features(prepared: Prepared) -> Features | None:
+    """The features of the windows, where a sample has control variates: of the run there, or computed."""
+    if not prepared.config.what.sample.has_controls:
+        return None
+    run = prepared.run
+    begun = run.plan().get("features_sha256") if run.exists(PLAN) else None
+    if begun is not None:
+        return stored_features(run, begun)
+    rule = feature_rule(prepared.corpus.manifest, prepared.config.what.windows)
+    started = time.monotonic()
+    with plain_errors():
+        found = corpus_features(prepared.corpus.root, rule, executor().map)
+    logger.info("computed control variates of %d windows in %.1f s", len(found.table), time.monotonic() - started)
+    return found
+
+
+def feature_rule(manifest: Manifest, windows: WindowsConfig) -> FeatureRule:
+    """What the control variates of a corpus are, cut as a config says."""
+    return FeatureRule.of(manifest, length=windows.length, context=windows.context, stride=windows.stride)
 
 
 def register_of(corpus_root: str, manifest: Manifest) -> Register:
@@ -458,7 +504,10 @@ def _open_run(prepared: Prepared) -> Prepared:
         "shard_batch": prepared.shard_batch,
         "segments": [[file.name for file in segment.files] for segment in prepared.corpus.manifest.segments],
     }
-    run.write_json("plan.json", tree)
+    if prepared.features is not None:
+        run.write(FEATURES, prepared.features.data)
+        tree["features_sha256"] = prepared.features.sha256
+    run.write_json(PLAN, tree)
     return prepared
 
 
