@@ -44,7 +44,7 @@ FOLDER = "features"
 
 SMALL_VOCABULARY = 1 << 9
 """Up to so many ids, bytes for example, orders 2 to 4 are used, above it 1 to 3."""
-MAX_TABLE_BITS, MIN_TABLE_BITS = 27, 12
+MAX_TABLE_BITS, MIN_TABLE_BITS = 27, 16
 """A table has 2^27 cells at most, half a gigabyte, however large the corpus is."""
 BACK_OFF = 8.0
 """b: weight of the shorter context, in occurrences."""
@@ -179,19 +179,29 @@ def _kept(name: str) -> Features | None:
     return Features.parse(data, f"{name}.npy") if hashlib.sha256(data).hexdigest().encode() == digest else None
 
 
-def compute_features(root: str, rule: FeatureRule, run: Run = map) -> Features:
+def compute_features(
+    root: str,
+    rule: FeatureRule,
+    run: Run = map,
+    *,
+    block_tokens: int = BLOCK_TOKENS,
+    part_tokens: int = PART_TOKENS,
+) -> Features:
     """The same, always computed.
 
     Args:
         root: of the prepared corpus.
         rule: what they are.
         run: how functions are mapped over orders and parts of the corpus.
+        block_tokens: tokens held at once.
+        part_tokens: about how many tokens one task of the second pass reads.
     """
     corpus = PreparedCorpus(root)
-    tables = tuple(run(partial(count_ngrams, corpus, rule), range(1, rule.orders[-1] + 1)))
+    count = partial(count_ngrams, corpus, rule, block_tokens=block_tokens)
+    tables = tuple(run(count, range(1, rule.orders[-1] + 1)))
     plan = _plan(corpus, rule)
-    parts = [part for index, segment in enumerate(plan.segments) for part in _parts(index, segment)]
-    rows = list(run(partial(window_features, corpus, rule, tables), parts))
+    parts = [part for index, segment in enumerate(plan.segments) for part in _parts(index, segment, part_tokens)]
+    rows = list(run(partial(window_features, corpus, rule, tables, block_tokens=block_tokens), parts))
     return Features.of(np.concatenate(rows))
 
 
@@ -212,29 +222,32 @@ class _Part:
     """[W] scored tokens, which follow each other."""
 
 
-def _parts(index: int, segment: SegmentPlan) -> Iterator[_Part]:
+def _parts(index: int, segment: SegmentPlan, part_tokens: int) -> Iterator[_Part]:
     first = 0
     while first < segment.num_windows:
-        fitting = segment.windows_within(segment.targets_before(first) + PART_TOKENS)
+        fitting = segment.windows_within(segment.targets_before(first) + part_tokens)
         stop = min(max(fitting, first + 1), segment.num_windows)
         start, _, first_target, tokens = segment.locate(np.arange(first, stop))
         yield _Part(index, start + first_target + 1, tokens)
         first = stop
 
 
-def count_ngrams(corpus: PreparedCorpus, rule: FeatureRule, order: int) -> NDArray[np.uint32]:
+def count_ngrams(
+    corpus: PreparedCorpus, rule: FeatureRule, order: int, *, block_tokens: int = BLOCK_TOKENS
+) -> NDArray[np.uint32]:
     """[cells] how often each n-gram of one order occurs, by its hash. Memory is the table and a block of tokens.
 
     Args:
         corpus: whose.
         rule: for the size of the table.
         order: n.
+        block_tokens: tokens held at once.
     """
     table = np.zeros(_cells(corpus.manifest, rule, order), np.uint32)
     for segment, record in enumerate(corpus.manifest.segments):
-        for start in range(0, record.tokens, BLOCK_TOKENS):
+        for start in range(0, record.tokens, block_tokens):
             first = max(start - order + 1, 0)
-            ids = corpus.read_ids(segment, first, min(start + BLOCK_TOKENS, record.tokens))
+            ids = corpus.read_ids(segment, first, min(start + block_tokens, record.tokens))
             *_, cells = _hashes(ids, order, table.size)
             np.add.at(table, cells, np.uint32(1))
     return table
@@ -263,7 +276,12 @@ def _hashes(ids: NDArray[np.integer], orders: int, cells: int | Sequence[int]) -
 
 
 def window_features(
-    corpus: PreparedCorpus, rule: FeatureRule, tables: Sequence[NDArray[np.uint32]], part: _Part
+    corpus: PreparedCorpus,
+    rule: FeatureRule,
+    tables: Sequence[NDArray[np.uint32]],
+    part: _Part,
+    *,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> NDArray[np.int64]:
     """[W, 1 + orders] the features of some windows.
 
@@ -272,11 +290,12 @@ def window_features(
         rule: which orders.
         tables: of orders 1, 2, ..
         part: the windows.
+        block_tokens: tokens held at once.
     """
     sums = np.zeros((len(part.starts), len(rule.orders)), np.int64)
     ends, context = part.starts + part.tokens, len(tables)
-    for start in range(int(part.starts[0]), int(ends[-1]), BLOCK_TOKENS):
-        stop, first = min(start + BLOCK_TOKENS, int(ends[-1])), max(start - context, 0)
+    for start in range(int(part.starts[0]), int(ends[-1]), block_tokens):
+        stop, first = min(start + block_tokens, int(ends[-1])), max(start - context, 0)
         ids = corpus.read_ids(part.segment, first, stop)
         low, high = np.searchsorted(ends, start, side="right"), np.searchsorted(part.starts, stop, side="left")
         begin, end = (np.clip(edge[low:high] - start, 0, stop - start) for edge in (part.starts, ends))
