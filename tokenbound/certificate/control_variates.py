@@ -7,12 +7,19 @@ from dataclasses import replace
 from tokenbound.bounds.claim import SamplingPlan
 from tokenbound.bounds.columns import Ints
 from tokenbound.bounds.controls import ControlVariates
-from tokenbound.corpus.ngram_features import Features
+from tokenbound.config.run import WindowsConfig
+from tokenbound.corpus.ngram_features import FeatureRule, Features
+from tokenbound.corpus.prepared import Manifest
 from tokenbound.errors import MismatchError
 from tokenbound.store.run import RunDirectory
 
 FEATURES = "features.npy"
 """Of a run directory."""
+
+
+def feature_rule(manifest: Manifest, windows: WindowsConfig) -> FeatureRule:
+    """What the features of a corpus are, cut as a config says."""
+    return FeatureRule.of(manifest, length=windows.length, context=windows.context, stride=windows.stride)
 
 
 def stored_features(run: RunDirectory, sha256: str) -> Features:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.decisions import TreeChoice, code_lengths
 from tokenbound.bounds.lines import counts_documents
-from tokenbound.certificate.control_variates import FEATURES, stored_features
+from tokenbound.certificate.control_variates import FEATURES, feature_rule, stored_features
 from tokenbound.certificate.identity import (
     configuration,
     differences,
@@ -34,10 +34,9 @@ from tokenbound.config.run import (
     RunConfig,
     SampleConfig,
     WhatConfig,
-    WindowsConfig,
     dump_config,
 )
-from tokenbound.corpus.ngram_features import FeatureRule, Features, corpus_features
+from tokenbound.corpus.ngram_features import Features, corpus_features
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.engine.cluster.executor import executor
@@ -273,11 +272,6 @@ def _features(prepared: Prepared) -> Features | None:
         found = corpus_features(prepared.corpus.root, rule, executor().map)
     logger.info("computed control variates of %d windows in %.1f s", len(found.table), time.monotonic() - started)
     return found
-
-
-def feature_rule(manifest: Manifest, windows: WindowsConfig) -> FeatureRule:
-    """What the control variates of a corpus are, cut as a config says."""
-    return FeatureRule.of(manifest, length=windows.length, context=windows.context, stride=windows.stride)
 
 
 def register_of(corpus_root: str, manifest: Manifest) -> Register:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenbound.bounds.decisions import LEVEL_STEP, LEVELS, MAX_LEVEL, level_of
 from tokenbound.bounds.lines import counts_documents
 from tokenbound.certificate.decisions import DEEPEST_NLL_NATS
+from tokenbound.certificate.control_variates import feature_rule
 from tokenbound.certificate.identity import differences, fingerprint, scoring_protocol, smallest_batch
 from tokenbound.certificate.record import CertificateRecord
 from tokenbound.certificate.reduce import RunLedger
@@ -25,7 +26,6 @@ from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.summary import corpus_section
 from tokenbound.corpus.windows import CorpusPlan, gather
 from tokenbound.engine.evaluate.decisions import max_window_decisions
-from tokenbound.engine.evaluate.preparation import feature_rule
 from tokenbound.engine.evaluate.stages import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store.copies import local_copy

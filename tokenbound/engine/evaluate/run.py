@@ -18,7 +18,7 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
-from tokenbound.certificate.control_variates import with_controls
+from tokenbound.certificate.control_variates import feature_rule, with_controls
 from tokenbound.certificate.derived import claim_of, derived_fields
 from tokenbound.certificate.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
 from tokenbound.certificate.record import CertificateRecord, ControlVariatesRecord, SamplingRecord, SelectionRecord
@@ -37,7 +37,6 @@ from tokenbound.engine.evaluate.preparation import (
     artifact_plugins,
     check_place,
     check_run,
-    feature_rule,
     prepare,
     sample_size,
 )
