@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from io import BytesIO
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from tokenbound.store.uri import join
 A = TypeVar("A")
 B = TypeVar("B")
 
-KIND = "ngrams-1"
+KIND: Final = "ngrams-1"
 """Names this way of making features; another way gets another name."""
 
 FOLDER = "features"
@@ -78,7 +78,7 @@ class FeatureRule:
     """Of the n-grams whose code lengths are kept."""
     table_bits: int
     """Log2 of the cells of each table."""
-    kind: str = KIND
+    kind: Literal["ngrams-1"] = KIND
 
     @classmethod
     def of(cls, manifest: Manifest, *, length: int, context: str, stride: int | None) -> FeatureRule:
@@ -331,7 +331,8 @@ def _lengths_of(probabilities: NDArray[np.float32]) -> NDArray[np.int32]:
     places = probabilities.view(np.int32) >> (23 - _MANTISSA_BITS)
     places -= (127 - _LOWEST_EXPONENT) << _MANTISSA_BITS
     np.maximum(places, 0, out=places)
-    return _length_table()[places]
+    found: NDArray[np.int32] = _length_table()[places]
+    return found
 
 
 @cache
