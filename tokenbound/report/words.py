@@ -389,6 +389,12 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     ['Left out of the corpus: hidden files or folders (2).', 'Text was decoded as latin-1.']
     """
     found = []
+    if part := corpus.get("part"):
+        salt = f" with the salt {part['salt']!r}" if part["salt"] else ""
+        found.append(
+            f"The corpus is the part of its source whose documents hash{salt} into [{part['from']:g}, {part['to']:g}); "
+            "the risk is that of this part."
+        )
     if skipped := corpus.get("skipped"):
         parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
         found.append(f"Left out of the corpus: {', '.join(parts)}.")

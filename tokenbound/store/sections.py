@@ -135,6 +135,11 @@ class CodeSplitSection(TypedDict):
     protocol: float
 
 
+PartSection = TypedDict("PartSection", {"from": float, "to": float, "salt": ShortText})
+"""Which documents of a corpus, by the hash of their text."""
+PartSection.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+
+
 class CorpusSection(TypedDict):
     """What was read, and how."""
 
@@ -156,6 +161,7 @@ class CorpusSection(TypedDict):
     encoding: NotRequired[str]
     errors: NotRequired[str]
     special_tokens: NotRequired[str]
+    part: NotRequired[PartSection]
     dtype: NotRequired[str | None]
     eos_id: NotRequired[Count | None]
     name: NotRequired[str | None]
