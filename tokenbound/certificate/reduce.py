@@ -20,8 +20,8 @@ import numpy as np
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
 from tokenbound.bounds.columns import Piece, window_sums
 from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
-from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.bounds.controls import unexplained_share
+from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums
 from tokenbound.bounds.reduction import Sums, Tunings, certified_lines, loss_paths

@@ -15,8 +15,8 @@ from tokenbound.bounds.decisions import DecisionTable, DecisionTree
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound, scores_decisions
 from tokenbound.bounds.lines.base import Setting
-from tokenbound.certificate.decisions import check_decisions
 from tokenbound.certificate.control_variates import stored_features, with_controls
+from tokenbound.certificate.decisions import check_decisions
 from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
     SOFTWARE_DECLARATIONS,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.decisions import LEVEL_STEP, LEVELS, MAX_LEVEL, level_of
 from tokenbound.bounds.lines import counts_documents
-from tokenbound.certificate.decisions import DEEPEST_NLL_NATS
 from tokenbound.certificate.control_variates import feature_rule
+from tokenbound.certificate.decisions import DEEPEST_NLL_NATS
 from tokenbound.certificate.identity import differences, fingerprint, scoring_protocol, smallest_batch
 from tokenbound.certificate.record import CertificateRecord
 from tokenbound.certificate.reduce import RunLedger
