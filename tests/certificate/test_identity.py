@@ -32,9 +32,12 @@ def scored(**changes: Any) -> dict[str, Any]:
     return scoring_identity(**{**fields, **changes})
 
 
-def claimed(evaluation: int | None = None, declared: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def claimed(declared: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    drawn = {name: changes.pop(name) for name in ("evaluation", "control_variates") if name in changes}
     name = changes.pop("scoring_fingerprint", "e" * 64)
-    return claim_identity(name, BOUND.model_copy(update=changes), declared or {"prior": "code"}, evaluation)
+    return claim_identity(
+        name, BOUND.model_copy(update=changes), declared or {"prior": "code"}, SAMPLE.model_copy(update=drawn)
+    )
 
 
 SCORED = [
@@ -60,6 +63,7 @@ CLAIMED = [
     {"unscorable": "worst_case"},
     {"evaluation": 1},
     {"evaluation": 2},
+    {"control_variates": "none"},
     {"declared": {"prior": "code", "declared_tokens": 5}},
 ]
 

@@ -75,14 +75,14 @@ def build(
     )
     declared: dict[str, Any] = {"tokenizer_is": "given", "prior": prior, SOFTWARE_DECLARATIONS[0]: True}
     declared |= {"holdout_declaration": "a test"} if prior == "holdout" else {}
-    claimed = claim_identity(name, bound, declared, sample.evaluation)
+    drawing = None if sample.is_full else sampling_record(sample)
+    claimed = claim_identity(name, bound, declared, drawing)
     split = code_split(len(ARTIFACT_BYTES), DEFAULT_PROTOCOL)
     scored = sum(record.tokens for record in records)
     tokens = scored if sample.is_full else 40 * 16
     claim = Claim(
         V, V, math.fsum(split.values()), bound.delta, tokens, bound.methods, bound.top_k, prior=prior, code_split=split
     )
-    drawing = None if sample.is_full else sampling_record(sample)
     plan = None if sample.is_full else SamplingPlan(40, 16, sample.pilot_windows, evaluation=sample.evaluation)
     reduction = reduce_ledger(RunLedger(run.uri, 3, name, V), claim, plan)
     certificate = Certificate(

@@ -264,6 +264,7 @@ VALUES = {
     "subset": "x",
     "split": "test",
     "revision": "x",
+    "part": {"from": 0.0, "to": 0.5, "salt": ""},
 }
 SOURCES = ("python-stdlib", "text", "jsonl", "parquet", "tokens", "hf")
 

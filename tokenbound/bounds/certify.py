@@ -86,8 +86,10 @@ def _line(
 def _measured(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> Measured:
     mean, slack = sums.mean(index, "value"), 0.0
     larger: Mapping[int, float] = {}
+    beta: tuple[float, ...] = ()
     if sampling is not None and sampling.pilot_units < sampling.num_units:
-        slack = float(sampling_path(tuning, index, sums, claim, sampling).upper[-1]) - mean
+        path = sampling_path(tuning, index, sums, claim, sampling)
+        slack, beta = float(path.upper[-1]) - mean, path.beta
         larger = expected_slacks(tuning, index, sums, claim, sampling)
     square = sums.mean(index, "square")
-    return Measured(sums.mean(index, "loss"), mean, slack, square, sampling is not None, larger)
+    return Measured(sums.mean(index, "loss"), mean, slack, square, sampling is not None, larger, beta)

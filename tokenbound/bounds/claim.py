@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from tokenbound.bounds.codes import elias_delta_bits, shared_tune_bits
 from tokenbound.bounds.constants import PILOT_TARGET_RATIO, SAMPLING_DELTA_SHARE
+from tokenbound.bounds.controls import ControlVariates
 from tokenbound.bounds.decisions import TreeName
 from tokenbound.bounds.lines import automatic_bounds, bound_named, require_method
 from tokenbound.bounds.smoothing import check_vocab_size
@@ -224,6 +225,11 @@ class SamplingPlan:
     """In a growing corpus: the ordinal j of this draw; it spends 1/(j(j+1)) of the share. Null: not growing."""
     max_unit_decisions: int | None = None
     """Decisions of the window that has most of them; needed by `bits`."""
+    controls: ControlVariates | None = None
+    """What is known of every window before any is drawn; null: nothing is taken from the windows' sums."""
+    unexplained: float = 1.0
+    """Share of the standard deviation of a window's loss that the control variates leave in the pilot. It guides the
+    choice of grid points alone."""
 
     def __post_init__(self) -> None:
         """Refuse impossible plans."""
@@ -236,6 +242,12 @@ class SamplingPlan:
         if self.evaluation is not None and self.evaluation < 1:
             raise InputError(f"evaluation counts from 1, got {self.evaluation}")
         elias_delta_bits(self.trial)
+        known = self.controls
+        if known is not None and (known.num_units, known.max_unit_tokens) != (self.num_units, self.max_unit_tokens):
+            raise InputError(
+                f"control variates are of {known.num_units} windows of at most {known.max_unit_tokens} tokens, the "
+                f"plan says {self.num_units} and {self.max_unit_tokens}"
+            )
 
     def log_inverse_delta(self, claim: Claim) -> float:
         """ln(1 / delta_s) of one line: the share of delta, over trials, evaluations and the K lines."""

@@ -104,6 +104,9 @@ STAKE_TARGET_FACTOR: Final = 4
 STAKE_CAP: Final = 0.97
 """Largest lambda_i * (hi - Y_i): below 1 for validity, and with room: one extreme unit costs ln 33 nats."""
 
+CONTROL_RIDGE_GRID: Final = (1e-4, 1e-2, 1e-1, 1.0)
+"""Penalties, as shares of the pilot's windows, at which control variates are regressed on scaled features."""
+
 NLL_TOLERANCE_NATS: Final = 1e-5
 """float32 log-softmax may return nll slightly below zero; down to here it is clipped to zero, below it is refused."""
 

@@ -27,6 +27,13 @@ class Measured:
     sampled: bool = False
     larger: Mapping[int, float] = field(default_factory=dict)
     """Expected slack at multiples of the sample."""
+    beta: tuple[float, ...] = ()
+    """Of the control variates; empty where none are used."""
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What the pilot chose besides the grid point, for the reader."""
+        return {"control_variates": list(self.beta)} if self.beta else {}
 
 
 @dataclass(frozen=True)

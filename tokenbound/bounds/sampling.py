@@ -28,6 +28,7 @@ from scipy.special import polygamma
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.columns import Floats, Ints
 from tokenbound.bounds.constants import STAKE_CAP, STAKE_TARGET_FACTOR
+from tokenbound.bounds.controls import ControlVariates, adjustments, regress
 from tokenbound.errors import IncompleteError, InputError
 
 _NEWTON_STEPS = 12
@@ -157,6 +158,8 @@ class SamplingPath:
     """[n] U_s: upper bound on the mean of z_i over the whole corpus."""
     sample_mean: Floats
     """[n] mean of z_i over the tokens drawn so far."""
+    beta: tuple[float, ...] = ()
+    """Of the control variates, as the pilot chose it; empty where none are used."""
 
     @property
     def slack(self) -> Floats:
@@ -176,7 +179,8 @@ def path_of_windows(
     """Slack of every prefix of the draw, for values per token that never exceed ``highest_value``.
 
     The pilot's windows enter exactly. The others enter as u_j = sum over window j of (z_i - c), c the pilot's mean,
-    each at most (z_max - c) s_max; the draw's total is c * (tokens outside the pilot) + sum of u_j.
+    each at most (z_max - c) s_max; the draw's total is c * (tokens outside the pilot) + sum of u_j. Where the plan has
+    control variates, they enter as X_j (:mod:`~tokenbound.bounds.controls`).
 
     Args:
         values: [W] sums of each window, in draw order.
@@ -192,15 +196,15 @@ def path_of_windows(
     """
     pilot = sampling.pilot_units
     _check_windows(window_lengths, claim, sampling)
-    centre = _pilot_centre(values, window_lengths, sampling)
-    units, pilot_units, highest = _centred(values, window_lengths, highest_value, sampling, highest_unit)
-    upper = _upper_totals(units, pilot_units, sampling.num_units - pilot, highest, claim, sampling)
+    units = _units(values, window_lengths, highest_value, claim, sampling, highest_unit)
+    upper = _upper_totals(units.beyond, units, claim, sampling)
     drawn = np.cumsum(window_lengths)[pilot:]
-    full = (centre * claim.num_tokens + math.fsum(pilot_units.tolist()) + upper) / claim.num_tokens
+    full = (units.centre * claim.num_tokens + units.pilot_total + upper) / claim.num_tokens
     return SamplingPath(
         num_windows=np.arange(pilot + 1, window_lengths.size + 1),
         upper=np.asarray(full, dtype=np.float64),
         sample_mean=np.asarray(np.cumsum(values)[pilot:] / np.maximum(drawn, 1.0), dtype=np.float64),
+        beta=units.beta,
     )
 
 
@@ -218,28 +222,76 @@ def expected_slacks_of_windows(
     The same sequence runs on over the windows beyond the pilot, repeated; a multiple beyond N is left out, since all
     windows leave no slack.
     """
-    units, pilot, highest = _centred(values, window_lengths, highest_value, sampling, highest_unit)
+    units = _units(values, window_lengths, highest_value, claim, sampling, highest_unit)
     others, drawn = sampling.num_units - sampling.pilot_units, window_lengths.size
     found = {}
     for factor in SLACK_MULTIPLES:
         if factor * drawn < sampling.num_units:
-            repeated = np.resize(units, factor * drawn - sampling.pilot_units)
-            upper = float(_upper_totals(repeated, pilot, others, highest, claim, sampling)[-1])
+            repeated = np.resize(units.beyond, factor * drawn - sampling.pilot_units)
+            upper = float(_upper_totals(repeated, units, claim, sampling)[-1])
             found[factor] = max(upper - others * float(repeated.mean()), 0.0) / claim.num_tokens
     return found
 
 
-def _centred(
-    values: Floats, lengths: Ints, highest_value: float, sampling: SamplingPlan, highest_unit: float | None
-) -> tuple[Floats, Floats, float]:
-    """The u_j = sum over window j of (z_i - c) beyond the pilot and of the pilot, and their upper limit."""
+@dataclass(frozen=True)
+class _Units:
+    """The windows as the sequence takes them."""
+
+    beyond: Floats
+    """[n] X_j of the windows beyond the pilot, in draw order."""
+    pilot: Floats
+    """[n_p] X_j of the pilot's."""
+    pilot_total: float
+    """Sum of u_j over the pilot."""
+    centre: float
+    """c."""
+    highest: float
+    """Hi: the largest that X_j of a window outside the pilot can be."""
+    beta: tuple[float, ...] = ()
+    """Of the control variates; empty where none are used."""
+
+
+def _units(
+    values: Floats,
+    lengths: Ints,
+    highest_value: float,
+    claim: Claim,
+    sampling: SamplingPlan,
+    highest_unit: float | None,
+) -> _Units:
+    """X_j = u_j - beta . (g_j - g) with u_j = sum over window j of (z_i - c); X_j = u_j without control variates."""
+    pilot, controls = sampling.pilot_units, sampling.controls
     centre = _pilot_centre(values, lengths, sampling)
     units = values - centre * lengths
-    if highest_unit is None:
-        highest = max(highest_value - centre, 0.0) * sampling.max_unit_tokens
-    else:  # c is taken from every token of a window: where it is below 0, that raises the limit
-        highest = max(highest_unit - min(centre, 0.0) * sampling.max_unit_tokens, 0.0)
-    return units[sampling.pilot_units :], units[: sampling.pilot_units], highest
+    total = math.fsum(units[:pilot].tolist())
+
+    def limits(tokens: Floats) -> Floats:
+        """What u_j never exceeds in windows of so many tokens."""
+        if highest_unit is None:
+            return max(highest_value - centre, 0.0) * tokens
+        # c is taken from every token of a window: where it is below 0, that raises the limit
+        return np.maximum(highest_unit - min(centre, 0.0) * tokens, 0.0)
+
+    if controls is None or pilot == sampling.num_units:
+        highest = float(limits(np.array([sampling.max_unit_tokens], dtype=np.float64))[0])
+        return _Units(units[pilot:], units[:pilot], total, centre, highest)
+    _check_draw(controls, lengths, claim)
+    level = sampling.log_inverse_delta(claim)
+    every = limits(controls.lengths.astype(np.float64))
+    fit = regress(controls, units[:pilot], every, draws=sampling.target_draws, log_inverse_delta=level)
+    units = units - adjustments(controls.features[controls.order[: lengths.size]], fit.beta, fit.mean)
+    return _Units(units[pilot:], units[:pilot], total, centre, fit.highest, tuple(fit.beta.tolist()))
+
+
+def _check_draw(controls: ControlVariates, lengths: Ints, claim: Claim) -> None:
+    """The sums are of a prefix of the draw whose features are known."""
+    if controls.num_tokens != claim.num_tokens:
+        raise InputError(
+            f"control variates are of {controls.num_tokens} tokens, the whole corpus has {claim.num_tokens}"
+        )
+    drawn = controls.order[: lengths.size]
+    if drawn.size < lengths.size or not np.array_equal(controls.lengths[drawn], lengths):
+        raise InputError("the sums are of other windows, or in another order, than the draw of the control variates")
 
 
 def _pilot_centre(values: Floats, lengths: Ints, sampling: SamplingPlan) -> float:
@@ -248,26 +300,30 @@ def _pilot_centre(values: Floats, lengths: Ints, sampling: SamplingPlan) -> floa
     return math.fsum(values[:pilot].tolist()) / max(float(lengths[:pilot].sum()), 1.0)
 
 
-def _upper_totals(
-    units: Floats, pilot: Floats, num_units: int, highest: float, claim: Claim, sampling: SamplingPlan
-) -> Floats:
-    if not units.size:  # the pilot is the whole corpus
+def _upper_totals(beyond: Floats, units: _Units, claim: Claim, sampling: SamplingPlan) -> Floats:
+    """[n] upper bounds on the total of the windows outside the pilot after each of ``beyond``."""
+    num_units, level = sampling.num_units - sampling.pilot_units, sampling.log_inverse_delta(claim)
+    if not beyond.size:  # the pilot is the whole corpus
         return np.empty(0)
-    level = sampling.log_inverse_delta(claim)
-    forecasts, deviations = running_moments(units, pilot)
+    forecasts, deviations = running_moments(beyond, units.pilot)
     stakes = mixture_stakes(
         forecasts,
         deviations,
         num_units=num_units,
-        highest=highest,
+        highest=units.highest,
         log_inverse_delta=level,
         target_units=sampling.target_draws,
     )
     upper = total_upper_bounds(
-        units, num_units=num_units, highest=highest, log_inverse_delta=level, forecasts=forecasts, stakes=stakes
+        beyond,
+        num_units=num_units,
+        highest=units.highest,
+        log_inverse_delta=level,
+        forecasts=forecasts,
+        stakes=stakes,
     )
-    if units.size == num_units:  # nothing is left to chance
-        upper[-1] = math.fsum(units.tolist())
+    if beyond.size == num_units:  # nothing is left to chance
+        upper[-1] = math.fsum(beyond.tolist())
     return upper
 
 

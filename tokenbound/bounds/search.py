@@ -15,7 +15,8 @@ import numpy as np
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.columns import Floats, Ints
-from tokenbound.bounds.constants import LN2, MAX_DEGREE, STAKE_CAP, T_GRID
+from tokenbound.bounds.constants import LN2, MAX_DEGREE, T_GRID
+from tokenbound.bounds.controls import expected_unit_slack
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level
 from tokenbound.errors import InputError
@@ -44,12 +45,11 @@ class SlackModel:
             raise InputError(
                 "the pilot's evidence of a sampled run needs `window_lengths`: windows are the units drawn"
             )
-        draws = sampling.target_draws
-        left = 1 - draws / sampling.num_units
+        left = 1 - sampling.target_draws / sampling.num_units
         return cls(
             sampling.log_inverse_delta(claim),
-            draws,
-            deviation / LN2 * math.sqrt(max(left, 0.0)),
+            sampling.target_draws,
+            deviation / LN2 * math.sqrt(max(left, 0.0)) * sampling.unexplained,
             sampling.max_unit_tokens,
             claim.num_tokens / sampling.num_units,
         )
@@ -59,9 +59,8 @@ class SlackModel:
         """As far as the range of the values decides it, where windows were not looked at."""
         if sampling is None or sampling.num_units <= sampling.pilot_units:
             return cls()
-        draws = sampling.target_draws
         tokens = claim.num_tokens / sampling.num_units
-        return cls(sampling.log_inverse_delta(claim), draws, 0.0, sampling.max_unit_tokens, tokens)
+        return cls(sampling.log_inverse_delta(claim), sampling.target_draws, 0.0, sampling.max_unit_tokens, tokens)
 
     def bits(self, highest: float, mean: float) -> float:
         """Slack in bits per token of values up to ``highest`` with the given mean."""
@@ -71,10 +70,9 @@ class SlackModel:
         """Slack in bits per token of windows whose sums lie at most so far above their mean, in bits."""
         if not self.draws:
             return 0.0
-        unit_range = max(largest, 1e-12)
-        free = math.sqrt(2 * self.log_inverse_delta / self.draws) / max(self.deviation_bits, 1e-12)
-        stake = min(free, STAKE_CAP / unit_range)
-        slack = stake * self.deviation_bits**2 / 2 + self.log_inverse_delta / (self.draws * stake)
+        slack = expected_unit_slack(
+            self.deviation_bits, largest, draws=self.draws, log_inverse_delta=self.log_inverse_delta
+        )
         return slack / self.mean_unit_tokens
 
 

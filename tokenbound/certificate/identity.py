@@ -14,6 +14,7 @@ from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.lines import LINES
 from tokenbound.config.run import ModelConfig, WhatConfig, WindowsConfig
 from tokenbound.corpus.config import CorpusConfig
+from tokenbound.corpus.ngram_features import KIND as NGRAM_FEATURES
 from tokenbound.corpus.sources import SOURCES
 from tokenbound.plugins import plugins_used
 from tokenbound.store.draws import Configuration
@@ -165,6 +166,18 @@ def declarations(what: WhatConfig, encoded_by: Mapping[str, Mapping[str, str]] |
     return {**found, **({"plugins": plugins} if plugins else {})}
 
 
+class Sampled(Protocol):
+    """What a config says of a sample, and what a certificate says of it, as far as it is claimed."""
+
+    @property
+    def evaluation(self) -> int | None:
+        """Ordinal of the draw in a growing corpus."""
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether control variates are used."""
+
+
 class Claimed(Protocol):
     """What a config claims, and what a certificate says that it claimed."""
 
@@ -190,11 +203,12 @@ class Claimed(Protocol):
 
 
 def claim_identity(
-    scoring_fingerprint: str, bound: Claimed, declared: dict[str, Any], evaluation: int | None = None
+    scoring_fingerprint: str, bound: Claimed, declared: dict[str, Any], drawn: Sampled | None = None
 ) -> dict[str, Any]:
     """Everything that is claimed about the losses of a run.
 
-    `bound` is the section of the run's config, or the certificate itself where it is verified.
+    `bound` and `drawn` are sections of the run's config, or the certificate itself and its own section where it is
+    verified.
     """
     return {
         "scoring_fingerprint": scoring_fingerprint,
@@ -205,8 +219,16 @@ def claim_identity(
         "trial": bound.ordinal,
         "unscorable": bound.unscorable,
         "declarations": declared,
-        **({} if evaluation is None else {"evaluation": evaluation}),
+        **_sampling(drawn),
     }
+
+
+def _sampling(drawn: Sampled | None) -> dict[str, Any]:
+    """What of a sample is claimed: the ordinal of its draw, and the control variates; absent where there is none."""
+    if drawn is None:
+        return {}
+    controls = {"control_variates": NGRAM_FEATURES} if drawn.has_controls else {}
+    return {**({} if drawn.evaluation is None else {"evaluation": drawn.evaluation}), **controls}
 
 
 def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Configuration:
@@ -238,7 +260,8 @@ def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Con
     if what.sample.is_full and not holdout:
         return Configuration((fingerprint({"claim": claim}),), fingerprint(group), words={"claim": claim})
     evaluation = None if what.sample.is_full else what.sample.evaluation
-    drawn = {"claim": claim, "evaluation": evaluation}
+    controls = {"control_variates": NGRAM_FEATURES} if what.sample.has_controls else {}
+    drawn = {"claim": claim, "evaluation": evaluation, **controls}
     keys = tuple(fingerprint({**drawn, "draw": fingerprint(identity)}) for identity in identities)
     words = {**drawn, "scoring_fingerprint": fingerprint(last), **{name: last[name] for name in SAID if name in last}}
     return Configuration(keys, fingerprint(group), evaluation, words)

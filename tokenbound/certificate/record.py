@@ -32,6 +32,7 @@ from tokenbound.store.sections import (
     ScoringIdentityDict,
     Seed,
     Version,
+    Words,
     first_problem,
 )
 from tokenbound.store.uri import split
@@ -39,6 +40,19 @@ from tokenbound.store.uri import split
 SCHEMA_VERSION = 1
 SCHEMA_ID = f"urn:tokenbound:certificate:{SCHEMA_VERSION}"
 """Name of the JSON schema that is published as `tokenbound/data/certificate.schema.json`."""
+
+
+class ControlVariatesRecord(BaseModel):
+    """What was known of every window of the corpus before any was drawn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kind: Literal["ngrams-1"]
+    """How the features are computed from the corpus."""
+    features: list[Words]
+    """Their names; the factor of each is in the lines' parameters."""
+    sha256: Digest
+    """Of the features of all windows, `features.npy` of the run directory."""
 
 
 class SamplingRecord(BaseModel):
@@ -55,6 +69,13 @@ class SamplingRecord(BaseModel):
     pilot_windows: Positive
     until_slack_bits: float | None
     evaluation: Positive | None = None
+    control_variates: ControlVariatesRecord | None = None
+    """Null where the sampling error was computed on the windows' sums as they are."""
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether control variates are used."""
+        return self.control_variates is not None
 
 
 class SelectionRecord(BaseModel):

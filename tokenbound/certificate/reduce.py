@@ -18,8 +18,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
-from tokenbound.bounds.columns import Piece
+from tokenbound.bounds.columns import Piece, window_sums
 from tokenbound.bounds.constants import NLL_TOLERANCE_NATS
+from tokenbound.bounds.controls import unexplained_share
 from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.exact import LineSums
@@ -282,6 +283,7 @@ def reduce_ledger(
     """
     if sampling is not None:
         evidence = pilot_evidence(ledger, claim, sampling)
+        sampling = _with_share(ledger, sampling)
     elif evidence is None:
         evidence = full_evidence(ledger, claim.top_k, run=run)
     tunings = Tunings.chosen(evidence, claim, sampling)
@@ -311,6 +313,19 @@ def pilot_evidence(ledger: Ledger, claim: Claim, sampling: SamplingPlan) -> Evid
     draw = chain.from_iterable(map(ledger.pieces, range(ledger.num_shards)))
     pilot = leading(draw, sampling.pilot_units)
     return merge_evidence([shard_evidence(piece, claim.vocab_size, claim.top_k) for piece in pilot])
+
+
+def _with_share(ledger: Ledger, sampling: SamplingPlan) -> SamplingPlan:
+    """The plan, knowing how much of the windows' losses its control variates leave in the pilot."""
+    if sampling.controls is None:
+        return sampling
+    draw = chain.from_iterable(map(ledger.pieces, range(ledger.num_shards)))
+    pilot = list(leading(draw, sampling.pilot_units))
+    finite = ((np.nan_to_num(piece.nll.astype(np.float64)), piece.window_lengths) for piece in pilot)
+    sums = np.concatenate([window_sums(nll, lengths) for nll, lengths in finite])
+    lengths = np.concatenate([piece.window_lengths for piece in pilot])
+    units = sums - sums.sum() / lengths.sum() * lengths
+    return replace(sampling, unexplained=unexplained_share(sampling.controls, units))
 
 
 def leading(pieces: Iterable[Losses], windows: int) -> Iterator[Losses]:

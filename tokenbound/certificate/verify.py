@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenbound.bounds.claim import SamplingPlan
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.decisions import DecisionTable, DecisionTree
 from tokenbound.bounds.evidence import Evidence, merge_evidence
 from tokenbound.bounds.lines import LINES, bound_named, counts_documents, find_bound, scores_decisions
 from tokenbound.bounds.lines.base import Setting
+from tokenbound.certificate.control_variates import stored_features, with_controls
 from tokenbound.certificate.decisions import check_decisions
 from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import (
@@ -73,10 +75,11 @@ def verify_record(certificate: CertificateRecord, *, losses: str | Path, artifac
     _require_equal("protocol", certificate.protocol, applied_protocol(certificate.scoring_identity["protocol"], shapes))
     evidence = _verify_windows(certificate, ledger)
     try:
+        sampling = _sampling_plan(certificate, ledger.uri)
         reduction = reduce_ledger(
             replace(ledger, columns=reduced_columns(certificate.claim())),
             certificate.claim(),
-            certificate.sampling_plan(),
+            sampling,
             evidence=evidence,
         )
     except InputError as error:
@@ -166,8 +169,9 @@ def _verify_identities(certificate: CertificateRecord) -> None:
     )
     _require_same("scoring_identity", certificate.scoring_identity, identity)
     _require_equal("scoring_fingerprint", certificate.scoring_fingerprint, fingerprint(identity))
-    evaluation = None if certificate.sampling is None else certificate.sampling.evaluation
-    claimed = claim_identity(certificate.scoring_fingerprint, certificate, certificate.declarations, evaluation)
+    claimed = claim_identity(
+        certificate.scoring_fingerprint, certificate, certificate.declarations, certificate.sampling
+    )
     _require_same("claim_identity", certificate.claim_identity, claimed)
     _require_equal("claim_fingerprint", certificate.claim_fingerprint, fingerprint(claimed))
     grown = bool(certificate.earlier_fingerprints) or certificate.corpus.get("segments", 1) > 1
@@ -463,6 +467,16 @@ def _verify_num_tokens(certificate: CertificateRecord, scored: int, largest: int
             f"of at most "
             f"{limit:,} tokens, of which {scored:,} were seen, hold {lowest:,} to {highest:,}"
         )
+
+
+def _sampling_plan(certificate: CertificateRecord, uri: str) -> SamplingPlan | None:
+    """How windows were drawn, with the control variates that lie in the run directory."""
+    plan, record = certificate.sampling_plan(), certificate.sampling
+    if plan is None or record is None or record.control_variates is None:
+        return plan
+    features = stored_features(RunDirectory(uri), record.control_variates.sha256)
+    _require_equal("control_variates.features", len(record.control_variates.features), features.table.shape[1])
+    return with_controls(plan, features, _planned_windows(certificate))
 
 
 def _planned_windows(certificate: CertificateRecord) -> NDArray[np.int64]:

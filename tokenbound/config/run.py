@@ -162,6 +162,9 @@ class SampleConfig(_Section):
     """In a growing corpus, the ordinal of this draw: it spends 1/(j(j+1)) of the sampling's share of delta, and
     configurations need not be counted anew at every length. `reevaluate` counts by itself. Null: a draw from a grown
     corpus is counted behind all draws before (`bound.trial`)."""
+    control_variates: Literal["auto", "none"] = "auto"
+    """`auto`: the sampling error is computed on what n-grams of the corpus itself do not explain of each window; a run
+    that was begun without goes on without. `none`: on the windows' sums as they are."""
 
     @model_validator(mode="after")
     def _more_than_a_pilot(self) -> Self:
@@ -176,6 +179,11 @@ class SampleConfig(_Section):
     def is_full(self) -> bool:
         """Whether every window is scored."""
         return self.windows is None and self.until_slack_bits is None
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether control variates are used."""
+        return not self.is_full and self.control_variates != "none"
 
 
 class BoundConfig(_Section):

@@ -28,6 +28,7 @@ from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_documents
 from tokenbound.corpus.files import Listing, SourceFile
 from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
+from tokenbound.corpus.parts import DocumentPart
 from tokenbound.corpus.prepared import (
     OPTIONAL_FIELDS,
     SCHEMA_VERSION,
@@ -46,7 +47,7 @@ from tokenbound.corpus.prepared import (
 )
 from tokenbound.corpus.sources import SOURCES, IdSource
 from tokenbound.corpus.sources.base import Source
-from tokenbound.corpus.sources.fields import Fields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import Fields, PartFields, SpecialTokenFields
 from tokenbound.corpus.sources.tokens import check_ids
 from tokenbound.corpus.streams import BLOCK_BYTES
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
@@ -213,7 +214,7 @@ def cache_name(config: CorpusConfig) -> str:
     """
     # The rule holds the keys of the text, where they are not the default.
     named = config.model_dump(
-        mode="json", exclude={"tokenizer", "tokenizer_is", "encoding", "errors", "special_tokens"}
+        mode="json", exclude={"tokenizer", "tokenizer_is", "encoding", "errors", "special_tokens", "part"}
     )
     named["paths"] = [path if is_uri(path) else os.path.abspath(path) for path in config.paths]  # noqa: PTH100
     named["rule"] = corpus_rule(config).to_dict()
@@ -253,7 +254,8 @@ def _read_as(config: CorpusConfig, source: Source[Fields]) -> dict[str, Any]:
     A field of the package's rules is null at its default where it came later than the first digests.
     """
     shared, options = dict[str, object](), dict[str, object]()
-    deciding = source.deciding() | {key: getattr(config, key) for key in SpecialTokenFields.model_fields}
+    of_texts = (*SpecialTokenFields.model_fields, *PartFields.model_fields)
+    deciding = source.deciding() | {key: getattr(config, key) for key in of_texts}
     for key, value in deciding.items():
         name = RULE_NAMES.get(key, key)
         if name not in IN_RULE:
@@ -359,13 +361,16 @@ def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile]
 
 
 def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[str | bytes]:
-    """The documents of a file; under `special_tokens: refuse`, after looking for special tokens."""
+    """The documents of a file that are in the part; under `special_tokens: refuse`, without special tokens."""
+    part = None if config.part is None else DocumentPart.of(config.part)
     documents = read_documents(config, file)
     if config.special_tokens != "refuse" or not tokenizer.special_texts:
-        yield from documents
+        yield from documents if part is None else filter(part.holds, documents)
         return
     special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_texts, key=len, reverse=True))))
     for number, text in enumerate(documents, start=1):
+        if part is not None and not part.holds(text):
+            continue
         found = special.search(text if isinstance(text, str) else text.decode(errors="replace"))
         if found:
             raise InputError(

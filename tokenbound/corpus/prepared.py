@@ -65,6 +65,8 @@ class CorpusRule:
     """What became of bytes that are not in the encoding; null where they are refused."""
     special_tokens: str | None = None
     """What became of text that spells a special token; null where it is text like any other."""
+    part: dict[str, float | str] | None = None
+    """Which documents, by the hash of their text; null for all."""
     options: dict[str, object] | None = None
     """Keys that only this source has; null where there are none."""
     plugin: str | None = None
@@ -85,7 +87,7 @@ class CorpusRule:
         return {key: value for key, value in asdict(self).items() if value is not None or key not in OPTIONAL_FIELDS}
 
 
-OPTIONAL_FIELDS = ("encoding", "errors", "special_tokens", "options", "plugin")
+OPTIONAL_FIELDS = ("encoding", "errors", "special_tokens", "part", "options", "plugin")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.prepared import Manifest
-from tokenbound.corpus.sources.fields import EVERYWHERE, SpecialTokenFields
+from tokenbound.corpus.sources.fields import EVERYWHERE, PartFields, SpecialTokenFields
 from tokenbound.corpus.windows import CorpusPlan
 
 FACTS = ("python",)
@@ -90,6 +90,8 @@ def _keys_shown(config: CorpusConfig) -> list[str]:
     shown = source.keys() - EVERYWHERE - source.ignored().keys() - {*source.located_by, *ELSEWHERE}
     if config.tokenizer == "bytes":
         shown -= SpecialTokenFields.model_fields.keys()
+    if config.part is None:
+        shown -= PartFields.model_fields.keys()
     return [key for key in CorpusConfig.model_fields if key in shown]
 
 

@@ -198,7 +198,7 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
         return None
     bound = what.bound.numbered(selection.ordinal)
     declared = declarations(what, artifact_plugins(artifact))
-    claim = fingerprint(claim_identity(fingerprint(known[-1]), bound, declared, what.sample.evaluation))
+    claim = fingerprint(claim_identity(fingerprint(known[-1]), bound, declared, what.sample))
     for name in (CERTIFICATE, claim_file(claim)):
         if place.exists(name) and place.read_json(name).get("claim_fingerprint") == claim:
             return CertificateRecord.load(place.place(name)), place.place(name)

@@ -44,6 +44,8 @@ def verified_sentence(certificate: CertificateRecord, rescored: Rescored | None)
         f" Scored again: {of} {rescored.of_windows:,} recorded windows ({rescored.tokens:,} tokens); they agree to "
         f"{rescored.largest_difference_nats:.2g} nats per token."
     )
+    if rescored.control_variates:
+        text += " The control variates were computed again from the corpus and agree."
     if every:
         return text
     return (
@@ -91,6 +93,8 @@ def _unread(certificate: CertificateRecord, rescored: Rescored | None) -> list[s
             f"num_tokens, num_windows, max_window_tokens: the size of the corpus; its windows could hold {low:,} to "
             f"{high:,} tokens (use --rescore)"
         )
+        if certificate.sampling.has_controls:
+            found.append("control_variates: that the features are those of the corpus (use --rescore)")
     if "base" in certificate.scoring_identity:
         found.append("model.base, base architecture_sha256: the base itself was not read (use --rescore)")
     if certificate.earlier_fingerprints:
@@ -189,6 +193,11 @@ def assumptions(certificate: CertificateRecord) -> list[str]:
             f"Scored: {certificate.sampling.scored_windows:,} of {certificate.num_windows:,} windows, a prefix of an "
             f"order fixed by hashes. {slack_sentence(certificate)}"
         )
+        if certificate.sampling.has_controls:
+            found.append(
+                "The sampling error is computed on what control variates, n-gram code lengths of every window of the "
+                "corpus, do not explain."
+            )
     else:
         found.append(
             "Every token was scored."
@@ -380,6 +389,12 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     ['Left out of the corpus: hidden files or folders (2).', 'Text was decoded as latin-1.']
     """
     found = []
+    if part := corpus.get("part"):
+        salt = f" with the salt {part['salt']!r}" if part["salt"] else ""
+        found.append(
+            f"The corpus is the part of its source whose documents hash{salt} into [{part['from']:g}, {part['to']:g}); "
+            "the risk is that of this part."
+        )
     if skipped := corpus.get("skipped"):
         parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
         found.append(f"Left out of the corpus: {', '.join(parts)}.")

@@ -123,6 +123,7 @@ class ClaimIdentitySection(TypedDict, total=False):
     unscorable: Literal["refuse", "worst_case"]
     declarations: DeclarationsSection
     evaluation: Positive
+    control_variates: ShortText
 
 
 class CodeSplitSection(TypedDict):
@@ -132,6 +133,11 @@ class CodeSplitSection(TypedDict):
 
     artifact: float
     protocol: float
+
+
+PartSection = TypedDict("PartSection", {"from": float, "to": float, "salt": ShortText})
+"""Which documents of a corpus, by the hash of their text."""
+PartSection.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 class CorpusSection(TypedDict):
@@ -155,6 +161,7 @@ class CorpusSection(TypedDict):
     encoding: NotRequired[str]
     errors: NotRequired[str]
     special_tokens: NotRequired[str]
+    part: NotRequired[PartSection]
     dtype: NotRequired[str | None]
     eos_id: NotRequired[Count | None]
     name: NotRequired[str | None]
@@ -325,3 +332,4 @@ class PlanRecord(TypedDict, total=False):
     shard_tokens: Positive
     shard_batch: Positive
     segments: list[list[str]]
+    features_sha256: Digest

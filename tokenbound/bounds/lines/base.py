@@ -157,7 +157,7 @@ class Bound(ABC):
             vacuous=printed >= guess,
             random_guess=guess,
             terms=line_terms(found, measured, claim),
-            parameters=found.parameters,
+            parameters={**found.parameters, **measured.parameters},
             note="; ".join([*found.notes, *notes_of(claim, printed, guess)]),
         )
 

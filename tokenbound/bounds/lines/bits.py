@@ -221,9 +221,10 @@ def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sam
     complete = sampling is None or sampling.pilot_units == sampling.num_units
     if complete and not claim.what_if and table.num_tokens != claim.num_tokens:
         raise MismatchError(f"the table of decisions holds {table.num_tokens} tokens, the corpus {claim.num_tokens}")
-    mean, slack, larger = mean_value(table, bet), 0.0, dict[int, float]()
+    mean, slack, larger, beta = mean_value(table, bet), 0.0, dict[int, float](), tuple[float, ...]()
     if sampling is not None and not complete:
-        slack = float(bits_path(tuning, sums, claim, sampling).upper[-1]) - mean
+        path = bits_path(tuning, sums, claim, sampling)
+        slack, beta = float(path.upper[-1]) - mean, path.beta
         larger = expected_slacks_of_windows(*_windows(sums), 0.0, claim, sampling, highest_unit=_highest(bet, sampling))
     kappa = line_kappa(tuning.tune_bits, claim, sampled=sampling is not None)
     complexity = kappa / (bet.lam * claim.num_tokens)
@@ -247,7 +248,7 @@ def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sam
         yardsticks(mean - loss + complexity, square, kappa, claim.num_tokens),
         guard=1e-12 * abs(value) + _total(table, bet.rounding) / table.num_tokens,
     )
-    measured = Measured(loss, mean, slack, square, sampling is not None, larger)
+    measured = Measured(loss, mean, slack, square, sampling is not None, larger, beta)
     bound = Bits()
     guess = min(bound.random_guess(claim, None), decisions)  # coin flips along the tree are a model of no bits
     return bound.printed_line(None, found, measured, claim, guess=guess)

@@ -234,9 +234,11 @@ def certify_relative(
     base_kappa = _base_kappa(tuning, claim, sampled=sampled)
     base_lam = required(tuning.base.lam, "lam")
     mean, base_mean = sums.excess.mean(0, "value"), sums.base.mean(0, "value")
-    slack = 0.0
+    slack, parameters = 0.0, tuning.to_dict()
     if sampling is not None and sampling.pilot_units < sampling.num_units:
-        slack = float(relative_path(tuning, sums, claim, sampling).upper[-1]) - (mean + base_mean)
+        path = relative_path(tuning, sums, claim, sampling)
+        slack = float(path.upper[-1]) - (mean + base_mean)
+        parameters |= {"control_variates": list(path.beta)} if path.beta else {}
     complexity, base_complexity = kappa / (tuning.lam * m), base_kappa / (base_lam * m)
     value = mean + base_mean + slack + complexity + base_complexity
     guard = arithmetic_guard(mean + complexity, tuning.lam, tuning.t)
@@ -266,7 +268,7 @@ def certify_relative(
             **(parts if sampling is None else {}),
             **yardsticks(mean - excess + complexity, sums.excess.mean(0, "square"), kappa, m),
         },
-        parameters=tuning.to_dict(),
+        parameters=parameters,
         note="; ".join(notes_of(claim, printed, guess)),
     )
 

@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from tokenbound.corpus.contents import compressor_of, without_compression
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, PathFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, PartFields, PathFields, SpecialTokenFields
 from tokenbound.corpus.streams import peek, stored_blocks
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class TextSource(Source[F]):
     @classmethod
     def keys(cls) -> frozenset[str]:
         """All keys of `what.corpus` that apply."""
-        return super().keys() | SpecialTokenFields.model_fields.keys()
+        return super().keys() | SpecialTokenFields.model_fields.keys() | PartFields.model_fields.keys()
 
     @abstractmethod
     def documents(self, file: SourceFile) -> Iterator[bytes | str]:

@@ -67,6 +67,30 @@ class SpecialTokenFields(Fields):
     is tokenised like any other text. `parse`: it becomes the special id. `refuse`: the document is refused."""
 
 
+class PartFields(Fields):
+    """Which documents of a corpus; applies to every source of text."""
+
+    part: dict[str, float | str] | None = None
+    """Only the documents whose hash lies in a range of [0, 1): `{from: 0.0, to: 0.5, salt: ""}`. Hashed is the text
+    alone, so equal documents are in the same part; parts of one salt whose ranges do not overlap share none. Null: all
+    documents."""
+
+    @field_validator("part")
+    @classmethod
+    def _a_range(cls, part: dict[str, float | str] | None) -> dict[str, float | str] | None:
+        """The range with all its keys, so that two spellings of one part are one config."""
+        if part is None:
+            return None
+        if unknown := part.keys() - {"from", "to", "salt"}:
+            raise ValueError(f"unknown key {min(unknown)!r}; a part has `from`, `to` and `salt`")
+        start, stop, salt = part.get("from", 0.0), part.get("to", 1.0), part.get("salt", "")
+        if not (isinstance(start, float) and isinstance(stop, float) and 0 <= start < stop <= 1):
+            raise ValueError(f"`from` {start!r} and `to` {stop!r} must be numbers with 0 <= from < to <= 1")
+        if not (isinstance(salt, str) and is_utf8(salt)):
+            raise ValueError(f"`salt` {salt!r} must be text")
+        return {"from": start, "to": stop, "salt": salt}
+
+
 class TokenizerFields(Fields):
     """How documents become ids, whatever the source."""
 

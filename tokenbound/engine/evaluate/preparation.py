@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenbound.bounds.decisions import TreeChoice, code_lengths
 from tokenbound.bounds.lines import counts_documents
+from tokenbound.certificate.control_variates import FEATURES, feature_rule, stored_features
 from tokenbound.certificate.identity import (
     configuration,
     differences,
@@ -33,8 +36,11 @@ from tokenbound.config.run import (
     WhatConfig,
     dump_config,
 )
+from tokenbound.corpus.ngram_features import Features, corpus_features
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
+from tokenbound.engine.cluster.executor import executor
+from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.decisions import first_counts, max_window_decisions
@@ -47,7 +53,7 @@ from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.draws import Register, Selection
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.run import ARTIFACT, RunDirectory, sha256_hex
+from tokenbound.store.run import ARTIFACT, PLAN, RunDirectory, sha256_hex
 from tokenbound.store.uri import split
 
 logger = logging.getLogger(__name__)
@@ -88,6 +94,8 @@ class Prepared:
     """Weight files beside those of the checkpoint, which were not read."""
     tree: TreeChoice | None = None
     """Along which decisions are scored; None where they are not."""
+    features: Features | None = None
+    """Of every window of the corpus, where a sample has control variates."""
     selection: Selection | None = None
     """The run's place in the register of draws, which it has before anything is scored."""
 
@@ -118,7 +126,13 @@ class Prepared:
         if num_windows is None:
             slices = shard_slices(self.plan, self.shard_tokens, self.shard_batch)
             return [Shard(i, np.arange(start, stop)) for i, (start, stop) in enumerate(slices)]
-        order = hashed_order(
+        order = self.drawn(num_windows)
+        step = sampled_shard_windows(self.plan, self.shard_tokens, self.shard_batch)
+        return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
+
+    def drawn(self, num_windows: int) -> NDArray[np.int64]:
+        """The first windows of the draw, in its order."""
+        return hashed_order(
             self.plan.num_windows,
             artifact_sha256=self.identity["artifact_sha256"],
             corpus_sha256=self.identity["corpus_sha256"],
@@ -126,8 +140,6 @@ class Prepared:
             seed=self.config.what.sample.seed,
             first=num_windows,
         )
-        step = sampled_shard_windows(self.plan, self.shard_tokens, self.shard_batch)
-        return [Shard(i, order[start : start + step]) for i, start in enumerate(range(0, len(order), step))]
 
 
 @dataclass(frozen=True)
@@ -204,7 +216,9 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         InputError: something cannot be used; found before anything is paid for.
         MismatchError: the run directory belongs to other inputs.
     """
-    what, run = config.what, RunDirectory(config.how.output)
+    run = RunDirectory(config.how.output)
+    config = _as_begun(config, run)
+    what = config.what
     corpus = open_corpus(what.corpus, output=config.how.output, cache=config.how.cache)
     text = text_of(corpus, what.windows)
     spec = text.spec
@@ -235,7 +249,33 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         _other_weights(what.model),
         tree,
     )
-    return replace(_open_run(prepared), selection=register.assign(wanted, what.bound.trial))
+    prepared = _open_run(replace(prepared, features=_features(prepared)))
+    return replace(prepared, selection=register.assign(wanted, what.bound.trial))
+
+
+def _as_begun(config: RunConfig, run: RunDirectory) -> RunConfig:
+    """The config, without control variates where the run there was begun without: its certificate keeps its form."""
+    sample = config.what.sample
+    if not (sample.has_controls and run.exists(PLAN)) or "features_sha256" in run.plan():
+        return config
+    without = sample.model_copy(update={"control_variates": "none"})
+    return config.model_copy(update={"what": config.what.model_copy(update={"sample": without})})
+
+
+def _features(prepared: Prepared) -> Features | None:
+    """The features of the windows, where a sample has control variates: of the run there, or computed."""
+    if not prepared.config.what.sample.has_controls:
+        return None
+    run = prepared.run
+    begun = run.plan().get("features_sha256") if run.exists(PLAN) else None
+    if begun is not None:
+        return stored_features(run, begun)
+    rule = feature_rule(prepared.corpus.manifest, prepared.config.what.windows)
+    started = time.monotonic()
+    with plain_errors():
+        found = corpus_features(prepared.corpus.root, rule, executor().map)
+    logger.info("computed control variates of %d windows in %.1f s", len(found.table), time.monotonic() - started)
+    return found
 
 
 def register_of(corpus_root: str, manifest: Manifest) -> Register:
@@ -466,7 +506,10 @@ def _open_run(prepared: Prepared) -> Prepared:
         "shard_batch": prepared.shard_batch,
         "segments": [[file.name for file in segment.files] for segment in prepared.corpus.manifest.segments],
     }
-    run.write_json("plan.json", tree)
+    if prepared.features is not None:
+        run.write(FEATURES, prepared.features.data)
+        tree["features_sha256"] = prepared.features.sha256
+    run.write_json(PLAN, tree)
     return prepared
 
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.decisions import LEVEL_STEP, LEVELS, MAX_LEVEL, level_of
 from tokenbound.bounds.lines import counts_documents
+from tokenbound.certificate.control_variates import feature_rule
 from tokenbound.certificate.decisions import DEEPEST_NLL_NATS
 from tokenbound.certificate.identity import differences, fingerprint, scoring_protocol, smallest_batch
 from tokenbound.certificate.record import CertificateRecord
 from tokenbound.certificate.reduce import RunLedger
 from tokenbound.certificate.verify import verified_ledger
 from tokenbound.config.run import RunConfig
+from tokenbound.corpus.ngram_features import compute_features
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.summary import corpus_section
@@ -75,6 +77,8 @@ class Rescored:
     """Of the recorded windows: were this share forged beyond the tolerances, one would have been drawn with 95 %."""
     unmatched_names: tuple[str, ...] = ()
     """Names on the certificate that are not those of the config; the digests agree."""
+    control_variates: bool = False
+    """Whether the control variates were computed again from the corpus."""
 
 
 def detectable_share(population: int, drawn: int, confidence: float = CONFIDENCE) -> float:
@@ -157,6 +161,7 @@ def rescore(
         spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], len(corpus.manifest.segments))
         plan = open_plan(cache, spec)[1]
         _require_corpus(certificate, config, corpus, plan)
+        has_controls = _require_controls(certificate, config, corpus)
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
         found = _base_of(certificate, base)
         score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found, tree=certificate.tree))
@@ -176,6 +181,7 @@ def rescore(
         largest_difference_nats=check.largest,
         detectable_share=detectable_share(total, count),
         unmatched_names=_unmatched_names(certificate, config, corpus, plan),
+        control_variates=has_controls,
     )
 
 
@@ -240,6 +246,25 @@ def _require_corpus(
                 "declared: give it to the config as it is on the certificate"
             )
     _require_growth(certificate, manifest)
+
+
+def _require_controls(certificate: CertificateRecord, config: RunConfig, corpus: PreparedCorpus) -> bool:
+    """The control variates of a sample are those of this corpus; whether there are any.
+
+    Raises:
+        MismatchError: they are others.
+    """
+    record = None if certificate.sampling is None else certificate.sampling.control_variates
+    if record is None:
+        return False
+    rule = feature_rule(corpus.manifest, config.what.windows)
+    found = compute_features(corpus.root, rule).sha256
+    if (record.features, record.sha256) != (list(rule.names), found):
+        raise MismatchError(
+            f"control_variates: the certificate says {record.sha256[:12]}..., the corpus gives {found[:12]}...; its "
+            "sampling error was not computed from this corpus"
+        )
+    return True
 
 
 def _same(left: object, right: object) -> bool:

@@ -18,9 +18,10 @@ import ray
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.sampling import first_prefix
+from tokenbound.certificate.control_variates import feature_rule, with_controls
 from tokenbound.certificate.derived import claim_of, derived_fields
 from tokenbound.certificate.identity import applied_protocol, claim_identity, declarations, fingerprint, smallest_batch
-from tokenbound.certificate.record import CertificateRecord, SamplingRecord, SelectionRecord
+from tokenbound.certificate.record import CertificateRecord, ControlVariatesRecord, SamplingRecord, SelectionRecord
 from tokenbound.certificate.reduce import Reduction, RunLedger, reduce_ledger, reduced_columns
 from tokenbound.config.run import RunConfig
 from tokenbound.corpus.summary import corpus_section
@@ -286,8 +287,8 @@ def _claim(prepared: Prepared, records: Mapping[int, CommitRecord], vocab_size: 
 def _sampling_plan(prepared: Prepared, count: int | None, vocab_size: int) -> SamplingPlan | None:
     if count is None:
         return None
-    sample = prepared.config.what.sample
-    return SamplingPlan(
+    sample, features = prepared.config.what.sample, prepared.features
+    plan = SamplingPlan(
         num_units=prepared.plan.num_windows,
         max_unit_tokens=prepared.plan.max_window_tokens,
         pilot_units=sample.pilot_windows,
@@ -295,6 +296,7 @@ def _sampling_plan(prepared: Prepared, count: int | None, vocab_size: int) -> Sa
         evaluation=sample.evaluation,
         max_unit_decisions=prepared.max_window_decisions(vocab_size),
     )
+    return plan if features is None else with_controls(plan, features, prepared.drawn(count))
 
 
 def _reduce(
@@ -353,7 +355,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
     logger.info("reduced %d tokens in %.1f s", reduction.sums.num_tokens, time.monotonic() - started)
     claim = _claim(prepared, records, reduction.evidence.vocab_size)
     declared = declarations(what, artifact_plugins(prepared.artifact))
-    claimed = claim_identity(prepared.fingerprint, prepared.bound, declared, what.sample.evaluation)
+    claimed = claim_identity(prepared.fingerprint, prepared.bound, declared, what.sample)
     _warn_of_a_wrong_tokenizer(reduction.sums.mean_nll_nats / math.log(2), math.log2(claim.tokenizer_vocab_size))
     manifest = corpus.manifest
     corpus_summary = corpus_section(
@@ -435,7 +437,15 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
         pilot_windows=sample.pilot_windows,
         until_slack_bits=sample.until_slack_bits,
         evaluation=sample.evaluation,
+        control_variates=_controls_record(prepared),
     )
+
+
+def _controls_record(prepared: Prepared) -> ControlVariatesRecord | None:
+    if prepared.features is None:
+        return None
+    rule = feature_rule(prepared.corpus.manifest, prepared.config.what.windows)
+    return ControlVariatesRecord(kind=rule.kind, features=list(rule.names), sha256=prepared.features.sha256)
 
 
 def _selection_record(prepared: Prepared) -> SelectionRecord | None:
