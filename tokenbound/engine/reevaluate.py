@@ -159,7 +159,8 @@ def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
     for run in night.runs:
         if run.what.model.artifact is not None or _artifact(night, run) is None:
             check_run(run)
-    with executor().session(night.runs[0].how.ray_address):
+    how = night.runs[0].how
+    with executor().session(how.ray_address, how.ray_timeout_s):
         corpus = open_corpus(night.runs[0].what.corpus, output=night.home.uri, cache=night.cache)
         for run in night.runs:
             artifact = _artifact(night, run) or _encode(night, run)

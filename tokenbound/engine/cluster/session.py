@@ -9,13 +9,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
+from tokenbound.engine.cluster.address import RAY_TIMEOUT_S, Address, check_folder, find_address, wait_for
+from tokenbound.engine.cluster.auth import secure_token
+from tokenbound.engine.cluster.watch import current_session, watched
 from tokenbound.errors import IncompleteError, InputError, TokenboundError
 
 logger = logging.getLogger(__name__)
@@ -26,10 +30,18 @@ _LATE = ("timed out during startup", "Failed to connect to GCS")
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, timeout_s: float = RAY_TIMEOUT_S) -> Iterator[None]:
     """Join the given or the surrounding cluster, else start a local one that listens on loopback alone.
 
     A session that is already there is used and left running.
+
+    Args:
+        address: `how.ray_address`.
+        timeout_s: seconds that a cluster to join may take to answer.
+
+    Raises:
+        InputError: no driver can join that address, or our token is refused.
+        IncompleteError: nothing answers there, or no local session came up.
     """
     if ray.is_initialized():
         yield
@@ -38,28 +50,86 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray ends a task's process after one idle second. The next task then imports everything anew, beside the scorers.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-    chosen = address or os.environ.get("RAY_ADDRESS")
     # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    local: dict[str, Any] = {} if chosen else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    kept = nullcontext() if chosen else _loopback_kept()
-    with warnings.catch_warnings(), _quiet_stderr(), _sigterm_kept(), kept:
+    chosen = find_address(address)
+    secure_token(starts_session=chosen is None)
+    if chosen is None:
+        check_folder()
+    else:
+        logger.info("joining the Ray cluster at %s", chosen)
+    with warnings.catch_warnings(), _quiet_stderr(), _sigterm_kept():
         warnings.simplefilter("ignore")
+        if chosen is None:
+            _start()
+        else:
+            _join(chosen, timeout_s)
+    ray._private.worker._worker_logs_enabled = False  # Ray prints the last words of its processes on our stdout
+    try:
+        with watched(current_session(), "the local Ray session" if chosen is None else f"the Ray cluster at {chosen}"):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _start() -> None:
+    """Start a session of our own.
+
+    Raises:
+        IncompleteError: its processes did not come up.
+    """
+    with _loopback_kept():
         try:
-            ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"how.ray_address {chosen!r}: no Ray cluster answers there that accepts this token ({reason})"
-            ) from None
+            _init("local", include_dashboard=False, _node_ip_address=LOOPBACK)
         except Exception as error:  # Ray raises no narrower kind where its own processes are late
             if not any(reason in str(error) for reason in _LATE):
                 raise
-            raise IncompleteError("Ray did not start in time; is the machine overloaded? Run again") from None
+            raise IncompleteError(
+                f"Ray did not start in time; {_limits() or 'is the machine overloaded? Run again'}"
+            ) from None
+
+
+def _join(address: Address, timeout_s: float) -> None:
+    """Join a cluster that others started.
+
+    Raises:
+        InputError: it refuses our token, or has no node on this machine.
+        IncompleteError: it does not answer.
+    """
     try:
-        yield
-    finally:
-        ray.shutdown()
+        if address.found:
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        wait_for(address, timeout_s)
+        _init("auto" if address.found else address.text)
+    except ray.exceptions.AuthenticationError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{address}: the Ray cluster there does not accept this token ({reason})") from None
+    except ConnectionError:
+        raise InputError(
+            f"{address}: no node of that Ray cluster runs on this machine; run the command on one, or start one with "
+            f"`ray start --address={address.text}`"
+        ) from None
+
+
+def _init(address: str, **options: Any) -> None:
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+def _limits() -> str | None:
+    """Limits of this process on what Ray's processes need much of, and how they are lifted; None where there are none.
+
+    Windows has none.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    kinds = {"file size (ulimit -f)": resource.RLIMIT_FSIZE, "memory (ulimit -v)": resource.RLIMIT_AS}
+    found = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
+    limits = [f"{name} to {limit:,} bytes" for name, limit in found.items() if limit != resource.RLIM_INFINITY]
+    if not limits:
+        return None
+    return f"this shell limits {' and '.join(limits)}, which Ray's processes obey too; lift that and run again"
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def evaluate(
     """
     given = check_run(config)
     check_place(config, given)
-    with executor().session(config.how.ray_address):
+    with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         prepared = prepare(config, given)
         with _failure_noted(prepared.run):
             count = _score_all(prepared)

@@ -203,7 +203,7 @@ def plan_run(
     data = None if artifact is None else read_artifact(artifact)
     architecture = _of_checkpoint(config) if data is None else artifact_architecture(data, config.what.corpus)
     check_model(architecture, check_corpus(config.what.corpus).max_id, config.what.windows.length)
-    with executor().session(config.how.ray_address):
+    with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
