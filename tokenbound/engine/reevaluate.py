@@ -24,7 +24,9 @@ from tokenbound.config.run import RunConfig, validate
 from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
 from tokenbound.errors import InputError, WorseError
+from tokenbound.report.history_report import PAGE as HISTORY_PAGE
 from tokenbound.report.history_report import write_history
+from tokenbound.report.html import report_name, write_report
 from tokenbound.report.words import remarks
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import model_files
@@ -122,10 +124,12 @@ def reevaluate(
     """
     night = Night.of(runs)
     with lease(night.home):
+        files.remove_abandoned(night.home.uri)
         before = read_history(night.home)
         known = {entry.claim_fingerprint for entry in before}
         entries = []
         for certificate, path in _certificates(night):
+            _complete_report(certificate, path)
             if certificate.claim_fingerprint in known:
                 continue
             place = night.home.relative(path)
@@ -133,10 +137,19 @@ def reevaluate(
             append_history(night.home, entries[-1])
             if on_certificate is not None:
                 on_certificate(certificate, path)
-        if entries:
+        if entries or (before and not night.home.exists(HISTORY_PAGE)):
             write_history(night.home, read_history(night.home))
     _require_no_worse(before, entries, fail_if_worse)
     return entries
+
+
+def _complete_report(certificate: CertificateRecord, path: str) -> None:
+    """Write the page of a certificate that has none, because its run was killed between the two."""
+    from tokenbound.report.details import run_details
+
+    run = RunDirectory(split(path)[0])
+    if not run.exists(report_name(base_name(path))):
+        write_report(run, certificate, run_details(run, certificate))
 
 
 def _certificates(night: Night) -> Iterator[tuple[CertificateRecord, str]]:

@@ -20,7 +20,7 @@ from ray._private.authentication.authentication_token_setup import maybe_enable_
 from tokenbound.engine.cluster.address import RAY_TIMEOUT_S, Address, check_folder, find_address, wait_for
 from tokenbound.engine.cluster.auth import secure_token
 from tokenbound.engine.cluster.watch import current_session, watched
-from tokenbound.errors import IncompleteError, InputError, TokenboundError
+from tokenbound.errors import IncompleteError, InputError, TokenboundError, disk_problem
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def ray_session(address: str | None = None, timeout_s: float = RAY_TIMEOUT_S) ->
         IncompleteError: nothing answers there, or no local session came up.
     """
     if ray.is_initialized():
-        yield
+        with plain_errors():
+            yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -66,7 +67,8 @@ def ray_session(address: str | None = None, timeout_s: float = RAY_TIMEOUT_S) ->
             _join(chosen, timeout_s)
     ray._private.worker._worker_logs_enabled = False  # Ray prints the last words of its processes on our stdout
     try:
-        with watched(current_session(), "the local Ray session" if chosen is None else f"the Ray cluster at {chosen}"):
+        where = "the local Ray session" if chosen is None else f"the Ray cluster at {chosen}"
+        with watched(current_session(), where), plain_errors():
             yield
     finally:
         ray.shutdown()
@@ -206,19 +208,63 @@ def replica_name() -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let a user's error that was raised inside a Ray task come out as itself."""
+    """Let a user's error that was raised inside a Ray task come out as itself, and name what failed beneath one.
+
+    Raises:
+        TokenboundError: that error; `InputError` for a full or read-only disk; `IncompleteError` for a worker that the
+            machine ended.
+    """
     try:
         yield
     except Exception as error:
-        cause = _user_error(error)
-        if cause is None:
+        found = _user_error(error)
+        if found is None:
             raise
         # Ray Data appends advice of its own; our messages are one line.
-        raise type(cause)(str(cause).partition("\n")[0]) from None
+        raise type(found)(str(found).partition("\n")[0]) from None
 
 
 def _user_error(error: BaseException) -> TokenboundError | None:
-    """The first of our errors among the causes of one; Ray wraps them in one layer per task, Ray Train by worker."""
+    """What a user can do something about among the causes of an error: the first of ours, else the first of a machine.
+
+    A machine is to blame only where an error was raised from its own: what is raised while one is handled may be ours.
+    """
+    ours = next((each for each in _causes(error, *_LINKS, "__context__") if isinstance(each, TokenboundError)), None)
+    return ours or next(filter(None, map(_machine_error, _causes(error, *_LINKS))), None)
+
+
+def _machine_error(error: BaseException) -> TokenboundError | None:
+    """A disk, a limit or a memory that gave out, as an error of ours."""
+    if isinstance(error, OSError) and (problem := disk_problem(error)) is not None:
+        return InputError(problem)
+    for kind, text in _ENDED.items():
+        if isinstance(error, kind):
+            return IncompleteError(text)
+    return None
+
+
+_ENDED: dict[type[Exception], str] = {
+    ray.exceptions.OutOfMemoryError: "the memory of a machine ran out and Ray ended a worker there; set fewer "
+    "how.replicas or a smaller batch, and run the same command again to resume",
+    ray.exceptions.OutOfDiskError: "the disk of Ray's temporary folder is full; make room or set RAY_TMPDIR to another "
+    "one, and run the same command again to resume",
+    ray.exceptions.WorkerCrashedError: "a worker process was ended from outside, most often for want of memory; run "
+    "the same command again to resume",
+    ray.exceptions.ActorDiedError: "a worker process was ended from outside, most often for want of memory; run the "
+    "same command again to resume",
+}
+"""What Ray raises for a process that the machine ended."""
+
+
+_LINKS = ("cause", "_base_exc", "__cause__")
+"""Attributes under which Ray's errors and Python's keep what they were raised from."""
+
+
+def _causes(error: BaseException, *links: str) -> Iterator[BaseException]:
+    """An error and all that led to it; Ray wraps them in one layer per task, Ray Train by worker.
+
+    Ray raises classes derived from that of the cause, whose text is a traceback: these are left out.
+    """
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
@@ -226,10 +272,7 @@ def _user_error(error: BaseException) -> TokenboundError | None:
         if not isinstance(error, BaseException) or id(error) in seen:
             continue
         seen.add(id(error))
-        if isinstance(error, TokenboundError):
-            # Ray raises a class derived from ours whose text is a traceback; the plain error is its cause.
-            inner = getattr(error, "cause", None)
-            return inner if isinstance(inner, TokenboundError) else error
-        waiting += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__", "__context__")]
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            yield error
+        waiting += [getattr(error, name, None) for name in links]
         waiting += list(getattr(error, "worker_failures", {}).values())
-    return None

@@ -248,12 +248,15 @@ def _work(config: RunConfig, text: Text) -> Work:
 
 
 def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
-    """The architecture of a checkpoint, whose weights need not be there."""
-    from tokenbound.models.checkpoint import read_architecture
+    """The architecture of a checkpoint, whose weights need not be there; those that are must be sound."""
+    from tokenbound.models.checkpoint import check_checkpoint, read_architecture
     from tokenbound.models.hf_model import blank_model
 
     assert config.what.model.checkpoint is not None
-    architecture = read_architecture(local_copy(config.what.model.checkpoint))
+    path = local_copy(config.what.model.checkpoint)
+    if any(Path(path).expanduser().glob("*.safetensors")):
+        return check_checkpoint(path)
+    architecture = read_architecture(path)
     blank_model(architecture)
     return architecture
 
