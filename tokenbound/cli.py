@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from rich.measure import Measurement
 from typer.core import TyperGroup
 
 from tokenbound.compression.methods import built_in_methods
-from tokenbound.errors import InputError, StoppedError, TokenboundError
+from tokenbound.errors import InputError, StoppedError, TokenboundError, disk_problem
 from tokenbound.signals import first_signal
 from tokenbound.store.uri import base_name, join, split
 from tokenbound.visible import VisibleFormatter, console, visible, visible_json
@@ -373,6 +372,8 @@ def compress(
     folder, name = split(out)
     files.require_writable(folder, field="out")
     work = join(folder, f"{name}.parts")
+    files.remove_abandoned(folder, recursive=False)
+    files.remove_abandoned(work)
     settings = _compress_settings(method, rate, options or [])
     data = compress_checkpoint(checkpoint, settings, run, base, work=work)
     files.write_bytes(*files.resolve(out), data)
@@ -766,12 +767,6 @@ def run_command(name: str) -> None:
     main()
 
 
-DISK_ERRORS = dict.fromkeys(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR), "choose a place that you may write to"
-) | dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another disk, and run it again")
-"""What is wrong with a disk or a path rather than with the program, and its cure."""
-
-
 def main() -> None:
     """Entry point: a user's error is one line on stderr and its own exit code."""
     try:
@@ -780,9 +775,8 @@ def main() -> None:
         sys.stderr.write(f"tokenbound: {visible(str(error), lines=False)}\n")
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        text = disk_problem(error)
+        if text is None:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        text = f"{place}{error.strerror}; {DISK_ERRORS[error.errno]}"
         sys.stderr.write(f"tokenbound: {visible(text, lines=False)}\n")
         sys.exit(InputError.exit_code)

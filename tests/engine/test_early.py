@@ -29,7 +29,7 @@ SHAPE |= {"num_attention_heads": 2, "max_position_embeddings": 64}
 
 
 class NoRay(Executor):
-    def session(self, address: str | None = None) -> AbstractContextManager[None]:
+    def session(self, *_: Any) -> AbstractContextManager[None]:
         pytest.fail("Ray was started first")
 
 
@@ -84,6 +84,12 @@ def test_a_run(kind: str, bad: dict[str, tuple[Tree, str]], run_tree: Callable[.
     with pytest.raises(InputError, match=f"trial 'one': .*({words})"):
         sweep.sweep(validate(SweepConfig, whole, origin="test"))
     assert not (Path(tree["how"]["output"]) / "trials.json").exists(), "a trial that was refused keeps its name"
+
+
+def test_a_plan_finds_damaged_weights(bad: dict[str, tuple[Tree, str]], run_tree: Callable[..., Tree]) -> None:
+    sections, words = bad["cut weights"]
+    with pytest.raises(InputError, match=words):
+        planning.plan_run(validate(RunConfig, run_tree(**sections), origin="test"), bits_per_weight=4.0)
 
 
 def test_what_a_plan_needs(bad: dict[str, tuple[Tree, str]], run_tree: Callable[..., Tree]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def launch(tree: dict[str, Any], **options: Any) -> list[Any]:
 
 
 class NoRay(Executor):
-    def session(self, address: str | None = None) -> AbstractContextManager[None]:
+    def session(self, *_: Any) -> AbstractContextManager[None]:
         raise AssertionError("Ray was started")
 
 
@@ -63,6 +64,15 @@ def test_nights(
         assert launch(nightly) == [], "nothing is new"
         shutil.rmtree(home / "history")
         assert launch(nightly) == [first], "a crash before the entry was written is made good"
+        pages = [home / "history.html", (home / first.certificate).with_name("report.html")]
+        for page in pages:
+            page.unlink()
+        abandoned = home / f".plan.json.{'0' * 32}.tmp"
+        abandoned.touch()
+        os.utime(abandoned, (0, 0))
+        assert launch(nightly) == []
+        assert all(page.exists() for page in pages), "a crash before the pages were written is made good"
+        assert not abandoned.exists()
     (tmp_path / "corpus/zz.txt").write_text("and then some more words " * 200)
     (second,) = launch(nightly)
     assert second.artifact_sha256 == first.artifact_sha256

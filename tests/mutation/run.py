@@ -337,7 +337,14 @@ def files_of(module: str) -> list[Path]:
 def _pytest_arguments(modules: Sequence[str]) -> list[str]:
     paths = list(dict.fromkeys(str(path) for module in modules for path in files_of(module)))
     plain = ["--doctest-modules", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--hypothesis-profile=mutation"]
-    return [*paths, *plain, "-m", "not slow and not gpu and not cluster", "-o", "addopts=--import-mode=importlib"]
+    return [
+        *paths,
+        *plain,
+        "-m",
+        "not slow and not gpu and not cluster and not faults",
+        "-o",
+        "addopts=--import-mode=importlib",
+    ]
 
 
 @contextlib.contextmanager

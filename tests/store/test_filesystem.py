@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,31 @@ def test_resolve(tmp_path, monkeypatch):
 def test_unknown_uris_are_refused():
     with pytest.raises(InputError, match="cannot open"):
         files.resolve("nosuch://a/b")
+
+
+def test_temporary_files_go_when_their_lease_is_over(tmp_path):
+    old, young = tmp_path / "shards" / f".00001.json.{'a' * 32}.tmp", tmp_path / f".plan.json.{'b' * 32}.tmp"
+    others = [tmp_path / "shards" / name for name in ("00001.json", ".hidden.tmp", "x.tmp", f"{'a' * 32}.tmp")]
+    for path in (old, young, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in (old, *others):
+        os.utime(path, (0, 0))
+    assert files.remove_abandoned(str(tmp_path), recursive=False) == 0
+    assert files.remove_abandoned(str(tmp_path)) == 1
+    assert not old.exists()
+    assert all(path.exists() for path in (young, *others))
+    assert files.remove_abandoned(str(tmp_path), lease_s=-1) == 1
+    assert not young.exists()
+    assert files.remove_abandoned(str(tmp_path / "absent")) == 0
+    assert files.remove_abandoned("s3://bucket/run") == 0
+
+
+def test_what_a_killed_writer_leaves_is_recognised(tmp_path):
+    written = files.open_atomic(LOCAL, str(tmp_path / "a.bin"))
+    written.__enter__()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert files.remove_abandoned(str(tmp_path)) == 0
+    assert files.remove_abandoned(str(tmp_path), lease_s=-1) == 1
+    written.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert list(tmp_path.iterdir()) == []

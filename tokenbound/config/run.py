@@ -305,7 +305,9 @@ class HowConfig(_Section):
     progress_interval_s: float = Field(default=30.0, gt=0)
     """Seconds between progress lines where there is no terminal."""
     ray_address: str | None = None
-    """Ray cluster to join; null joins the surrounding one or starts a local one."""
+    """Ray cluster to join, HOST:PORT; null joins the surrounding one or starts a local one."""
+    ray_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a cluster that does not answer is given up."""
 
 
 class RunConfig(_Section):
@@ -448,7 +450,9 @@ class PretrainHow(_Section):
     log: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Where else progress lines go: `tensorboard` to event files below the output, `mlflow` (an extra) to a run."""
     ray_address: str | None = None
-    """Ray cluster to join; null joins the surrounding one or starts a local one."""
+    """Ray cluster to join, HOST:PORT; null joins the surrounding one or starts a local one."""
+    ray_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a cluster that does not answer is given up."""
 
 
 class PretrainConfig(_Section):

@@ -43,7 +43,9 @@ class SweepHow(_Section):
     evaluate: dict[str, Any] = {}
     """Further keys of `how` of `evaluate`, for every trial."""
     ray_address: str | None = None
-    """Ray cluster to join; null joins the surrounding one or starts a local one."""
+    """Ray cluster to join, HOST:PORT; null joins the surrounding one or starts a local one."""
+    ray_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a cluster that does not answer is given up."""
 
 
 class SweepConfig(_Section):

@@ -20,6 +20,7 @@ from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
+from tokenbound.store import filesystem as files
 from tokenbound.store.uri import is_uri, join, split
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def open_corpus(config: CorpusConfig, *, output: str, cache: str | None) -> Prep
         InputError: a source or the tokenizer cannot be used, or there is something to prepare and no place to write it.
         MismatchError: a file changed under its name.
     """
+    root = corpus_root(config, output, cache)
+    files.remove_abandoned(root)
     with plain_errors():
-        return prepare_corpus(config, corpus_root(config, output, cache), run=_told_map)
+        return prepare_corpus(config, root, run=_told_map)
 
 
 def _told_map(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

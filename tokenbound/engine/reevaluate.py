@@ -25,7 +25,9 @@ from tokenbound.corpus.prepare import unprepared_files
 from tokenbound.corpus.prepared import Manifest, load_manifest
 from tokenbound.errors import InputError, WorseError
 from tokenbound.gguf_file import parts_of
+from tokenbound.report.history_report import PAGE as HISTORY_PAGE
 from tokenbound.report.history_report import write_history
+from tokenbound.report.html import report_name, write_report
 from tokenbound.report.words import remarks
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import model_files
@@ -123,10 +125,12 @@ def reevaluate(
     """
     night = Night.of(runs)
     with lease(night.home):
+        files.remove_abandoned(night.home.uri)
         before = read_history(night.home)
         known = {entry.claim_fingerprint for entry in before}
         entries = []
         for certificate, path in _certificates(night):
+            _complete_report(certificate, path)
             if certificate.claim_fingerprint in known:
                 continue
             place = night.home.relative(path)
@@ -134,10 +138,19 @@ def reevaluate(
             append_history(night.home, entries[-1])
             if on_certificate is not None:
                 on_certificate(certificate, path)
-        if entries:
+        if entries or (before and not night.home.exists(HISTORY_PAGE)):
             write_history(night.home, read_history(night.home))
     _require_no_worse(before, entries, fail_if_worse)
     return entries
+
+
+def _complete_report(certificate: CertificateRecord, path: str) -> None:
+    """Write the page of a certificate that has none, because its run was killed between the two."""
+    from tokenbound.report.details import run_details
+
+    run = RunDirectory(split(path)[0])
+    if not run.exists(report_name(base_name(path))):
+        write_report(run, certificate, run_details(run, certificate))
 
 
 def _certificates(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
@@ -160,7 +173,8 @@ def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
     for run in night.runs:
         if run.what.model.artifact is not None or _artifact(night, run) is None:
             check_run(run)
-    with executor().session(night.runs[0].how.ray_address):
+    how = night.runs[0].how
+    with executor().session(how.ray_address, how.ray_timeout_s):
         corpus = open_corpus(night.runs[0].what.corpus, output=night.home.uri, cache=night.cache)
         for run in night.runs:
             artifact = _artifact(night, run) or _encode(night, run)

@@ -60,7 +60,7 @@ def sweep(config: SweepConfig) -> list[SweepRow]:
     for entry in entries:
         _check(entry)
     directory.write_json(LEDGER, remember(entries, known))
-    with executor().session(config.how.ray_address):
+    with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         _prepare_once(config)
         failures = dict(_run_all(entries, config.how.parallel))
     rows = [_row(entry, directory) for entry in entries if entry.name not in failures]

@@ -77,9 +77,18 @@ def write_report(run: RunDirectory, certificate: CertificateRecord, details: Rep
         details: what the plots need; None leaves most of them out.
     """
     name = run.certificate_name(certificate.claim_fingerprint)
-    path = f"report{name.removeprefix('certificate').removesuffix('.json')}.html"
+    path = report_name(name)
     run.write(path, html_report(certificate, details=details, certificate_name=name).encode())
     return run.place(path)
+
+
+def report_name(certificate: str) -> str:
+    """File of the report beside the file of a certificate.
+
+    >>> report_name("certificate-0123abcd.json")
+    'report-0123abcd.html'
+    """
+    return f"report{certificate.removeprefix('certificate').removesuffix('.json')}.html"
 
 
 def html_report(

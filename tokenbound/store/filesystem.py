@@ -8,9 +8,12 @@ operations that fail for the moment are tried again (`store/retry.py`).
 from __future__ import annotations
 
 import io
+import logging
 import os
 import posixpath
+import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +36,8 @@ from tokenbound.store.remote import (
     upload,
 )
 from tokenbound.store.uri import is_uri, refuse_credentials
+
+logger = logging.getLogger(__name__)
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Kinds of filesystem without directories."""
@@ -169,6 +174,39 @@ def require_writable(uri: str, *, field: str) -> None:
         raise InputError(
             f"{field} {uri} cannot be written ({error.strerror or error}); choose a folder that you may write to"
         ) from None
+
+
+TEMPORARY_LEASE_S = 3600.0
+"""How long after its last byte a temporary file may still be someone's: no writer is silent for so long."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def remove_abandoned(uri: str, *, recursive: bool = True, lease_s: float = TEMPORARY_LEASE_S) -> int:
+    """Delete the temporary files that killed writers left, once their lease is over; returns how many.
+
+    Object stores have none.
+
+    Args:
+        uri: local folder of which every file was written through this module; a folder that is not there has none.
+        recursive: whether its subfolders are looked through too.
+        lease_s: seconds since the last write.
+    """
+    if uri.startswith(BUCKETS):
+        return 0
+    path = resolve(uri)[1]
+    removed, oldest = 0, time.time() - lease_s
+    for folder, below, names in os.walk(path):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            with suppress(OSError):  # gone meanwhile, or of someone else
+                if os.lstat(f"{folder}/{name}").st_mtime < oldest:
+                    os.unlink(f"{folder}/{name}")  # noqa: PTH108
+                    removed += 1
+        if not recursive:
+            below.clear()
+    if removed:
+        logger.info("removed %d temporary files that an interrupted run left in %s", removed, uri)
+    return removed
 
 
 def delete_folder(filesystem: FileSystem, path: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.engine.cluster.progress import TokenProgress, describe_speed, told
-from tokenbound.engine.cluster.session import _user_error
+from tokenbound.engine.cluster.session import _user_error, plain_errors
 from tokenbound.engine.evaluate.run import _warn_of_a_wrong_tokenizer
 from tokenbound.engine.evaluate.stages import (
     CommitShard,
@@ -91,6 +94,43 @@ def test_a_user_error_inside_a_task_comes_out_as_itself() -> None:
     outer.__cause__ = inner
     assert _user_error(outer) is inner
     assert _user_error(RuntimeError("other")) is None
+
+
+def in_a_task(cause: Exception) -> Exception:
+    """What Ray raises in the driver for an exception in a task."""
+    import ray
+
+    error: Exception = ray.exceptions.RayTaskError("write", "Traceback ...", cause).as_instanceof_cause()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "runs/x/losses: No space left on device; make room or choose another disk, and run it again"),
+        (errno.EROFS, "runs/x/losses: Read-only file system; choose a place that you may write to"),
+        (errno.EFBIG, "runs/x/losses: File too large; raise the limit of file sizes (ulimit -f), and run it again"),
+    ],
+)
+def test_a_full_disk_under_a_worker_is_one_line(number: int, says: str) -> None:
+    cause = OSError(number, os.strerror(number), "runs/x/losses")
+    with pytest.raises(InputError, match=f"^{re.escape(says)}$"), plain_errors():
+        raise in_a_task(cause)
+    with pytest.raises(InputError, match=re.escape(says.partition(": ")[2])), plain_errors():
+        raise in_a_task(OSError(f"Arrow failed: [Errno {number}] {os.strerror(number)}"))
+    ours = ZeroDivisionError()
+    ours.__context__ = cause
+    with pytest.raises(ZeroDivisionError), plain_errors():  # a mistake of the program, while the disk's was handled
+        raise ours
+
+
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "WorkerCrashedError", "ActorDiedError", "OutOfDiskError"])
+def test_a_worker_that_the_machine_ended_is_one_line(kind: str) -> None:
+    import ray
+
+    error = getattr(ray.exceptions, kind)
+    with pytest.raises(IncompleteError, match=r"run the same command again to resume$"), plain_errors():
+        raise error("died") if kind in ("OutOfMemoryError", "OutOfDiskError") else error()
 
 
 def test_progress_counts_resumed_tokens_as_done_but_not_as_speed() -> None:

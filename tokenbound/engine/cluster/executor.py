@@ -15,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from tokenbound.engine.cluster import ray_map
+from tokenbound.engine.cluster.address import RAY_TIMEOUT_S
 from tokenbound.engine.cluster.session import Resources, cluster_resources, ray_session
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ Row = dict[str, Any]
 class Executor:
     """Ray. A subclass may replace any of its methods."""
 
-    def session(self, address: str | None = None) -> AbstractContextManager[None]:
+    def session(self, address: str | None = None, timeout_s: float = RAY_TIMEOUT_S) -> AbstractContextManager[None]:
         """What the steps of a command run in; see `ray_session`."""
-        return ray_session(address)
+        return ray_session(address, timeout_s)
 
     def resources(self) -> Resources:
         """What can run at once."""

@@ -9,14 +9,18 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-from tokenbound.errors import IncompleteError, InputError, TokenboundError
+from tokenbound.engine.cluster.address import RAY_TIMEOUT_S, Address, check_folder, find_address, wait_for
+from tokenbound.engine.cluster.auth import secure_token
+from tokenbound.engine.cluster.watch import current_session, watched
+from tokenbound.errors import IncompleteError, InputError, TokenboundError, disk_problem
 
 logger = logging.getLogger(__name__)
 
@@ -26,40 +30,108 @@ _LATE = ("timed out during startup", "Failed to connect to GCS")
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, timeout_s: float = RAY_TIMEOUT_S) -> Iterator[None]:
     """Join the given or the surrounding cluster, else start a local one that listens on loopback alone.
 
     A session that is already there is used and left running.
+
+    Args:
+        address: `how.ray_address`.
+        timeout_s: seconds that a cluster to join may take to answer.
+
+    Raises:
+        InputError: no driver can join that address, or our token is refused.
+        IncompleteError: nothing answers there, or no local session came up.
     """
     if ray.is_initialized():
-        yield
+        with plain_errors():
+            yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray ends a task's process after one idle second. The next task then imports everything anew, beside the scorers.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-    chosen = address or os.environ.get("RAY_ADDRESS")
     # Ray's backend says on stderr, at its error level, how Ray Data's own actors are built.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    local: dict[str, Any] = {} if chosen else {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    kept = nullcontext() if chosen else _loopback_kept()
-    with warnings.catch_warnings(), _quiet_stderr(), _sigterm_kept(), kept:
+    chosen = find_address(address)
+    secure_token(starts_session=chosen is None)
+    if chosen is None:
+        check_folder()
+    else:
+        logger.info("joining the Ray cluster at %s", chosen)
+    with warnings.catch_warnings(), _quiet_stderr(), _sigterm_kept():
         warnings.simplefilter("ignore")
+        if chosen is None:
+            _start()
+        else:
+            _join(chosen, timeout_s)
+    ray._private.worker._worker_logs_enabled = False  # Ray prints the last words of its processes on our stdout
+    try:
+        where = "the local Ray session" if chosen is None else f"the Ray cluster at {chosen}"
+        with watched(current_session(), where), plain_errors():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _start() -> None:
+    """Start a session of our own.
+
+    Raises:
+        IncompleteError: its processes did not come up.
+    """
+    with _loopback_kept():
         try:
-            ray.init(address=chosen, logging_level=logging.ERROR, log_to_driver=False, **local)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"how.ray_address {chosen!r}: no Ray cluster answers there that accepts this token ({reason})"
-            ) from None
+            _init("local", include_dashboard=False, _node_ip_address=LOOPBACK)
         except Exception as error:  # Ray raises no narrower kind where its own processes are late
             if not any(reason in str(error) for reason in _LATE):
                 raise
-            raise IncompleteError("Ray did not start in time; is the machine overloaded? Run again") from None
+            raise IncompleteError(
+                f"Ray did not start in time; {_limits() or 'is the machine overloaded? Run again'}"
+            ) from None
+
+
+def _join(address: Address, timeout_s: float) -> None:
+    """Join a cluster that others started.
+
+    Raises:
+        InputError: it refuses our token, or has no node on this machine.
+        IncompleteError: it does not answer.
+    """
     try:
-        yield
-    finally:
-        ray.shutdown()
+        if address.found:
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        wait_for(address, timeout_s)
+        _init("auto" if address.found else address.text)
+    except ray.exceptions.AuthenticationError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{address}: the Ray cluster there does not accept this token ({reason})") from None
+    except ConnectionError:
+        raise InputError(
+            f"{address}: no node of that Ray cluster runs on this machine; run the command on one, or start one with "
+            f"`ray start --address={address.text}`"
+        ) from None
+
+
+def _init(address: str, **options: Any) -> None:
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+def _limits() -> str | None:
+    """Limits of this process on what Ray's processes need much of, and how they are lifted; None where there are none.
+
+    Windows has none.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    kinds = {"file size (ulimit -f)": resource.RLIMIT_FSIZE, "memory (ulimit -v)": resource.RLIMIT_AS}
+    found = {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
+    limits = [f"{name} to {limit:,} bytes" for name, limit in found.items() if limit != resource.RLIM_INFINITY]
+    if not limits:
+        return None
+    return f"this shell limits {' and '.join(limits)}, which Ray's processes obey too; lift that and run again"
 
 
 @contextmanager
@@ -136,19 +208,63 @@ def replica_name() -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let a user's error that was raised inside a Ray task come out as itself."""
+    """Let a user's error that was raised inside a Ray task come out as itself, and name what failed beneath one.
+
+    Raises:
+        TokenboundError: that error; `InputError` for a full or read-only disk; `IncompleteError` for a worker that the
+            machine ended.
+    """
     try:
         yield
     except Exception as error:
-        cause = _user_error(error)
-        if cause is None:
+        found = _user_error(error)
+        if found is None:
             raise
         # Ray Data appends advice of its own; our messages are one line.
-        raise type(cause)(str(cause).partition("\n")[0]) from None
+        raise type(found)(str(found).partition("\n")[0]) from None
 
 
 def _user_error(error: BaseException) -> TokenboundError | None:
-    """The first of our errors among the causes of one; Ray wraps them in one layer per task, Ray Train by worker."""
+    """What a user can do something about among the causes of an error: the first of ours, else the first of a machine.
+
+    A machine is to blame only where an error was raised from its own: what is raised while one is handled may be ours.
+    """
+    ours = next((each for each in _causes(error, *_LINKS, "__context__") if isinstance(each, TokenboundError)), None)
+    return ours or next(filter(None, map(_machine_error, _causes(error, *_LINKS))), None)
+
+
+def _machine_error(error: BaseException) -> TokenboundError | None:
+    """A disk, a limit or a memory that gave out, as an error of ours."""
+    if isinstance(error, OSError) and (problem := disk_problem(error)) is not None:
+        return InputError(problem)
+    for kind, text in _ENDED.items():
+        if isinstance(error, kind):
+            return IncompleteError(text)
+    return None
+
+
+_ENDED: dict[type[Exception], str] = {
+    ray.exceptions.OutOfMemoryError: "the memory of a machine ran out and Ray ended a worker there; set fewer "
+    "how.replicas or a smaller batch, and run the same command again to resume",
+    ray.exceptions.OutOfDiskError: "the disk of Ray's temporary folder is full; make room or set RAY_TMPDIR to another "
+    "one, and run the same command again to resume",
+    ray.exceptions.WorkerCrashedError: "a worker process was ended from outside, most often for want of memory; run "
+    "the same command again to resume",
+    ray.exceptions.ActorDiedError: "a worker process was ended from outside, most often for want of memory; run the "
+    "same command again to resume",
+}
+"""What Ray raises for a process that the machine ended."""
+
+
+_LINKS = ("cause", "_base_exc", "__cause__")
+"""Attributes under which Ray's errors and Python's keep what they were raised from."""
+
+
+def _causes(error: BaseException, *links: str) -> Iterator[BaseException]:
+    """An error and all that led to it; Ray wraps them in one layer per task, Ray Train by worker.
+
+    Ray raises classes derived from that of the cause, whose text is a traceback: these are left out.
+    """
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
@@ -156,10 +272,7 @@ def _user_error(error: BaseException) -> TokenboundError | None:
         if not isinstance(error, BaseException) or id(error) in seen:
             continue
         seen.add(id(error))
-        if isinstance(error, TokenboundError):
-            # Ray raises a class derived from ours whose text is a traceback; the plain error is its cause.
-            inner = getattr(error, "cause", None)
-            return inner if isinstance(inner, TokenboundError) else error
-        waiting += [getattr(error, name, None) for name in ("cause", "_base_exc", "__cause__", "__context__")]
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            yield error
+        waiting += [getattr(error, name, None) for name in links]
         waiting += list(getattr(error, "worker_failures", {}).values())
-    return None

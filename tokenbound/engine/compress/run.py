@@ -361,7 +361,8 @@ def compress_checkpoint(
     architecture = check_encoding(path, settings, base=base, has_text=run is not None)
     if run is not None:
         require_fit(architecture, check_corpus(run.what.corpus).max_id, run.what.windows.length)
-    with executor().session(run.how.ray_address if run else None), plain_errors():
+    joined = () if run is None else (run.how.ray_address, run.how.ray_timeout_s)
+    with executor().session(*joined), plain_errors():
         if run is None:
             return encode_checkpoint(path, settings, base=base, work=work)
         corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)

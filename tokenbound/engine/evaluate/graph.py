@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ process holds 200 MB."""
 
 NEVER = -1.0
 """No pool is used less than this: replicas stay until every shard is given out, because building one is dear."""
+
+SHUTDOWN_S = 20.0
+"""How long Ray Data may take to stop. When its consumer fails it can wait for ever for a lock of its own."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,20 @@ def score_shards(
     replica: ReplicaSpec,
     commit: CommitShard,
     placement: Placement,
-) -> Iterator[dict[str, Any]]:
+    shutdown_s: float = SHUTDOWN_S,
+) -> Generator[dict[str, Any], None, None]:
     """Score and commit shards; yields ``{shard, tokens, unscored_windows}`` as each is committed.
 
-    A shard whose actor dies is scored again by another; committing twice writes the same names.
+    A shard whose actor dies is scored again by another; committing twice writes the same names. Whoever takes the rows
+    closes the generator (`contextlib.closing`): an exception there then ends the graph, while Ray is still there.
+
+    Args:
+        shards: what to score.
+        read: the first stage.
+        replica: what the scoring actors are made from.
+        commit: the last stage.
+        placement: how many of each.
+        shutdown_s: seconds that Ray Data may take to stop.
 
     Raises:
         TokenboundError: a stage refused its input.
@@ -111,7 +125,7 @@ def score_shards(
     """
     _configure()
     rows = [{"shard": shard.number, "windows": np.ascontiguousarray(shard.windows).tobytes()} for shard in shards]
-    stream = executor().stream(
+    stream: Iterable[dict[str, Any]] = executor().stream(
         rows,
         read=read,
         scorer=ScoreShard,
@@ -121,11 +135,11 @@ def score_shards(
         actors=placement.pool,
         actor_options=placement.actor_options,
     )
-    pending = {shard.number for shard in shards}
+    found, pending = iter(stream), {shard.number for shard in shards}
     failure: TokenboundError | None = None
     try:
         with plain_errors():
-            for row in stream:
+            for row in found:
                 if row["shard"] not in pending:
                     raise RuntimeError(f"shard {row['shard']} came back twice or was never asked for")
                 pending.remove(row["shard"])
@@ -133,6 +147,11 @@ def score_shards(
     except TokenboundError as error:
         failure = error.with_traceback(None)
         failure.__context__ = None
+    except GeneratorExit:
+        logger.warning("scoring was broken off; %d shards under way or to come are not kept", len(pending))
+        raise
+    finally:
+        _stop(found, shutdown_s)
     if failure is not None:
         # The objects of a failed graph hold each other, and with them its actors and their processors, which whatever
         # runs next would wait for: half the batch, or another model.
@@ -140,6 +159,18 @@ def score_shards(
         raise failure
     if pending:
         raise RuntimeError(f"{len(pending)} shards went in and did not come out: {sorted(pending)[:5]}")
+
+
+def _stop(rows: Iterator[dict[str, Any]], seconds: float) -> None:
+    """Let Ray Data end what is still under way; a thread of its own waits, and is left behind where that never ends."""
+    close = getattr(rows, "close", None)
+    if close is None:
+        return
+    thread = threading.Thread(target=close, name="tokenbound-stop", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        logger.warning("Ray Data did not stop within %g s and is left behind", seconds)
 
 
 def _configure() -> None:

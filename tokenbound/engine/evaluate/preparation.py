@@ -186,6 +186,7 @@ def check_place(config: RunConfig, given: Given | None) -> None:
         MismatchError: the run there has another artifact or protocol.
     """
     files.require_writable(config.how.output, field="how.output")
+    files.remove_abandoned(config.how.output)
     what, run = config.what, RunDirectory(config.how.output)
     if not run.exists("plan.json"):
         return

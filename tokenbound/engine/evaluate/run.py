@@ -8,7 +8,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -81,7 +81,7 @@ def evaluate(
     """
     given = check_run(config)
     check_place(config, given)
-    with executor().session(config.how.ray_address):
+    with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         prepared = prepare(config, given)
         with _failure_noted(prepared.run):
             count = _score_all(prepared)
@@ -194,9 +194,10 @@ def _score(prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, Co
         placement=placement,
     )
     logger.info("scoring %d shards on %d %s replicas", len(pending), placement.replicas, placement.device)
-    with TokenProgress(
+    told = TokenProgress(
         total, done_tokens=done_tokens, interval_s=how.progress_interval_s, on_event=prepared.run.log_progress
-    ) as progress:
+    )
+    with closing(rows), told as progress:
         for row in rows:
             progress.advance(row["tokens"])
             count_shard(prepared.run.uri, row["tokens"], progress.speed)

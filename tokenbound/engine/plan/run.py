@@ -203,7 +203,7 @@ def plan_run(
     data = None if artifact is None else read_artifact(artifact)
     architecture = _of_checkpoint(config) if data is None else artifact_architecture(data, config.what.corpus)
     check_model(architecture, check_corpus(config.what.corpus).max_id, config.what.windows.length)
-    with executor().session(config.how.ray_address):
+    with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
@@ -248,12 +248,15 @@ def _work(config: RunConfig, text: Text) -> Work:
 
 
 def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
-    """The architecture of a checkpoint, whose weights need not be there."""
-    from tokenbound.models.checkpoint import read_architecture
+    """The architecture of a checkpoint, whose weights need not be there; those that are must be sound."""
+    from tokenbound.models.checkpoint import check_checkpoint, read_architecture
     from tokenbound.models.hf_model import blank_model
 
     assert config.what.model.checkpoint is not None
-    architecture = read_architecture(local_copy(config.what.model.checkpoint_place))
+    path = local_copy(config.what.model.checkpoint_place)
+    if any(Path(path).expanduser().glob("*.safetensors")):
+        return check_checkpoint(path)
+    architecture = read_architecture(path)
     blank_model(architecture)
     return architecture
 

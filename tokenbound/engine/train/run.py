@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig) -> Trained:
         return Trained(**run.read_json(FINISHED))
     architecture = check_training(config)
     _claim_output(config, output)
-    with executor().session(config.how.ray_address):
+    with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         trained = _count(config, corpus, run) if architecture is None else _train(config, architecture, corpus, run)
     run.write_json(FINISHED, asdict(trained))
