@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,9 @@ import numpy as np
 from tokenbound.compression.artifact import ParsedArtifact, parse_artifact
 from tokenbound.compression.container import DIGEST_BYTES, ArtifactError
 from tokenbound.compression.decode_pool import FilePart, decode_each
+from tokenbound.compression.dtypes import dtype_of
 from tokenbound.compression.tensor import CodedTensor, decode_tensor
+from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import MismatchError
 from tokenbound.store.local_folder import discard, fetch_artifact
 from tokenbound.store.uri import is_uri
@@ -122,7 +124,7 @@ class ArtifactFile:
             self.release(item)
 
     @property
-    def tensors(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> DecodedTensors:
         """All tensors by name, each decoded when it is asked for and kept by nobody."""
         return DecodedTensors(self)
 
@@ -151,8 +153,8 @@ class ArtifactFile:
         return FilePart(str(self.path), first, len(item.payload), replace(item, payload=b""))
 
 
-class DecodedTensors(Mapping[str, "torch.Tensor"]):
-    """Tensors of an artifact by name, decoded anew each time: whoever needs one twice keeps it."""
+class DecodedTensors(TensorMap):
+    """The tensors of an artifact by name."""
 
     def __init__(self, artifact: ArtifactFile) -> None:
         self.artifact = artifact
@@ -167,11 +169,16 @@ class DecodedTensors(Mapping[str, "torch.Tensor"]):
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self.artifact.names)
+        return len(self.artifact.parsed.coded)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is one of this name; nothing is decoded."""
         return name in self.artifact._coded
+
+    def header(self, name: str) -> Header:
+        """Dtype and shape of a tensor, as the index says them."""
+        item = self.artifact.coded(name)
+        return dtype_of(item.dtype), item.shape
 
 
 def open_artifact(place: str | Path, *, sha256: str | None = None, folder: str | Path | None = None) -> ArtifactFile:

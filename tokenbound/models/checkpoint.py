@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import InputError
-from tokenbound.models.hf_model import _without_copies, blank_model
+from tokenbound.models.hf_model import blank_model, copied_names
 from tokenbound.models.quantized.deployed import read_records
 from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
@@ -29,6 +30,7 @@ from tokenbound.models.quantized.schemes import (
     implied_settings,
     scheme_of,
 )
+from tokenbound.models.safetensors_file import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,9 @@ class Checkpoint:
 
     architecture: dict[str, Any]
     """The Hugging Face config, `model_type` included, without what does not define the model."""
-    tensors: dict[str, torch.Tensor]
-    """Everything stored, once, in the dtype of the file; a tied copy and a derivable buffer are left out."""
+    tensors: CheckpointTensors
+    """Everything stored, once, in the dtype of the file; a tied copy and a derivable buffer are left out. A tensor is
+    read when it is asked for."""
     directory: Path
     """Where the files lie; for a hub id, the snapshot in the hub's cache."""
     tokenizer_dir: Path | None
@@ -74,7 +77,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
-    """Read a causal LM checkpoint from a directory or from the Hugging Face hub.
+    """Read the config of a causal LM checkpoint in a directory or on the Hugging Face hub, and find its tensors.
 
     Args:
         path_or_id: a directory with `config.json` and safetensors weights (one file, or shards with their index),
@@ -89,13 +92,14 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     """
     directory = locate(path_or_id)
     architecture = _read_architecture(directory)
-    tensors = _read_tensors(directory)
+    tensors = _find_tensors(directory)
     if unread := other_weights(directory):
         logger.warning("checkpoint %s also holds %s, which are not read", directory, ", ".join(unread))
     architecture = {**implied_settings(tensors), **architecture, **_records(architecture, directory)}
     blank = blank_model(architecture, len(tensors))
     tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
+    kept = tensors.only(set(tensors) - copied_names(blank, tensors))
+    return Checkpoint(architecture, kept, directory, directory if tokenizer else None)
 
 
 def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
     architecture = _read_architecture(directory)
     if Path(path_or_id).expanduser().is_dir():
         for path in _weight_files(directory):
-            _check_header(path)
+            _read_headers(path)
     blank_model(architecture)
     return architecture
 
@@ -388,26 +392,85 @@ def _places(index: Path) -> dict[str, str]:
     return places
 
 
-def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+class CheckpointTensors(TensorMap):
+    """The tensors of safetensors files, each read from its file when it is asked for.
+
+    Example:
+        >>> tensors = read_checkpoint("models/x").tensors  # doctest: +SKIP
+        >>> tensors["model.norm.weight"]  # doctest: +SKIP
+    """
+
+    def __init__(self, directory: Path, places: Mapping[str, str], headers: Mapping[str, Header]) -> None:
+        """Read nothing yet.
+
+        Args:
+            directory: Where the files are.
+            places: The file of each tensor.
+            headers: Dtype and shape of each tensor.
+        """
+        self.directory, self.places, self.headers = directory, dict(places), dict(headers)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One tensor; the file is mapped as long as it is in use.
+
+        Raises:
+            InputError: the file is missing or damaged by now.
+        """
+        from safetensors import safe_open
+
+        path = self.directory / self.places[name]
+        with _sound(path), safe_open(path, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.places)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self.places
+
+    def header(self, name: str) -> Header:
+        """Dtype and shape of a tensor, as the file's header says them."""
+        return self.headers[name]
+
+    def only(self, names: Collection[str]) -> CheckpointTensors:
+        """Those of these names."""
+        places = {name: place for name, place in self.places.items() if name in names}
+        return CheckpointTensors(self.directory, places, {name: self.headers[name] for name in places})
+
+    def moved_to(self, directory: Path) -> CheckpointTensors:
+        """The same tensors in a copy of the folder, on another machine say."""
+        return CheckpointTensors(directory, self.places, self.headers)
+
+
+def _find_tensors(directory: Path) -> CheckpointTensors:
+    places: dict[str, str] = {}
+    headers: dict[str, Header] = {}
     for path in _weight_files(directory):
-        shard = read_safetensors(path)
-        doubled = tensors.keys() & shard.keys()
+        found = _read_headers(path)
+        doubled = places.keys() & found.keys()
         if doubled:
             raise InputError(f"{path} repeats tensor {min(doubled)!r} of another shard; fetch it again")
-        tensors.update(shard)
+        places |= dict.fromkeys(found, path.name)
+        headers |= found
     index = directory / INDEX
-    difference = _places(index).keys() ^ tensors.keys() if index.exists() else None
+    difference = _places(index).keys() ^ places.keys() if index.exists() else None
     if difference:
         raise InputError(
             f"the index {index} is stale: it and its shards disagree about tensor {min(difference)!r}; fetch the "
             "checkpoint again"
         )
-    return tensors
+    return CheckpointTensors(directory, places, headers)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one file.
+    """The tensors of one small file, all of them.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -419,11 +482,22 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return tensors
 
 
-def _check_header(path: Path) -> None:
+def _read_headers(path: Path) -> dict[str, Header]:
+    """Dtype and shape of every tensor of a file.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     from safetensors import safe_open
 
-    with _sound(path), safe_open(path, "pt"):
-        pass
+    with _sound(path), safe_open(path, "pt") as file:
+        return {name: _header(file, name) for name in file.keys()}  # noqa: SIM118
+
+
+def _header(file: Any, name: str) -> Header:
+    view = file.get_slice(name)
+    dtype = DTYPES.get(view.get_dtype()) or file.get_tensor(name).dtype  # newer versions of the format know more
+    return dtype, tuple(view.get_shape())
 
 
 @contextmanager
