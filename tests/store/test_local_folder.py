@@ -17,6 +17,7 @@ from tokenbound.compression.artifact_file import open_artifact
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store import filesystem as files
 from tokenbound.store import local_folder
+from tokenbound.store.copies import _fetched
 from tokenbound.store.local_folder import default_folder, fetch_artifact, release_files
 
 DATA = bytes(range(256)) * 5000
@@ -69,7 +70,7 @@ def fetch_counted(uri: str, folder: str, counter: Any) -> None:
             counter.value += 1
         return copy(*arguments)
 
-    local_folder._copy = counted
+    local_folder._copy = counted  # type: ignore[assignment]
     fetch_artifact(uri, sha256=SHA256, folder=folder)
 
 
@@ -99,7 +100,7 @@ def test_a_full_disk_is_said_before_anything_is_copied(
 def test_a_disk_that_fills_up_while_copying_leaves_nothing(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(uri: str, target: Path, size: int) -> str:
+    def broken(filesystem: Any, path: str, target: Path, size: int) -> str:
         target.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
@@ -192,3 +193,61 @@ def test_what_is_not_there_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 def test_the_default_is_a_place_of_this_user() -> None:
     assert default_folder().name == f"tokenbound-weights-{os.getuid()}"
+
+
+def test_a_store_that_refuses_is_not_taken_for_this_machine(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> BinaryIO:
+        raise PermissionError(errno.EACCES, "access denied")
+
+    monkeypatch.setattr(files, "open_input", refused)
+    with pytest.raises(InputError, match=r"a\.tokenbound cannot be read: access denied"):
+        fetch_artifact(uri, folder=tmp_path / "node")
+    assert kept(tmp_path / "node") == []
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default folder, of this test alone."""
+    monkeypatch.setattr(local_folder, "default_folder", lambda: tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_a_checkpoint_is_copied_once_until_it_changes(tmp_path: Path, home: Path) -> None:
+    folder = tmp_path / "store" / "model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "notes.md").write_text("not of the model")
+    found = Path(_fetched.__wrapped__(folder.as_uri()))
+    assert found.name == "model"
+    assert [path.name for path in found.iterdir()] == ["config.json"]
+    assert Path(_fetched.__wrapped__(folder.as_uri())) == found
+    (folder / "config.json").write_text('{"a": 1}')
+    newer = Path(_fetched.__wrapped__(folder.as_uri()))
+    assert newer != found
+    assert (newer / "config.json").read_text() == '{"a": 1}'
+    assert len(kept(home)) == 2, "the older one is in use"
+    release_files()
+    (folder / "config.json").write_text("{}  ")
+    _fetched.__wrapped__(folder.as_uri())
+    assert len(kept(home)) == 1
+
+
+def test_a_copy_of_several_files_that_breaks_off_leaves_nothing(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, copy = tmp_path / "model", local_folder._copy
+    folder.mkdir()
+    for name in ("a.json", "b.json"):
+        (folder / name).write_text("{}")
+
+    def broken(filesystem: Any, path: str, target: Path, size: int) -> str:
+        if path.endswith("b.json"):
+            raise InputError("the store broke off")
+        return copy(filesystem, path, target, size)
+
+    monkeypatch.setattr(local_folder, "_copy", broken)
+    with pytest.raises(InputError, match="broke off"):
+        _fetched.__wrapped__(folder.as_uri())
+    assert kept(home) == []

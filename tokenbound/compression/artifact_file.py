@@ -9,10 +9,11 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class ArtifactFile:
         else:
             with Path(source).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                body, whole = _digests(iter(lambda: file.read(HASHED_BYTES), b""), size)
+                body, whole = _digests(_pieces(file), size)
                 # The file that was hashed is the one that is mapped, whatever its name stands for by now.
                 self._data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
         self.sha256 = whole
@@ -137,6 +138,33 @@ class ArtifactFile:
         for item, tensor in decode_each(self.parsed.coded, workers, self._portable):
             self.release(item)
             yield item.name, tensor
+
+    def read(self) -> bytes:
+        """All bytes, of a small one."""
+        return bytes(self._data)
+
+    @contextmanager
+    def stream(self) -> Iterator[IO[bytes]]:
+        """The file, open for copying.
+
+        Raises:
+            MismatchError: when it has been read, if it is no longer what was opened.
+        """
+        assert self.path is not None, "it is in memory"
+        with self.path.open("rb") as file:
+            yield file
+            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
+            changed = _digests(_pieces(file), size)[1] != self.sha256
+        if changed:
+            raise MismatchError(f"{self.path} changed while it was copied; run the command again")
+
+    def move_to(self, path: Path) -> None:
+        """Give the file another name on the same disk."""
+        assert self.path is not None, "it is in memory"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.replace(path)
+        self.path = path
 
     def release(self, item: CodedTensor) -> None:
         """Give the pages of a code back; they are read again where they are needed again."""
@@ -220,6 +248,16 @@ def _reopened(path: str, sha256: str) -> ArtifactFile:
 def as_artifact(artifact: ArtifactFile | bytes) -> ArtifactFile:
     """An open artifact, from itself or from the bytes of a small one."""
     return artifact if isinstance(artifact, ArtifactFile) else ArtifactFile(artifact)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex digest of any file, read a part at a time."""
+    with Path(path).open("rb") as file:
+        return _digests(_pieces(file), 0)[1]
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(HASHED_BYTES), b"")
 
 
 def _digests(parts: Iterator[bytes], size: int) -> tuple[bytes, str]:

@@ -31,6 +31,7 @@ from tokenbound.models.quantized.schemes import (
     scheme_of,
 )
 from tokenbound.models.safetensors_file import DTYPES
+from tokenbound.store.copies import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     """Read the config of a causal LM checkpoint in a directory or on the Hugging Face hub, and find its tensors.
 
     Args:
-        path_or_id: a directory with `config.json` and safetensors weights (one file, or shards with their index),
-            or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one.
+        path_or_id: a directory or URI with `config.json` and safetensors weights (one file, or shards with their
+            index), or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one.
 
     Returns:
         The checkpoint, its tensors exact.
@@ -92,7 +93,7 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
     """
     directory = locate(path_or_id)
     architecture = _read_architecture(directory)
-    tensors = _find_tensors(directory)
+    tensors = _find_tensors(directory, path_or_id)
     if unread := other_weights(directory):
         logger.warning("checkpoint %s also holds %s, which are not read", directory, ", ".join(unread))
     architecture = {**implied_settings(tensors), **architecture, **_records(architecture, directory)}
@@ -190,7 +191,7 @@ def locate(path_or_id: str | Path, patterns: Sequence[str] = _WHOLE_CHECKPOINT) 
     Raises:
         InputError: there is no such directory, and the hub has none of this name.
     """
-    path = Path(path_or_id).expanduser()
+    path = Path(local_copy(str(path_or_id))).expanduser()
     if path.is_dir():
         return path
     if path.exists():
@@ -400,15 +401,19 @@ class CheckpointTensors(TensorMap):
         >>> tensors["model.norm.weight"]  # doctest: +SKIP
     """
 
-    def __init__(self, directory: Path, places: Mapping[str, str], headers: Mapping[str, Header]) -> None:
+    def __init__(
+        self, directory: Path, places: Mapping[str, str], headers: Mapping[str, Header], origin: str | Path
+    ) -> None:
         """Read nothing yet.
 
         Args:
-            directory: Where the files are.
+            directory: Where the files are on this machine.
             places: The file of each tensor.
             headers: Dtype and shape of each tensor.
+            origin: What the checkpoint was named by: a machine without this directory finds the files by it.
         """
-        self.directory, self.places, self.headers = directory, dict(places), dict(headers)
+        self.directory, self.origin = directory, origin
+        self.places, self.headers = dict(places), dict(headers)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """One tensor; the file is mapped as long as it is in use.
@@ -418,6 +423,8 @@ class CheckpointTensors(TensorMap):
         """
         from safetensors import safe_open
 
+        if not self.directory.is_dir():
+            self.directory = locate(self.origin)
         path = self.directory / self.places[name]
         with _sound(path), safe_open(path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
@@ -442,14 +449,10 @@ class CheckpointTensors(TensorMap):
     def only(self, names: Collection[str]) -> CheckpointTensors:
         """Those of these names."""
         places = {name: place for name, place in self.places.items() if name in names}
-        return CheckpointTensors(self.directory, places, {name: self.headers[name] for name in places})
-
-    def moved_to(self, directory: Path) -> CheckpointTensors:
-        """The same tensors in a copy of the folder, on another machine say."""
-        return CheckpointTensors(directory, self.places, self.headers)
+        return CheckpointTensors(self.directory, places, {name: self.headers[name] for name in places}, self.origin)
 
 
-def _find_tensors(directory: Path) -> CheckpointTensors:
+def _find_tensors(directory: Path, origin: str | Path) -> CheckpointTensors:
     places: dict[str, str] = {}
     headers: dict[str, Header] = {}
     for path in _weight_files(directory):
@@ -466,7 +469,7 @@ def _find_tensors(directory: Path) -> CheckpointTensors:
             f"the index {index} is stale: it and its shards disagree about tensor {min(difference)!r}; fetch the "
             "checkpoint again"
         )
-    return CheckpointTensors(directory, places, headers)
+    return CheckpointTensors(directory, places, headers, origin)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from tokenbound.models.adapters import ADAPTER_CONFIG, read_adapter, read_adapte
 from tokenbound.models.checkpoint import check_checkpoint, is_hub_id, locate, locate_config, read_checkpoint
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.quantized.schemes import scheme_of
+from tokenbound.store.copies import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,13 @@ def read_base(name: str) -> Weights:
     """The weights of a base.
 
     Args:
-        name: directory or hub id of a Hugging Face checkpoint, or path of a whole model's artifact.
+        name: directory, URI or hub id of a Hugging Face checkpoint, or path or URI of a whole model's artifact.
 
     Raises:
         InputError: nothing there, or it is a delta itself.
     """
-    if Path(name).is_file():
-        artifact = _whole(name)
+    if Path(local_copy(name)).is_file():
+        artifact = _whole(local_copy(name))
         return Weights(artifact.architecture, artifact.tensors)
     checkpoint = read_checkpoint(name)
     return _named_in_full(checkpoint.architecture, checkpoint.tensors)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from tokenbound.store.uri import is_uri, refuse_credentials
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Kinds of filesystem without directories."""
+COPY_BYTES = 1 << 23
+"""Read at once where a file is copied."""
 BUCKETS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -140,6 +143,16 @@ def write_bytes(filesystem: FileSystem, path: str, data: bytes) -> None:
             stream.write(data)
     else:
         _store(filesystem, path, io.BytesIO(data))
+
+
+def write_stream(filesystem: FileSystem, path: str, source: IO[bytes]) -> None:
+    """Write a whole file atomically from an open local one, a part at a time; an existing file is replaced."""
+    source.seek(0)
+    if is_local(filesystem):
+        with _open_renamed(Path(path)) as stream:
+            shutil.copyfileobj(source, stream, COPY_BYTES)
+    else:
+        _store(filesystem, path, source)
 
 
 def delete(filesystem: FileSystem, path: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder on each machine for what its processes map into memory: artifacts fetched from a store, decoded weights.
+"""A folder on each machine for what its processes share: decoded weights, and what was fetched from a store.
 
 Files are named by digests, written under another name and renamed, so a file under its own name is whole. A process
 holds a shared lock on each file that it uses while it lives; files that nobody holds are removed before another is
@@ -12,11 +12,14 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pyarrow.fs import FileInfo, FileSystem
 
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store import filesystem as files
@@ -24,8 +27,10 @@ from tokenbound.store.remote import file_infos
 
 logger = logging.getLogger(__name__)
 
-ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, PARTIAL_SUFFIX = ".tokenbound", ".safetensors", ".partial"
-"""Of an artifact, of decoded weights, and of either while it is written."""
+ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, COPY_SUFFIX = ".tokenbound", ".safetensors", ".copy"
+"""Of an artifact, of decoded weights, and of a folder of fetched files."""
+PARTIAL_SUFFIX = ".partial"
+"""Of each of them while it is written."""
 
 CURE = "name another folder in how.local_folder, or set TMPDIR"
 CHUNK_BYTES = 1 << 23
@@ -78,7 +83,7 @@ def make_room(folder: Path, num_bytes: int) -> None:
         OSError: there is none.
     """
     for path in folder.iterdir():
-        if path.name.endswith((ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, PARTIAL_SUFFIX)):
+        if path.name.endswith((ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, COPY_SUFFIX, PARTIAL_SUFFIX)):
             _remove_unheld(path)
     place = os.statvfs(folder)
     free = place.f_bavail * place.f_frsize
@@ -90,8 +95,16 @@ def _remove_unheld(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+        _remove(path)
     os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder and what it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def hold(path: Path) -> None:
@@ -135,54 +148,98 @@ def fetch_artifact(uri: str, *, sha256: str | None = None, folder: str | Path | 
         MismatchError: the file has another digest.
     """
     filesystem, path = files.resolve(uri)
-    try:
-        place = open_folder(folder)
-        with alone_in(place):
-            if sha256 is not None and (found := place / f"{sha256}{ARTIFACT_SUFFIX}").exists():
-                hold(found)
-                return found
-            info = file_infos(filesystem, path)
-            if not info.is_file:
-                raise FileNotFoundError(errno.ENOENT, "does not exist", uri)
-            make_room(place, info.size)
-            logger.info("fetching %s: %d bytes", uri, info.size)
-            partial = place / f"fetched-{os.getpid()}{ARTIFACT_SUFFIX}{PARTIAL_SUFFIX}"
-            try:
-                found_sha256 = _copy(uri, partial, info.size)
-                if sha256 not in (None, found_sha256):
-                    raise MismatchError(
-                        f"{uri} has the digest {found_sha256}, not {sha256}; put the artifact of this run back there"
-                    )
-                found = place / f"{found_sha256}{ARTIFACT_SUFFIX}"
-                partial.replace(found)
-            finally:
-                partial.unlink(missing_ok=True)
+    info = file_infos(filesystem, path)
+    if not info.is_file:
+        raise FileNotFoundError(errno.ENOENT, "does not exist", uri)
+    with _usable(folder) as place, alone_in(place):
+        if sha256 is not None and (found := place / f"{sha256}{ARTIFACT_SUFFIX}").exists():
             hold(found)
             return found
-    except FileNotFoundError as error:
-        if error.filename == uri:
-            raise
-        raise _unusable(folder, error) from None
+        make_room(place, info.size)
+        logger.info("fetching %s: %d bytes", uri, info.size)
+        partial = place / f"fetched-{os.getpid()}{ARTIFACT_SUFFIX}{PARTIAL_SUFFIX}"
+        try:
+            found_sha256 = _copy(filesystem, path, partial, info.size)
+            if sha256 not in (None, found_sha256):
+                raise MismatchError(
+                    f"{uri} has the digest {found_sha256}, not {sha256}; put the artifact of this run back there"
+                )
+            found = place / f"{found_sha256}{ARTIFACT_SUFFIX}"
+            partial.replace(found)
+        finally:
+            _remove(partial)
+        hold(found)
+        return found
+
+
+def shared_copy(uri: str, key: str, named: Mapping[str, FileInfo]) -> Path:
+    """A folder with copies of some files of a store, which all processes of this machine share.
+
+    Args:
+        uri: Where they are, for messages.
+        key: Names the copy: whoever asks for the same key wants the same bytes.
+        named: The files, by their names in the folder.
+
+    Raises:
+        InputError: the default folder cannot be used or has no room, or a copy broke off.
+    """
+    filesystem, size = files.resolve(uri)[0], sum(info.size for info in named.values())
+    with _usable(None) as place, alone_in(place):
+        found = place / f"{key}{COPY_SUFFIX}"
+        if not found.exists():
+            make_room(place, size)
+            logger.info("fetching %s: %d files, %d bytes", uri, len(named), size)
+            partial = found.with_name(found.name + PARTIAL_SUFFIX)
+            try:
+                for name, info in named.items():
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    _copy(filesystem, info.path, partial / name, info.size)
+                partial.replace(found)
+            finally:
+                _remove(partial)
+        hold(found)
+        return found
+
+
+@contextmanager
+def _usable(folder: str | Path | None) -> Iterator[Path]:
+    """The folder, open; what the system says against it comes out with the cure.
+
+    Raises:
+        InputError: it cannot be made or written, belongs to somebody else, or is full.
+    """
+    try:
+        yield open_folder(folder)
     except OSError as error:
-        raise _unusable(folder, error) from None
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOENT:
+            reason = "cannot be made: the folder that it is in does not exist"
+        place = folder or default_folder()
+        raise InputError(f"how.local_folder {place} on {socket.gethostname()}: {reason}; {CURE}") from None
 
 
-def _copy(uri: str, target: Path, size: int) -> str:
+def _copy(filesystem: FileSystem, path: str, target: Path, size: int) -> str:
     """Copy a file of a store to this machine; its digest."""
     digest, copied = hashlib.sha256(), 0
-    with files.open_input(*files.resolve(uri)) as source, target.open("xb") as sink:
-        while part := source.read(CHUNK_BYTES):
+    with target.open("wb") as sink:
+        for part in _stored(filesystem, path):
             digest.update(part)
             sink.write(part)
             copied += len(part)
     if copied != size:
-        raise InputError(f"{uri}: the store gave {copied:,} of {size:,} bytes; run the command again")
+        raise InputError(f"{path}: the store gave {copied:,} of {size:,} bytes; run the command again")
     return digest.hexdigest()
 
 
-def _unusable(folder: str | Path | None, error: OSError) -> InputError:
-    place = folder or default_folder()
-    reason = error.strerror or str(error)
-    if error.errno == errno.ENOENT:
-        reason = "cannot be made: the folder that it is in does not exist"
-    return InputError(f"how.local_folder {place} on {socket.gethostname()}: {reason}; {CURE}")
+def _stored(filesystem: FileSystem, path: str) -> Iterator[bytes]:
+    """A file of a store, a part at a time.
+
+    Raises:
+        InputError: the store does not give it; what this machine's disk says is another matter.
+    """
+    try:
+        with files.open_input(filesystem, path) as source:
+            while part := source.read(CHUNK_BYTES):
+                yield part
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or str(error).splitlines()[0]}") from None

@@ -21,7 +21,7 @@ from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
 from tokenbound.compression.methods import METHODS
 from tokenbound.config.run import RunConfig, validate
-from tokenbound.engine.compress.run import encode_checkpoint
+from tokenbound.engine.compress.run import encode_checkpoint, parts_of
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate
 
@@ -47,7 +47,7 @@ def toy(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def certified(tree: dict[str, Any]) -> tuple[Certificate, Path, bytes]:
     paths: list[str] = []
     certificate = evaluate(validate(RunConfig, tree, origin="test"), on_certificate=lambda _, path: paths.append(path))
-    return certificate, Path(paths[0]).parent, verify_beside(paths[0])[2]
+    return certificate, Path(paths[0]).parent, Path(verify_beside(paths[0])[2]).read_bytes()
 
 
 @pytest.mark.usefixtures("ray_session", "compressed_here", "scored_here", "toy")
@@ -78,17 +78,21 @@ def test_it_is_used_by_commands_and_configs_and_named_on_certificates(
 
 
 @pytest.mark.usefixtures("ray_session", "compressed_here")
-def test_finished_tensors_of_another_version_are_not_taken(tiny_checkpoint: Path, tmp_path: Path, toy: Path) -> None:
-    kind, work = METHODS.get("sign"), str(tmp_path / "parts")
-    encode_checkpoint(str(tiny_checkpoint), kind(), work=work)
+def test_finished_tensors_of_another_version_are_not_taken(
+    tiny_checkpoint: Path, tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, out = METHODS.get("sign"), str(tmp_path / "a.tokenbound")
+    work = parts_of(out)
+    monkeypatch.setattr("tokenbound.store.filesystem.delete_folder", lambda *_: None)  # killed before it tidies up
+    encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
     count = len(list(Path(work).iterdir()))
-    encode_checkpoint(str(tiny_checkpoint), kind(), work=work)
+    encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
     assert len(list(Path(work).iterdir())) == count > 0
     metadata = next(toy.glob("*.dist-info")) / "METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
-    data = encode_checkpoint(str(tiny_checkpoint), kind(), work=work)
+    found = encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
     assert len(list(Path(work).iterdir())) == 2 * count
-    assert parse_artifact(data).settings["plugin"] == "toy 1.1"
+    assert found.settings["plugin"] == "toy 1.1"
 
 
 @pytest.mark.slow
