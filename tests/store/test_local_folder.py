@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import multiprocessing
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
+from pyarrow.fs import FileInfo, FileType
 
 from tokenbound.compression.artifact_file import open_artifact
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.store import filesystem as files
-from tokenbound.store import local_folder
 from tokenbound.store.copies import _fetched
-from tokenbound.store.local_folder import default_folder, fetch_artifact, release_files
+from tokenbound.store.local_folder import default_folder, fetch_artifact, release_files, shared_copy
 
 DATA = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -37,17 +38,26 @@ def uri(tmp_path: Path) -> str:
     return (tmp_path / "store" / "a.tokenbound").as_uri()
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default folder, of this test alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"tokenbound-weights-{os.getuid()}"
+
+
 def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "lock") if folder.exists() else []
 
 
-def test_it_lies_under_its_digest_and_is_found_again(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_lies_under_its_digest_and_is_found_again(uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "node"
     found = fetch_artifact(uri, sha256=SHA256, folder=folder)
     assert found == folder / f"{SHA256}.tokenbound"
     assert found.read_bytes() == DATA
-    monkeypatch.setattr(local_folder, "_copy", lambda *_: pytest.fail("fetched twice"))
-    assert fetch_artifact(uri, sha256=SHA256, folder=folder) == found
+    (tmp_path / "store" / "a.tokenbound").unlink()
+    assert fetch_artifact(uri, sha256=SHA256, folder=folder) == found, "the store is not asked again"
+    with pytest.raises(FileNotFoundError):
+        fetch_artifact(uri, folder=folder)
 
 
 def test_without_a_known_digest_the_store_is_asked_again(uri: str, tmp_path: Path) -> None:
@@ -63,14 +73,14 @@ def test_without_a_known_digest_the_store_is_asked_again(uri: str, tmp_path: Pat
 
 
 def fetch_counted(uri: str, folder: str, counter: Any) -> None:
-    copy = local_folder._copy
+    class Counted(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with counter.get_lock():
+                counter.value += record.getMessage().startswith("fetching ")
 
-    def counted(*arguments: Any) -> str:
-        with counter.get_lock():
-            counter.value += 1
-        return copy(*arguments)
-
-    local_folder._copy = counted  # type: ignore[assignment]
+    logger = logging.getLogger("tokenbound.store.local_folder")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(Counted())
     fetch_artifact(uri, sha256=SHA256, folder=folder)
 
 
@@ -97,14 +107,33 @@ def test_a_full_disk_is_said_before_anything_is_copied(
     assert kept(tmp_path / "node") == []
 
 
+class _Filling:
+    """A file on a disk that is full after its first bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __enter__(self) -> _Filling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_disk_that_fills_up_while_copying_leaves_nothing(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(filesystem: Any, path: str, target: Path, size: int) -> str:
-        target.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    opened = Path.open
 
-    monkeypatch.setattr(local_folder, "_copy", broken)
+    def filling(self: Path, *mode: str, **options: Any) -> Any:
+        file = opened(self, *mode, **options)
+        return _Filling(file) if self.name.endswith(".partial") else file
+
+    monkeypatch.setattr(Path, "open", filling)
     with pytest.raises(InputError, match=r"how\.local_folder .* No space left on device; name another folder"):
         fetch_artifact(uri, sha256=SHA256, folder=tmp_path / "node")
     assert kept(tmp_path / "node") == []
@@ -123,27 +152,12 @@ def test_a_file_that_the_store_cut_short_leaves_nothing(uri: str, tmp_path: Path
     assert kept(tmp_path / "node") == []
 
 
-def test_an_answer_that_breaks_off_leaves_nothing(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Short:
-        def __init__(self, source: BinaryIO) -> None:
-            self.source, self.left = source, 1000
-
-        def __enter__(self) -> Short:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.source.close()
-
-        def read(self, size: int) -> bytes:
-            found = self.source.read(min(size, self.left))
-            self.left -= len(found)
-            return found
-
-    open_input = files.open_input
-    monkeypatch.setattr(files, "open_input", lambda *place: Short(open_input(*place)))
-    with pytest.raises(InputError, match=r"the store gave 1,000 of 1,280,000 bytes; run the command again"):
-        fetch_artifact(uri, sha256=SHA256, folder=tmp_path / "node")
-    assert kept(tmp_path / "node") == []
+def test_an_answer_that_breaks_off_leaves_nothing(uri: str, tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "store" / "a.tokenbound"
+    longer = FileInfo(str(path), FileType.File, size=len(DATA) + 1, mtime_ns=0)
+    with pytest.raises(InputError, match=r"the store gave 1,280,000 of 1,280,001 bytes; run the command again"):
+        shared_copy(uri, "key", {"good.json": FileInfo(str(path), FileType.File, size=len(DATA)), "cut.json": longer})
+    assert kept(home) == []
 
 
 @pytest.mark.parametrize(
@@ -195,23 +209,11 @@ def test_the_default_is_a_place_of_this_user() -> None:
     assert default_folder().name == f"tokenbound-weights-{os.getuid()}"
 
 
-def test_a_store_that_refuses_is_not_taken_for_this_machine(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: Any) -> BinaryIO:
-        raise PermissionError(errno.EACCES, "access denied")
-
-    monkeypatch.setattr(files, "open_input", refused)
-    with pytest.raises(InputError, match=r"a\.tokenbound cannot be read: access denied"):
-        fetch_artifact(uri, folder=tmp_path / "node")
-    assert kept(tmp_path / "node") == []
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The default folder, of this test alone."""
-    monkeypatch.setattr(local_folder, "default_folder", lambda: tmp_path / "home")
-    return tmp_path / "home"
+def test_a_store_that_refuses_is_not_taken_for_this_machine(tmp_path: Path, home: Path) -> None:
+    gone = FileInfo(str(tmp_path / "gone"), FileType.File, size=1)
+    with pytest.raises(InputError, match="gone cannot be read"):
+        shared_copy(tmp_path.as_uri(), "key", {"gone": gone})
+    assert kept(home) == []
 
 
 def test_a_checkpoint_is_copied_once_until_it_changes(tmp_path: Path, home: Path) -> None:
@@ -232,22 +234,3 @@ def test_a_checkpoint_is_copied_once_until_it_changes(tmp_path: Path, home: Path
     (folder / "config.json").write_text("{}  ")
     _fetched.__wrapped__(folder.as_uri())
     assert len(kept(home)) == 1
-
-
-def test_a_copy_of_several_files_that_breaks_off_leaves_nothing(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, copy = tmp_path / "model", local_folder._copy
-    folder.mkdir()
-    for name in ("a.json", "b.json"):
-        (folder / name).write_text("{}")
-
-    def broken(filesystem: Any, path: str, target: Path, size: int) -> str:
-        if path.endswith("b.json"):
-            raise InputError("the store broke off")
-        return copy(filesystem, path, target, size)
-
-    monkeypatch.setattr(local_folder, "_copy", broken)
-    with pytest.raises(InputError, match="broke off"):
-        _fetched.__wrapped__(folder.as_uri())
-    assert kept(home) == []

@@ -148,13 +148,13 @@ def fetch_artifact(uri: str, *, sha256: str | None = None, folder: str | Path | 
         MismatchError: the file has another digest.
     """
     filesystem, path = files.resolve(uri)
-    info = file_infos(filesystem, path)
-    if not info.is_file:
-        raise FileNotFoundError(errno.ENOENT, "does not exist", uri)
     with _usable(folder) as place, alone_in(place):
         if sha256 is not None and (found := place / f"{sha256}{ARTIFACT_SUFFIX}").exists():
             hold(found)
             return found
+        info = file_infos(filesystem, path)
+        if not info.is_file:
+            raise _Absent(uri)
         make_room(place, info.size)
         logger.info("fetching %s: %d bytes", uri, info.size)
         partial = place / f"fetched-{os.getpid()}{ARTIFACT_SUFFIX}{PARTIAL_SUFFIX}"
@@ -201,6 +201,10 @@ def shared_copy(uri: str, key: str, named: Mapping[str, FileInfo]) -> Path:
         return found
 
 
+class _Absent(Exception):
+    """There is nothing at a URI."""
+
+
 @contextmanager
 def _usable(folder: str | Path | None) -> Iterator[Path]:
     """The folder, open; what the system says against it comes out with the cure.
@@ -210,6 +214,8 @@ def _usable(folder: str | Path | None) -> Iterator[Path]:
     """
     try:
         yield open_folder(folder)
+    except _Absent as error:
+        raise FileNotFoundError(errno.ENOENT, "does not exist", str(error)) from None
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno == errno.ENOENT:

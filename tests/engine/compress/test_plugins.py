@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from here_support import Killed
 from method_support import SIGN, install
 from typer.testing import CliRunner
 
@@ -19,9 +21,11 @@ from tokenbound.api import Certificate
 from tokenbound.certificate.verify import verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.methods import METHODS
 from tokenbound.config.run import RunConfig, validate
-from tokenbound.engine.compress.run import encode_checkpoint, parts_of
+from tokenbound.engine.cluster.executor import use_executor
+from tokenbound.engine.compress.run import encode_checkpoint
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate
 
@@ -77,22 +81,21 @@ def test_it_is_used_by_commands_and_configs_and_named_on_certificates(
     assert reevaluate(expand_models(run_tree("history", model=model), origin="test")) == []
 
 
-@pytest.mark.usefixtures("ray_session", "compressed_here")
-def test_finished_tensors_of_another_version_are_not_taken(
-    tiny_checkpoint: Path, tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_tensors_of_another_version_are_not_taken(tiny_checkpoint: Path, tmp_path: Path, toy: Path) -> None:
     kind, out = METHODS.get("sign"), str(tmp_path / "a.tokenbound")
-    work = parts_of(out)
-    monkeypatch.setattr("tokenbound.store.filesystem.delete_folder", lambda *_: None)  # killed before it tidies up
-    encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
-    count = len(list(Path(work).iterdir()))
-    encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
-    assert len(list(Path(work).iterdir())) == count > 0
+
+    def given(after: int) -> list[str]:
+        killed = Killed(after=after)
+        with use_executor(killed), suppress(KeyboardInterrupt):
+            encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
+        return killed.given
+
+    first = given(2)
+    assert not set(given(1)) & set(first)
     metadata = next(toy.glob("*.dist-info")) / "METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
-    found = encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
-    assert len(list(Path(work).iterdir())) == 2 * count
-    assert found.settings["plugin"] == "toy 1.1"
+    assert set(given(1 << 30)) > set(first)
+    assert ArtifactFile(out).settings["plugin"] == "toy 1.1"
 
 
 @pytest.mark.slow

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from here_support import compressing_here
+from here_support import Killed, compressing_here
 
 from tokenbound.compression.artifact import encode_artifact
 from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
+from tokenbound.engine.cluster.executor import use_executor
 from tokenbound.engine.compress import run as compress
 from tokenbound.engine.compress.checkpointed_parts import Parts
 from tokenbound.engine.compress.run import encode_checkpoint, parts_of
@@ -30,10 +31,7 @@ from tokenbound.models.checkpoint import read_checkpoint
 
 
 @pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No task needs a cluster, and what is kept for all of them is passed on."""
-    monkeypatch.setattr(compress.ray, "put", lambda thing: thing)
-    monkeypatch.setattr(compress.ray, "get", lambda thing: thing)
+def _here() -> Iterator[None]:
     with compressing_here():
         yield
 
@@ -53,20 +51,19 @@ def test_a_full_disk_is_named_and_what_was_coded_is_kept(
 ) -> None:
     out = tmp_path / "a.tokenbound"
 
-    def full(*_: Any, **__: Any) -> Iterator[bytes]:
-        yield b"tkb"
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("tokenbound.compression.artifact.artifact_parts", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(
             InputError, match=r"a\.tokenbound: No space left on device: .* choose another disk"
         ) as found:
             encode_checkpoint(str(tiny_checkpoint), LosslessSettings(), out=str(out))
     assert "\n" not in str(found.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tokenbound.parts"]
-    monkeypatch.setattr(compress, "_encode_one", lambda *_: pytest.fail("coded twice"))
-    assert encode_checkpoint(str(tiny_checkpoint), LosslessSettings(), out=str(out)).num_bytes
+    with use_executor(Killed(after=0)):  # nothing is left to be coded
+        assert encode_checkpoint(str(tiny_checkpoint), LosslessSettings(), out=str(out)).num_bytes
 
 
 def test_a_task_gets_a_name_and_a_place(tiny_checkpoint: Path) -> None:
@@ -109,7 +106,6 @@ def peak_bytes() -> int:
 
 def measure(folder: Path) -> dict[str, int]:
     """Encode a large model here, and open and decode what came out."""
-    compress.ray.put = compress.ray.get = lambda thing: thing  # type: ignore[assignment]
     content = compress._Content({}, Drawn())
     task = compress.partial(compress._encode_one, content.tensors, None, FINE)
     task("100")  # libraries are loaded now

@@ -185,7 +185,7 @@ def encode_checkpoint(
     parts = Parts(parts_of(out), [version("tokenbound"), digest, content.architecture, content.reference, seen])
     is_calibrated = chosen.needs_calibration and text is not None and not content.is_adapter
     calibration = _calibration(path, text, parts) if is_calibrated and text is not None else None
-    task = partial(_encode_one, content.tensors, ray.put(calibration))
+    task = partial(_encode_one, content.tensors, None if calibration is None else ray.put(calibration))
 
     def encode(tried: CompressionMethod, place: str) -> ArtifactFile:
         coded = _encode(content.tensors, partial(task, tried), tried, parts)
@@ -322,7 +322,7 @@ def _encode(
 
 def _encode_one(
     tensors: Mapping[str, torch.Tensor],
-    calibration: ray.ObjectRef[Calibration | None],
+    calibration: ray.ObjectRef[Calibration] | None,
     settings: CompressionMethod,
     name: str,
 ) -> CodedTensor:
@@ -331,7 +331,7 @@ def _encode_one(
     from tokenbound.compression.tensor import encode_tensor
 
     torch.set_num_threads(1)
-    return encode_tensor(name, tensors[name], settings, ray.get(calibration))
+    return encode_tensor(name, tensors[name], settings, None if calibration is None else ray.get(calibration))
 
 
 def _write(
