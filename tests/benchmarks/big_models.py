@@ -170,6 +170,8 @@ class Peak:
     """What a command took."""
 
     seconds: float
+    cpu_seconds: float
+    """Processor time of all its processes, of which a busy machine changes little."""
     memory_bytes: int
     """Unique set sizes of all its processes and the shared memory of its object store, at their largest sum."""
     largest: str
@@ -180,6 +182,8 @@ class _Sampler:
     def __init__(self, root: psutil.Process) -> None:
         self.root, self.peak, self.largest = root, 0, ""
         self.shared = _shared_bytes()
+        self.cpu: dict[int, float] = {}
+        """Processor seconds of each process, when it was last seen."""
 
     def sample(self) -> None:
         """Look once."""
@@ -190,6 +194,8 @@ class _Sampler:
             return
         for process in family:
             try:
+                times = process.cpu_times()
+                self.cpu[process.pid] = times.user + times.system
                 sizes.append((int(process.memory_full_info().uss), " ".join(process.cmdline())[:40]))
             except psutil.Error:
                 continue
@@ -230,7 +236,7 @@ def command(*arguments: str, log: Path) -> Peak:
             code = process.wait()
     if code:
         raise SystemExit(f"tokenbound {' '.join(arguments)} ended with {code}:\n{log.read_text()[-2000:]}")
-    return Peak(time.perf_counter() - started, sampler.peak, sampler.largest)
+    return Peak(time.perf_counter() - started, sum(sampler.cpu.values()), sampler.peak, sampler.largest)
 
 
 @dataclass(frozen=True)
@@ -288,9 +294,13 @@ HEAD = """# Models larger than memory: seconds and memory from the weights to a 
 Memory is the sum over all processes of what each alone has resident (unique set size), with the object store's shared
 memory, at its largest; `tests/benchmarks/big_models.py` says how it is made. GB are 10^9 bytes.
 
-| model | artifact GB | tokens | compress s | GB | evaluate s | GB | verify --rescore 1 s | GB | measured |
-|---|---|---|---|---|---|---|---|---|---|
+| model | artifact GB | tokens | compress s | CPU s | GB | evaluate s | CPU s | GB | verify s | CPU s | GB | measured |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
+
+
+def _gb(peak: Peak) -> str:
+    return f"{peak.memory_bytes / 1e9:.2f}"
 
 
 def row(measured: Measured) -> str:
@@ -298,7 +308,7 @@ def row(measured: Measured) -> str:
     cells = [measured.case, f"{measured.artifact_bytes / 1e9:.3f}", f"{measured.tokens:,}"]
     for name in ("compress", "evaluate", "verify"):
         peak = measured.peaks.get(name)
-        cells += ["", ""] if peak is None else [f"{peak.seconds:.0f}", f"{peak.memory_bytes / 1e9:.2f}"]
+        cells += ["", "", ""] if peak is None else [f"{peak.seconds:.0f}", f"{peak.cpu_seconds:.0f}", _gb(peak)]
     return f"| {' | '.join([*cells, machine()])} |\n"
 
 

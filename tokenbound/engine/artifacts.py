@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tokenbound.compression.artifact_file import ArtifactFile, open_artifact
-from tokenbound.demo import demo_artifact
 from tokenbound.errors import InputError, MismatchError
+from tokenbound.shipped import demo_artifact
 from tokenbound.store.filesystem import anchored
 
 DEMO = "demo"

@@ -40,7 +40,6 @@ from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.quantized.schemes import require_package
-from tokenbound.shipped import demo_artifact
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.draws import Register, Selection
