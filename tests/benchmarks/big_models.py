@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def draw(name: str, header: Header) -> torch.Tensor:
     if len(size) == 1:
         return torch.ones(size, dtype=dtype)
     out = torch.empty(size, dtype=dtype)
-    generator = torch.Generator().manual_seed(int.from_bytes(name.encode()[-7:], "little"))
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     for rows in torch.split(out, max(1, (1 << 24) // size[1])):
         rows.copy_(torch.randn(rows.shape, generator=generator).mul_(SCALE))
     return out
