@@ -138,7 +138,8 @@ def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
 
 
 def test_parts_lie_beside_the_artifact() -> None:
-    assert parts_of("s3://bucket/a.tokenbound") == "s3://bucket/a.tokenbound.parts"
+    assert parts_of("s3://bucket/a.tokenbound?region=x") == "s3://bucket/a.tokenbound.parts?region=x"
+    assert parts_of("folder/a.tokenbound") == "folder/a.tokenbound.parts"
 
 
 if __name__ == "__main__":

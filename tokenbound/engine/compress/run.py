@@ -47,7 +47,7 @@ from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy, temporary_folder
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.uri import base_name, join
+from tokenbound.store.uri import base_name, join, split
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +204,8 @@ def encode_checkpoint(
 
 def parts_of(out: str) -> str:
     """The folder of finished parts beside an artifact that is being made."""
-    return f"{out}.parts"
+    folder, name = split(out)
+    return join(folder, f"{name}.parts")
 
 
 @contextmanager

@@ -51,6 +51,7 @@ from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
+from tokenbound.store.uri import join, split
 
 if TYPE_CHECKING:
     from tokenbound.compression.artifact_file import ArtifactFile
@@ -209,7 +210,7 @@ def plan_run(
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
-        place = f"{corpus.root}.{uuid.uuid4().hex}.tokenbound"
+        place = join(split(corpus.root)[0], f"{uuid.uuid4().hex}.tokenbound")
         model = (
             _model(config, text, architecture, bits_per_weight, exact_weights, place)
             if artifact is None
