@@ -16,10 +16,10 @@ PACKAGE = Path(tokenbound.__file__).parent
 ALLOWED = {
     "bounds": set(),
     "store": {"bounds"},
-    "compression": {"bounds"},
+    "compression": {"bounds", "store"},
     "corpus": {"store"},
     "config": {"compression", "bounds", "store", "corpus"},
-    "models": {"config", "compression", "bounds"},
+    "models": {"config", "compression", "bounds", "store"},
     "training": {"config", "models", "compression", "bounds"},
     "certificate": {"config", "bounds", "store", "corpus", "compression", "models"},
     "report": {"certificate", "bounds", "store", "compression"},

@@ -241,14 +241,14 @@ def verify(
         from tokenbound.certificate.signature import check_signature
 
         check_signature(_certificate_path(certificate), key)
-    checked, run, data = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
+    checked, run, place = verify_beside(_certificate_path(certificate), losses=losses, artifact=artifact)
     found = None
     if rescore:
         from tokenbound.config.run import RunConfig, load_config
         from tokenbound.engine.evaluate.rescore import rescore as score_again
 
         config = load_config(RunConfig, corpus or f"{run}/config.yaml")
-        found = score_again(checked, config, losses=run, artifact=data, windows=rescore, base=base, seed=seed)
+        found = score_again(checked, config, losses=run, artifact=place, windows=rescore, base=base, seed=seed)
     open_points = unchecked(checked, found)
     if as_json:
         kept = ("bound_bits", "method", "num_scored_tokens", "artifact_bytes", "claim_fingerprint")
@@ -375,10 +375,7 @@ def compress(
     files.remove_abandoned(folder, recursive=False)
     files.remove_abandoned(work)
     settings = _compress_settings(method, rate, options or [])
-    data = compress_checkpoint(checkpoint, settings, run, base, work=work)
-    files.write_bytes(*files.resolve(out), data)
-    files.delete_folder(*files.resolve(work))
-    report = inspect_artifact(data)
+    report = inspect_artifact(compress_checkpoint(checkpoint, settings, run, base, out=out))
     if as_json:
         _print_json({"digest": report.sha256, **report.to_dict()})
     else:
@@ -417,31 +414,20 @@ def _compress_settings(method: str | None, rate: str | None, pairs: list[str]) -
 
 @app.command()
 def inspect(
-    artifact: Annotated[str, typer.Argument(help="Path of an artifact, or `demo`.")],
+    artifact: Annotated[str, typer.Argument(help="Path or URI of an artifact, or `demo`.")],
     compare: Annotated[bool, typer.Option(help="Also run gzip, zstd and xz on every tensor (slow).")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say where the bits of an artifact went."""
     from tokenbound.compression.inspection import inspect_artifact
+    from tokenbound.engine.artifacts import named_artifact
     from tokenbound.report.artifact_view import artifact_view
 
-    report = inspect_artifact(_read_artifact(artifact), compare=compare)
+    report = inspect_artifact(named_artifact(artifact, field="artifact"), compare=compare)
     if as_json:
         _print_json({"code_length_bits": report.code_length_bits, "digest": report.sha256, **report.to_dict()})
     else:
         console().print(artifact_view(report))
-
-
-def _read_artifact(name: str) -> bytes:
-    from tokenbound.demo import demo_artifact
-    from tokenbound.store import filesystem as files
-
-    if name == "demo":
-        return demo_artifact()
-    try:
-        return files.read_bytes(*files.resolve(name))
-    except OSError as error:
-        raise InputError(f"artifact {name!r} cannot be read: {error.strerror or error}") from None
 
 
 @app.command()
@@ -576,7 +562,7 @@ def plan(
 
 @app.command()
 def generate(
-    artifact: Annotated[str, typer.Argument(help="Path of an artifact, or `demo`.")],
+    artifact: Annotated[str, typer.Argument(help="Path or URI of an artifact, or `demo`.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     tokenizer: Annotated[str, typer.Option(help="`bytes`, or directory or hub id of a fast tokenizer.")] = "bytes",
     tokens: Annotated[int, typer.Option(help="Tokens to sample.", min=1)] = 200,
@@ -588,23 +574,23 @@ def generate(
 ) -> None:
     """Sample text from the model inside an artifact, shown as it is made."""
     from tokenbound.corpus.tokenizers import load_tokenizer
+    from tokenbound.engine.artifacts import named_artifact
     from tokenbound.models.generate import generate_ids
     from tokenbound.models.weights import read_base
-    from tokenbound.store.copies import local_copy
 
     coder = load_tokenizer(tokenizer)
     ids = [int(i) for i in coder.encode_batch([prompt])[0]] or [coder.bos_id or 0]
     show = (lambda _: None) if as_json else _show
     shown, new = "", list[int]()
     for token in generate_ids(
-        _read_artifact(artifact),
+        named_artifact(artifact, field="artifact"),
         ids,
         max_new_tokens=tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
         stop_id=coder.eos_id,
-        base=None if base is None else read_base(local_copy(base)),
+        base=None if base is None else read_base(base),
     ):
         if not new:
             show(prompt)

@@ -162,9 +162,9 @@ def finished(pristine: Path, tmp_path: Path) -> Path:
 
 
 def test_an_untouched_certificate_verifies(finished: Path, tmp_path: Path) -> None:
-    checked, run, data = verify_beside(finished)
+    checked, run, artifact = verify_beside(finished)
     assert checked.num_scored_tokens == 3 * 8 * 16
-    assert (run, data) == (str(tmp_path), ARTIFACT_BYTES)
+    assert (run, artifact) == (str(tmp_path), str(tmp_path / ARTIFACT))
 
 
 def test_holdout_and_worst_case_certificates_verify(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from tokenbound.compression.artifact import Artifact, decode_artifact, encode_artifact
 from tokenbound.compression.bytestreams import decode_text, encode_text
-from tokenbound.compression.container import read_container, varint, write_container
+from tokenbound.compression.container import Section, read_container, varint, write_container
 from tokenbound.compression.inspection import inspect_artifact
 from tokenbound.compression.ngram_codec import TensorSource, read_tree
 from tokenbound.compression.weight_delta import adapter_delta, apply_delta, difference, encode_delta, encode_difference
@@ -167,6 +167,10 @@ def changed_json(draw: Callable[..., Any], text: bytes) -> bytes:
     return plain.encode(errors="surrogatepass")
 
 
+def joined(sections: dict[str, bytes]) -> bytes:
+    return b"".join(write_container({name: Section.of(payload) for name, payload in sections.items()}))
+
+
 def forge(draw: Callable[..., Any], data: bytes) -> bytes:
     """Change one section of an artifact, inside or outside its compression, and seal it."""
     sections: dict[str, bytes] = {name: bytes(payload) for name, payload in read_container(data).items()}
@@ -178,7 +182,7 @@ def forge(draw: Callable[..., Any], data: bytes) -> bytes:
         text = decode_text(sections[name], name)
         is_json = name in ("architecture", "settings", "base") and draw(st.booleans())
         sections[name] = encode_text((changed_json if is_json else changed)(draw, text))
-    return write_container(sections.items())  # type: ignore[arg-type]
+    return joined(sections)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,7 +206,7 @@ def test_many_forgeries_are_refused_or_used(kind: str, data: st.DataObject) -> N
 
 def resealed(kind: str, **texts: bytes) -> bytes:
     sections = {name: bytes(payload) for name, payload in read_container(seeds()[kind]).items()}
-    return write_container({**sections, **{name: encode_text(text) for name, text in texts.items()}}.items())  # type: ignore[arg-type]
+    return joined({**sections, **{name: encode_text(text) for name, text in texts.items()}})
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tokenbound.compression.container import (
     DIGEST_BYTES,
     ArtifactError,
     Reader,
+    Section,
     block,
     container_bytes,
     varint,
@@ -115,14 +116,12 @@ def test_forged_bodies_with_a_true_digest_never_do_more_than_fail(data: st.DataO
 
 
 def forged(index: bytes, payload: bytes = b"") -> bytes:
-    return write_container(
-        [
-            ("architecture", encode_text(b"{}")),
-            ("settings", encode_text(b"{}")),
-            ("index", encode_text(index)),
-            ("tensors", payload),
-        ]
-    )
+    texts = {"architecture": encode_text(b"{}"), "settings": encode_text(b"{}"), "index": encode_text(index)}
+    return joined({**texts, "tensors": payload})
+
+
+def joined(sections: dict[str, bytes]) -> bytes:
+    return b"".join(write_container({name: Section.of(section) for name, section in sections.items()}))
 
 
 def one_tensor(shape: tuple[int, ...], payload: bytes, *, dtype: int = 0, codec: int = 0) -> bytes:
@@ -212,7 +211,7 @@ def test_forged_indexes_are_named(data: bytes, message: str) -> None:
 
 def test_nested_json_does_not_exhaust_the_stack() -> None:
     deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    data = write_container([("architecture", encode_text(deep)), ("settings", b""), ("index", b""), ("tensors", b"")])
+    data = joined({"architecture": encode_text(deep), "settings": b"", "index": b"", "tensors": b""})
     with pytest.raises(ArtifactError):
         decode_artifact(data)
 

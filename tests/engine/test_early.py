@@ -113,16 +113,16 @@ def test_a_compression(bad: dict[str, tuple[Tree, str]], run_tree: Callable[...,
     for kind in ("no checkpoint", "cut weights", "pickles", "no causal model"):
         sections, words = bad[kind]
         with pytest.raises(InputError, match=words):
-            compress.compress_checkpoint(sections["model"]["checkpoint"], settings, None)
+            compress.compress_checkpoint(sections["model"]["checkpoint"], settings, None, out="a")
     for kind in ("no corpus", "no tokenizer", "long windows"):
         sections, words = bad[kind]
         run = validate(RunConfig, run_tree(**sections), origin="test")
         with pytest.raises(InputError, match=words):
-            compress.compress_checkpoint(str(tiny_checkpoint), settings, run)
+            compress.compress_checkpoint(str(tiny_checkpoint), settings, run, out="a")
     with pytest.raises(InputError, match="absent does not exist"):
-        compress.compress_checkpoint(str(tiny_checkpoint), settings, None, "./absent")
+        compress.compress_checkpoint(str(tiny_checkpoint), settings, None, "./absent", out="a")
     with pytest.raises(InputError, match="needs tokens to calibrate on"):
-        compress.compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None)
+        compress.compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None, out="a")
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from tokenbound.compression.artifact import encode_artifact
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.models import shared
 from tokenbound.models.memory import random_model
 from tokenbound.models.replica import Replica
-from tokenbound.models.shared import release_weights
 from tokenbound.models.weights import decode_weights
+from tokenbound.store.local_folder import release_files
 
 SHAPE = {"model_type": "gpt2", "n_layer": 1, "n_embd": 64, "n_head": 2, "vocab_size": 6_000, "n_positions": 16}
 IDS = np.arange(32).reshape(2, 16)
@@ -33,7 +34,7 @@ shared_weights = partial(shared.shared_weights, least_bytes=0)
 @pytest.fixture(autouse=True)
 def _released() -> Iterator[None]:
     yield
-    release_weights()
+    release_files()
 
 
 def make_artifact(seed: int = 0, vocab_size: int = 6_000) -> bytes:
@@ -56,9 +57,9 @@ def file_pages(path: Path) -> dict[str, int]:
 
 
 def one_replica(data: bytes, folder: Path, barrier: Any, queue: Any, decoded: Callable[[], None]) -> None:
-    def counted(*args: Any, **options: Any) -> Any:
+    def counted(artifact: ArtifactFile, workers: int) -> Any:
         decoded()
-        return decode_weights(*args, **options)
+        return artifact.decoded(workers)
 
     weights = shared_weights(data, folder, decode=counted)
     replica = Replica.from_weights(weights, dtype=torch.float32, batch=2, length=16)
@@ -111,7 +112,7 @@ def test_weights_in_use_stay_and_others_make_room(tmp_path: Path) -> None:
     shared_weights(make_artifact(0, 50), tmp_path)
     shared_weights(make_artifact(1, 50), tmp_path)
     assert files() == 2
-    release_weights()
+    release_files()
     (tmp_path / "killed.safetensors.partial").write_bytes(b"half")
     shared_weights(make_artifact(2, 50), tmp_path)
     assert files() == 1

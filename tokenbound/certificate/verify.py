@@ -28,6 +28,8 @@ from tokenbound.certificate.identity import (
 )
 from tokenbound.certificate.record import CertificateRecord, possible_tokens
 from tokenbound.certificate.reduce import RunLedger, reduce_ledger, reduced_columns, shard_evidence
+from tokenbound.compression.artifact_file import ArtifactFile, as_artifact, file_sha256, open_artifact
+from tokenbound.compression.container import ArtifactError
 from tokenbound.corpus.sources import SOURCES
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.losses import Losses
@@ -41,7 +43,7 @@ from tokenbound.store.run import (
     sha256_hex,
 )
 from tokenbound.store.strict_json import shortened
-from tokenbound.store.uri import base_name, join, split
+from tokenbound.store.uri import base_name, is_uri, join, split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +53,9 @@ RELATIVE_TOLERANCE = 1e-9
 """Recomputed floats may differ by this much between NumPy versions; integers, texts and digests not at all."""
 
 
-def verify_record(certificate: CertificateRecord, *, losses: str | Path, artifact: str | Path | bytes) -> None:
+def verify_record(
+    certificate: CertificateRecord, *, losses: str | Path, artifact: str | Path | bytes | ArtifactFile
+) -> None:
     """Recompute everything that losses and artifact determine and compare.
 
     The corpus is not read: that its tokens have these losses is what re-scoring checks.
@@ -59,7 +63,7 @@ def verify_record(certificate: CertificateRecord, *, losses: str | Path, artifac
     Args:
         certificate: what is checked.
         losses: the run directory, or its `losses` folder.
-        artifact: the artifact's file, or its bytes.
+        artifact: the artifact's file, open or not, or its bytes.
 
     Raises:
         IncompleteError: losses or artifact are not there.
@@ -67,7 +71,9 @@ def verify_record(certificate: CertificateRecord, *, losses: str | Path, artifac
 
     """
     _verify_identities(certificate)
-    _verify_artifact(certificate, artifact if isinstance(artifact, bytes) else _read(str(artifact)))
+    _verify_artifact(
+        certificate, artifact if isinstance(artifact, bytes | ArtifactFile) else _open(certificate, str(artifact))
+    )
     ledger = verified_ledger(certificate, _run_folder(str(losses)))
     assert ledger.records is not None
     _verify_growth(certificate, ledger.records)
@@ -92,7 +98,7 @@ def verify_record(certificate: CertificateRecord, *, losses: str | Path, artifac
 
 def verify_beside(
     path: str | Path, *, losses: str | None = None, artifact: str | None = None
-) -> tuple[CertificateRecord, str, bytes]:
+) -> tuple[CertificateRecord, str, str]:
     """Verify a certificate with the losses and artifact that lie beside it, unless told otherwise.
 
     Args:
@@ -101,7 +107,7 @@ def verify_beside(
         artifact: file or URI.
 
     Returns:
-        The certificate, its run directory and the artifact's bytes.
+        The certificate, its run directory and where its artifact is.
 
     Raises:
         IncompleteError: certificate, losses or artifact are not there; arithmetic alone is no verification.
@@ -118,9 +124,9 @@ def verify_beside(
         raise IncompleteError(
             f"no losses at {run}; give the run directory with --losses (arithmetic alone verifies nothing)"
         )
-    data = _read(artifact or join(folder, ARTIFACT))
-    verify_record(certificate, losses=run, artifact=data)
-    return certificate, run, data
+    place = artifact or join(folder, ARTIFACT)
+    verify_record(certificate, losses=run, artifact=place)
+    return certificate, run, place
 
 
 def verified_ledger(certificate: CertificateRecord, uri: str) -> RunLedger:
@@ -330,18 +336,19 @@ def _verify_growth(certificate: CertificateRecord, records: tuple[CommitRecord, 
         )
 
 
-def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
-    from tokenbound.compression.artifact import parse_artifact
+def _verify_artifact(certificate: CertificateRecord, source: bytes | ArtifactFile) -> None:
     from tokenbound.compression.methods import METHODS, plugins_of
     from tokenbound.models.quantized.schemes import arithmetic_of
     from tokenbound.models.smoothing_head import alpha_min_of
 
-    _require_equal("artifact_sha256", certificate.artifact_sha256, sha256_hex(data))
-    _require_equal("artifact_bytes", certificate.artifact_bytes, len(data))
+    if isinstance(source, bytes):  # what is no artifact at all is another one
+        _require_equal("artifact_sha256", certificate.artifact_sha256, sha256_hex(source))
     try:
-        parsed = parse_artifact(data)
+        parsed = as_artifact(source)
     except InputError as error:
         raise MismatchError(f"artifact: {error}") from None
+    _require_equal("artifact_sha256", certificate.artifact_sha256, parsed.sha256)
+    _require_equal("artifact_bytes", certificate.artifact_bytes, parsed.num_bytes)
     _verify_base(certificate, parsed.base)
     if certificate.declarations["tokenizer_is"] == "counted" and not parsed.tokenizer:
         raise MismatchError(
@@ -361,7 +368,7 @@ def _verify_artifact(certificate: CertificateRecord, data: bytes) -> None:
         raise MismatchError(
             f"vocab_size: the certificate says {certificate.vocab_size}, the model predicts {width} ids"
         )
-    split = code_split(len(data), certificate.protocol)
+    split = code_split(parsed.num_bytes, certificate.protocol)
     _require_equal("code_split", certificate.code_split, split)
     _require_equal(
         "code_length_bits",
@@ -555,6 +562,18 @@ def _run_folder(path: str) -> str:
     return split(path)[0] if base_name(path) == "losses" else path
 
 
-def _read(path: str) -> bytes:
-    folder, name = split(path)
-    return RunDirectory(folder).read(name)
+def _open(certificate: CertificateRecord, place: str) -> ArtifactFile:
+    """The artifact at a path or URI.
+
+    Raises:
+        IncompleteError: there is none.
+        MismatchError: what is there is not the certificate's.
+    """
+    try:
+        return open_artifact(place)
+    except FileNotFoundError:
+        raise IncompleteError(f"{place} does not exist; is {split(place)[0]} a finished run?") from None
+    except ArtifactError as error:
+        if not is_uri(place):
+            _require_equal("artifact_sha256", certificate.artifact_sha256, file_sha256(place))
+        raise MismatchError(str(error)) from None

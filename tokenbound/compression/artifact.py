@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,18 @@ from tokenbound.compression.bytestreams import decode_text, encode_text
 from tokenbound.compression.codecs import CODECS
 from tokenbound.compression.container import (
     ArtifactError,
+    Buffer,
     Reader,
+    Section,
     block,
+    container_size,
     read_container,
     varint,
     write_container,
 )
 from tokenbound.compression.decode_pool import decode_tensors
 from tokenbound.compression.methods import CompressionMethod, settings_record
-from tokenbound.compression.tensor import CodedTensor, encode_tensor
+from tokenbound.compression.tensor import CodedTensor, decoded_bytes, encode_tensor, may_repeat
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,26 +137,80 @@ def join_artifact(
         InputError: a name stands twice or holds control characters, or the tensors are so repetitive that the decoder
             would refuse their expansion.
     """
-    ordered = sorted(coded, key=lambda item: item.name)
-    names = [item.name for item in ordered]
+    payloads, entries = {}, []
+    for item in coded:
+        entries.append(IndexEntry.of(item))
+        payloads[item.name] = item.payload
+    out = BytesIO()
+    for part in artifact_parts(
+        architecture, entries, lambda entry: payloads.pop(entry.name), settings, tokenizer=tokenizer, base=base
+    ):
+        out.write(part)
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A coded tensor without its code: what the index says of it, and by what a repeat of it is found."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: int
+    codec: int
+    num_bytes: int
+    """Of its code."""
+    sha256: bytes
+    """Of its code."""
+
+    @staticmethod
+    def of(item: CodedTensor) -> IndexEntry:
+        """The entry of a tensor."""
+        digest = hashlib.sha256(item.payload).digest()
+        return IndexEntry(item.name, item.shape, item.dtype, item.codec, len(item.payload), digest)
+
+
+def artifact_parts(
+    architecture: Mapping[str, Any],
+    entries: Iterable[IndexEntry],
+    payload: Callable[[IndexEntry], bytes | memoryview],
+    settings: Mapping[str, Any],
+    *,
+    tokenizer: bytes | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Iterator[bytes | memoryview]:
+    """The bytes of an artifact, part after part: of the codes of its tensors one is held at a time.
+
+    Args:
+        architecture: The model's config, as JSON data.
+        entries: Of every tensor, in any order.
+        payload: Gives the code of an entry; asked once, in the order of the names, and not for repeats.
+        settings: The quantizer's settings, as JSON data.
+        tokenizer: Bytes to be counted with the model, or None.
+        base: Of a delta: its kind and the digest of its base.
+
+    Raises:
+        InputError: a name stands twice or holds control characters, or the tensors are so repetitive that the decoder
+            would refuse their expansion; before the first part.
+    """
+    ordered = sorted(entries, key=lambda entry: entry.name)
+    names = [entry.name for entry in ordered]
     if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
         raise InputError("tensor names must be unique, not empty, and without newlines or other control characters")
-    decoded_bytes = sum(item.decoded_bytes for item in ordered)
     distances = _repeats(ordered)
-    sections: list[tuple[str, bytes | list[bytes]]] = [
-        ("architecture", encode_text(_canonical_json(architecture))),
-        ("settings", encode_text(_canonical_json(settings))),
-        ("index", encode_text(_write_index(ordered, distances))),
-        ("tensors", [bytes(item.payload) for item, back in zip(ordered, distances, strict=True) if not back]),
-    ]
-    del ordered  # so that payloads can go as they are written
+    stored = [entry for entry, back in zip(ordered, distances, strict=True) if not back]
+    sections = {
+        "architecture": Section.of(encode_text(_canonical_json(architecture))),
+        "settings": Section.of(encode_text(_canonical_json(settings))),
+        "index": Section.of(encode_text(_write_index(ordered, distances))),
+        "tensors": Section(sum(entry.num_bytes for entry in stored), map(payload, stored)),
+    }
     if tokenizer is not None:
-        sections.append(("tokenizer", encode_text(tokenizer)))
+        sections["tokenizer"] = Section.of(encode_text(tokenizer))
     if base is not None:
-        sections.append(("base", encode_text(_canonical_json(base))))
-    data = write_container(sections)
-    _check_expansion(decoded_bytes, len(data), error=InputError)
-    return data
+        sections["base"] = Section.of(encode_text(_canonical_json(base)))
+    expanded = sum(decoded_bytes(entry.shape, entry.dtype) for entry in ordered)
+    _check_expansion(expanded, container_size(sections), error=InputError)
+    yield from write_container(sections)
 
 
 def _canonical_json(value: object) -> bytes:
@@ -174,27 +232,27 @@ def _check_expansion(decoded: int, num_bytes: int, error: type[InputError]) -> N
 # tensor is the same as an earlier one; how many tensors back that one stands is a last column, there if it is needed.
 
 
-def _repeats(coded: list[CodedTensor]) -> list[int]:
+def _repeats(entries: Sequence[IndexEntry]) -> list[int]:
     """Of each tensor: how many tensors back the same one stood last, or 0."""
     last: dict[tuple[Any, ...], int] = {}
     distances = []
-    for place, item in enumerate(coded):
-        key = (item.shape, item.dtype, item.codec, hashlib.sha256(item.payload).digest())
-        is_worth_it = len(item.payload) > 1 and item.may_repeat
+    for place, entry in enumerate(entries):
+        key = (entry.shape, entry.dtype, entry.codec, entry.sha256)
+        is_worth_it = entry.num_bytes > 1 and may_repeat(entry.num_bytes, entry.shape, entry.dtype)
         distances.append(place - last[key] if is_worth_it and key in last else 0)
         last[key] = place
     return distances
 
 
-def _write_index(coded: list[CodedTensor], distances: list[int]) -> bytes:
+def _write_index(entries: Sequence[IndexEntry], distances: Sequence[int]) -> bytes:
     columns = [
-        block("\n".join(item.name for item in coded).encode()),
-        varint(len(coded)),
-        bytes(item.dtype for item in coded),
-        bytes(item.codec for item in coded),
-        bytes(len(item.shape) for item in coded),
-        b"".join(varint(size) for item in coded for size in item.shape),
-        b"".join(varint(0 if back else len(item.payload)) for item, back in zip(coded, distances, strict=True)),
+        block("\n".join(entry.name for entry in entries).encode()),
+        varint(len(entries)),
+        bytes(entry.dtype for entry in entries),
+        bytes(entry.codec for entry in entries),
+        bytes(len(entry.shape) for entry in entries),
+        b"".join(varint(size) for entry in entries for size in entry.shape),
+        b"".join(varint(0 if back else entry.num_bytes) for entry, back in zip(entries, distances, strict=True)),
         b"".join(varint(back) for back in distances if back),
     ]
     return b"".join(columns)
@@ -284,11 +342,12 @@ class ParsedArtifact:
     base: dict[str, Any] | None
 
 
-def parse_artifact(data: bytes) -> ParsedArtifact:
+def parse_artifact(data: Buffer, body_sha256: bytes | None = None) -> ParsedArtifact:
     """Check an artifact's form and split it; cheap, and tensors can then be decoded one by one or in parallel.
 
     Args:
-        data: its bytes.
+        data: Its bytes, in memory or mapped; of tensors nothing is copied.
+        body_sha256: See `read_container`.
 
     Raises:
         ArtifactError: not an artifact, damaged, forged, or of another version.
@@ -297,7 +356,7 @@ def parse_artifact(data: bytes) -> ParsedArtifact:
     >>> sum(item.decoded_bytes for item in parse_artifact(demo_artifact()).coded) // 886_016  # bytes per weight
     4
     """
-    sections = read_container(data)
+    sections = read_container(data, body_sha256)
     missing = {"architecture", "settings", "index", "tensors"} - set(sections)
     if missing:
         raise ArtifactError(f"artifact: section {', '.join(sorted(missing))} is missing")

@@ -10,10 +10,14 @@ all its bytes. Nothing is ever executed, and nothing is allocated on the word of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from io import BytesIO
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from mmap import mmap
 
 from tokenbound.errors import InputError
+
+Buffer = bytes | memoryview | mmap
+"""Bytes in memory, or those of a file that is mapped."""
 
 MAGIC = b"tkb"
 VERSION = 1
@@ -69,7 +73,7 @@ class Reader:
     Every method raises `ArtifactError` naming `what` was being read.
     """
 
-    def __init__(self, data: bytes | memoryview, what: str) -> None:
+    def __init__(self, data: Buffer, what: str) -> None:
         self._data = memoryview(data)
         self._at = 0
         self.what = what
@@ -129,34 +133,53 @@ def block(payload: bytes) -> bytes:
     return varint(len(payload)) + payload
 
 
-def write_container(sections: Iterable[tuple[str, bytes | list[bytes]]]) -> bytes:
-    """Join named sections into the bytes of an artifact, in the fixed order of their ids.
+@dataclass(frozen=True)
+class Section:
+    """What a section of a container holds, in parts that need not be in memory together."""
+
+    num_bytes: int
+    """Of all parts."""
+    parts: Iterable[bytes | memoryview]
+    """Read once."""
+
+    @staticmethod
+    def of(payload: bytes) -> Section:
+        """A section of one part."""
+        return Section(len(payload), [payload])
+
+
+def container_size(sections: Mapping[str, Section]) -> int:
+    """Bytes of the container of these sections."""
+    heads = sum(1 + len(varint(section.num_bytes)) + section.num_bytes for section in sections.values())
+    return len(MAGIC) + 2 + heads + DIGEST_BYTES
+
+
+def write_container(sections: Mapping[str, Section]) -> Iterator[bytes | memoryview]:
+    """The bytes of an artifact with these sections, part after part, in the fixed order of their ids.
 
     Args:
-        sections: Names and payloads. A payload that comes as a list of parts is emptied while it is written, so that
-            it need not be held twice.
+        sections: By name. Of each the next part is asked for when the last one has been taken.
     """
-    out, digest = BytesIO(), hashlib.sha256()
+    digest = hashlib.sha256()
 
-    def put(part: bytes) -> None:
-        out.write(part)
+    def hashed(part: bytes | memoryview) -> bytes | memoryview:
         digest.update(part)
+        return part
 
-    put(MAGIC + bytes([VERSION]))
-    for name, payload in sorted(sections, key=lambda item: SECTION_IDS[item[0]]):
-        parts = payload[::-1] if isinstance(payload, list) else [payload]
-        if isinstance(payload, list):
-            payload.clear()
-        put(bytes([SECTION_IDS[name]]) + varint(sum(map(len, parts))))
-        while parts:
-            put(parts.pop())
-    put(b"\0")
-    out.write(digest.digest()[:DIGEST_BYTES])
-    return out.getvalue()
+    yield hashed(MAGIC + bytes([VERSION]))
+    for name, section in sorted(sections.items(), key=lambda item: SECTION_IDS[item[0]]):
+        yield hashed(bytes([SECTION_IDS[name]]) + varint(section.num_bytes))
+        yield from map(hashed, section.parts)
+    yield hashed(b"\0")
+    yield digest.digest()[:DIGEST_BYTES]
 
 
-def read_container(data: bytes) -> dict[str, memoryview]:
-    """Split an artifact into its sections.
+def read_container(data: Buffer, body_sha256: bytes | None = None) -> dict[str, memoryview]:
+    """Split an artifact into its sections, which are views of it.
+
+    Args:
+        data: Its bytes, in memory or mapped.
+        body_sha256: SHA-256 of all but the last `DIGEST_BYTES` bytes, where it is known.
 
     Raises:
         ArtifactError: not an artifact, another version, damaged, truncated, or with bytes after its end.
@@ -169,7 +192,8 @@ def read_container(data: bytes) -> dict[str, memoryview]:
     digest = bytes(reader.take(DIGEST_BYTES))
     reader.what = "the end of the file"
     reader.finish()
-    if hashlib.sha256(memoryview(data)[:body_bytes]).digest()[:DIGEST_BYTES] != digest:
+    found = body_sha256 or hashlib.sha256(memoryview(data)[:body_bytes]).digest()
+    if found[:DIGEST_BYTES] != digest:
         raise ArtifactError("artifact: the digest does not match; the file was damaged or edited")
     return sections
 

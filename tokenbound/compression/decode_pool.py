@@ -5,9 +5,12 @@ Worth it where one process has idle cores beside it: a replica on an accelerator
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +24,26 @@ if TYPE_CHECKING:
 
 WORTH_ELEMENTS = 1 << 27
 """Below so many elements in all, one process is done before others have started (some 5 seconds)."""
+
+AHEAD = 2
+"""Tensors that are given out for each process before the first of them is taken."""
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A tensor whose code lies in a file: what is sent to a process in place of the code."""
+
+    path: str
+    start: int
+    num_bytes: int
+    item: CodedTensor
+    """The tensor, without its code."""
+
+    def read(self) -> CodedTensor:
+        """The tensor with its code."""
+        with Path(self.path).open("rb") as file:
+            file.seek(self.start)
+            return replace(self.item, payload=file.read(self.num_bytes))
 
 
 def decode_tensors(coded: Sequence[CodedTensor], workers: int) -> dict[str, torch.Tensor]:
@@ -36,9 +59,23 @@ def decode_tensors(coded: Sequence[CodedTensor], workers: int) -> dict[str, torc
     Raises:
         ArtifactError: a payload is not what its codec writes; the message names the tensor.
     """
+    found = {item.name: tensor for item, tensor in decode_each(coded, workers)}
+    return {item.name: found[item.name] for item in coded}
+
+
+def decode_each(
+    coded: Sequence[CodedTensor], workers: int, sent: Callable[[CodedTensor], CodedTensor | FilePart] | None = None
+) -> Iterator[tuple[CodedTensor, torch.Tensor]]:
+    """As `decode_tensors`, one after the other in an order of their own: a few are in memory at a time.
+
+    Args:
+        coded: As there.
+        workers: As there.
+        sent: What another process gets of a tensor; default a copy of its code.
+    """
     if num_processes(coded, workers) == 1:
-        return {item.name: decode_tensor(item) for item in coded}
-    return decode_in_processes(coded, workers)
+        return ((item, decode_tensor(item)) for item in coded)
+    return decode_in_processes(coded, workers, sent)
 
 
 def num_processes(coded: Sequence[CodedTensor], workers: int) -> int:
@@ -46,24 +83,32 @@ def num_processes(coded: Sequence[CodedTensor], workers: int) -> int:
     return max(1, workers) if sum(item.elements for item in coded) >= WORTH_ELEMENTS else 1
 
 
-def decode_in_processes(coded: Sequence[CodedTensor], workers: int) -> dict[str, torch.Tensor]:
-    """As `decode_tensors`, in so many processes whatever the size."""
+def decode_in_processes(
+    coded: Sequence[CodedTensor], workers: int, sent: Callable[[CodedTensor], CodedTensor | FilePart] | None = None
+) -> Iterator[tuple[CodedTensor, torch.Tensor]]:
+    """As `decode_each`, in so many processes whatever the size."""
     order = sorted(coded, key=lambda item: -item.elements)  # the longest first, so that none is waited for at the end
+    waiting: deque[tuple[CodedTensor, Future[NDArray[np.uint8]]]] = deque()
     with ProcessPoolExecutor(min(workers, max(1, len(order))), get_context("spawn")) as pool:
-        waiting = {item.name: pool.submit(_decode_bytes, _portable(item)) for item in order}
-        decoded = {}
-        for item in coded:
-            decoded[item.name] = bytes_tensor(waiting.pop(item.name).result(), item.shape, dtype_of(item.dtype))
-    return decoded
+        for item in order:
+            waiting.append((item, pool.submit(_decode_bytes, (sent or _portable)(item))))
+            if len(waiting) > AHEAD * workers:
+                yield _received(*waiting.popleft())
+        while waiting:
+            yield _received(*waiting.popleft())
+
+
+def _received(item: CodedTensor, decoded: Future[NDArray[np.uint8]]) -> tuple[CodedTensor, torch.Tensor]:
+    return item, bytes_tensor(decoded.result(), item.shape, dtype_of(item.dtype))
 
 
 def _portable(item: CodedTensor) -> CodedTensor:
     """With a payload that can be sent."""
-    return CodedTensor(item.name, item.shape, item.dtype, item.codec, bytes(item.payload))
+    return replace(item, payload=bytes(item.payload))
 
 
-def _decode_bytes(item: CodedTensor) -> NDArray[np.uint8]:
+def _decode_bytes(part: CodedTensor | FilePart) -> NDArray[np.uint8]:
     import torch
 
     torch.set_num_threads(1)
-    return tensor_bytes(decode_tensor(item))
+    return tensor_bytes(decode_tensor(part.read() if isinstance(part, FilePart) else part))

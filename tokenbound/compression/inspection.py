@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import lzma
 import re
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenbound.bounds.codes import artifact_code_length_bits
-from tokenbound.compression.artifact import parse_artifact
+from tokenbound.compression.artifact_file import ArtifactFile, as_artifact
 from tokenbound.compression.bytestreams import xz_filters, zstd_level
 from tokenbound.compression.codecs import CODECS
 from tokenbound.compression.dtypes import dtype_label, dtype_of
@@ -109,11 +108,11 @@ class ArtifactReport:
         return asdict(self)
 
 
-def inspect_artifact(data: bytes, *, compare: bool = False) -> ArtifactReport:
+def inspect_artifact(artifact: ArtifactFile | bytes, *, compare: bool = False) -> ArtifactReport:
     """Account for every byte of an artifact.
 
     Args:
-        data: The artifact.
+        artifact: Open, or its bytes.
         compare: Also run gzip, zstd -19 and xz on what each tensor says (slow for large models).
 
     Raises:
@@ -124,16 +123,17 @@ def inspect_artifact(data: bytes, *, compare: bool = False) -> ArtifactReport:
     >>> sum(report.sections.values()) == report.num_bytes == len(demo_artifact())
     True
     """
-    parsed = parse_artifact(data)
-    rows = tuple(_tensor_report(item, compare=compare) for item in parsed.coded)
+    opened = as_artifact(artifact)
+    parsed, size = opened.parsed, opened.num_bytes
+    rows = tuple(_tensor_report(opened, item, compare=compare) for item in parsed.coded)
     elements = sum(row.elements for row in rows)
-    sections = {**parsed.section_bytes, "frame": len(data) - sum(parsed.section_bytes.values())}
+    sections = {**parsed.section_bytes, "frame": size - sum(parsed.section_bytes.values())}
     return ArtifactReport(
-        hashlib.sha256(data).hexdigest(),
-        len(data),
-        artifact_code_length_bits(len(data)),
+        opened.sha256,
+        size,
+        artifact_code_length_bits(size),
         elements,
-        8 * len(data) / elements if elements else 0.0,
+        8 * size / elements if elements else 0.0,
         parsed.architecture,
         parsed.settings,
         sections,
@@ -164,9 +164,10 @@ def _shares(rows: Iterable[TensorReport], key: Callable[[TensorReport], str]) ->
     return {name: Share.of(group) for name, group in groups.items()}
 
 
-def _tensor_report(item: CodedTensor, *, compare: bool) -> TensorReport:
+def _tensor_report(artifact: ArtifactFile, item: CodedTensor, *, compare: bool) -> TensorReport:
     size = item.stored_bytes
     others = _general_sizes(item) if compare else (None, None, None)
+    artifact.release(item)
     return TensorReport(
         item.name,
         layer_of(item.name),

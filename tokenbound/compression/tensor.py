@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
 REPEAT_SLACK = 16
 """Bytes by which a code that stands for several tensors may exceed one of them. Exact codes never do by more; without a
 limit, a short file could have one long code read again for every tensor that it names."""
+
+
+def decoded_bytes(shape: Sequence[int], dtype: int) -> int:
+    """Memory of a decoded tensor, by its shape and the wire number of its dtype."""
+    return math.prod(shape) * dtype_of(dtype).itemsize
+
+
+def may_repeat(num_bytes: int, shape: Sequence[int], dtype: int) -> bool:
+    """Whether a code of so many bytes is short enough to stand for further tensors."""
+    return num_bytes <= decoded_bytes(shape, dtype) + REPEAT_SLACK
 
 
 @dataclass(frozen=True)
@@ -46,15 +58,12 @@ class CodedTensor:
     @property
     def elements(self) -> int:
         """Number of values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def decoded_bytes(self) -> int:
         """Memory of the decoded tensor."""
-        return self.elements * dtype_of(self.dtype).itemsize
+        return decoded_bytes(self.shape, self.dtype)
 
     @property
     def stored_bytes(self) -> int:
@@ -64,7 +73,7 @@ class CodedTensor:
     @property
     def may_repeat(self) -> bool:
         """Whether its code is short enough to stand for further tensors."""
-        return len(self.payload) <= self.decoded_bytes + REPEAT_SLACK
+        return may_repeat(len(self.payload), self.shape, self.dtype)
 
 
 def encode_tensor(

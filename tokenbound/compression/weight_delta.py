@@ -15,15 +15,17 @@ side of a tied pair names the copy in `untied`: the base's tensor is first copie
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbound.compression.artifact import Artifact, assemble_artifact, parse_artifact
+from tokenbound.compression.artifact import Artifact, assemble_artifact
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.methods import CompressionMethod
 from tokenbound.compression.tensor import encode_tensor
+from tokenbound.compression.tensor_map import Header, RenamedTensors, TensorMap, header_of
 from tokenbound.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
@@ -46,14 +48,13 @@ class WeightDelta:
         reference: Names the base and how the tensors change it.
     """
 
-    tensors: dict[str, torch.Tensor]
+    tensors: Tensors
     reference: dict[str, Any]
 
 
-def named_base(artifact: bytes) -> str | None:
-    """The base that an adapter inside an artifact says it was trained on, where that is not the one it was put on."""
-    reference = parse_artifact(artifact).base or {}
-    found = reference.get(NAMED_BASE)
+def named_base(reference: Mapping[str, Any] | None) -> str | None:
+    """The base that an adapter says it was trained on, where that is not the one that its delta was put on."""
+    found = (reference or {}).get(NAMED_BASE)
     return None if found is None else str(found)
 
 
@@ -107,19 +108,56 @@ def difference(base: Tensors, tuned: Tensors, *, untied: Mapping[str, str] | Non
     full = _with_copies(base, reference)
     if set(full) != set(tuned):
         raise InputError(f"base and fine-tune differ in tensors: {sorted(set(full) ^ set(tuned))[:5]}")
-    changes = {name: _difference(name, full[name], tuned[name]) for name in sorted(tuned)}
-    kept = {name: change for name, change in changes.items() if change is not None}
-    return WeightDelta(kept, reference)
+    changed = [name for name in sorted(tuned) if _is_changed(name, full[name], tuned[name])]
+    return WeightDelta(Differences(full, tuned, changed), reference)
 
 
-def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+class Differences(TensorMap):
+    """What a fine-tune adds to its base, in float32: each difference is taken when it is asked for."""
+
+    def __init__(self, base: Tensors, tuned: Tensors, names: Sequence[str]) -> None:
+        """Take no difference yet.
+
+        Args:
+            base: The base's tensors.
+            tuned: The fine-tune's.
+            names: Of those that are not the same.
+        """
+        self.base, self.tuned, self.names = base, tuned, tuple(names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One difference."""
+        if name not in self:
+            raise KeyError(name)
+        return self.tuned[name].detach().float().cpu() - self.base[name].detach().float().cpu()
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a tensor changed."""
+        return name in self.names
+
+    def header(self, name: str) -> Header:
+        """Dtype and shape of a difference."""
+        import torch
+
+        return torch.float32, header_of(self.base, name)[1]
+
+
+def _with_copies(base: Tensors, reference: Mapping[str, Any]) -> Tensors:
     """The base's tensors, and those that a fine-tune untied from them."""
     untied = reference.get("untied") or {}
     if not isinstance(untied, Mapping) or any(
         name in base or not isinstance(source, str) or source not in base for name, source in untied.items()
     ):
         raise ArtifactError("artifact: the untied tensors of the delta do not fit its base")
-    return {**base, **{name: base[source] for name, source in untied.items()}}
+    return RenamedTensors(base, {**{name: name for name in base}, **untied}) if untied else base
 
 
 def _encode(
@@ -129,16 +167,16 @@ def _encode(
     return assemble_artifact(architecture, coded, settings, base=delta.reference)
 
 
-def _difference(name: str, base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor | None:
+def _is_changed(name: str, base: torch.Tensor, tuned: torch.Tensor) -> bool:
     import torch
 
     if base.shape != tuned.shape or base.dtype != tuned.dtype:
         raise InputError(f"tensor {name!r} has another shape or dtype than in the base")
     if torch.equal(base, tuned):
-        return None
+        return False
     if not base.is_floating_point():
         raise InputError(f"tensor {name!r} changed but is not floating point; a difference cannot hold it")
-    return tuned.detach().float().cpu() - base.detach().float().cpu()
+    return True
 
 
 def encode_delta(
@@ -199,10 +237,11 @@ def _check_adapter(tensors: Tensors, base: Tensors, *, transposed: bool) -> None
         target, part = _target(name)
         if target not in base:
             raise InputError(f"adapter tensor {name!r} belongs to {target!r}, which the base does not have")
-        shape = base[target].shape[::-1] if transposed else base[target].shape
+        stored = header_of(base, target)[1]
+        shape = stored[::-1] if transposed else stored
         wanted = {"A": lambda t, s: t.shape[1:] == s[1:], "B": lambda t, s: t.shape[:1] == s[:1]}
         is_pair = part and tensor.ndim == len(shape) == 2
-        fits = is_pair and wanted[part](tensor, shape) if part else tensor.shape == base[target].shape
+        fits = is_pair and wanted[part](tensor, shape) if part else tensor.shape == stored
         if not fits or (part and _other(name, part) not in tensors):
             raise InputError(f"adapter tensor {name!r} does not fit the base's {target!r}")
 
@@ -211,7 +250,7 @@ def _other(name: str, part: str) -> str:
     return name.replace(f".lora_{part}.", f".lora_{'B' if part == 'A' else 'A'}.")
 
 
-def apply_delta(artifact: Artifact, base: Tensors) -> dict[str, torch.Tensor]:
+def apply_delta(artifact: Artifact | ArtifactFile, base: Tensors) -> dict[str, torch.Tensor]:
     """The fine-tuned model's tensors.
 
     Raises:
@@ -226,15 +265,17 @@ def apply_delta(artifact: Artifact, base: Tensors) -> dict[str, torch.Tensor]:
     full = _with_copies(base, reference)
     if reference["kind"] == "difference":
         return {name: _add(name, full, artifact.tensors) for name in full}
-    return _apply_adapter(artifact.tensors, full, reference)
+    return _apply_adapter(dict(artifact.tensors), full, reference)
 
 
 def _add(name: str, base: Tensors, changes: Tensors) -> torch.Tensor:
+    start = base[name]
     if name not in changes:
-        return base[name]
-    if changes[name].shape != base[name].shape:
+        return start
+    change = changes[name]
+    if change.shape != start.shape:
         raise ArtifactError(f"artifact: the difference of {name!r} has another shape than the base")
-    return (base[name].float() + changes[name].float()).to(base[name].dtype)
+    return (start.float() + change.float()).to(start.dtype)
 
 
 def _apply_adapter(changes: Tensors, base: Tensors, reference: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -288,6 +288,9 @@ class HowConfig(_Section):
     """The run directory: a path or an s3:// or gs:// URI."""
     cache: str | None = None
     """Where prepared corpora are kept; null means `prepared/` beside the run directory."""
+    local_folder: str | None = None
+    """A folder on every machine for artifacts fetched from a store and for decoded weights, which its replicas share;
+    null means one below the system's folder for temporary files. What it lies in must exist on every machine."""
     replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Scoring actors; `auto` takes one per GPU, or per processor without one, and more as nodes join the cluster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

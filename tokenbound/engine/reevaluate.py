@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenbound.certificate.identity import claim_identity, configuration, declarations, fingerprint
 from tokenbound.certificate.record import CertificateRecord
@@ -36,6 +36,9 @@ from tokenbound.store.lease import lease
 from tokenbound.store.patterns import matching_places
 from tokenbound.store.run import CERTIFICATE, RunDirectory, canonical_json, claim_file, sha256_hex
 from tokenbound.store.uri import base_name, is_uri, join, split
+
+if TYPE_CHECKING:
+    from tokenbound.compression.artifact_file import ArtifactFile
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +186,13 @@ def _made(night: Night) -> Iterator[tuple[CertificateRecord, str]]:
                 yield present
                 continue
             found: list[tuple[CertificateRecord, str]] = []
-            placed = _placed(night, run, sha256_hex(artifact), corpus.manifest)
+            placed = _placed(night, run, artifact.sha256, corpus.manifest)
             evaluate(placed, on_certificate=lambda certificate, path: found.append((certificate, path)))  # noqa: B023
             yield from found
 
 
 def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[CertificateRecord, str] | None:
     """The certificate of a model on the corpus as it is, and its path; None where there is none yet."""
-    from tokenbound.compression.artifact import parse_artifact
     from tokenbound.corpus.prepared import PreparedCorpus
     from tokenbound.engine.evaluate.preparation import (
         artifact_plugins,
@@ -203,10 +205,10 @@ def _present(night: Night, run: RunConfig, manifest: Manifest) -> tuple[Certific
     artifact = _artifact(night, run)
     if artifact is None:
         return None
-    placed = _placed(night, run, sha256_hex(artifact), manifest)
+    placed = _placed(night, run, artifact.sha256, manifest)
     what, place = placed.what, RunDirectory(placed.how.output)
-    tree = tree_choice(what, PreparedCorpus(night.corpus_root), parse_artifact(artifact).architecture)
-    known = identities(what, sha256_hex(artifact), manifest, base_identity(artifact, what.model), tree)
+    tree = tree_choice(what, PreparedCorpus(night.corpus_root), artifact.architecture)
+    known = identities(what, artifact.sha256, manifest, base_identity(artifact, what.model), tree)
     selection = register_of(night.corpus_root, manifest).look_up(configuration(what, known), what.bound.trial)
     if selection is None:
         return None
@@ -244,27 +246,25 @@ def _place(home: RunDirectory, artifact_sha256: str) -> str:
     return home.place(f"models/{artifact_sha256[:16]}")
 
 
-def _artifact(night: Night, run: RunConfig) -> bytes | None:
-    """The bytes of a model; None for a checkpoint that has not been encoded yet."""
-    from tokenbound.engine.evaluate.preparation import read_artifact
+def _artifact(night: Night, run: RunConfig) -> ArtifactFile | None:
+    """The artifact of a model; None for a checkpoint that has not been encoded yet."""
+    from tokenbound.engine.artifacts import named_artifact
 
+    folder = run.how.local_folder
     if run.what.model.artifact is not None:
-        return read_artifact(run.what.model.artifact)
-    filesystem, path = files.resolve(_encoded_path(night, run))
-    return files.read_bytes(filesystem, path) if files.exists(filesystem, path) else None
+        return named_artifact(run.what.model.artifact, folder=folder)
+    place = _encoded_path(night, run)
+    return named_artifact(place, folder=folder, field="artifact") if files.exists(*files.resolve(place)) else None
 
 
-def _encode(night: Night, run: RunConfig) -> bytes:
+def _encode(night: Night, run: RunConfig) -> ArtifactFile:
     """Encode a checkpoint once, on the corpus as it is, and keep the artifact: it is one hypothesis for all nights."""
     from tokenbound.corpus.prepared import PreparedCorpus
     from tokenbound.engine.corpus import text_of
     from tokenbound.engine.evaluate.preparation import load_artifact
 
-    what = run.what
-    data = load_artifact(what.model, what.corpus, text_of(PreparedCorpus(night.corpus_root), what.windows))
-    filesystem, path = files.resolve(_encoded_path(night, run))
-    files.write_bytes(filesystem, path, data)
-    return data
+    text = text_of(PreparedCorpus(night.corpus_root), run.what.windows)
+    return load_artifact(run, text, out=_encoded_path(night, run))
 
 
 def _encoded_path(night: Night, run: RunConfig) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tokenbound.compression.tensor_map import OverlaidTensors, RenamedTensors
 from tokenbound.compression.weight_delta import WeightDelta, adapter_delta, difference, low_rank_product
 from tokenbound.errors import InputError
 from tokenbound.models.adapter_config import MERGE, AdapterConfig, parse_adapter_config
@@ -147,7 +148,7 @@ def resolve_adapter(
     untied = _untied(ties, changes)
     if untied:
         architecture = _without_tie(architecture, untied)
-    full = {**base, **{name: base[source] for name, source in untied.items()}}
+    full = RenamedTensors(base, {**{name: name for name in base}, **untied})
     _require_fit(config, full, ties, changes)
     plain = not config.use_dora and not changes.rows
     make = _as_factors if plain else _as_difference
@@ -448,17 +449,18 @@ def _as_difference(
     untied: Mapping[str, str],
 ) -> WeightDelta:
     """The merged weights, less the base's."""
-    tuned = {**full, **_replaced_base(full, ties, untied, changes)}
-    tuned |= {name: tensor.to(full[name].dtype) for name, tensor in changes.saved.items()}
+    changed = dict(_replaced_base(full, ties, untied, changes))
+    tuned = OverlaidTensors(full, changed)
+    changed |= {name: tensor.to(full[name].dtype) for name, tensor in changes.saved.items()}
     for layer in changes.layers.values():
         weight = f"{layer.name}.weight"
-        tuned[weight] = _merged(config, layer, tuned[weight].float()).to(full[weight].dtype)
+        changed[weight] = _merged(config, layer, tuned[weight].float()).to(full[weight].dtype)
         if "bias" in layer.parts:
-            tuned[f"{layer.name}.bias"] = _bias(config, layer, tuned[f"{layer.name}.bias"])
+            changed[f"{layer.name}.bias"] = _bias(config, layer, tuned[f"{layer.name}.bias"])
     for name, (ids, rows) in changes.rows.items():
         if name in tuned:
-            tuned[name] = tuned[name].index_copy(0, torch.tensor(ids), rows.to(full[name].dtype))
-    tuned = {name: tensor.to(full[name].dtype) for name, tensor in tuned.items()}
+            changed[name] = tuned[name].index_copy(0, torch.tensor(ids), rows.to(full[name].dtype))
+    changed |= {name: tensor.to(full[name].dtype) for name, tensor in changed.items()}
     return difference(base, tuned, untied=untied)
 
 

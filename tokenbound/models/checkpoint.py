@@ -12,19 +12,21 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import locate_gguf
 from tokenbound.models.gguf.checkpoint import read_gguf_architecture, read_gguf_checkpoint
 from tokenbound.models.gguf.dense import dense_weights
-from tokenbound.models.hf_model import _transposed, _without_copies, blank_model
+from tokenbound.models.hf_model import _transposed, blank_model, copied_names
 from tokenbound.models.quantized.deployed import read_records
 from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
@@ -32,6 +34,8 @@ from tokenbound.models.quantized.schemes import (
     implied_settings,
     scheme_of,
 )
+from tokenbound.models.safetensors_file import DTYPES
+from tokenbound.store.copies import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +72,9 @@ class Checkpoint:
 
     architecture: dict[str, Any]
     """The Hugging Face config, `model_type` included, without what does not define the model."""
-    tensors: dict[str, torch.Tensor]
-    """Everything stored, once, in the dtype of the file; a tied copy and a derivable buffer are left out."""
+    tensors: TensorMap
+    """Everything stored, once, in the dtype of the file; a tied copy and a derivable buffer are left out. A tensor is
+    read when it is asked for."""
     directory: Path
     """Where the files lie; for a hub id, the snapshot in the hub's cache."""
     tokenizer_dir: Path | None
@@ -77,11 +82,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path_or_id: str | Path, *, dense: bool = False) -> Checkpoint:
-    """Read a causal LM checkpoint from a directory or from the Hugging Face hub.
+    """Read the config of a causal LM checkpoint in a directory or on the Hugging Face hub, and find its tensors.
 
     Args:
-        path_or_id: a directory with `config.json` and safetensors weights (one file, or shards with their index),
-            or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one; or a GGUF file.
+        path_or_id: a directory or URI with `config.json` and safetensors weights (one file, or shards with their
+            index), or a hub id such as `openai-community/gpt2`, with `@revision` behind it to pin one; or a GGUF file.
         dense: of a GGUF file, the weights that its blocks stand for, in float32, in place of the blocks.
 
     Returns:
@@ -93,24 +98,34 @@ def read_checkpoint(path_or_id: str | Path, *, dense: bool = False) -> Checkpoin
     """
     gguf = locate_gguf(path_or_id)
     if gguf is not None:
-        return _of_gguf(gguf, dense)
+        return _of_gguf(gguf, path_or_id, dense)
     directory = locate(path_or_id)
     architecture = _read_architecture(directory)
-    tensors = _read_tensors(directory)
+    tensors = _find_tensors(directory, path_or_id)
     if unread := other_weights(directory):
         logger.warning("checkpoint %s also holds %s, which are not read", directory, ", ".join(unread))
     architecture = {**implied_settings(tensors), **architecture, **_records(architecture, directory)}
     blank = blank_model(architecture, len(tensors))
     tokenizer = any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return Checkpoint(architecture, _without_copies(blank, tensors), directory, directory if tokenizer else None)
+    kept = tensors.only(set(tensors) - copied_names(blank, tensors))
+    return Checkpoint(architecture, kept, directory, directory if tokenizer else None)
 
 
-def _of_gguf(path: Path, dense: bool) -> Checkpoint:
+def _of_gguf(path: Path, origin: str | Path, dense: bool) -> Checkpoint:
+    architecture, tensors = _gguf_model(path, dense)
+    headers = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return Checkpoint(dict(architecture), GgufTensors(path, origin, dense, headers), path.parent, None)
+
+
+@lru_cache(maxsize=1)
+def _gguf_model(path: Path, dense: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Config and tensors of a GGUF file, kept per process: they are made of one pass over the file."""
     architecture, tensors = read_gguf_checkpoint(path)
     blank = blank_model(architecture, len(tensors))
     if dense and architecture.pop(QUANTIZATION, None) is not None:
         tensors = dense_weights(tensors, dtype=torch.float32, transposed=_transposed(blank))
-    return Checkpoint(architecture, _without_copies(blank, tensors), path.parent, None)
+    copied = copied_names(blank, tensors)
+    return architecture, {name: tensor for name, tensor in tensors.items() if name not in copied}
 
 
 def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
@@ -130,7 +145,7 @@ def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
     architecture = _read_architecture(directory)
     if Path(path_or_id).expanduser().is_dir():
         for path in _weight_files(directory):
-            _check_header(path)
+            _read_headers(path)
     blank_model(architecture)
     return architecture
 
@@ -209,7 +224,7 @@ def locate(path_or_id: str | Path, patterns: Sequence[str] = _WHOLE_CHECKPOINT) 
     Raises:
         InputError: there is no such directory, and the hub has none of this name.
     """
-    path = Path(path_or_id).expanduser()
+    path = Path(local_copy(str(path_or_id))).expanduser()
     if path.is_dir():
         return path
     if path.exists():
@@ -413,26 +428,129 @@ def _places(index: Path) -> dict[str, str]:
     return places
 
 
-def _read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+class CheckpointTensors(TensorMap):
+    """The tensors of safetensors files, each read from its file when it is asked for.
+
+    Example:
+        >>> tensors = read_checkpoint("models/x").tensors  # doctest: +SKIP
+        >>> tensors["model.norm.weight"]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, directory: Path, places: Mapping[str, str], headers: Mapping[str, Header], origin: str | Path
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            directory: Where the files are on this machine.
+            places: The file of each tensor.
+            headers: Dtype and shape of each tensor.
+            origin: What the checkpoint was named by: a machine without this directory finds the files by it.
+        """
+        self.directory, self.origin = directory, origin
+        self.places, self.headers = dict(places), dict(headers)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One tensor; the file is mapped as long as it is in use.
+
+        Raises:
+            InputError: the file is missing or damaged by now.
+        """
+        from safetensors import safe_open
+
+        if not self.directory.is_dir():
+            self.directory = locate(self.origin)
+        path = self.directory / self.places[name]
+        with _sound(path), safe_open(path, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.places)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self.places
+
+    def header(self, name: str) -> Header:
+        """Dtype and shape of a tensor, as the file's header says them."""
+        return self.headers[name]
+
+    def only(self, names: Collection[str]) -> CheckpointTensors:
+        """Those of these names."""
+        places = {name: place for name, place in self.places.items() if name in names}
+        return CheckpointTensors(self.directory, places, {name: self.headers[name] for name in places}, self.origin)
+
+
+class GgufTensors(TensorMap):
+    """The tensors of a GGUF file. Each process that asks for one reads the file once and keeps what it holds."""
+
+    def __init__(self, path: Path, origin: str | Path, dense: bool, headers: Mapping[str, Header]) -> None:
+        """Read nothing yet.
+
+        Args:
+            path: The file on this machine.
+            origin: What the checkpoint was named by: a machine without this file finds it by that name.
+            dense: Whether blocks stand for their weights, in float32.
+            headers: Dtype and shape of each tensor.
+        """
+        self.path, self.origin, self.dense, self.headers = path, origin, dense, dict(headers)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """One tensor.
+
+        Raises:
+            InputError: the file is missing or damaged by now.
+        """
+        path = self.path if self.path.exists() else locate_gguf(self.origin)
+        if path is None:
+            raise InputError(f"{self.origin} is not a GGUF file any more; put it back")
+        return _gguf_model(path, self.dense)[1][name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.headers)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.headers)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self.headers
+
+    def header(self, name: str) -> Header:
+        """Dtype and shape of a tensor."""
+        return self.headers[name]
+
+
+def _find_tensors(directory: Path, origin: str | Path) -> CheckpointTensors:
+    places: dict[str, str] = {}
+    headers: dict[str, Header] = {}
     for path in _weight_files(directory):
-        shard = read_safetensors(path)
-        doubled = tensors.keys() & shard.keys()
+        found = _read_headers(path)
+        doubled = places.keys() & found.keys()
         if doubled:
             raise InputError(f"{path} repeats tensor {min(doubled)!r} of another shard; fetch it again")
-        tensors.update(shard)
+        places |= dict.fromkeys(found, path.name)
+        headers |= found
     index = directory / INDEX
-    difference = _places(index).keys() ^ tensors.keys() if index.exists() else None
+    difference = _places(index).keys() ^ places.keys() if index.exists() else None
     if difference:
         raise InputError(
             f"the index {index} is stale: it and its shards disagree about tensor {min(difference)!r}; fetch the "
             "checkpoint again"
         )
-    return tensors
+    return CheckpointTensors(directory, places, headers, origin)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one file.
+    """The tensors of one small file, all of them.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -444,11 +562,22 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return tensors
 
 
-def _check_header(path: Path) -> None:
+def _read_headers(path: Path) -> dict[str, Header]:
+    """Dtype and shape of every tensor of a file.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     from safetensors import safe_open
 
-    with _sound(path), safe_open(path, "pt"):
-        pass
+    with _sound(path), safe_open(path, "pt") as file:
+        return {name: _header(file, name) for name in file.keys()}  # noqa: SIM118
+
+
+def _header(file: Any, name: str) -> Header:
+    view = file.get_slice(name)
+    dtype = DTYPES.get(view.get_dtype()) or file.get_tensor(name).dtype  # newer versions of the format know more
+    return dtype, tuple(view.get_shape())
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from typing import cast
 
 import torch
 
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.errors import InputError
 from tokenbound.models.build import build_model
 from tokenbound.models.weights import Weights, decode_weights
 
 
 def generate_ids(
-    data: bytes,
+    artifact: ArtifactFile | bytes,
     prompt: list[int],
     *,
     max_new_tokens: int,
@@ -26,7 +27,7 @@ def generate_ids(
     """Sample token ids one by one from the model inside an artifact.
 
     Args:
-        data: the artifact's bytes.
+        artifact: open, or its bytes.
         prompt: ids to continue; not empty.
         max_new_tokens: how many to sample at most.
         temperature: 0 takes the most probable token.
@@ -42,7 +43,7 @@ def generate_ids(
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise InputError(f"temperature {temperature} must be >= 0 and top_p {top_p} in (0, 1]")
-    weights = decode_weights(data, base)
+    weights = decode_weights(artifact, base)
     model = build_model(weights.architecture, weights.tensors, dtype=torch.float32, device="cpu")
     size = cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
     if not prompt or not 0 <= min(prompt) <= max(prompt) < size:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from tokenbound.compression.tensor_map import header_of
 from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.deployed import load_deployed
@@ -214,22 +215,22 @@ def _own_names(model: PreTrainedModel) -> set[str]:
     return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
 
 
-def _without_copies(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Leave out what the model computes itself and what it ties: a copy would be paid for in the code length."""
+def copied_names(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    """What the model computes itself and what it ties: a copy would be paid for in the code length."""
     dropped = _ignorable(model, tensors)
     for target, source in tied_names(model).items():
-        if target in tensors and source in tensors and _identical(tensors[target], tensors[source]):
+        if target in tensors and source in tensors and _identical(tensors, target, source):
             dropped.add(target)
-    return {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    return dropped
 
 
-def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
+def _identical(tensors: Mapping[str, torch.Tensor], left: str, right: str) -> bool:
+    return header_of(tensors, left) == header_of(tensors, right) and torch.equal(tensors[left], tensors[right])
 
 
 def _refuse_uncovered(blank: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Catch what the loading report of transformers leaves out."""
-    halved = {name for name, tensor in tensors.items() if tensor.is_complex()}
+    halved = {name for name in tensors if header_of(tensors, name)[0].is_complex}
     if halved:
         raise InputError(f"tensors {_some(halved)} are complex, and only their real parts would be used; remove them")
     unplaced = _ignorable(blank, tensors)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from tokenbound.bounds.decisions import TreeChoice
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.attention import LONGEST, AttentionInBlocks
 from tokenbound.models.build import build_model
@@ -120,7 +121,7 @@ class Replica:
     @classmethod
     def from_artifact(
         cls,
-        data: bytes,
+        artifact: ArtifactFile | bytes,
         *,
         dtype: torch.dtype,
         batch: int,
@@ -132,7 +133,7 @@ class Replica:
         """Decode an artifact and make a replica of the model it holds.
 
         Args:
-            data: the artifact's bytes; their number is what the certificate pays for.
+            artifact: open, or its bytes; their number is what the certificate pays for.
             dtype: arithmetic of the model body; logits and losses are float32 in any case.
             batch: B, windows per forward pass.
             length: L, tokens per window.
@@ -145,7 +146,7 @@ class Replica:
             ReplicaOutOfMemory: the model does not fit.
         """
         with _out_of_memory_named("the decoded artifact"):
-            weights = decode_weights(data)
+            weights = decode_weights(artifact)
         options = {"batch": batch, "length": length, "chunk_tokens": chunk_tokens, "compile": compile}
         return cls.from_weights(weights, dtype=dtype, device=device, **options)
 

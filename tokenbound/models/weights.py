@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tokenbound.compression.artifact import decode_artifact, parse_artifact
+from tokenbound.compression.artifact_file import ArtifactFile, as_artifact
+from tokenbound.compression.tensor_map import RenamedTensors
 from tokenbound.compression.weight_delta import NAMED_BASE, WeightDelta, apply_delta, difference, tensors_sha256
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import locate_gguf
@@ -20,6 +21,7 @@ from tokenbound.models.adapters import ADAPTER_CONFIG, read_adapter, read_adapte
 from tokenbound.models.checkpoint import check_checkpoint, is_hub_id, locate, locate_config, read_checkpoint
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.quantized.schemes import scheme_of
+from tokenbound.store.copies import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +32,9 @@ class Weights:
 
     architecture: dict[str, Any]
     """Hugging Face config as JSON data."""
-    tensors: dict[str, torch.Tensor]
-    """By the names of the whole model; old checkpoints leave out the prefix of its body."""
+    tensors: Mapping[str, torch.Tensor]
+    """By the names of the whole model; old checkpoints leave out the prefix of its body. Those of a base are read one
+    by one, whenever they are asked for."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -47,13 +50,15 @@ def read_base(name: str) -> Weights:
     """The weights of a base.
 
     Args:
-        name: directory or hub id of a Hugging Face checkpoint, a GGUF file, or path of a whole model's artifact.
+        name: directory, URI or hub id of a Hugging Face checkpoint, a GGUF file, or path or URI of a whole model's
+            artifact.
 
     Raises:
         InputError: nothing there, or it is a delta itself.
     """
-    if Path(name).is_file() and locate_gguf(name) is None:
-        return decode_weights(Path(name).read_bytes())
+    if Path(local_copy(name)).is_file() and locate_gguf(local_copy(name)) is None:
+        artifact = _whole(local_copy(name))
+        return Weights(artifact.architecture, artifact.tensors)
     checkpoint = read_checkpoint(name)
     return _named_in_full(checkpoint.architecture, checkpoint.tensors)
 
@@ -66,10 +71,19 @@ def check_base(name: str) -> dict[str, Any]:
     """
     if not Path(name).is_file() or locate_gguf(name) is not None:
         return check_checkpoint(name)
-    parsed = parse_artifact(Path(name).read_bytes())
-    if parsed.base is not None:
+    return _whole(name).architecture
+
+
+def _whole(name: str) -> ArtifactFile:
+    """The artifact of a base.
+
+    Raises:
+        InputError: it is a delta itself.
+    """
+    artifact = ArtifactFile(name)
+    if artifact.base is not None:
         raise InputError(f"base {name} is a delta itself; give the whole model that it was made on")
-    return parsed.architecture
+    return artifact
 
 
 def is_adapter(path: str) -> bool:
@@ -147,11 +161,11 @@ def is_same_base(named: str, given: str) -> bool:
     return left_id == right_id and (left_revision or "main") == (right_revision or left_revision or "main")
 
 
-def decode_weights(data: bytes, base: Weights | None = None, *, workers: int = 1) -> Weights:
-    """The model inside an artifact.
+def decode_weights(artifact: ArtifactFile | bytes, base: Weights | None = None, *, workers: int = 1) -> Weights:
+    """The model inside an artifact, decoded into memory.
 
     Args:
-        data: the artifact's bytes.
+        artifact: open, or its bytes.
         base: the base that a delta changes.
         workers: processes that decode large weights.
 
@@ -160,14 +174,15 @@ def decode_weights(data: bytes, base: Weights | None = None, *, workers: int = 1
         MismatchError: the delta was made on another base.
         ArtifactError: the bytes are no artifact.
     """
-    artifact = decode_artifact(data, workers=workers)
-    if artifact.base is None:
+    opened = as_artifact(artifact)
+    if opened.base is None:
         if base is not None:
             raise InputError("the artifact is a whole model, not a delta; leave the base out")
-        return Weights(artifact.architecture, artifact.tensors)
+        found = dict(opened.decoded(workers))
+        return Weights(opened.architecture, {name: found[name] for name in opened.names})
     if base is None:
-        raise InputError(f"the artifact is a delta on base {artifact.base.get('sha256')}; give that base as well")
-    return Weights(artifact.architecture, apply_delta(artifact, base.tensors))
+        raise InputError(f"the artifact is a delta on base {opened.base.get('sha256')}; give that base as well")
+    return Weights(opened.architecture, apply_delta(opened, base.tensors))
 
 
 def _named_in_full(architecture: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Weights:
@@ -183,4 +198,4 @@ def _named_in_full(architecture: dict[str, Any], tensors: Mapping[str, torch.Ten
     def full(name: str) -> str:
         return f"{prefix}.{name}" if name not in known and f"{prefix}.{name}" in known else name
 
-    return Weights(architecture, {full(name): tensor for name, tensor in tensors.items()})
+    return Weights(architecture, RenamedTensors(tensors, {full(name): name for name in tensors}))

@@ -1,19 +1,20 @@
-"""Local copies of checkpoints, tokenizers and artifacts that lie on an object store, for libraries that read disks."""
+"""Local copies of checkpoints and tokenizers that lie on an object store, for libraries that read disks."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import posixpath
-import shutil
 import tempfile
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from pyarrow.fs import FileInfo, FileSystem
+from pyarrow.fs import FileInfo
 
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import parts_of
-from tokenbound.store.filesystem import open_input, resolve
+from tokenbound.store.filesystem import resolve
+from tokenbound.store.local_folder import shared_copy
 from tokenbound.store.patterns import walk
 from tokenbound.store.remote import file_infos
 from tokenbound.store.uri import base_name, is_uri
@@ -30,31 +31,33 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 def local_copy(name: str) -> str:
     """A local path of what a config names; a path or hub id is itself, a folder or file at a URI is fetched once.
 
-    Each process fetches for itself and keeps the copy until it ends.
+    The processes of a machine share the copy, in the default folder of `store.local_folder`; it stays as long as one of
+    them lives. Objects that were replaced on the store since are fetched anew.
 
     Raises:
-        InputError: there is nothing at the URI that a model consists of.
+        InputError: there is nothing at the URI that a model consists of, or this machine has no place for it.
         IncompleteError: the store failed again and again.
     """
     return _fetched(name) if is_uri(name) else name
 
 
+def temporary_folder() -> Path:
+    """An empty folder on this machine that is removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="tokenbound-copy-", ignore_cleanup_errors=True)
+    _folders.append(folder)
+    return Path(folder.name)
+
+
 @cache
 def _fetched(uri: str) -> str:
     files = model_files(uri)
-    filesystem, path = resolve(uri)
-    folder = tempfile.TemporaryDirectory(prefix="tokenbound-copy-", ignore_cleanup_errors=True)
-    _folders.append(folder)
-    logger.info("fetching %s: %d files, %d bytes", uri, len(files), sum(info.size for info in files))
-    target = Path(folder.name, base_name(uri))
-    if files[0].path == path:
-        for info in files:
-            _fetch(filesystem, info.path, target.with_name(posixpath.basename(info.path)))
-        return str(target)
-    target.mkdir()
-    for info in files:
-        _fetch(filesystem, info.path, target / posixpath.basename(info.path))
-    return str(target)
+    path = resolve(uri)[1]
+    # What is there now: another size or time is another copy.
+    key = hashlib.sha256(repr([uri, *((info.path, info.size, info.mtime_ns) for info in files)]).encode()).hexdigest()
+    is_file = files[0].path == path  # a GGUF file may have parts beside it
+    inside = "" if is_file else f"{base_name(uri)}/"
+    named = {f"{inside}{posixpath.basename(info.path)}": info for info in files}
+    return str(shared_copy(uri, key, named) / base_name(uri))
 
 
 def model_files(uri: str) -> list[FileInfo]:
@@ -72,8 +75,3 @@ def model_files(uri: str) -> list[FileInfo]:
     if not found:
         raise InputError(f"{uri} holds no file of a model ({', '.join(SUFFIXES)}); give the folder of a checkpoint")
     return found
-
-
-def _fetch(filesystem: FileSystem, path: str, target: Path) -> None:
-    with open_input(filesystem, path) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 23)

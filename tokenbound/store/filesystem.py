@@ -12,6 +12,7 @@ import logging
 import os
 import posixpath
 import re
+import shutil
 import tempfile
 import time
 import uuid
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Kinds of filesystem without directories."""
+COPY_BYTES = 1 << 23
+"""Read at once where a file is copied."""
 BUCKETS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -145,6 +148,16 @@ def write_bytes(filesystem: FileSystem, path: str, data: bytes) -> None:
             stream.write(data)
     else:
         _store(filesystem, path, io.BytesIO(data))
+
+
+def write_stream(filesystem: FileSystem, path: str, source: IO[bytes]) -> None:
+    """Write a whole file atomically from an open local one, a part at a time; an existing file is replaced."""
+    source.seek(0)
+    if is_local(filesystem):
+        with _open_renamed(Path(path)) as stream:
+            shutil.copyfileobj(source, stream, COPY_BYTES)
+    else:
+        _store(filesystem, path, source)
 
 
 def delete(filesystem: FileSystem, path: str) -> None:

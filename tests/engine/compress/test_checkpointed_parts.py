@@ -19,8 +19,8 @@ def test_parts_belong_to_an_identity_and_damage_counts_as_missing(tmp_path: Path
     assert parts.get("empty") is None
 
 
-def test_without_a_folder_parts_are_in_memory() -> None:
-    parts = Parts(None, 0)
-    parts.put("a", b"one")
+def test_a_part_may_come_in_pieces_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    parts = Parts(str(tmp_path / "parts"), 0)
+    parts.put("a", b"o", memoryview(b"ne"))
     assert parts.get("a") == b"one"
-    assert Parts(None, 0).get("a") is None
+    assert len(list((tmp_path / "parts").iterdir())) == 1

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from here_support import Killed
 from method_support import SIGN, install
 from typer.testing import CliRunner
 
@@ -19,8 +21,10 @@ from tokenbound.api import Certificate
 from tokenbound.certificate.verify import verify_beside
 from tokenbound.cli import app
 from tokenbound.compression.artifact import parse_artifact
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.methods import METHODS
 from tokenbound.config.run import RunConfig, validate
+from tokenbound.engine.cluster.executor import use_executor
 from tokenbound.engine.compress.run import encode_checkpoint
 from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.reevaluate import expand_models, reevaluate
@@ -47,7 +51,7 @@ def toy(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def certified(tree: dict[str, Any]) -> tuple[Certificate, Path, bytes]:
     paths: list[str] = []
     certificate = evaluate(validate(RunConfig, tree, origin="test"), on_certificate=lambda _, path: paths.append(path))
-    return certificate, Path(paths[0]).parent, verify_beside(paths[0])[2]
+    return certificate, Path(paths[0]).parent, Path(verify_beside(paths[0])[2]).read_bytes()
 
 
 @pytest.mark.usefixtures("ray_session", "compressed_here", "scored_here", "toy")
@@ -77,18 +81,21 @@ def test_it_is_used_by_commands_and_configs_and_named_on_certificates(
     assert reevaluate(expand_models(run_tree("history", model=model), origin="test")) == []
 
 
-@pytest.mark.usefixtures("ray_session", "compressed_here")
 def test_finished_tensors_of_another_version_are_not_taken(tiny_checkpoint: Path, tmp_path: Path, toy: Path) -> None:
-    kind, work = METHODS.get("sign"), str(tmp_path / "parts")
-    encode_checkpoint(str(tiny_checkpoint), kind(), work=work)
-    count = len(list(Path(work).iterdir()))
-    encode_checkpoint(str(tiny_checkpoint), kind(), work=work)
-    assert len(list(Path(work).iterdir())) == count > 0
+    kind, out = METHODS.get("sign"), str(tmp_path / "a.tokenbound")
+
+    def given(after: int) -> list[str]:
+        killed = Killed(after=after)
+        with use_executor(killed), suppress(KeyboardInterrupt):
+            encode_checkpoint(str(tiny_checkpoint), kind(), out=out)
+        return killed.given
+
+    first = given(2)
+    assert not set(given(1)) & set(first)
     metadata = next(toy.glob("*.dist-info")) / "METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
-    data = encode_checkpoint(str(tiny_checkpoint), kind(), work=work)
-    assert len(list(Path(work).iterdir())) == 2 * count
-    assert parse_artifact(data).settings["plugin"] == "toy 1.1"
+    assert set(given(1 << 30)) > set(first)
+    assert ArtifactFile(out).settings["plugin"] == "toy 1.1"
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_a_fine_tune_pays_for_its_delta_alone(
 
     check_document_line(certificate, directory)
     verify_beside(path)
-    artifact = (path.parent / "artifact.tokenbound").read_bytes()
+    artifact = str(path.parent / "artifact.tokenbound")
     arguments = {"losses": str(path.parent), "artifact": artifact, "windows": 4}
     assert rescore(certificate, config_of(tree), **arguments).largest_difference_nats < 1e-4
     with pytest.raises(IncompleteError, match="--base"):
@@ -244,9 +244,11 @@ def test_an_adapter_that_becomes_a_difference_is_still_searched_by_step(
     config = LoraConfig(r=1, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), config).save_pretrained(tmp_path)
     settings = AutoSettings(low=1e-4, high=1e-2, tries=2)
-    data = compress_checkpoint(str(tmp_path), settings, config_of(run_tree()), str(tiny_checkpoint))
-    assert parse_artifact(data).base["kind"] == "difference"
-    assert parse_artifact(data).settings["method"] == "rtn"
+    out = str(tmp_path / "a.tokenbound")
+    artifact = compress_checkpoint(str(tmp_path), settings, config_of(run_tree()), str(tiny_checkpoint), out=out)
+    assert artifact.base is not None
+    assert artifact.base["kind"] == "difference"
+    assert artifact.settings["method"] == "rtn"
 
 
 TRIED = re.compile(r"(rate|step) (\S+): (\d+) bytes, predicted bound (\S+) bits/token")
@@ -257,6 +259,7 @@ TRIED = re.compile(r"(rate|step) (\S+): (\d+) bytes, predicted bound (\S+) bits/
 def test_auto_takes_the_best_of_the_deltas_that_it_tried(
     run_tree: Tree,
     tiny_checkpoint: Path,
+    tmp_path: Path,
     kind: str,
     option: str,
     method: str,
@@ -264,21 +267,22 @@ def test_auto_takes_the_best_of_the_deltas_that_it_tried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = AutoSettings(low=1e-4, high=1e-2, tries=3)
-    source, given = str(request.getfixturevalue(kind)), config_of(run_tree())
+    source, given, out = str(request.getfixturevalue(kind)), config_of(run_tree()), str(tmp_path / "a.tokenbound")
     with caplog.at_level(logging.INFO, logger="tokenbound"):
-        data = compress_checkpoint(source, settings, given, str(tiny_checkpoint))
+        chosen = compress_checkpoint(source, settings, given, str(tiny_checkpoint), out=out)
     tried = [found.groups() for record in caplog.records if (found := TRIED.match(record.getMessage()))]
     assert len(tried) == 3
     assert len({size for _, _, size, _ in tried}) > 1
     best = min(tried, key=lambda row: float(row[3]))
     assert best[0] == option
-    assert len(data) == int(best[2])
-    chosen = parse_artifact(data)
+    assert chosen.num_bytes == int(best[2])
+    assert [path.name for path in tmp_path.glob("a.tokenbound*")] == ["a.tokenbound"], "nothing is left beside it"
+    assert chosen.base is not None
     assert chosen.base["kind"] == {"rate": "difference", "step": "adapter"}[option]
     assert chosen.settings["method"] == method
     assert f"{chosen.settings[option]:.3g}" == best[1]
     with pytest.raises(InputError, match="adapter's factors" if option == "step" else "--config"):
-        compress_checkpoint(source, KfacSettings(), None, str(tiny_checkpoint))
+        compress_checkpoint(source, KfacSettings(), None, str(tiny_checkpoint), out=out)
 
 
 def test_text_is_sampled_from_a_delta_beside_its_base(fine_tune: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

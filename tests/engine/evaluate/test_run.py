@@ -79,7 +79,7 @@ def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoi
         certificate,
         validate(RunConfig, tree, origin="test"),
         losses=str(directory),
-        artifact=(directory / "artifact.tokenbound").read_bytes(),
+        artifact=str(directory / "artifact.tokenbound"),
         windows=5,
     )
     assert found.largest_difference_nats < 1e-4
@@ -94,7 +94,7 @@ def test_forged_losses_do_not_survive_rescoring(run_tree: Tree) -> None:
     certificate, path = run(tree)
     directory = RunDirectory(str(path.parent))
     honest = [directory.losses(directory.record(shard)) for shard in range(certificate.num_shards)]
-    artifact = (path.parent / "artifact.tokenbound").read_bytes()
+    artifact = str(path.parent / "artifact.tokenbound")
     config = validate(RunConfig, tree, origin="test")
     for found, forge in (
         ("nll differs from the model", lambda losses: {"nll": losses.nll * np.float32(0.9)}),
@@ -149,7 +149,7 @@ def test_a_quantized_checkpoint_as_deployed(
         certificate_text(certificate).split()
     )
     verify_beside(path)
-    artifact = (path.parent / "artifact.tokenbound").read_bytes()
+    artifact = str(path.parent / "artifact.tokenbound")
     config = validate(RunConfig, tree, origin="test")
     found = rescore(certificate, config, losses=str(path.parent), artifact=artifact, windows=3)
     assert found.largest_difference_nats < 1e-4

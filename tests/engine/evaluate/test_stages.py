@@ -39,13 +39,15 @@ def corpus_root(tmp_path: Path, text_folder: Path) -> str:
     return prepare_corpus(config, str(tmp_path / "corpus")).root
 
 
-def artifact(checkpoint: Path) -> bytes:
+def artifact(checkpoint: Path, folder: Path) -> str:
     from tokenbound.compression.artifact import encode_artifact
     from tokenbound.config.compress import LosslessSettings
     from tokenbound.models.checkpoint import read_checkpoint
 
     loaded = read_checkpoint(checkpoint)
-    return encode_artifact(loaded.architecture, loaded.tensors, LosslessSettings())
+    data = encode_artifact(loaded.architecture, loaded.tensors, LosslessSettings())
+    (folder / "a.tokenbound").write_bytes(data)
+    return str(folder / "a.tokenbound")
 
 
 def test_the_stages_carry_a_shard_from_ids_to_a_record(corpus_root: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_the_stages_carry_a_shard_from_ids_to_a_record(corpus_root: str, tiny_ch
     plan = open_plan(corpus_root, spec)[1]
     windows = np.arange(5, 16, dtype=np.int64)
     row = ReadShard(corpus_root, spec)({"shard": 2, "windows": windows.tobytes()})
-    scored = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1))(row)
+    scored = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint, tmp_path), "float32", 4, 32, "cpu", 1))(row)
     assert scored["lengths"].tolist() == plan.windows(windows).num_targets.tolist()
     run = RunDirectory(str(tmp_path / "run"))
     done = CommitShard(run.uri, "f", (1,), store_tokens=True)(scored)
@@ -170,9 +172,9 @@ def test_a_loss_above_guessing_is_remarked(loss: float, warned: int, caplog: pyt
     assert ["is what.corpus.tokenizer the model's own?" in r.message for r in caplog.records] == [True] * warned
 
 
-def test_ids_outside_the_vocabulary_are_refused(tiny_checkpoint: Path) -> None:
+def test_ids_outside_the_vocabulary_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     inputs = np.full((1, 32), 300)
-    score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1))
+    score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint, tmp_path), "float32", 4, 32, "cpu", 1))
     with pytest.raises(InputError, match="300"):
         score({"inputs": inputs, "targets": inputs, "mask": inputs > 0})
 
@@ -186,10 +188,12 @@ def test_a_shard_that_keeps_killing_its_actor_ends_the_run(tmp_path: Path) -> No
     count_attempt(run, 7, "second", retries=2)
 
 
-def test_compiling_is_refused_early_without_a_compiler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_refused_early_without_a_compiler(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     inputs = np.zeros((1, 32), np.int64)
-    score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint), "float32", 4, 32, "cpu", 1, compile=True))
+    score = ScoreShard(ReplicaSpec(artifact(tiny_checkpoint, tmp_path), "float32", 4, 32, "cpu", 1, compile=True))
     with pytest.raises(InputError, match="no C"):
         score({"shard": 0, "inputs": inputs, "targets": inputs, "mask": inputs >= 0})
 

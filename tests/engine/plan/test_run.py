@@ -44,7 +44,7 @@ def test_a_plan_foretells_the_run_and_writes_none(run_tree: Tree) -> None:
     prepared = prepare(config)
     assert plan.work.num_tokens == plan.work.tokens_to_score == prepared.plan.num_tokens
     assert plan.work.num_shards == len(prepared.shards(None))
-    assert plan.hypothesis.artifact_bytes == len(prepared.artifact)
+    assert plan.hypothesis.artifact_bytes == prepared.artifact.num_bytes
     assert plan.hypothesis.code_length_is == "exact"
     assert plan.replicas.tokens_per_second is not None
     assert plan.replicas.hours is not None

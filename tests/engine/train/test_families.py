@@ -61,7 +61,7 @@ def certify(tree: dict[str, Any], tmp_path: Path, artifact: bytes) -> tuple[Any,
     tree["what"]["model"] = {"artifact": str(path)}
     certificate, run = certified(tree)
     config = validate(RunConfig, tree, origin="test")
-    found = rescore(certificate, config, losses=run, artifact=artifact, windows=2)
+    found = rescore(certificate, config, losses=run, artifact=str(path), windows=2)
     assert found.largest_difference_nats < 1e-4
     return certificate, Path(run)
 
@@ -71,8 +71,8 @@ def certified(tree: dict[str, Any]) -> tuple[Any, str]:
     tree["what"]["windows"]["shard_tokens"] = 1 << 14
     paths: list[str] = []
     evaluate(validate(RunConfig, tree, origin="test"), on_certificate=lambda _, name: paths.append(name))
-    certificate, run, data = verify_beside(paths[0])
-    assert data == Path(tree["what"]["model"]["artifact"]).read_bytes()
+    certificate, run, artifact = verify_beside(paths[0])
+    assert Path(artifact).read_bytes() == Path(tree["what"]["model"]["artifact"]).read_bytes()
     return certificate, run
 
 
@@ -141,7 +141,7 @@ def test_an_adapter_on_a_pretrained_base_is_trained_finished_certified_and_speak
     relative = next(line for line in certificate.bounds if line["method"] == "relative")
     assert relative["terms"]["excess_empirical"] < -0.1
     config = validate(RunConfig, tree, origin="test")
-    found = rescore(certificate, config, losses=run, artifact=artifact, windows=2)
+    found = rescore(certificate, config, losses=run, artifact=trained.artifact, windows=2)
     assert found.largest_difference_nats < 1e-4
     command = ["generate", trained.artifact, "--prompt", "word", "--tokens", "5", "--json"]
     shown = CliRunner().invoke(app, [*command, "--base", str(tiny_checkpoint)], catch_exceptions=False).stdout

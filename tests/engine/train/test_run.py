@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from here_support import compressing_here
+from here_support import Killed
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.compression.regrid import artifact_grids
 from tokenbound.config.compress import AutoSettings, KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.config.run import PretrainConfig, RunConfig, validate
-from tokenbound.engine.compress.run import compress_checkpoint
+from tokenbound.engine.cluster.executor import use_executor
+from tokenbound.engine.compress.run import compress_checkpoint, parts_of
 from tokenbound.engine.train.run import Trained, pretrain
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.checkpoint import read_checkpoint
@@ -222,31 +223,35 @@ def test_shapes_are_checked_before_the_first_step(tmp_path: Path, text_folder: P
 
 
 @pytest.mark.usefixtures("compressed_here")
-def test_calibrated_methods_and_the_rate_search(run_tree: Any, tiny_checkpoint: Path) -> None:
-    run = validate(RunConfig, run_tree(), origin="test")
-    coarse = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1.0), run)
-    fine = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1e-2), run)
-    assert len(coarse) < len(fine)
-    auto = compress_checkpoint(str(tiny_checkpoint), AutoSettings(low=1e-2, high=1.0, tries=3), run)
-    assert decode_artifact(auto).settings["method"] == "kfac"
+def test_calibrated_methods_and_the_rate_search(run_tree: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run, out = validate(RunConfig, run_tree(), origin="test"), str(tmp_path / "a.tokenbound")
+    coarse = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1.0), run, out=out)
+    fine = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=1e-2), run, out=out)
+    assert coarse.num_bytes < fine.num_bytes
+    auto = compress_checkpoint(str(tiny_checkpoint), AutoSettings(low=1e-2, high=1.0, tries=3), run, out=out)
+    assert auto.settings["method"] == "kfac"
+    assert auto.read() == Path(out).read_bytes()
     with pytest.raises(InputError, match="--config"):
-        compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None)
+        compress_checkpoint(str(tiny_checkpoint), KfacSettings(), None, out=out)
 
 
 def test_a_killed_compression_goes_on(run_tree: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    run, work = validate(RunConfig, run_tree(), origin="test"), tmp_path / "parts"
+    run, out = validate(RunConfig, run_tree(), origin="test"), str(tmp_path / "a.tokenbound")
+    work = Path(parts_of(out))
 
-    def compressed(rate: float = 0.1) -> bytes:
-        return compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=rate), run, work=str(work))
+    def compressed(rate: float = 0.1, after: int = 1 << 30) -> tuple[bytes, list[str]]:
+        killed = Killed(after=after)
+        with use_executor(killed):
+            data = compress_checkpoint(str(tiny_checkpoint), KfacSettings(rate=rate), run, out=out).read()
+        return data, killed.given
 
-    first = compressed()
-    files = sorted(work.iterdir())
-    before = {file: file.stat().st_mtime_ns for file in files}
-    files[0].unlink()
-    files[1].write_bytes(b"torn")
-    with compressing_here():
-        assert compressed() == first
-    changed = [file for file in sorted(work.iterdir()) if file.stat().st_mtime_ns != before[file]]
-    assert changed == files[:2]
-    with compressing_here():
-        assert compressed(0.2) != first
+    first, names = compressed()
+    assert not work.exists()
+    with pytest.raises(KeyboardInterrupt):
+        compressed(after=4)
+    kept = sorted(work.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert len(kept) == 1 + 4, "the calibration and four tensors"
+    kept[-1].unlink()
+    kept[-2].write_bytes(b"torn")
+    assert compressed() == (first, names[2:])
+    assert compressed(0.2)[0] != first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +27,6 @@ from tokenbound.engine.evaluate.stages import open_plan
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from tokenbound.models.weights import Weights
-
-    pass
 logger = logging.getLogger(__name__)
 
 
@@ -47,9 +45,22 @@ Losses = tuple[Any, Any, int]
 """nll and entropy in nats [n], and V."""
 
 
-def predicted_bound_bits(data: bytes, text: Text, windows: list[int]) -> float:
+@dataclass(frozen=True)
+class ArtifactPlace:
+    """Where tasks find an artifact."""
+
+    place: str
+    """Path or URI."""
+    sha256: str
+    base: str | None = None
+    """Of a delta: where its base is, a checkpoint or artifact."""
+    folder: str | None = None
+    """`how.local_folder`."""
+
+
+def predicted_bound_bits(artifact: ArtifactPlace, num_bytes: int, text: Text, windows: list[int]) -> float:
     """What the freedman bound would be if every token of the corpus had the losses of these windows. Not a bound."""
-    return bound_if_all(_score(data, text, windows), len(data), text.num_tokens)
+    return bound_if_all(score_artifact(artifact, text, windows), num_bytes, text.num_tokens)
 
 
 def bound_if_all(losses: Losses, num_bytes: int, num_tokens: int, *, method: BoundName = "freedman") -> float:
@@ -85,14 +96,14 @@ def lines_if_all(claim: Claim, nll: ArrayLike, entropy: ArrayLike, rank: ArrayLi
     return certify(tunings, line_sums(tunings, nll, entropy, rank), claim)
 
 
-def price_of_bits(unquantized: bytes, num_bytes: int, text: Text) -> float:
+def price_of_bits(unquantized: ArtifactPlace, num_bytes: int, text: Text) -> float:
     """Nats of mean loss per bit of code at which the freedman bound stays the same: the exchange rate of training.
 
     The slope of the bound in the code length over its slope in the loss, at a size of `num_bytes` and the losses of the
     unquantized model on a few windows of the corpus: training on the grid ends near those, wherever it starts.
     """
     windows = text.windows(CANDIDATE_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
-    return exchange_rate_nats(_score(unquantized, text, windows), num_bytes, text.num_tokens)
+    return exchange_rate_nats(score_artifact(unquantized, text, windows), num_bytes, text.num_tokens)
 
 
 def exchange_rate_nats(losses: Losses, num_bytes: int, num_tokens: int) -> float:
@@ -112,27 +123,27 @@ SIZE_STEP, LOSS_STEP = 0.05, 0.02
 """Relative steps of the differences in `exchange_rate_nats`."""
 
 
-def _score(data: bytes, text: Text, windows: list[int], base: ray.ObjectRef[Weights] | None = None) -> Losses:
-    """Losses of an artifact; of a delta with a reference to the weights of its base."""
+def score_artifact(artifact: ArtifactPlace, text: Text, windows: list[int]) -> Losses:
+    """Losses of an artifact on some windows."""
     parts = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(windows)))
-    task = partial(_score_part, ray.put(data), base, text)
+    task = partial(_score_part, artifact, text)
     with plain_errors():
         scored = list(executor().map(task, [windows[part::parts] for part in range(parts)]))
     return np.concatenate([s[0] for s in scored]), np.concatenate([s[1] for s in scored]), scored[0][2]
 
 
-def _score_part(
-    artifact: ray.ObjectRef[bytes], base: ray.ObjectRef[Weights] | None, text: Text, windows: list[int]
-) -> Losses:
+def _score_part(artifact: ArtifactPlace, text: Text, windows: list[int]) -> Losses:
     import torch
 
+    from tokenbound.compression.artifact_file import open_artifact
     from tokenbound.models.replica import Replica
-    from tokenbound.models.weights import decode_weights
+    from tokenbound.models.weights import decode_weights, read_base
 
     torch.set_num_threads(1)
     corpus, plan = open_plan(text.corpus_root, text.spec)
     batch = gather(corpus, plan.windows(windows), text.spec.length)
-    weights = decode_weights(ray.get(artifact), None if base is None else ray.get(base))
+    opened = open_artifact(artifact.place, sha256=artifact.sha256, folder=artifact.folder)
+    weights = decode_weights(opened, None if artifact.base is None else read_base(artifact.base))
     replica = Replica.from_weights(weights, dtype=torch.float32, batch=8, length=text.spec.length)
     found = [
         replica.score(batch.inputs[i : i + 8], batch.targets[i : i + 8], batch.mask[i : i + 8])

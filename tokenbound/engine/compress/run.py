@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from pyarrow.fs import LocalFileSystem
 
 from tokenbound.compression.methods import (
     CompressionMethod,
@@ -29,20 +33,29 @@ from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.checkpointed_parts import Parts
-from tokenbound.engine.compress.predicted_bound import CALIBRATION_TOKENS, CANDIDATE_TOKENS, _score, bound_if_all
+from tokenbound.engine.compress.predicted_bound import (
+    CALIBRATION_TOKENS,
+    CANDIDATE_TOKENS,
+    ArtifactPlace,
+    bound_if_all,
+    score_artifact,
+)
 from tokenbound.engine.corpus import SEED, Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.stages import open_plan
-from tokenbound.errors import InputError
+from tokenbound.errors import IncompleteError, InputError
 from tokenbound.models.quantized.schemes import scheme_of
-from tokenbound.store.copies import local_copy
+from tokenbound.store import filesystem as files
+from tokenbound.store.copies import local_copy, temporary_folder
 from tokenbound.store.filesystem import anchored
+from tokenbound.store.uri import base_name, join, split
 
 if TYPE_CHECKING:
     import torch
 
+    from tokenbound.compression.artifact import IndexEntry
+    from tokenbound.compression.artifact_file import ArtifactFile
     from tokenbound.compression.calibration import Calibration
     from tokenbound.compression.tensor import CodedTensor
-    from tokenbound.models.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -131,50 +144,86 @@ def encode_checkpoint(
     path: str,
     settings: CompressionMethod | None,
     *,
+    out: str,
     base: str | None = None,
     corpus: CorpusConfig | None = None,
     text: Text | None = None,
-    work: str | None = None,
-) -> bytes:
-    """Encode a checkpoint; runs inside a Ray session.
+    folder: str | None = None,
+) -> ArtifactFile:
+    """Encode a checkpoint into a file, tensor by tensor; runs inside a Ray session.
+
+    Finished calibrations and tensors are kept beside it, in the folder `parts_of(out)`, until the file is written: the
+    next start after a kill goes on from there.
 
     Args:
         path: Hugging Face checkpoint; beside a base also the directory of a LoRA adapter.
         settings: a method of compression with its settings; None means lossless.
+        out: the artifact to write, a path or URI that every machine of the cluster can read.
         base: encode what the checkpoint changes of this one; checkpoint or artifact.
         corpus: its tokenizer goes into the artifact where it is `counted`.
         text: tokens to calibrate on, for the methods that need them.
-        work: folder of finished calibrations and tensors, for the next start after a kill; None keeps none.
+        folder: `how.local_folder`.
+
+    Returns:
+        The artifact, open.
 
     Raises:
-        InputError: the checkpoint cannot be read or encoded, does not fit the text, or a method lacks that.
+        InputError: the checkpoint cannot be read or encoded, does not fit the text, or a method lacks that; or the
+            disk is full.
     """
-    from tokenbound.compression.artifact import assemble_artifact
     from tokenbound.compression.weight_delta import tensors_sha256
 
     chosen, path = settings or LosslessSettings(), anchored(path)
     content = _content(path, None if base is None else anchored(base), chosen)
-    tensors, reference = content.tensors, content.reference
     if text is not None:
         require_fit(content.architecture, PreparedCorpus(text.corpus_root).manifest.rule.max_id, text.spec.length)
     tokenizer = None if corpus is None else counted_tokenizer(corpus)
     if text is None:
         _require_text(chosen)
     seen = None if text is None else [text.corpus_root, asdict(text.spec), text.num_tokens, CALIBRATION_TOKENS, SEED]
-    identity = [version("tokenbound"), tensors_sha256(tensors), content.architecture, reference, seen]
-    parts = Parts(work, identity)
+    digest = tensors_sha256(content.tensors)
+    parts = Parts(parts_of(out), [version("tokenbound"), digest, content.architecture, content.reference, seen])
     is_calibrated = chosen.needs_calibration and text is not None and not content.is_adapter
     calibration = _calibration(path, text, parts) if is_calibrated and text is not None else None
-    task = partial(_encode_one, ray.put(tensors), ray.put(calibration))
+    task = partial(_encode_one, content.tensors, None if calibration is None else ray.put(calibration))
 
-    def encode(tried: CompressionMethod) -> bytes:
-        coded = _encode(tensors, partial(task, tried), tried, parts)
-        return assemble_artifact(content.architecture, coded, tried, tokenizer=tokenizer, base=reference)
+    def encode(tried: CompressionMethod, place: str) -> ArtifactFile:
+        coded = _encode(content.tensors, partial(task, tried), tried, parts)
+        return _write(content, coded, settings_record(tried), place, tokenizer)
 
-    if not isinstance(chosen, SearchMethod):
-        return encode(chosen)
-    assert text is not None
-    return _best_setting(encode, chosen.space(of_adapter=content.is_adapter), text, content)
+    with _full_disk_named(out):
+        if isinstance(chosen, SearchMethod):
+            assert text is not None
+            space = chosen.space(of_adapter=content.is_adapter)
+            candidate = join(parts_of(out), "candidate.tokenbound")
+            chosen = _best_setting(lambda tried: encode(tried, candidate), space, text, content.base, candidate, folder)
+        artifact = encode(chosen, out)
+    files.delete_folder(*files.resolve(parts_of(out)))
+    return artifact
+
+
+def parts_of(out: str) -> str:
+    """The folder of finished parts beside an artifact that is being made."""
+    folder, name = split(out)
+    return join(folder, f"{name}.parts")
+
+
+@contextmanager
+def _full_disk_named(out: str) -> Iterator[None]:
+    """Say what to do where the disk is full.
+
+    Raises:
+        InputError: it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{out}: {error.strerror}: the artifact is written once more than its own size while it is made; free "
+            "some, or choose another disk"
+        ) from None
 
 
 def counted_tokenizer(corpus: CorpusConfig) -> bytes | None:
@@ -189,10 +238,12 @@ class _Content:
     """What is encoded."""
 
     architecture: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
+    """Read one by one, here and in the tasks."""
     reference: dict[str, Any] | None = None
     """What a delta says of its base."""
-    base: Weights | None = None
+    base: str | None = None
+    """Where that base is."""
 
     is_adapter: bool = False
     """Whether the tensors are an adapter's factors, or come from them: there is no calibration of those."""
@@ -208,16 +259,22 @@ def _content(path: str, base: str | None, method: CompressionMethod) -> _Content
     from tokenbound.models.weights import is_adapter, read_base, read_delta
 
     if base is None:
-        checkpoint = read_checkpoint(local_copy(path), dense=not method.is_exact)
+        checkpoint = read_checkpoint(path, dense=not method.is_exact)
         _require_exact(checkpoint.architecture, method, path)
         return _Content(checkpoint.architecture, checkpoint.tensors)
-    weights = read_base(local_copy(base))
-    source = local_copy(path)
-    architecture, delta = read_delta(source, weights, base_name=base)
-    content = _Content(architecture, delta.tensors, delta.reference, weights, is_adapter(source))
+    architecture, delta = read_delta(path, read_base(base), base_name=base)
+    content = _Content(architecture, delta.tensors, delta.reference, base, is_adapter(path))
     if content.is_adapter:
         _require_factors(method)
     return content
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Tensors whose codes are kept as parts."""
+
+    entries: list[IndexEntry]
+    payload: Callable[[IndexEntry], memoryview]
 
 
 def _encode(
@@ -225,32 +282,48 @@ def _encode(
     task: Callable[[str], CodedTensor],
     settings: CompressionMethod,
     parts: Parts,
-) -> list[CodedTensor]:
-    """All tensors coded, one task each; those whose parts are there are not coded again."""
+) -> _Coded:
+    """Code all tensors, one task each; those whose parts are there are not coded again.
+
+    A part is the codec's number and the code. Of the codes one at a time is held here.
+    """
+    from tokenbound.compression.artifact import IndexEntry
     from tokenbound.compression.dtypes import dtype_code
     from tokenbound.compression.tensor import CodedTensor
+    from tokenbound.compression.tensor_map import header_of
 
     record = json.dumps(settings_record(settings))  # of a plugin its version is part of it
+    headers = {name: header_of(tensors, name) for name in tensors}
 
     def key(name: str) -> str:
         return f"tensor {name} {record}"
 
-    kept = {name: parts.get(key(name)) for name in sorted(tensors)}
-    found = {name: data for name, data in kept.items() if data is not None}
-    missing = [name for name in kept if name not in found]
+    def entry(name: str, codec: int, payload: bytes | memoryview) -> IndexEntry:
+        dtype, shape = headers[name]
+        return IndexEntry.of(CodedTensor(name, shape, dtype_code(dtype, name), codec, payload))
+
+    def payload(entry: IndexEntry) -> memoryview:
+        found = parts.get(key(entry.name))
+        if found is None:
+            raise IncompleteError(f"the code of tensor {entry.name!r} was lost while it was kept; run it again")
+        return found[1:]
+
+    kept = {name: parts.get(key(name)) for name in tensors}
+    entries = [entry(name, found[0], found[1:]) for name, found in kept.items() if found is not None]
+    # The largest first, so that none is waited for at the end.
+    size = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in headers.items()}
+    missing = sorted((name for name, found in kept.items() if found is None), key=lambda name: (-size[name], name))
+    kept.clear()
     with plain_errors():
         for name, coded in zip(missing, executor().map(task, missing), strict=True):
-            found[name] = bytes([coded.codec]) + bytes(coded.payload)
-            parts.put(key(name), found[name])
-    return [
-        CodedTensor(name, tuple(tensor.shape), dtype_code(tensor.dtype, name), found[name][0], found[name][1:])
-        for name, tensor in tensors.items()
-    ]
+            parts.put(key(name), bytes([coded.codec]), coded.payload)
+            entries.append(entry(name, coded.codec, coded.payload))
+    return _Coded(entries, payload)
 
 
 def _encode_one(
-    tensors: ray.ObjectRef[dict[str, torch.Tensor]],
-    calibration: ray.ObjectRef[Calibration | None],
+    tensors: Mapping[str, torch.Tensor],
+    calibration: ray.ObjectRef[Calibration] | None,
     settings: CompressionMethod,
     name: str,
 ) -> CodedTensor:
@@ -259,7 +332,27 @@ def _encode_one(
     from tokenbound.compression.tensor import encode_tensor
 
     torch.set_num_threads(1)
-    return encode_tensor(name, ray.get(tensors)[name], settings, ray.get(calibration))
+    return encode_tensor(name, tensors[name], settings, None if calibration is None else ray.get(calibration))
+
+
+def _write(
+    content: _Content, coded: _Coded, settings: Mapping[str, Any], place: str, tokenizer: bytes | None
+) -> ArtifactFile:
+    """Write an artifact from its kept codes, first to a local file, and open it."""
+    from tokenbound.compression.artifact import artifact_parts
+    from tokenbound.compression.artifact_file import ArtifactFile
+
+    filesystem, path = files.resolve(place)
+    local = Path(path) if files.is_local(filesystem) else temporary_folder() / base_name(place)
+    parts = artifact_parts(
+        content.architecture, coded.entries, coded.payload, settings, tokenizer=tokenizer, base=content.reference
+    )
+    with files.open_atomic(LocalFileSystem(), str(local)) as stream:
+        stream.writelines(parts)
+    if not files.is_local(filesystem):
+        with local.open("rb") as source:
+            files.write_stream(filesystem, path, source)
+    return ArtifactFile(local)
 
 
 def _calibration(path: str, text: Text, parts: Parts) -> Calibration:
@@ -280,7 +373,7 @@ def _calibration(path: str, text: Text, parts: Parts) -> Calibration:
         for part, found in zip(missing, told(pool, "calibrating", len(missing)), strict=True):
             parts.put(f"calibration {part}", write_calibration(found))
     kept = (parts.get(f"calibration {part}") for part in range(count))
-    return merge_calibrations(read_calibration(data) for data in kept if data is not None)
+    return merge_calibrations(read_calibration(bytes(data)) for data in kept if data is not None)
 
 
 class _Calibrator:
@@ -316,36 +409,46 @@ class _Calibrator:
 
 
 def _best_setting(
-    encode: Callable[[CompressionMethod], bytes], space: SearchSpace, text: Text, content: _Content
-) -> bytes:
-    """Golden section on the freedman bound that each candidate would have on this corpus."""
+    encode: Callable[[CompressionMethod], ArtifactFile],
+    space: SearchSpace,
+    text: Text,
+    base: str | None,
+    place: str,
+    folder: str | None,
+) -> CompressionMethod:
+    """Golden section on the freedman bound that each candidate would have on this corpus.
+
+    Args:
+        encode: writes a candidate to `place`.
+        space: what is searched.
+        text: the corpus.
+        base: where the base of a delta is.
+        place: of the candidates, one after the other.
+        folder: `how.local_folder`.
+    """
     from tokenbound.compression.rate import choose_rate
 
     windows = text.windows(CANDIDATE_TOKENS, skip=math.ceil(CALIBRATION_TOKENS / text.spec.length))
-    base = None if content.base is None else ray.put(content.base)
-    made: dict[float, bytes] = {}
+    tried: list[float] = []
 
     def bound_at(value: float) -> float:
-        data = made[value] = encode(space.method(value))
-        bound = bound_if_all(_score(data, text, windows, base), len(data), text.num_tokens)
-        logger.info("%s %.3g: %d bytes, predicted bound %.4f bits/token", space.setting, value, len(data), bound)
+        tried.append(value)
+        made = encode(space.method(value))
+        losses = score_artifact(ArtifactPlace(place, made.sha256, base, folder), text, windows)
+        bound = bound_if_all(losses, made.num_bytes, text.num_tokens)
+        logger.info("%s %.3g: %d bytes, predicted bound %.4f bits/token", space.setting, value, made.num_bytes, bound)
         return bound
 
     best = choose_rate(bound_at, space.low, space.high, max_tries=space.tries).rate
-    if best in (min(made), max(made)):
-        cure = f"; compress.{space.limits[best != min(made)]} widens the search" if space.limits else ""
-        logger.info("the best lies at an end of what was tried, %.3g to %.3g%s", min(made), max(made), cure)
-    return made[best]
+    if best in (min(tried), max(tried)):
+        cure = f"; compress.{space.limits[best != min(tried)]} widens the search" if space.limits else ""
+        logger.info("the best lies at an end of what was tried, %.3g to %.3g%s", min(tried), max(tried), cure)
+    return space.method(best)
 
 
 def compress_checkpoint(
-    path: str,
-    settings: CompressionMethod,
-    run: RunConfig | None,
-    base: str | None = None,
-    *,
-    work: str | None = None,
-) -> bytes:
+    path: str, settings: CompressionMethod, run: RunConfig | None, base: str | None = None, *, out: str
+) -> ArtifactFile:
     """Encode a checkpoint, or its change of a base, as a command; the run config names the corpus to calibrate on.
 
     Args:
@@ -353,7 +456,7 @@ def compress_checkpoint(
         settings: a method of compression with its settings.
         run: its corpus and windows are what calibrates.
         base: as in `encode_checkpoint`.
-        work: folder of finished parts, for the next start after a kill; None keeps none.
+        out: as in `encode_checkpoint`.
 
     Raises:
         InputError: the checkpoint cannot be read or encoded, or a method lacks its calibration text.
@@ -364,7 +467,7 @@ def compress_checkpoint(
     joined = () if run is None else (run.how.ray_address, run.how.ray_timeout_s)
     with executor().session(*joined), plain_errors():
         if run is None:
-            return encode_checkpoint(path, settings, base=base, work=work)
+            return encode_checkpoint(path, settings, out=out, base=base)
         corpus = open_corpus(run.what.corpus, output=run.how.output, cache=run.how.cache)
-        text = text_of(corpus, run.what.windows)
-        return encode_checkpoint(path, settings, base=base, corpus=run.what.corpus, text=text, work=work)
+        text, folder = text_of(corpus, run.what.windows), run.how.local_folder
+        return encode_checkpoint(path, settings, out=out, base=base, corpus=run.what.corpus, text=text, folder=folder)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from tokenbound.config.run import (
 from tokenbound.corpus.ngram_features import Features, corpus_features
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
+from tokenbound.engine.artifacts import named_artifact
 from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
@@ -48,15 +49,20 @@ from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.quantized.schemes import require_package
-from tokenbound.shipped import demo_artifact
 from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.draws import Register, Selection
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.run import ARTIFACT, PLAN, RunDirectory, sha256_hex
-from tokenbound.store.uri import split
+from tokenbound.store.run import ARTIFACT, PLAN, RunDirectory
+from tokenbound.store.uri import join, split
+
+if TYPE_CHECKING:
+    from tokenbound.compression.artifact_file import ArtifactFile
 
 logger = logging.getLogger(__name__)
+
+ENCODING = "encoding"
+"""Folder of the run directory where an artifact is made."""
 
 SAMPLED_SHARD_TOKENS = 1 << 15
 """Scored tokens of a sampled run's shard under `auto`: small, so that a sample stops close to its target."""
@@ -81,7 +87,7 @@ class Prepared:
     corpus: PreparedCorpus
     plan: CorpusPlan
     spec: WindowSpec
-    artifact: bytes
+    artifact: ArtifactFile
     architecture: dict[str, Any]
     protocol: dict[str, Any]
     identity: dict[str, Any]
@@ -146,14 +152,14 @@ class Prepared:
 class Given:
     """An artifact that a config names."""
 
-    data: bytes
-    architecture: dict[str, Any]
+    artifact: ArtifactFile
     base: dict[str, str] | None
     """Digests of the base that it changes; None for a whole model."""
 
 
-def _given(data: bytes, what: WhatConfig) -> Given:
-    return Given(data, artifact_architecture(data, what.corpus), base_identity(data, what.model))
+def _given(artifact: ArtifactFile, what: WhatConfig) -> Given:
+    require_tokenizer(artifact, what.corpus)
+    return Given(artifact, base_identity(artifact, what.model))
 
 
 def check_run(config: RunConfig) -> Given | None:
@@ -169,8 +175,8 @@ def check_run(config: RunConfig) -> Given | None:
     what, given = config.what, None
     rule = check_corpus(what.corpus)
     if what.model.artifact is not None:
-        given = _given(read_artifact(what.model.artifact), what)
-        architecture = given.architecture
+        given = _given(named_artifact(what.model.artifact, folder=config.how.local_folder), what)
+        architecture = given.artifact.architecture
     else:
         assert what.model.checkpoint is not None
         architecture = check_encoding(what.model.checkpoint_place, what.model.compress, base=what.model.base)
@@ -194,7 +200,7 @@ def check_place(config: RunConfig, given: Given | None) -> None:
     if what.bound.tree in ("zipf", "balanced") or not what.bound.scores_decisions:
         known["tree"] = {"name": what.bound.tree} if what.bound.scores_decisions else None
     if given is not None:
-        known["artifact_sha256"] = sha256_hex(given.data)
+        known["artifact_sha256"] = given.artifact.sha256
     found = run.plan().get("scoring_identity", {})
     _require_same_run(run, {name: found.get(name) for name in known}, known)
 
@@ -225,12 +231,12 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
     spec = text.spec
     plan = open_plan(corpus.root, spec)[1]
     require_tokens(plan)
-    given = given or _given(load_artifact(what.model, what.corpus, text), what)
-    artifact, architecture, base = given.data, given.architecture, given.base
+    given = given or _given(load_artifact(config, text, out=encoding_place(config)), what)
+    artifact, architecture, base = given.artifact, given.artifact.architecture, given.base
     check_model(architecture, corpus.manifest.rule.max_id, what.windows.length)
     protocol = scoring_protocol(what.model, what.corpus, what.windows)
     tree = tree_choice(what, corpus, architecture)
-    *earlier, identity = identities(what, sha256_hex(artifact), corpus.manifest, base, tree)
+    *earlier, identity = identities(what, artifact.sha256, corpus.manifest, base, tree)
     check_growth(what, len(corpus.manifest.segments) - 1)
     register, wanted = register_of(corpus.root, corpus.manifest), configuration(what, [*earlier, identity])
     register.check(wanted, what.bound.trial)
@@ -251,6 +257,7 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         tree,
     )
     prepared = _open_run(replace(prepared, features=_features(prepared)))
+    files.delete_folder(*files.resolve(split(encoding_place(config))[0]))
     return replace(prepared, selection=register.assign(wanted, what.bound.trial))
 
 
@@ -380,31 +387,28 @@ def sampled_shard_windows(plan: CorpusPlan, shard_tokens: int, batch: int) -> in
     return whole_batches(shard_tokens // max(1, plan.max_window_tokens), batch)
 
 
-def load_artifact(model: ModelConfig, corpus: CorpusConfig, text: Text) -> bytes:
-    """The bytes that are scored and paid for: read, or made from a checkpoint.
+def load_artifact(config: RunConfig, text: Text, *, out: str) -> ArtifactFile:
+    """The artifact that is scored and paid for: the one that is named, or one made from a checkpoint.
+
+    Args:
+        config: the run.
+        text: its corpus.
+        out: where to make it.
 
     Raises:
         InputError: there is no such artifact or checkpoint, or it cannot be encoded.
     """
+    model, corpus, folder = config.what.model, config.what.corpus, config.how.local_folder
     if model.artifact is not None:
-        return read_artifact(model.artifact)
+        return named_artifact(model.artifact, folder=folder)
     assert model.checkpoint is not None
-    return encode_checkpoint(model.checkpoint_place, model.compress, base=model.base, corpus=corpus, text=text)
+    place, settings = model.checkpoint_place, model.compress
+    return encode_checkpoint(place, settings, out=out, base=model.base, corpus=corpus, text=text, folder=folder)
 
 
-def read_artifact(name: str) -> bytes:
-    """The bytes of an artifact: a path or URI, or `demo`.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name == "demo":
-        return demo_artifact()
-    filesystem, path = files.resolve(name)
-    try:
-        return files.read_bytes(filesystem, path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"what.model.artifact: {name} does not exist; make it with `tokenbound compress`") from None
+def encoding_place(config: RunConfig) -> str:
+    """Where a run makes its artifact before it is known whether the run directory is its own."""
+    return join(config.how.output, ENCODING, ARTIFACT)
 
 
 def _other_weights(model: ModelConfig) -> tuple[str, ...]:
@@ -415,17 +419,16 @@ def _other_weights(model: ModelConfig) -> tuple[str, ...]:
     return tuple(other_weights(local_copy(anchored(model.checkpoint_place))))
 
 
-def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
+def base_identity(artifact: ArtifactFile, model: ModelConfig) -> dict[str, str] | None:
     """Digests of the base that a delta changes; None for a whole model.
 
     Raises:
         InputError: a delta without its base, a base without a delta, or a base that is not there.
         MismatchError: another base than the delta was made on.
     """
-    from tokenbound.compression.artifact import parse_artifact
     from tokenbound.models.weights import read_base
 
-    reference = parse_artifact(artifact).base
+    reference = artifact.base
     if reference is None:
         if model.base is not None:
             raise InputError(f"what.model.base: {model.base} is given, but the artifact is no delta; remove `base`")
@@ -444,30 +447,25 @@ def base_identity(artifact: bytes, model: ModelConfig) -> dict[str, str] | None:
     return found
 
 
-def artifact_architecture(artifact: bytes, corpus: CorpusConfig) -> dict[str, Any]:
-    """The artifact's architecture, after checking that a counted tokenizer is inside.
+def require_tokenizer(artifact: ArtifactFile, corpus: CorpusConfig) -> None:
+    """See that a counted tokenizer is inside an artifact.
 
     Raises:
-        InputError: a counted tokenizer is not inside.
+        InputError: it is not.
     """
-    from tokenbound.compression.artifact import parse_artifact
-
-    parsed = parse_artifact(artifact)
     tokenizer = counted_tokenizer(corpus)
-    if tokenizer is not None and parsed.tokenizer != tokenizer:
+    if tokenizer is not None and artifact.tokenizer != tokenizer:
         raise InputError(
             "corpus.tokenizer_is: counted, but the artifact does not hold this tokenizer; encode it again or "
             "declare it given"
         )
-    return parsed.architecture
 
 
-def artifact_plugins(artifact: bytes) -> dict[str, dict[str, str]]:
+def artifact_plugins(artifact: ArtifactFile) -> dict[str, dict[str, str]]:
     """The plugin that encoded an artifact, as it is declared on a certificate; empty for the built-in methods."""
-    from tokenbound.compression.artifact import parse_artifact
     from tokenbound.compression.methods import plugins_of
 
-    return plugins_of(parse_artifact(artifact).settings)
+    return plugins_of(artifact.settings)
 
 
 def check_model(architecture: dict[str, Any], max_id: int, length: int) -> None:
@@ -494,7 +492,7 @@ def _open_run(prepared: Prepared) -> Prepared:
             _require_same_run(run, found.get("scoring_identity", {}), prepared.identity)
         logger.info("the corpus grew from %d to %d tokens", found["num_tokens"], plan.num_tokens)
     _require_space(prepared)
-    run.write(ARTIFACT, prepared.artifact)
+    _store_artifact(run, prepared.artifact)
     run.write("config.yaml", dump_config(prepared.config).encode())
     tree = {
         "scoring_fingerprint": prepared.fingerprint,
@@ -514,6 +512,19 @@ def _open_run(prepared: Prepared) -> Prepared:
     return prepared
 
 
+def _store_artifact(run: RunDirectory, artifact: ArtifactFile) -> None:
+    """Put the artifact into the run directory, as the bytes that were hashed."""
+    if artifact.path is None:
+        run.write(ARTIFACT, artifact.read())
+        return
+    target = Path(run.path(ARTIFACT))
+    if files.is_local(run.filesystem) and artifact.path.is_relative_to(target.parent / ENCODING):
+        artifact.move_to(target)
+        return
+    with artifact.stream() as source:
+        files.write_stream(run.filesystem, run.path(ARTIFACT), source)
+
+
 def _require_space(prepared: Prepared) -> None:
     if not files.is_local(prepared.run.filesystem):
         return
@@ -522,7 +533,7 @@ def _require_space(prepared: Prepared) -> None:
     count = sample_size(prepared)
     tokens = prepared.plan.num_tokens if count is None else count * prepared.plan.max_window_tokens
     tables = 0 if prepared.tree is None else TABLE_BYTES * (prepared.plan.num_windows if count is None else count)
-    needed, free = tokens * BYTES_PER_TOKEN + tables + len(prepared.artifact), shutil.disk_usage(folder).free
+    needed, free = tokens * BYTES_PER_TOKEN + tables + prepared.artifact.num_bytes, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"how.output {prepared.run.uri}: {needed:,} bytes are needed for the losses and {free:,} are free; "

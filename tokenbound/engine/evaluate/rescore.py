@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.losses import Losses
-from tokenbound.store.run import RunDirectory, sha256_hex
+from tokenbound.store.run import RunDirectory
 
 TOLERANCE_NATS = {"float32": 5e-3, "bfloat16": 0.25, "float16": 0.1}
 """Largest difference of one token's loss between two machines, nats, by dtype of the body; its mean over a window may
@@ -122,7 +122,7 @@ def rescore(
     config: RunConfig,
     *,
     losses: str,
-    artifact: bytes,
+    artifact: str,
     windows: int,
     base: str | None = None,
     device: str = "cpu",
@@ -134,7 +134,7 @@ def rescore(
         certificate: one whose losses and artifact have been verified.
         config: its run config: where the corpus is, and how it is read, cut and scored.
         losses: its run directory.
-        artifact: its artifact's bytes.
+        artifact: its artifact, a path or URI.
         windows: how many windows to draw, without replacement; more than there are means all.
         base: where a delta's base is; default where the config says.
         device: where to score.
@@ -148,8 +148,6 @@ def rescore(
         MismatchError: artifact, losses, corpus or protocol are not the certificate's, or a recorded loss is not what
             the model gives.
     """
-    if sha256_hex(artifact) != certificate.artifact_sha256:
-        raise MismatchError("artifact_sha256: this artifact is not the certificate's")
     ledger = verified_ledger(certificate, losses)
     base = base or config.what.model.base
     if base is None and "base" in certificate.scoring_identity:
@@ -158,20 +156,20 @@ def rescore(
     with tempfile.TemporaryDirectory() as cache:
         corpus = prepare_corpus(config.what.corpus, cache, segments=_segments(certificate, losses))
         protocol = certificate.protocol
-        spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], len(corpus.manifest.segments))
-        plan = open_plan(cache, spec)[1]
+        cut = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], len(corpus.manifest.segments))
+        plan = open_plan(cache, cut)[1]
         _require_corpus(certificate, config, corpus, plan)
         has_controls = _require_controls(certificate, config, corpus)
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
         found = _base_of(certificate, base)
-        score = ScoreShard(ReplicaSpec(artifact, *shape, device, threads=1, base=found, tree=certificate.tree))
+        digest, folder = certificate.artifact_sha256, config.how.local_folder
+        spec = ReplicaSpec(artifact, *shape, device, threads=1, base=found, tree=certificate.tree)
+        score = ScoreShard(replace(spec, artifact_sha256=digest, local_folder=folder))
         drawn, total = _draw(ledger, windows, seed)
         check = _Comparison(certificate)
         for recorded, rows in drawn:
             for some in np.split(rows, range(shape[1], len(rows), shape[1])):
-                check.compare(
-                    score, gather(corpus, plan.windows(recorded.window_id[some]), spec.length), recorded, some
-                )
+                check.compare(score, gather(corpus, plan.windows(recorded.window_id[some]), cut.length), recorded, some)
         check.finish()
     count = sum(len(rows) for _, rows in drawn)
     return Rescored(

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -47,6 +47,7 @@ from tokenbound.report.details import run_details
 from tokenbound.report.html import write_report
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import (
+    ARTIFACT,
     CERTIFICATE,
     CommitRecord,
     RunDirectory,
@@ -55,6 +56,9 @@ from tokenbound.store.run import (
     missing_shards,
     scoring_environments,
 )
+
+if TYPE_CHECKING:
+    from tokenbound.compression.artifact_file import ArtifactFile
 
 logger = logging.getLogger(__name__)
 
@@ -154,11 +158,11 @@ def _halved(prepared: Prepared, batch: int, error: ReplicaOutOfMemory) -> int:
     return batch // 2
 
 
-def _named_base(artifact: bytes) -> dict[str, str]:
+def _named_base(artifact: ArtifactFile) -> dict[str, str]:
     """The base that an adapter says it was trained on, where that is another one."""
     from tokenbound.compression.weight_delta import NAMED_BASE, named_base
 
-    named = named_base(artifact)
+    named = named_base(artifact.base)
     return {} if named is None else {NAMED_BASE: named}
 
 
@@ -232,7 +236,9 @@ def _tokens(prepared: Prepared, shard: Shard) -> int:
 def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> ReplicaSpec:
     what = prepared.config.what
     return ReplicaSpec(
-        artifact=prepared.run.uri,
+        artifact=prepared.run.place(ARTIFACT),
+        artifact_sha256=prepared.artifact.sha256,
+        run=prepared.run.uri,
         dtype=what.model.dtype,
         batch=batch,
         length=what.windows.length,
@@ -240,6 +246,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
         threads=placement.threads,
         base=None if what.model.base is None else anchored(what.model.base),
         compile=prepared.config.how.compile,
+        local_folder=prepared.config.how.local_folder,
         session=uuid.uuid4().hex,
         retries=prepared.config.how.retries,
         share=placement.replicas > 1,
@@ -273,7 +280,7 @@ def _claim(prepared: Prepared, records: Mapping[int, CommitRecord], vocab_size: 
 
     return claim_of(
         prepared.bound,
-        artifact_bytes=len(prepared.artifact),
+        artifact_bytes=prepared.artifact.num_bytes,
         protocol=_applied_protocol(prepared, records),
         vocab_size=vocab_size,
         tokenizer_vocab_size=prepared.corpus.manifest.vocab_size,
@@ -379,7 +386,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         tokenizer_vocab_size=claim.tokenizer_vocab_size,
         code_length_bits=claim.paid_code_bits,
         code_split=dict(claim.code_split),
-        artifact_bytes=len(prepared.artifact),
+        artifact_bytes=prepared.artifact.num_bytes,
         head_alpha_min=claim.head_alpha_min,
         num_worst_case_tokens=reduction.sums.worst_case_tokens,
         prior=what.bound.prior,

@@ -22,14 +22,14 @@ from tokenbound.certificate.decisions import check_decisions, window_decisions
 from tokenbound.certificate.reduce import shard_evidence
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.engine.artifacts import named_artifact
 from tokenbound.engine.cluster.metrics import count_retry
 from tokenbound.engine.cluster.session import replica_name
 from tokenbound.engine.evaluate.environment import scoring_environment
 from tokenbound.errors import IncompleteError, InputError
 from tokenbound.store.attempts import Attempt, Attempts, read_attempts, write_attempts
-from tokenbound.store.copies import local_copy
 from tokenbound.store.losses import Losses
-from tokenbound.store.run import ARTIFACT, RunDirectory
+from tokenbound.store.run import RunDirectory
 
 if TYPE_CHECKING:
     from tokenbound.models.replica import Replica
@@ -146,14 +146,20 @@ class ReadShard:
 class ReplicaSpec:
     """What a scoring actor needs to build its replica."""
 
-    artifact: bytes | str
-    """The artifact's bytes, or the run directory that holds it: a restarted actor reads it again."""
+    artifact: str
+    """Where the artifact is, a path or URI that every actor can read: a restarted one opens it again."""
     dtype: str
     batch: int
     length: int
     device: str
     threads: int
     """CPU threads of one replica."""
+    artifact_sha256: str | None = None
+    """The digest that the artifact must have."""
+    run: str | None = None
+    """The run directory in which attempts at shards are counted; None counts none."""
+    local_folder: str | None = None
+    """`how.local_folder`."""
     base: str | None = None
     """Where the base of a delta is: a checkpoint or artifact that every actor can read."""
     compile: bool = False
@@ -186,8 +192,8 @@ class ScoreShard:
 
     def __call__(self, row: ReadRow) -> ScoredRow:
         """Score one shard: flat statistics, targets and positions, and per window `lengths` and `unscored`."""
-        if isinstance(self.spec.artifact, str):
-            run = RunDirectory(self.spec.artifact)
+        if self.spec.run is not None:
+            run = RunDirectory(self.spec.run)
             count_attempt(run, int(row["shard"]), self.spec.session, self.spec.retries, replica_name())
         if self.replica is None:
             self.replica, self.base = build_replicas(self.spec, row["inputs"])
@@ -265,9 +271,10 @@ def build_replicas(spec: ReplicaSpec, inputs: Ints) -> tuple[Replica, Replica | 
 
     if spec.device == "cpu":
         settle_on_cpu(spec.threads)
-    data = spec.artifact if isinstance(spec.artifact, bytes) else RunDirectory(spec.artifact).read(ARTIFACT)
-    base = None if spec.base is None else read_base(local_copy(spec.base))
-    weights = shared_weights(data) if spec.share and base is None else decode_weights(data, base)
+    artifact = named_artifact(spec.artifact, sha256=spec.artifact_sha256, folder=spec.local_folder, field="artifact")
+    base = None if spec.base is None else read_base(spec.base)
+    shared = spec.share and base is None
+    weights = shared_weights(artifact, spec.local_folder) if shared else decode_weights(artifact, base)
     replica = _checked_replica(spec, weights, inputs)
     if base is None:
         return replica, None

@@ -7,6 +7,7 @@ assumed is told apart, and no number here is a bound.
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from tokenbound.config.compress import LosslessSettings
 from tokenbound.config.run import RunConfig, WindowsConfig
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import shard_slices
+from tokenbound.engine.artifacts import everywhere, named_artifact
 from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.predicted_bound import lines_if_all
@@ -33,13 +35,12 @@ from tokenbound.engine.evaluate.gpu_count import gpus_for_memory
 from tokenbound.engine.evaluate.graph import Placement, place_replicas, replica_device
 from tokenbound.engine.evaluate.preparation import (
     BYTES_PER_TOKEN,
-    artifact_architecture,
     check_model,
     drawn_windows,
     identities,
     load_artifact,
-    read_artifact,
     register_of,
+    require_tokenizer,
     require_tokens,
     sampled_shard_windows,
     shard_tokens_of,
@@ -49,11 +50,13 @@ from tokenbound.engine.evaluate.stages import ReplicaSpec, open_plan
 from tokenbound.engine.plan.throughput import Probe, measure_speed
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.schemes import scheme_of
+from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
-from tokenbound.store.run import sha256_hex
+from tokenbound.store.uri import join, split
 
 if TYPE_CHECKING:
+    from tokenbound.compression.artifact_file import ArtifactFile
     from tokenbound.models.memory import ReplicaMemory
 
 EXACT_WEIGHTS = 1 << 25
@@ -170,7 +173,7 @@ class Forecast:
 @dataclass(frozen=True)
 class _Model:
     architecture: Mapping[str, Any]
-    artifact: bytes | None
+    artifact: ArtifactFile | None
     num_bytes: int | None
     provenance: Provenance
 
@@ -199,26 +202,30 @@ def plan_run(
     """
     if config.what.model.base is not None:
         raise InputError("what.model.base: a run of a delta cannot be planned yet; plan the whole fine-tune")
-    artifact = config.what.model.artifact
-    data = None if artifact is None else read_artifact(artifact)
-    architecture = _of_checkpoint(config) if data is None else artifact_architecture(data, config.what.corpus)
+    name = config.what.model.artifact
+    artifact = None if name is None else named_artifact(name, folder=config.how.local_folder)
+    if artifact is not None:
+        require_tokenizer(artifact, config.what.corpus)
+    architecture = _of_checkpoint(config) if artifact is None else artifact.architecture
     check_model(architecture, check_corpus(config.what.corpus).max_id, config.what.windows.length)
     with executor().session(config.how.ray_address, config.how.ray_timeout_s):
         corpus = open_corpus(config.what.corpus, output=config.how.output, cache=config.how.cache)
         text = text_of(corpus, config.what.windows)
         work = _work(config, text)
+        place = join(split(corpus.root)[0], f"{uuid.uuid4().hex}.tokenbound")
         model = (
-            _model(config, text, architecture, bits_per_weight, exact_weights)
-            if data is None
-            else _Model(architecture, data, len(data), "exact")
+            _model(config, text, architecture, bits_per_weight, exact_weights, place)
+            if artifact is None
+            else _Model(architecture, artifact, artifact.num_bytes, "exact")
         )
         placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
         probe = None
         if replicas.count and probe_seconds > 0:
-            spec = _spec(config, placement, tree_choice(config.what, corpus, model.architecture))
-            probe = measure_speed(
-                model.artifact, model.architecture, spec, text, placement=placement, seconds=probe_seconds
-            )
+            tree = tree_choice(config.what, corpus, model.architecture)
+            spec = _spec(config, placement, model.artifact, everywhere(name or place), tree)
+            probe = measure_speed(model.architecture, spec, text, placement=placement, seconds=probe_seconds)
+        if name is None:
+            files.delete(*files.resolve(place))
     claim = _claim(config, model, probe, corpus.manifest.vocab_size, text)
     bits = claim.code_length_bits if claim else None
     hypothesis = Hypothesis(parameters, model.num_bytes, bits, model.provenance)
@@ -262,7 +269,12 @@ def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
 
 
 def _model(
-    config: RunConfig, text: Text, architecture: dict[str, Any], bits_per_weight: float | None, exact_weights: int
+    config: RunConfig,
+    text: Text,
+    architecture: dict[str, Any],
+    bits_per_weight: float | None,
+    exact_weights: int,
+    place: str,
 ) -> _Model:
     """A checkpoint, and what it will weigh."""
     choice, corpus = config.what.model, config.what.corpus
@@ -274,8 +286,9 @@ def _model(
     if not any(Path(checkpoint).expanduser().glob("*.safetensors")):
         return _Model(architecture, None, None, "unknown")
     if parameters <= exact_weights:
-        data = load_artifact(choice, corpus, text)
-        return _Model(artifact_architecture(data, corpus), data, len(data), "exact")
+        artifact = load_artifact(config, text, out=place)
+        require_tokenizer(artifact, corpus)
+        return _Model(artifact.architecture, artifact, artifact.num_bytes, "exact")
     sample = _coded_sample(checkpoint, choice.compress or LosslessSettings())
     if sample is None:
         return _Model(architecture, None, None, "unknown")
@@ -360,7 +373,6 @@ def _gpus(config: RunConfig, model: _Model, memory: ReplicaMemory, gpu_bytes: in
 def _memory(model: _Model, dtype: str, windows: WindowsConfig, device: str) -> ReplicaMemory:
     import torch
 
-    from tokenbound.compression.artifact import decode_artifact
     from tokenbound.models.memory import markov_memory, replica_memory
     from tokenbound.models.structured.ngram_lm import decode_markov
 
@@ -368,7 +380,7 @@ def _memory(model: _Model, dtype: str, windows: WindowsConfig, device: str) -> R
     if model.architecture.get("model_type") != "markov":
         return replica_memory(model.architecture, dtype=getattr(torch, dtype), **shape)
     assert model.artifact is not None, "n-grams come as an artifact"
-    return markov_memory(decode_markov(model.architecture, decode_artifact(model.artifact).tensors), **shape)
+    return markov_memory(decode_markov(model.architecture, dict(model.artifact.tensors)), **shape)
 
 
 def _host_bytes() -> float:
@@ -376,15 +388,20 @@ def _host_bytes() -> float:
     return float(ray.cluster_resources().get("memory", 0))
 
 
-def _spec(config: RunConfig, placement: Placement, tree: TreeChoice | None) -> ReplicaSpec:
+def _spec(
+    config: RunConfig, placement: Placement, artifact: ArtifactFile | None, place: str, tree: TreeChoice | None
+) -> ReplicaSpec:
+    """How the run's replicas would score; without an artifact, of the architecture alone."""
     windows = config.what.windows
     return ReplicaSpec(
-        b"",
+        "" if artifact is None else place,
         config.what.model.dtype,
         windows.batch,
         windows.length,
         placement.device,
         placement.threads,
+        artifact_sha256=None if artifact is None else artifact.sha256,
+        local_folder=config.how.local_folder,
         base=None if config.what.model.base is None else anchored(config.what.model.base),
         compile=config.how.compile,
         share=placement.replicas > 1,
@@ -429,8 +446,8 @@ def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size
 def _expected_ordinal(config: RunConfig, model: _Model, corpus: PreparedCorpus) -> int:
     """The run's place in the register of draws, or the place it would get; nothing is entered."""
     what, artifact = config.what, model.artifact
-    sha256, tree = "" if artifact is None else sha256_hex(artifact), tree_choice(what, corpus, model.architecture)
-    known = identities(what, sha256, corpus.manifest, None, tree)
+    tree = tree_choice(what, corpus, model.architecture)
+    known = identities(what, "" if artifact is None else artifact.sha256, corpus.manifest, None, tree)
     return register_of(corpus.root, corpus.manifest).check(configuration(what, known), what.bound.trial)
 
 

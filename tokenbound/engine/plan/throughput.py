@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +54,6 @@ class _Job:
 
 
 def measure_speed(
-    artifact: bytes | None,
     architecture: Mapping[str, Any],
     spec: ReplicaSpec,
     text: Text,
@@ -65,9 +64,8 @@ def measure_speed(
     """Score random windows of the corpus on as many replicas at once as the run would have; inside a Ray session.
 
     Args:
-        artifact: the model; None to measure its architecture with random weights.
-        architecture: its architecture.
-        spec: how replicas score; its own artifact is not looked at.
+        architecture: of the model.
+        spec: how replicas score; without an artifact they measure the architecture with random weights.
         text: the corpus, cut into windows.
         placement: how many replicas there are, and on which device.
         seconds: how long each of them scores, its start not counted.
@@ -77,8 +75,7 @@ def measure_speed(
         ReplicaOutOfMemory: the batch does not fit.
     """
     parts = min(placement.replicas, MAX_PROBES, max(1, open_plan(text.corpus_root, text.spec)[1].num_windows))
-    shape = None if artifact is not None else architecture
-    job = ray.put(_Job(replace(spec, artifact=artifact or b""), shape, text, seconds, parts))
+    job = ray.put(_Job(spec, None if spec.artifact else architecture, text, seconds, parts))
     task = ray.remote(_measure).options(**placement.actor_options)
     with plain_errors():
         found: list[Probe] = ray.get([task.remote(job, part) for part in range(parts)])

@@ -18,10 +18,12 @@ from tokenbound.config.family import FAMILY, MarkovFamily
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
-from tokenbound.engine.compress.predicted_bound import CANDIDATE_TOKENS, predicted_bound_bits
+from tokenbound.engine.compress.predicted_bound import CANDIDATE_TOKENS, ArtifactPlace, predicted_bound_bits
 from tokenbound.engine.corpus import CorpusStream, Text
 from tokenbound.errors import InputError
 from tokenbound.models.structured.ngram_lm import NUMBERS
+from tokenbound.store import filesystem as files
+from tokenbound.store.run import sha256_hex
 from tokenbound.training.ngram_fit import (
     Counts,
     Fitted,
@@ -57,7 +59,13 @@ def _count_range(root: str, order: int, vocab_size: int, bounds: tuple[int, int]
 
 
 def fit_markov(
-    corpus: PreparedCorpus, family: MarkovFamily, vocab_size: int, text: Text, *, tokenizer: bytes | None = None
+    corpus: PreparedCorpus,
+    family: MarkovFamily,
+    vocab_size: int,
+    text: Text,
+    *,
+    place: str,
+    tokenizer: bytes | None = None,
 ) -> tuple[bytes, Fitted]:
     """Count, prune at the rate whose bound is best, and encode.
 
@@ -66,6 +74,7 @@ def fit_markov(
         family: how long contexts are.
         vocab_size: V.
         text: tokens on which the bound of each rate is predicted.
+        place: where the artifact of each rate lies while it is scored; it is removed afterwards.
         tokenizer: bytes to be counted with the model, or None.
 
     Returns:
@@ -84,11 +93,14 @@ def fit_markov(
         fitted = fit_tree(grams, vocab_size, rate)
         data = encode_markov(fitted, family, tokenizer)
         made[rate] = data, fitted
-        value = predicted_bound_bits(data, text, windows)
+        files.write_bytes(*files.resolve(place), data)
+        value = predicted_bound_bits(ArtifactPlace(place, sha256_hex(data)), len(data), text, windows)
         logger.info("pruning rate %.3g: %d bytes, predicted bound %.4f bits/token", rate, len(data), value)
         return value
 
-    return made[choose_rate(bound_at, *RATES, max_tries=TRIES if family.order else 2).rate]
+    best = made[choose_rate(bound_at, *RATES, max_tries=TRIES if family.order else 2).rate]
+    files.delete(*files.resolve(place))
+    return best
 
 
 def encode_markov(fitted: Fitted, family: MarkovFamily, tokenizer: bytes | None = None) -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,12 +21,13 @@ from tokenbound.config.family import Family, LoraFamily, MarkovFamily
 from tokenbound.config.run import FinishConfig, PretrainConfig, TrainingConfig, WindowsConfig, dump_config
 from tokenbound.corpus.prepared import CorpusRule, PreparedCorpus
 from tokenbound.engine.cluster.executor import executor
-from tokenbound.engine.compress.predicted_bound import price_of_bits
+from tokenbound.engine.compress.predicted_bound import ArtifactPlace, price_of_bits
 from tokenbound.engine.compress.run import counted_tokenizer, encode_checkpoint
-from tokenbound.engine.corpus import check_corpus, open_corpus, text_of
+from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.train.ray_train import fit
 from tokenbound.engine.train.smoothing import add_smoothing_head
 from tokenbound.errors import InputError, MismatchError
+from tokenbound.store import filesystem as files
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
 from tokenbound.store.run import RunDirectory, canonical_json, sha256_hex
@@ -44,6 +44,8 @@ FLOAT_MODEL = "float.json"
 FINISHED = "trained.json"
 COMPRESSED = "compressed.tokenbound"
 MODEL_ARTIFACT = "model.tokenbound"
+CANDIDATE = "candidate.tokenbound"
+"""An artifact that is scored once and removed."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _count(config: PretrainConfig, corpus: PreparedCorpus, run: RunDirectory) ->
     family, text = config.what.family, text_of(corpus, WindowsConfig(context="packed"))
     assert isinstance(family, MarkovFamily)
     vocab_size, tokenizer = corpus.manifest.rule.max_id + 1, counted_tokenizer(config.what.corpus)
-    data, fitted = fit_markov(corpus, family, vocab_size, text, tokenizer=tokenizer)
+    data, fitted = fit_markov(corpus, family, vocab_size, text, place=run.place(CANDIDATE), tokenizer=tokenizer)
     run.write(MODEL_ARTIFACT, data)
     path = run.path(MODEL_ARTIFACT)
     return Trained(path, path, len(data), fitted.loss_bits, fitted.tree.num_levels)
@@ -142,21 +144,33 @@ def _train(config: PretrainConfig, architecture: dict[str, Any], corpus: Prepare
     model = FloatModel(**run.read_json(FLOAT_MODEL))
     given = config.what.artifact is not None
     if not run.exists(COMPRESSED):
-        what, work = config.what, run.path("parts")
-        encode = partial(encode_checkpoint, base=what.base, corpus=what.corpus, text=text, work=work)
-        run.write(COMPRESSED, Path(model.path).read_bytes() if given else encode(model.path, what.compress))
-        shutil.rmtree(work, ignore_errors=True)
+        what, out = config.what, run.place(COMPRESSED)
+        if given:
+            run.write(COMPRESSED, Path(model.path).read_bytes())
+        else:
+            encode_checkpoint(model.path, what.compress, out=out, base=what.base, corpus=what.corpus, text=text)
     data, loss_bits = run.read(COMPRESSED), model.loss_bits
     if config.what.finish is not None:
         price = config.what.finish.nats_per_bit
         if price is None:
-            price = price_of_bits(data if given else encode_checkpoint(model.path, None), len(data), text)
+            price = _price(run, None if given else model.path, len(data), text)
         data, loss_bits = _finish(config, config.what.finish, corpus, price, run.path(COMPRESSED))
     assert loss_bits is not None, "either stage trains"
     if config.what.smoothing_head is not None:
         data = add_smoothing_head(data, text, config.what.smoothing_head)
     run.write(MODEL_ARTIFACT, data)
     return Trained(model.path, run.path(MODEL_ARTIFACT), len(data), loss_bits, model.trained_parameters)
+
+
+def _price(run: RunDirectory, checkpoint: str | None, num_bytes: int, text: Text) -> float:
+    """What a bit of code is worth, by the losses of the unquantized checkpoint; without one, of the given artifact."""
+    if checkpoint is None:
+        place = run.place(COMPRESSED)
+        return price_of_bits(ArtifactPlace(place, sha256_hex(run.read(COMPRESSED))), num_bytes, text)
+    exact = encode_checkpoint(checkpoint, None, out=run.place(CANDIDATE))
+    price = price_of_bits(ArtifactPlace(run.place(CANDIDATE), exact.sha256), num_bytes, text)
+    files.delete(run.filesystem, run.path(CANDIDATE))
+    return price
 
 
 MARKER = "training.json"
@@ -206,12 +220,12 @@ def _trainable_artifact(path: str) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, is a delta, or holds nothing on a grid.
     """
-    from tokenbound.compression.artifact import parse_artifact
+    from tokenbound.compression.artifact_file import ArtifactFile
     from tokenbound.compression.codecs import UNIFORM
     from tokenbound.compression.methods import built_in_methods
 
     try:
-        parsed = parse_artifact(Path(path).read_bytes())
+        parsed = ArtifactFile(path).parsed
     except OSError as error:
         raise InputError(f"what.artifact {path!r} cannot be read: {error.strerror}") from None
     if parsed.base is not None or all(item.codec != UNIFORM for item in parsed.coded):
