@@ -26,7 +26,7 @@ from tokenbound.errors import InputError
 from tokenbound.gguf_file import locate_gguf
 from tokenbound.models.gguf.checkpoint import read_gguf_architecture, read_gguf_checkpoint
 from tokenbound.models.gguf.dense import dense_weights
-from tokenbound.models.hf_model import _transposed, blank_model, copied_names
+from tokenbound.models.hf_model import blank_model, copied_names, transposed_layers
 from tokenbound.models.quantized.deployed import read_records
 from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
@@ -123,7 +123,7 @@ def _gguf_model(path: Path, dense: bool) -> tuple[dict[str, Any], dict[str, torc
     architecture, tensors = read_gguf_checkpoint(path)
     blank = blank_model(architecture, len(tensors))
     if dense and architecture.pop(QUANTIZATION, None) is not None:
-        tensors = dense_weights(tensors, dtype=torch.float32, transposed=_transposed(blank))
+        tensors = dense_weights(tensors, dtype=torch.float32, transposed=transposed_layers(blank))
     copied = copied_names(blank, tensors)
     return architecture, {name: tensor for name, tensor in tensors.items() if name not in copied}
 

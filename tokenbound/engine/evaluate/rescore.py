@@ -25,8 +25,10 @@ from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.summary import corpus_section
 from tokenbound.corpus.windows import CorpusPlan, gather
+from tokenbound.engine.artifacts import named_artifact
 from tokenbound.engine.evaluate.decisions import max_window_decisions
 from tokenbound.engine.evaluate.stages import ReplicaSpec, ScoreShard, WindowSpec, open_plan
+from tokenbound.engine.evaluate.weights_form import form_here
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
@@ -163,7 +165,9 @@ def rescore(
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
         found = _base_of(certificate, base)
         digest, folder = certificate.artifact_sha256, config.how.local_folder
-        spec = ReplicaSpec(artifact, *shape, device, threads=1, base=found, tree=certificate.tree)
+        opened = named_artifact(artifact, sha256=digest, folder=folder, field="artifact")
+        form = "dense" if found is not None else form_here(config.how, opened)
+        spec = ReplicaSpec(artifact, *shape, device, threads=1, base=found, tree=certificate.tree, weights=form)
         score = ScoreShard(replace(spec, artifact_sha256=digest, local_folder=folder))
         drawn, total = _draw(ledger, windows, seed)
         check = _Comparison(certificate)
