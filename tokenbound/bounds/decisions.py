@@ -222,7 +222,7 @@ class TreeChoice:
         [1, 3, 3, 2]
         """
         name, spelt = data.get("name"), data.get("lengths")
-        if name not in TREES or (spelt is None) == (name == "counts"):
+        if name not in TREES or isinstance(spelt, str) != (name == "counts"):
             raise MismatchError(f"tree {name!r}: choose among {', '.join(TREES)}, of which `counts` alone has lengths")
         found = [_LENGTH_LETTERS.find(letter) for letter in spelt or ""]
         if any(not 1 <= length <= MAX_CODE_LENGTH for length in found):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.bounds.claim import DEFAULT_METHODS, Claim
-from tokenbound.bounds.lines import LINES, bound_named, find_bound, method_names
+from tokenbound.bounds.decisions import TreeChoice
+from tokenbound.bounds.lines import LINES, bound_named, find_bound, method_names, scores_decisions
 from tokenbound.certificate.derived import plain
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL, protocol_bits
-from tokenbound.certificate.reduce import ForeignLedger, Ledger, RunLedger, full_evidence, reduce_ledger
+from tokenbound.certificate.reduce import (
+    ForeignLedger,
+    Ledger,
+    RunLedger,
+    full_evidence,
+    reduce_ledger,
+    reduced_columns,
+)
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.store.external_losses import common_columns, find_row_groups, named_windows
-from tokenbound.store.run import RunDirectory, canonical_json
+from tokenbound.store.run import PLAN, RunDirectory, canonical_json
 from tokenbound.store.uri import base_name, split
 
 TOP_K = (1, 10, 100)
@@ -43,7 +52,8 @@ def bound_losses(
         tokenizer_vocab_size: V_tok.
         code_length_bits: L(h); of the model alone where the protocol is given, else with the protocol's bits.
         delta: failure probability of all lines together.
-        method: `azuma`, `freedman`, `kl`, a bound that an installed package provides, or `all` of the first three.
+        method: `azuma`, `freedman`, `kl`, a bound that an installed package provides, or `all` of the first three; of a
+            run that recorded decisions also `bits`.
         trial: ordinal of this claim among all tried on these tokens, from 1.
         protocol: how the model was applied (:func:`given_protocol`); the bits of its code are added.
 
@@ -63,7 +73,7 @@ def bound_losses(
     _require_method(method)
     applied = 0 if protocol is None else protocol_bits(dict(protocol))
     ledger, columns = open_ledger(path, vocab_size)
-    evidence = full_evidence(ledger, TOP_K)
+    evidence, tree = full_evidence(ledger, TOP_K), recorded_tree(ledger)
     claim = Claim(
         vocab_size=vocab_size,
         tokenizer_vocab_size=tokenizer_vocab_size,
@@ -71,12 +81,29 @@ def bound_losses(
         delta=delta,
         num_tokens=evidence.num_tokens + evidence.worst_case_tokens,
         top_k=TOP_K,
-        methods=DEFAULT_METHODS if method == "all" else (method,),
+        methods=_all_methods(tree) if method == "all" else (method,),
         trial=trial,
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
+        tree=None if tree is None else tree.name,
+        tree_lengths=None if tree is None else tree.lengths,
     )
+    if isinstance(ledger, RunLedger):
+        ledger = replace(ledger, columns=reduced_columns(claim))
     return [plain(line.to_dict()) for line in reduce_ledger(ledger, claim, evidence=evidence).lines]
+
+
+def recorded_tree(ledger: Ledger) -> TreeChoice | None:
+    """The tree along which a run recorded decisions; None where it did not, and of other tools' losses."""
+    if not isinstance(ledger, RunLedger) or not RunDirectory(ledger.uri).exists(PLAN):
+        return None
+    named = RunDirectory(ledger.uri).plan().get("scoring_identity", {}).get("tree")
+    return None if named is None else TreeChoice.from_dict(named if isinstance(named, dict) else {"name": named})
+
+
+def _all_methods(tree: TreeChoice | None) -> tuple[str, ...]:
+    plain_methods = tuple(name for name in DEFAULT_METHODS if not scores_decisions((name,)))
+    return plain_methods if tree is None else (*plain_methods, "bits")
 
 
 def given_protocol(text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from here_support import scoring_here
 from tokenbound.api import Certificate
 from tokenbound.bounds.decisions import DecisionTable, TreeChoice, code_lengths
 from tokenbound.certificate.decisions import check_decisions
+from tokenbound.certificate.external import bound_losses
 from tokenbound.certificate.verify import verify_beside
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.rescore import rescore
@@ -62,6 +63,11 @@ def test_decisions_are_recorded_beside_the_same_losses(run_tree: Tree, tmp_path:
         check_decisions(losses, along, "test")
         total += table.num_decisions
     assert line["parameters"]["decisions_per_token"] == pytest.approx(total / certificate.num_tokens)
+
+    size = {"vocab_size": 257, "tokenizer_vocab_size": 257, "code_length_bits": certificate.code_length_bits}
+    found = {each["method"]: each for each in bound_losses(str(place), **size)}
+    assert [*found] == ["freedman", "azuma", "kl", "bits"]
+    assert found["bits"]["empirical"] == pytest.approx(line["empirical"], rel=1e-2)  # one more line is paid for
 
     for bound in ({"methods": METHODS, "tree": "balanced"}, {"methods": METHODS[:2]}):
         with pytest.raises(MismatchError, match=r"holds another run: tree \({'name': 'zipf'}, now"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from losses_support import make_losses
 
-from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, level_of
+from tokenbound.bounds.decisions import LEVELS, MAX_LEVEL, TreeChoice, level_of
 from tokenbound.certificate.decisions import window_decisions
 from tokenbound.engine.evaluate.rescore import (
     SYSTEMATIC_NATS,
@@ -145,14 +145,26 @@ def test_other_batch_shapes_and_threads_agree(dtype: str) -> None:
     try:
         for batch, count in ((16, 1), (3, 2)):
             torch.set_num_threads(count)
-            replica = Replica(model, batch=batch, length=64)
+            replica = Replica(model, batch=batch, length=64, tree=TreeChoice("zipf"))
             found.append(replica.score(inputs, targets, mask))
         low, high = replica.rank_limits(inputs, targets, mask, TIE_LOGITS[dtype])
+        log_odds = replica.decision_log_odds(inputs, targets, mask)
     finally:
         torch.set_num_threads(threads)
     first, second = found
     check = comparison(dtype)
+    tables: Any = SimpleNamespace(window_id=np.arange(32), tables=window_decisions(first.cells))
+    tree = TreeChoice("zipf").over(997)
+    assert (level_of(log_odds)[second.cells >= 0] == (second.cells % LEVELS - MAX_LEVEL)[second.cells >= 0]).all()
+    if dtype == "bfloat16":  # the same weights in float32 differ by more than two machines do, and still pass
+        log_odds = Replica(model.float(), batch=16, length=64, tree=TreeChoice("zipf")).decision_log_odds(
+            inputs, targets, mask
+        )
+        moved = level_of(log_odds) != second.cells % LEVELS - MAX_LEVEL
+        assert 0.001 < moved[second.cells >= 0].mean() < 0.5
     for row in range(32):
+        tokens = {"token": targets[row], "nll": second.nll[row], "outcomes": tree.outcomes(targets[row])}
+        check._decisions(tables, row, {**tokens, "log_odds": log_odds[row]})
         recorded: Any = SimpleNamespace(nll=first.nll[row], entropy=first.entropy[row])
         for name in ("nll", "entropy"):
             check._column(recorded, slice(0, 64), getattr(second, name)[row], name)

@@ -509,7 +509,8 @@ class _Comparison:
         for side in (0, 1):
             own = scored["outcomes"] == side
             odds, room = scored["log_odds"][own].astype(np.float64), np.broadcast_to(free, own.shape)[own]
-            low, high = _levels_within(odds, TOLERANCE_NATS[self.dtype] + room)
+            tolerance = 2 * TOLERANCE_NATS[self.dtype]  # either side's mass may be off
+            low, high = _levels_within(odds, tolerance + room)
             levels = level[outcome == side] - MAX_LEVEL
             if len(levels) != len(odds):
                 raise MismatchError(
@@ -520,7 +521,7 @@ class _Comparison:
             if outside.any():
                 raise MismatchError(
                     f"window {window}: the levels of {int(outside.sum())} of {len(levels)} recorded decisions of "
-                    f"outcome {side} are not the model's, to {TOLERANCE_NATS[self.dtype]} nats of their log-odds"
+                    f"outcome {side} are not the model's, to {tolerance} nats of their log-odds"
                 )
             lost = np.logaddexp(0, np.arange(-MAX_LEVEL, MAX_LEVEL + 1) * (1 - 2 * side) * LEVEL_STEP)
             shift = lost[levels + MAX_LEVEL].sum() - lost[level_of(odds) + MAX_LEVEL].sum()
