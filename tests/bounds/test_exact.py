@@ -438,3 +438,8 @@ def test_the_worst_token_misses_its_forecast_by_all_of_the_range(y0: float) -> N
     for lam in (1 / distance * (1 + 1e-12), 1.5 / distance):
         with pytest.raises(InputError, match="must be below 1"):
             line_sums([replace(tuning, lam=lam)], [1.0], [1.0])
+
+
+def test_a_token_without_a_rank_is_an_error() -> None:
+    sums = line_sums([KL], [0.5, 0.5], None, [0, 9], worst_case=4)
+    assert [sums.total(0, name) for name in ("value", "loss", "square")] == [5.0, 5.0, 0.0]

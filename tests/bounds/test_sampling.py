@@ -604,3 +604,12 @@ def test_expected_slacks_are_those_of_a_repeated_sample():
         assert slack == pytest.approx(path.upper[-1] - mean, rel=1e-9)
     flat = expected_slacks_of_windows(np.full(90, 5.0), lengths[:90], 1.0, claim, plan)
     assert all(0 <= slack < 1e-9 for slack in flat.values())
+
+
+@pytest.mark.parametrize("missing", ["windows", "window_lengths"])
+def test_a_path_needs_the_sums_of_windows_and_their_lengths(missing):
+    tunings, sums, claim, plan, _ = sampled_run(windows=300, pilot=20, scored=60)
+    for function in (sampling_path, expected_slacks):
+        assert function(tunings[0], 0, sums, claim, plan)
+        with pytest.raises(InputError, match="window_lengths"):
+            function(tunings[0], 0, replace(sums, **{missing: None}), claim, plan)
