@@ -62,7 +62,7 @@ def test_plain_files_hold_the_model_that_was_converted(kind: str, tmp_path: Path
     assert other_weights(path) == []
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
 def test_quantized_files_are_scored_as_transformers_dequantizes_them(kind: str, tmp_path: Path) -> None:
     path = write_llama(tmp_path / "m.gguf", llama(tie_word_embeddings=False), kind)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
@@ -75,16 +75,21 @@ def test_quantized_files_are_scored_as_transformers_dequantizes_them(kind: str, 
     assert arithmetic.startswith("dense products with the weights that the gguf codes stand for (llama.cpp also rounds")
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_every_type_stands_for_the_weights_that_llama_cpp_says(kind: str, tmp_path: Path) -> None:
-    weights = random_weights(256, 256)
-    blocks = blocks_of(kind, weights)
-    shape = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 1, "rope.dimension_count": 64}
-    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
-    tensors = {**llama_tensors(model), "blk.0.ffn_up.weight": (blocks, kind)}
-    path = write_gguf(tmp_path / "m.gguf", "llama", {**LLAMA, **shape}, tensors)
-    found = scored(path).state_dict()["model.layers.0.mlp.up_proj.weight"]
-    assert np.array_equal(found.numpy(), quants.dequantize(blocks, GGMLQuantizationType[kind]))
+def test_every_type_stands_for_the_weights_that_llama_cpp_says(tmp_path: Path) -> None:
+    """One file with a matrix of each."""
+    shape = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 8, "rope.dimension_count": 64}
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=8)
+    places = [(layer, part) for layer in range(8) for part in ("gate", "up", "down")]
+    blocks = {
+        place: (blocks_of(kind, random_weights(256, 256)), kind) for place, kind in zip(places, ALL, strict=False)
+    }
+    of_mlp = {f"blk.{layer}.ffn_{part}.weight": stored for (layer, part), stored in blocks.items()}
+    path = write_gguf(tmp_path / "m.gguf", "llama", {**LLAMA, **shape}, {**llama_tensors(model), **of_mlp})
+    found = read_checkpoint(path, dense=True).tensors
+    assert {kind for _, kind in blocks.values()} == set(ALL)
+    for (layer, part), (stored, kind) in blocks.items():
+        weight = found[f"model.layers.{layer}.mlp.{part}_proj.weight"]
+        assert np.array_equal(weight.numpy(), quants.dequantize(stored, GGMLQuantizationType[kind])), kind
 
 
 def test_other_methods_of_compression_start_from_the_weights(tmp_path: Path) -> None:
@@ -384,7 +389,7 @@ def test_architectures_come_back(architecture: str, tmp_path: Path) -> None:
     assert_same(scored(path), model, 2e-4)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe", "bloom", "phi3", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe", "bloom"])
 def test_quantized_architectures_are_the_weights_that_their_blocks_stand_for(architecture: str, tmp_path: Path) -> None:
     model = random_model(architecture)
     metadata, tensors = metadata_of(architecture, model.config), tensors_of(architecture, model, "Q4_1")
@@ -440,7 +445,7 @@ def test_a_hub_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyP
 WORTHS = [0, 1, 3, 7, 64, 1 << 20, (1 << 32) - 1, -1.0, 0.5, float("nan"), float("inf"), "", "x", True, [1, 2], ["a"]]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_hostile_metadata_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Never another error, nor memory or time for what a few bytes declare; what is read can be built or is refused."""
