@@ -293,7 +293,9 @@ def bound(
         str, typer.Argument(help="Parquet file or directory with an `nll` column (nats), flat or lists.")
     ],
     vocab_size: Annotated[int, typer.Option(help="V: width of the logits.", min=2)],
-    code_length_bits: Annotated[float, typer.Option(help="Bits of the model's prefix-free code.", min=0)],
+    code_length_bits: Annotated[
+        float | None, typer.Option(help="Bits of the model's prefix-free code; required without --online.", min=0)
+    ] = None,
     delta: Annotated[float, typer.Option(help="Probability that a line may fail.")] = 0.05,
     method: Annotated[str, typer.Option(help="azuma, freedman, kl, all of these, or a plugin's bound.")] = "all",
     tokenizer_vocab_size: Annotated[int | None, typer.Option(help="V_tok, where smaller than V.")] = None,
@@ -305,6 +307,13 @@ def bound(
             "or a file of JSON. Without it --code-length-bits must include them.",
         ),
     ] = None,
+    online: Annotated[
+        str | None,
+        typer.Option(
+            help="The losses were recorded while training; declare here that each token was predicted before it was "
+            "learned from, in one pass. No code is then paid, and the bound is on the training run's own risk.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bounds from losses that any tool recorded; every token of the corpus must be in them once."""
@@ -313,8 +322,9 @@ def bound(
     from tokenbound.certificate.identity import protocol_bits
     from tokenbound.plugins import plugins_used
     from tokenbound.report.terminal import LinesTable, notes
-    from tokenbound.report.words import TAKEN_ON_TRUST, plugin_sentences
+    from tokenbound.report.words import TAKEN_ON_TRUST, online_sentence, plugin_sentences
 
+    code_length_bits = _code_or_online(code_length_bits, online, protocol)
     applied = None if protocol is None else given_protocol(protocol)
     lines = bound_losses(
         losses,
@@ -325,19 +335,41 @@ def bound(
         method=method,
         trial=trial,
         protocol=applied,
+        online=online is not None,
     )
     paid = None if applied is None else protocol_bits(applied)
     plugins = plugins_used((LINES, (line["method"] for line in lines)))
     if as_json:
         found = {"bounds": lines, "protocol": applied, "protocol_bits": paid}
-        _print_json({**found, **({"plugins": plugins} if plugins else {})})
+        declared = {} if online is None else {"prior": "online", "online_declaration": online}
+        _print_json({**found, **declared, **({"plugins": plugins} if plugins else {})})
         return
-    console().print(LinesTable(lines, delta), *notes(lines), *plugin_sentences(plugins), TAKEN_ON_TRUST, sep="\n")
+    trust = TAKEN_ON_TRUST if online is None else online_sentence(online)
+    console().print(LinesTable(lines, delta), *notes(lines), *plugin_sentences(plugins), trust, sep="\n")
+    if online is not None:
+        return
     console().print(
         "No protocol was paid for beyond --code-length-bits; give --protocol if those bits are of the model alone."
         if paid is None
         else f"The protocol's {paid:,} bits are paid for besides --code-length-bits."
     )
+
+
+def _code_or_online(code_length_bits: float | None, online: str | None, protocol: str | None) -> float:
+    """The bits of the model's code: given, or none where a training run is bounded.
+
+    Raises:
+        InputError: neither, or what does not go together.
+    """
+    if online is None:
+        if code_length_bits is None:
+            raise InputError("--code-length-bits is missing; give the bits of the model's code, or --online")
+        return code_length_bits
+    if not online.strip():
+        raise InputError("--online is empty; say that each token was predicted before it was learned from, in one pass")
+    if code_length_bits is not None or protocol is not None:
+        raise InputError("--online pays no code; leave out --code-length-bits and --protocol")
+    return 0.0
 
 
 @app.command()

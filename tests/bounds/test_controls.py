@@ -81,7 +81,7 @@ def test_the_full_mean_is_covered_at_every_n(kind: str, delta: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_full_mean_is_covered_at_every_n_long(kind: str) -> None:
-    assert_covers(failures_of(kind, 0.2, 4000, seed=6), 0.1)
+    assert_covers(failures_of(kind, 0.2, 1500, seed=6), 0.1)
 
 
 def many(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -188,6 +188,49 @@ def test_bound_says_whether_a_protocol_was_paid_for(
         assert words in " ".join(capsys.readouterr().out.split())
 
 
+def test_losses_of_a_training_run_pay_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.parquet", nll=NLL, entropy=ENTROPY)
+    lines, free = bound_losses(path, **PAID, online=True), bound_losses(path, **{**PAID, "code_length_bits": 0.0})
+    assert [line["value"] for line in lines] == [line["value"] for line in free]
+    later = bound_losses(path, **PAID, online=True, trial=3)
+    assert later[0]["value"] > lines[0]["value"], "the best of several runs pays for the others"
+    declared = "one pass, each batch is scored before its step"
+    monkeypatch.setattr("sys.argv", ["tokenbound", "bound", path, "--vocab-size", "257", "--online", declared])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert not stop.value.code
+    assert "They say nothing about the last model" in shown
+    assert f"Declared: {declared}." in shown
+    assert "No protocol was paid for" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--code-length-bits is missing"),
+        (["--online", " "], "--online is empty"),
+        (["--online", "one pass", "--code-length-bits", "9"], "--online pays no code"),
+        (["--online", "one pass", "--protocol", "default"], "--online pays no code"),
+    ],
+)
+def test_a_code_or_a_training_run_is_asked_for(
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "a.parquet", nll=NLL)
+    monkeypatch.setattr("sys.argv", ["tokenbound", "bound", path, "--vocab-size", "257", *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-7, 80.0])
 def test_losses_that_are_all_alike_have_a_bound(tmp_path: Path, value: float) -> None:
     path = write(tmp_path / "a.parquet", nll=np.full(5000, value, np.float32), entropy=np.zeros(5000))

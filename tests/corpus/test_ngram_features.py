@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,18 @@ def test_they_are_kept_beside_the_corpus_and_made_again_when_damaged(corpus: Pre
     kept.write_bytes(first.data[:-8])
     assert corpus_features(corpus.root, rule, counted).sha256 == first.sha256
     assert len(calls) == 4
+
+
+def test_a_corpus_that_cannot_be_written_has_features_too(
+    corpus: PreparedCorpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(corpus.root, shared)
+    shutil.rmtree(shared / "features", ignore_errors=True)
+    (shared / "features").write_text("in the way")
+    rule = FeatureRule.of(corpus.manifest, length=24, context="packed", stride=None)
+    assert corpus_features(str(shared), rule).sha256 == compute_features(corpus.root, rule).sha256
+    assert "not kept beside the corpus" in caplog.text
 
 
 def test_other_windows_have_other_features(corpus: PreparedCorpus) -> None:

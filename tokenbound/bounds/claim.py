@@ -53,8 +53,9 @@ class Claim:
     """Ordinal of this configuration among all tried on these tokens."""
     declared_tokens: int | None = None
     """m declared before the data was seen; if it equals `num_tokens`, Azuma's fixed-m form is used."""
-    prior: Literal["code", "holdout"] = "code"
-    """`code` pays L(h). `holdout`: no scored token was used to choose the hypothesis, L(h) = 0."""
+    prior: Literal["code", "holdout", "online"] = "code"
+    """`code` pays L(h). `holdout`: no scored token was used to choose the hypothesis, L(h) = 0. `online`: each token
+    was predicted by a model made from earlier tokens alone, L(h) = 0; the risk is that of the sequence of models."""
     has_entropy: bool = True
     """Whether entropies were stored; without, forecasts are constant."""
     has_rank: bool = True
@@ -103,8 +104,8 @@ class Claim:
         if self.num_bases < 0:
             raise InputError(f"num_bases counts the bases tried, from 1; got {self.num_bases!r}")
         self._check_methods()
-        if self.prior not in ("code", "holdout"):
-            raise InputError(f"prior is `code` or `holdout`, got {self.prior!r}")
+        if self.prior not in ("code", "holdout", "online"):
+            raise InputError(f"prior is `code`, `holdout` or `online`, got {self.prior!r}")
         if self.has_alpha != (self.alpha_min is not None):
             raise InputError("a model with an `alpha` column needs `alpha_min`, and only such a model")
         if self.alpha_min is not None and not 0 < self.alpha_min < 1:
@@ -186,8 +187,8 @@ class Claim:
 
     @property
     def paid_code_bits(self) -> float:
-        """L(h) as paid: 0 under a holdout prior."""
-        return 0.0 if self.prior == "holdout" else self.code_length_bits
+        """L(h) as paid: 0 under a holdout prior, and where losses are those of a training run."""
+        return self.code_length_bits if self.prior == "code" else 0.0
 
     @property
     def shared_bits(self) -> float:

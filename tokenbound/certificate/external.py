@@ -43,6 +43,7 @@ def bound_losses(
     method: str = "all",
     trial: int = 1,
     protocol: Mapping[str, Any] | None = None,
+    online: bool = False,
 ) -> list[dict[str, Any]]:
     """Every line that these losses allow, as plain data.
 
@@ -56,6 +57,8 @@ def bound_losses(
             run that recorded decisions also `bits`.
         trial: ordinal of this claim among all tried on these tokens, from 1.
         protocol: how the model was applied (:func:`given_protocol`); the bits of its code are added.
+        online: the losses are those of a training run that predicted each token before it learned from it, in one pass.
+            No code is paid, and the lines bound the risk of the sequence of models, not of its last one.
 
     Raises:
         InputError: no readable `nll`, or an unknown method.
@@ -83,6 +86,7 @@ def bound_losses(
         top_k=TOP_K,
         methods=_all_methods(tree) if method == "all" else (method,),
         trial=trial,
+        prior="online" if online else "code",
         has_entropy="entropy" in columns,
         has_rank="rank" in columns,
         tree=None if tree is None else tree.name,

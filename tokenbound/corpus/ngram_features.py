@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -32,6 +33,8 @@ from tokenbound.corpus.windows import CorpusPlan, SegmentPlan, plan_corpus
 from tokenbound.errors import MismatchError
 from tokenbound.store.filesystem import read_bytes, resolve, write_bytes
 from tokenbound.store.uri import join
+
+logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -165,8 +168,11 @@ def corpus_features(root: str, rule: FeatureRule, run: Run = map) -> Features:
     if kept is not None:
         return kept
     found = compute_features(root, rule, run)
-    write_bytes(*resolve(f"{name}.npy"), found.data)
-    write_bytes(*resolve(f"{name}.sha256"), found.sha256.encode())
+    try:
+        write_bytes(*resolve(f"{name}.npy"), found.data)
+        write_bytes(*resolve(f"{name}.sha256"), found.sha256.encode())
+    except OSError as error:  # the corpus may be shared where this user only reads; the run keeps its own copy
+        logger.warning("the features are not kept beside the corpus (%s); the next run computes them again", error)
     return found
 
 
@@ -174,7 +180,7 @@ def _kept(name: str) -> Features | None:
     """Features that were computed before; None where there are none, or they are not whole."""
     try:
         digest, data = (read_bytes(*resolve(f"{name}.{ending}")) for ending in ("sha256", "npy"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return Features.parse(data, f"{name}.npy") if hashlib.sha256(data).hexdigest().encode() == digest else None
 

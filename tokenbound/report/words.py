@@ -54,6 +54,20 @@ def verified_sentence(certificate: CertificateRecord, rescored: Rescored | None)
     )
 
 
+def online_sentence(declaration: str) -> str:
+    """What bounds of a training run's own losses say, and what they do not.
+
+    >>> online_sentence("one pass, no repeats").endswith("Declared: one pass, no repeats.")
+    True
+    """
+    return (
+        "These lines bound the risk of the training run: the mean, over its own tokens, of the expected loss of the "
+        "model as it was before it learned from each. They say nothing about the last model, and no code is paid. "
+        "Taken on trust: every token is here once, predicted (entropy included) from earlier tokens alone, and rows of "
+        f"one batch did not see each other. Declared: {declaration.rstrip('.')}."
+    )
+
+
 def unchecked(certificate: CertificateRecord, rescored: Rescored | None) -> list[str]:
     """What a verification leaves to trust, each by name; the certificate is only as good as these.
 
