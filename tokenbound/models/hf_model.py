@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,14 +23,16 @@ from tokenbound.models.quantized.schemes import (
     scheme_of,
 )
 from tokenbound.models.smoothing_head import SMOOTHING
+from tokenbound.models.sources import TensorSource
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 logger = logging.getLogger(__name__)
 
 
-def _transposed(blank: PreTrainedModel) -> Callable[[str], bool]:
+def transposed_layers(blank: PreTrainedModel) -> Callable[[str], bool]:
     """Of a layer's name, whether it keeps its weight as [inputs, outputs], as GPT-2's do."""
     from transformers.pytorch_utils import Conv1D
 
@@ -66,6 +69,121 @@ def _load(
             if isinstance(error, torch.OutOfMemoryError) or not is_known:
                 raise
             raise InputError(f"the tensors do not fit the architecture: {_one_line(error)}") from error
+
+
+class Loader:
+    """Loads tensors into a model a few at a time, each as `from_pretrained` would: renamed, joined, and cast.
+
+    The model begins without storage. After `finish` it has all but what is loaded and dropped later.
+    """
+
+    def __init__(self, blank: PreTrainedModel, source: TensorSource, names: Collection[str], *, dtype: torch.dtype):
+        """Find out where every tensor goes; reads none.
+
+        Args:
+            blank: the model on the meta device; not changed.
+            source: its tensors.
+            names: those of them that are the model's.
+            dtype: arithmetic of the model body.
+
+        Raises:
+            InputError: tensors are missing, unknown or of another shape, by name.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+        from transformers.modeling_utils import LoadStateDictConfig, local_torch_dtype
+
+        self.source = source
+        with _quiet_transformers(), torch.device("meta"), local_torch_dtype(dtype):
+            self.model = type(blank)(copy.deepcopy(blank.config))
+        self.model.eval()
+        mapping = get_model_conversion_mapping(self.model)
+        self._config = partial(
+            LoadStateDictConfig,
+            dtype=dtype,
+            dtype_plan=self.model._get_dtype_plan(dtype),
+            weight_mapping=cast(Any, mapping),  # its annotation knows no base class
+            ignore_mismatched_sizes=True,
+        )
+        own, prefix = self.model.state_dict(), self.model.base_model_prefix
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self.targets: dict[str, tuple[str, bool]] = {}
+        """Of each tensor: the parameter or buffer that it becomes, and whether it does not become it alone."""
+        for name in names:
+            target, pattern = rename_source_key(name, renamings, converters, prefix, own)
+            if target not in own and name in own:
+                target, pattern = rename_source_key(name, [], [], prefix, own)
+            self.targets[name] = (target, pattern is not None)
+        self._tied = self._check(own)
+
+    def _check(self, own: Mapping[str, torch.Tensor]) -> set[str]:
+        """Load outlines of all tensors, which is quick, and refuse what does not fit. Returns names of tied weights."""
+        outlines = {}
+        for name, (target, _) in self.targets.items():
+            shape = self.source.shape(name)
+            like = own.get(target)
+            outline = (tuple(like.shape) if like is not None else (0,)) if shape is None else shape
+            outlines[name] = torch.empty(outline, dtype=self.source.dtype(name), device="meta")
+        report = self._convert(outlines, torch.device("meta"))
+        missing = set(report.missing_keys)
+        self.model.mark_tied_weights_as_initialized(report)
+        self.model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
+        self.model._adjust_missing_and_unexpected_keys(report)
+        _refuse_incomplete(report.to_dict())
+        return missing - report.missing_keys
+
+    def load(self, names: Collection[str], device: torch.device) -> None:
+        """Load some tensors into the parameters that they become.
+
+        Raises:
+            InputError: one cannot be made.
+        """
+        self._convert({name: _Later(self.source, name) for name in names}, device)
+
+    def finish(self, names: Collection[str], device: torch.device) -> None:
+        """Load what stays, compute the buffers, and tie what is tied.
+
+        Args:
+            names: the tensors to load now.
+            device: where they and the buffers go.
+
+        Raises:
+            InputError: a tensor cannot be made.
+        """
+        from transformers.utils.loading_report import LoadStateDictInfo
+
+        self.load(names, device)
+        report = LoadStateDictInfo(set(self._tied), set(), set(), [], {}, set())  # tied names alone are missing
+        with _quiet_transformers():
+            self.model._finalize_model_loading(self.model, self._config(device_map={"": device}), report)
+        self.model.requires_grad_(False)
+
+    def _convert(self, tensors: Mapping[str, Any], device: torch.device) -> LoadStateDictInfo:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+
+        with _quiet_transformers():
+            try:
+                config = self._config(device_map={"": device})
+                found: LoadStateDictInfo
+                found, _ = convert_and_load_state_dict_in_model(self.model, dict(tensors), config)
+                return found
+            except InputError:
+                raise
+            except _LOADING_ERRORS as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise InputError(f"the tensors do not fit the architecture: {_one_line(error)}") from error
+
+
+class _Later:
+    """A tensor that is made when transformers asks for it."""
+
+    def __init__(self, source: TensorSource, name: str) -> None:
+        self._source, self._name = source, name
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        return self._source.tensor(self._name, torch.device("cpu"))
 
 
 _LOADING_ERRORS = (RuntimeError, ValueError, KeyError)
@@ -228,7 +346,7 @@ def _identical(tensors: Mapping[str, torch.Tensor], left: str, right: str) -> bo
     return header_of(tensors, left) == header_of(tensors, right) and torch.equal(tensors[left], tensors[right])
 
 
-def _refuse_uncovered(blank: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+def refuse_uncovered(blank: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Catch what the loading report of transformers leaves out."""
     halved = {name for name in tensors if header_of(tensors, name)[0].is_complex}
     if halved:

@@ -8,6 +8,7 @@ tensor: outlier columns found at run time, one activation scale per tensor, expe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -58,15 +59,17 @@ def probe_causality(replica: Replica, inputs: npt.NDArray[Any] | None = None) ->
         ReplicaOutOfMemory: the batch does not fit.
     """
     windows = _without(_batch_of(replica, inputs), loud := _loudest_id(replica))
-    baseline = _observe(replica, windows, _next_ids(windows))
     cuts, kept = _cuts(replica.batch, replica.length), _only_row(replica, replica.batch // 2)
     trials: list[tuple[Ids | int, Ids]] = [
         (_replaced(replica, windows), np.maximum(cuts, kept)),
         (loud, cuts[::-1]),
         (0, cuts),
     ]
-    for number, (content, first_changed) in enumerate(trials):
-        if _differs(replica, baseline, windows, _behind(windows, content, first_changed), first_changed):
+    changed = [_behind(windows, content, first_changed) for content, first_changed in trials]
+    observed = _observe_each(replica, [windows, *changed], _next_ids(windows))
+    baseline = next(observed)
+    for number, ((_, first_changed), seen) in enumerate(zip(trials, observed, strict=True)):
+        if _differ(replica, baseline, seen, first_changed):
             padding = number == len(trials) - 1
             _refuse("depends on the padding behind its window" if padding else _diagnosis(replica, windows, loud, kept))
 
@@ -147,6 +150,16 @@ def _observe(replica: Replica, windows: Ids, targets: Ids) -> _Observation:
     return seen if hidden is None else [*seen, _bits(hidden)]
 
 
+def _observe_each(replica: Replica, batches: Sequence[Ids], targets: Ids) -> Iterator[_Observation]:
+    """What is observed of each batch in turn; where weights come and go with layers, they come once for all batches."""
+    if replica.chain is None:
+        yield from (_observe(replica, batch, targets) for batch in batches)
+        return
+    everything = _observe(replica, np.concatenate(batches), np.tile(targets, (len(batches), 1)))
+    for first in range(0, len(batches) * replica.batch, replica.batch):
+        yield [part[first : first + replica.batch] for part in everything]
+
+
 def _bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """The tensor as bytes, last axis widened: NaN equals NaN, and bfloat16 is no obstacle."""
     return tensor.contiguous().view(torch.uint8).cpu().numpy()
@@ -154,7 +167,10 @@ def _bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 def _differs(replica: Replica, baseline: _Observation, windows: Ids, changed: Ids, cuts: Ids) -> bool:
     """Whether anything observed before `cuts[row]` is not bit-identical once the windows are changed behind it."""
-    seen = _observe(replica, changed, _next_ids(windows))
+    return _differ(replica, baseline, _observe(replica, changed, _next_ids(windows)), cuts)
+
+
+def _differ(replica: Replica, baseline: _Observation, seen: _Observation, cuts: Ids) -> bool:
     watched = np.arange(replica.length) < cuts[:, None]
     return any(
         before[watched].tobytes() != after[watched].tobytes() for before, after in zip(baseline, seen, strict=True)
@@ -203,7 +219,11 @@ def _refuse_not_finite(replica: Replica, statistics: WindowStatistics, mask: npt
     finite = np.isfinite(statistics.nll[mask]) & np.isfinite(statistics.entropy[mask])
     if finite.all():
         return
-    broken = [name for name, parameter in replica.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    broken = [
+        name
+        for name, parameter in replica.model.named_parameters()
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all())
+    ]
     cause = (
         f"weight {broken[0]} holds NaN or inf; use a sound checkpoint"
         if broken

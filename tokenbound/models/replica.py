@@ -9,9 +9,10 @@ then a loss would depend on where a document ends or on which windows happened t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.errors import InputError, ReplicaOutOfMemory
 from tokenbound.models.attention import LONGEST, AttentionInBlocks
+from tokenbound.models.blocks import BlockChain, build_chain
 from tokenbound.models.build import build_model
 from tokenbound.models.chunks import (
     OWN_LOGITS_BYTES,
@@ -38,6 +40,7 @@ from tokenbound.models.head import (
     last_hidden_state,
     max_positions,
 )
+from tokenbound.models.sources import TensorSource
 from tokenbound.models.spread import is_spread
 from tokenbound.models.weights import Weights, decode_weights
 
@@ -71,6 +74,7 @@ class Replica:
         compile: bool = False,
         head: Head | None = None,
         own_logits_bytes: int = OWN_LOGITS_BYTES,
+        chain: BlockChain | None = None,
     ) -> None:
         """Move the model to its device and recognise its head.
 
@@ -83,6 +87,7 @@ class Replica:
             compile: fuse the passes over a chunk of logits with `torch.compile`; where that fails they stay apart.
             head: the model's head, where it is known; else it is found.
             own_logits_bytes: memory for logits that the model makes itself, where its head is of no known form.
+            chain: brings the weights of the model's layers, where they are not in memory.
 
         Raises:
             InputError: a window is longer than the model's positions, or there is no compiler to compile with.
@@ -93,14 +98,14 @@ class Replica:
         if compile:
             require_compiler(self.device)
         self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
-        self.own_logits_bytes = own_logits_bytes
+        self.own_logits_bytes, self.chain = own_logits_bytes, chain
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = model.eval()
-            if not is_spread(model):
+            if not is_spread(model) and chain is None:
                 cast(torch.nn.Module, model).to(self.device)
             fuse_activations(self.model)
             fuse_norms(self.model)
-            self.head = head or find_head(self.model)
+            self.head = head or self._find_head()
         if self.head is None and self.model.get_output_embeddings() is not None:
             logger.warning(
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
@@ -163,6 +168,42 @@ class Replica:
         with _out_of_memory_named("the model"):
             model = build_model(weights.architecture, weights.tensors, dtype=dtype, device=device)
         return cls(model, device=device, **options)
+
+    @classmethod
+    def from_source(
+        cls,
+        architecture: Mapping[str, Any],
+        source: TensorSource,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        form: str = "streamed",
+        **options: Any,
+    ) -> Replica:
+        """Make a replica whose layers have no weights but while they run.
+
+        Args:
+            architecture: Hugging Face config as a dict.
+            source: its tensors.
+            dtype: arithmetic of the model body.
+            device: where to run.
+            form: `packed` or `streamed`, for messages.
+            options: see the constructor.
+
+        Raises:
+            InputError: as `from_weights`, or the architecture has no list of layers.
+            ReplicaOutOfMemory: a layer does not fit.
+        """
+        with _out_of_memory_named("the model without its layers"):
+            chain = build_chain(architecture, source, dtype=dtype, device=device, form=form)
+        return cls(chain.model, device=device, chain=chain, **options)
+
+    def _find_head(self) -> Head | None:
+        """The head; of a chain it is looked for behind no layers, which would each have to be loaded many times."""
+        if self.chain is None:
+            return find_head(self.model)
+        with self.chain.without_layers():
+            return find_head(self.model)
 
     @property
     def input_vocab_size(self) -> int:
@@ -309,11 +350,11 @@ class Replica:
         rows = inputs.shape[0]
         inputs, targets, mask = self._full_batches(inputs, targets, mask)
         parts, states = [], []
+        batches = [slice(first, first + self.batch) for first in range(0, len(inputs), self.batch)]
         with _out_of_memory_named(f"a batch of {self.batch} x {self.length} tokens on {self.device}"):
             ids, wanted, scored = self._to_device(inputs), self._to_device(targets), torch.from_numpy(mask)
-            for first in range(0, len(inputs), self.batch):
-                batch = slice(first, first + self.batch)
-                result, hidden = self._score(ids[batch], wanted[batch], scored[batch])
+            calls = [partial(self._score, ids[batch], wanted[batch], scored[batch]) for batch in batches]
+            for result, hidden in (call() for call in calls) if self.chain is None else self.chain.stream(calls):
                 alpha = [] if result.alpha is None else [result.alpha]
                 parts.append(torch.stack([result.nll, result.entropy, result.rank.view(torch.float32), *alpha]))
                 states += [hidden] if keep_hidden and hidden is not None else []

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,20 +66,57 @@ def dense_tensors(
         InputError: a layer does not lie as its method says; by name.
     """
     out = dict(tensors)
-    settings = {**architecture[QUANTIZATION], quip.SETTINGS: architecture.get(quip.SETTINGS)}
-    for layout in LAYOUTS[method.name]:
-        for name in sorted(tensors):
-            if not name.endswith(layout.mark):
-                continue
-            layer = name.removesuffix(layout.mark)
-            parts = {part: out.pop(layer + part) for part in layout.parts if layer + part in out}
-            weight = _restore(layout, method, layer, parts, settings)
-            if method.name == "quip#":
-                pieces = quip.split(layer, weight, parts.get(".fuse_scales"), architecture)
-            else:
-                pieces = {f"{layer}.weight": weight.T.contiguous() if transposed(layer) else weight}
-            out |= {name: piece.to(dtype) for name, piece in pieces.items()}
+    for layer, layout in quantized_layers(method, tensors).items():
+        parts = {part: out.pop(layer + part) for part in layout.parts if layer + part in out}
+        out |= dense_layer(method, architecture, layer, parts, dtype=dtype, transposed=transposed(layer))
     return out
+
+
+def quantized_layers(method: Scheme, names: Collection[str]) -> dict[str, Layout]:
+    """Layers among the names of a checkpoint's tensors that are quantized, each with how it lies there."""
+    return {
+        name.removesuffix(layout.mark): layout
+        for layout in LAYOUTS[method.name]
+        for name in sorted(names)
+        if name.endswith(layout.mark)
+    }
+
+
+def weight_names(method: Scheme, layer: str) -> tuple[str, ...]:
+    """Names of the dense weights that a quantized layer holds."""
+    return quip.weight_names(layer) if method.name == "quip#" else (f"{layer}.weight",)
+
+
+def dense_layer(
+    method: Scheme,
+    architecture: Mapping[str, Any],
+    layer: str,
+    parts: Tensors,
+    *,
+    dtype: torch.dtype,
+    transposed: bool = False,
+) -> dict[str, torch.Tensor]:
+    """The weights that one quantized layer stands for, by name; see `dense_tensors`.
+
+    Args:
+        method: how it is quantized.
+        architecture: with the quantization config.
+        layer: its name.
+        parts: its tensors by ending.
+        dtype: of the weights.
+        transposed: whether the model keeps its weight as [inputs, outputs].
+
+    Raises:
+        InputError: it does not lie as its method says; by name.
+    """
+    settings = {**architecture[QUANTIZATION], quip.SETTINGS: architecture.get(quip.SETTINGS)}
+    layout = quantized_layers(method, [layer + part for part in parts])[layer]
+    weight = _restore(layout, method, layer, parts, settings)
+    if method.name == "quip#":
+        pieces = quip.split(layer, weight, parts.get(".fuse_scales"), architecture)
+    else:
+        pieces = {f"{layer}.weight": weight.T.contiguous() if transposed else weight}
+    return {name: piece.to(dtype) for name, piece in pieces.items()}
 
 
 def _restore(layout: Layout, method: Scheme, layer: str, parts: Tensors, settings: Settings) -> torch.Tensor:

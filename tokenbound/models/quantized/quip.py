@@ -155,6 +155,16 @@ def _transformed(points: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return mix(mix(points[codes].flatten(1)).T).T
 
 
+def weight_names(layer: str) -> tuple[str, ...]:
+    """Names of the weights that one layer of the files holds.
+
+    >>> weight_names("model.layers.0.mlp.upgate_proj")
+    ('model.layers.0.mlp.up_proj.weight', 'model.layers.0.mlp.gate_proj.weight')
+    """
+    path, _, last = layer.rpartition(".")
+    return tuple(f"{path}.{name}.weight" for name in JOINED[last]) if last in JOINED else (f"{layer}.weight",)
+
+
 def split(
     layer: str, weight: torch.Tensor, scales: torch.Tensor | None, architecture: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:

@@ -1,0 +1,162 @@
+"""Where a model's tensors come from, by name and one at a time, so that nobody needs all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+
+from tokenbound.compression.dtypes import dtype_of
+from tokenbound.compression.tensor import CodedTensor, decode_tensor
+from tokenbound.models.quantized.layouts import dense_layer, quantized_layers, weight_names
+from tokenbound.models.quantized.schemes import Scheme
+
+
+class TensorSource(Protocol):
+    """Tensors by name."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor; None where only making it would tell."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Dtype in which a tensor is given; None for that of the model."""
+        ...
+
+    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        """The tensor on a device, made anew or shared: not to be changed.
+
+        Raises:
+            InputError: it cannot be made; by name.
+        """
+        ...
+
+
+class MemorySource:
+    """Tensors that are all in memory."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+        return self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor."""
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Its dtype."""
+        return self._tensors[name].dtype
+
+    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        """The tensor on a device."""
+        return self._tensors[name].to(device)
+
+
+class CodedSource:
+    """Tensors of an artifact, each decoded from its code whenever it is asked for."""
+
+    def __init__(self, coded: Sequence[CodedTensor]) -> None:
+        self._coded = {item.name: item for item in coded}
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+        return self._coded.keys()
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, from the index."""
+        return self._coded[name].shape
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Its dtype, from the index."""
+        return dtype_of(self._coded[name].dtype)
+
+    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        """Decode a tensor and put it on a device."""
+        return decode_tensor(self._coded[name]).to(device)
+
+
+class SchemeSource:
+    """The dense weights that another tool's packed codes stand for; what belongs to no quantized layer is as it was.
+
+    The weights are made on the host whatever the device, by the function that makes those of a dense replica.
+    """
+
+    def __init__(
+        self,
+        inner: TensorSource,
+        scheme: Scheme,
+        architecture: Mapping[str, Any],
+        *,
+        dtype: torch.dtype,
+        transposed: Callable[[str], bool] = lambda layer: False,
+    ) -> None:
+        """Find the quantized layers among the names.
+
+        Args:
+            inner: Packed codes, scales and what is not quantized.
+            scheme: How it is quantized.
+            architecture: With the quantization config.
+            dtype: Of the weights.
+            transposed: Of a layer's name, whether the model keeps its weight as [inputs, outputs].
+        """
+        self._inner, self._scheme, self._architecture = inner, scheme, architecture
+        self._dtype, self._transposed = dtype, transposed
+        names = set(inner.names)
+        self._parts = {
+            layer: [part for part in layout.parts if layer + part in names]
+            for layer, layout in quantized_layers(scheme, names).items()
+        }
+        self._layer_of = {name: layer for layer in self._parts for name in weight_names(scheme, layer)}
+        taken = {layer + part for layer, parts in self._parts.items() for part in parts}
+        self._names = (names - taken) | self._layer_of.keys()
+        self._made: dict[str, dict[str, torch.Tensor]] = {}
+        self._lock = Lock()
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the tensors of the unquantized model."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor; of a quantized weight it is not known before it is made."""
+        return None if name in self._layer_of else self._inner.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Its dtype; quantized weights come in that of the model."""
+        return None if name in self._layer_of else self._inner.dtype(name)
+
+    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        """The tensor on a device. Weights that one layer holds together are made together and given once."""
+        layer = self._layer_of.get(name)
+        if layer is None:
+            return self._inner.tensor(name, device)
+        with self._lock:
+            if name not in self._made.get(layer, {}):
+                self._made[layer] = self._dense(layer)
+            weight = self._made[layer].pop(name)
+            if not self._made[layer]:
+                del self._made[layer]
+        return weight.to(device)
+
+    def _dense(self, layer: str) -> dict[str, torch.Tensor]:
+        parts = {part: self._inner.tensor(layer + part, torch.device("cpu")) for part in self._parts[layer]}
+        return dense_layer(
+            self._scheme,
+            self._architecture,
+            layer,
+            parts,
+            dtype=self._dtype,
+            transposed=self._transposed(layer),
+        )
