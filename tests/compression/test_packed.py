@@ -30,6 +30,7 @@ from tokenbound.compression.codecs.packed import (
 from tokenbound.compression.container import ArtifactError
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.compression.inspection import TensorReport, inspect_artifact
+from tokenbound.compression.tensor import decode_tensor, encode_tensor
 from tokenbound.config.compress import LosslessSettings
 
 MAKERS: dict[str, Callable[[np.ndarray], layouts.Tensors]] = {
@@ -193,3 +194,11 @@ def test_forged_static_forms_are_named(first: int, message: str) -> None:
     coded[0] = first
     with pytest.raises(ArtifactError, match=message):
         decode_packed(memoryview(bytes(coded)), (64, 64), torch.int16)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_an_integer_without_axes_comes_back(dtype: torch.dtype) -> None:
+    """QuIP#'s files hold the number of their codebook so."""
+    for value in (0, 7, 127):
+        coded = encode_tensor("codebook_id", torch.tensor(value, dtype=dtype), LosslessSettings())
+        assert decode_tensor(coded).item() == value

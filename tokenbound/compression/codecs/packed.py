@@ -242,10 +242,12 @@ def encode_packed(tensor: torch.Tensor, shorter_than: int) -> bytes | None:
 
 
 def _words(tensor: torch.Tensor) -> Words | None:
-    """The elements as unsigned integers of their own width, without a copy."""
+    """The elements as unsigned integers of their own width, without a copy; None where there are no axes to code."""
     import torch
 
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or not tensor.numel():
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        return None
+    if not tensor.ndim or not tensor.numel():
         return None
     data = tensor_bytes(tensor)
     unsigned: Words = data.reshape(-1).view(f"<u{data.shape[1]}")
