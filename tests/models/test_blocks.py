@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Collection
-from pathlib import Path
+from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import random_model
 from tokenbound.models.probe import canary, probe_causality
 from tokenbound.models.replica import Replica, WindowStatistics
-from tokenbound.models.sources import CodedSource, MemorySource, TensorSource
+from tokenbound.models.sources import CodedSource, MemorySource, PackedSource, TensorSource
 from tokenbound.models.weights import Weights, decode_weights
 
 VOCAB, BATCH, LENGTH = 97, 2, 32
@@ -275,10 +277,38 @@ def test_model_without_such_a_list_has_no_layers() -> None:
     assert find_layers(model) is None
 
 
-def test_stories_quantized_stream_to_the_same_losses(checkpoint: Callable[[str], Checkpoint], tmp_path: Path) -> None:
-    found = checkpoint("llama")
-    data = encode_artifact(found.architecture, found.tensors, RoundToNearestSettings(step=0.25))
-    parsed, windows = parse_artifact(data), some_windows(5)
-    expected = Replica.from_weights(decode_weights(data), dtype=torch.float32, batch=BATCH, length=LENGTH)
-    replica = streamed(parsed.architecture, CodedSource(parsed.coded), torch.float32)
-    require_same(expected.score(*windows), replica.score(*windows))
+@pytest.fixture(scope="module")
+def quantized(checkpoint: Callable[[str], Checkpoint]) -> Callable[[str], bytes]:
+    """Artifacts of 4 bits or so, with layers wide enough to be packed."""
+
+    def make(kind: str) -> bytes:
+        architecture = {"model_type": kind, **ARCHITECTURES[kind], **_WIDE.get(kind, {"intermediate_size": 256})}
+        torch.manual_seed(0)
+        with TemporaryDirectory() as folder:
+            random_model(architecture, torch.float32).save_pretrained(folder)
+            found = read_checkpoint(folder)
+        return encode_artifact(found.architecture, found.tensors, RoundToNearestSettings(step=0.25))
+
+    return cache(make)
+
+
+_WIDE: dict[str, dict[str, int]] = {
+    "gpt2": {"n_inner": 256},
+    "qwen3_moe": {"moe_intermediate_size": 256},
+    "opt": {"ffn_dim": 256},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_packed_and_streamed_losses_of_an_artifact_are_those_of_a_dense_replica(
+    quantized: Callable[[str], bytes], kind: str, dtype: torch.dtype
+) -> None:
+    data, windows = quantized(kind), some_windows(5)
+    parsed = parse_artifact(data)
+    expected = Replica.from_weights(decode_weights(data), dtype=dtype, batch=BATCH, length=LENGTH).score(*windows)
+    packed = PackedSource(parsed.coded, torch.device("cpu"), workers=2)
+    require_same(expected, streamed(parsed.architecture, packed, dtype).score(*windows))
+    require_same(expected, streamed(parsed.architecture, CodedSource(parsed.coded), dtype).score(*windows))
+    matrices = [item for item in parsed.coded if re.search(r"\.\d+\.", item.name) and len(item.shape) > 1]
+    assert 0 < packed.num_bytes < sum(item.decoded_bytes for item in matrices) / 2

@@ -11,6 +11,7 @@ from typing import Any
 import layouts_support as layouts
 import pytest
 import torch
+from blocks_support import require_same_weights
 from quantized_support import save_compressed, save_torchao, save_with_layout
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -280,6 +281,12 @@ def test_an_artifact_keeps_every_tensor_of_a_layout(plain: Path, tmp_path: Path)
     model = through_an_artifact(tmp_path, torch.float32)
     for key, tensor in dense.items():
         assert torch.equal(model.get_parameter(key), tensor.float()), key
+
+
+@pytest.mark.parametrize("name", ["gptq 3 bit", "awq", "bitsandbytes 4 bit, nested", "bitsandbytes 8 bit", "hqq 4 bit"])
+def test_layers_of_a_layout_are_streamed_and_packed_to_the_same_weights(name: str, plain: Path, tmp_path: Path) -> None:
+    save_with_layout(plain, tmp_path, *DENSE[name])
+    require_same_weights(read_checkpoint(tmp_path), torch.bfloat16)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blocks_support import require_same_weights
 from safetensors.torch import load_file, save_file
 from scipy.linalg import hadamard
 from transformers import MistralConfig, MistralForCausalLM
@@ -228,6 +229,10 @@ def test_a_checkpoint_is_restored(saved: tuple[Path, dict[str, np.ndarray]]) -> 
         found = model.get_parameter(name).double().numpy()
         assert np.abs(found - weights).max() < 1e-6 * np.abs(weights).max(), name
     assert torch.isfinite(model(torch.arange(20).view(1, 20)).logits).all()
+
+
+def test_joined_layers_are_streamed_and_packed_to_the_same_weights(saved: tuple[Path, dict[str, np.ndarray]]) -> None:
+    require_same_weights(read_checkpoint(saved[0]), torch.bfloat16)
 
 
 def test_the_config_gives_the_scale_of_residuals(saved: tuple[Path, dict[str, np.ndarray]]) -> None:

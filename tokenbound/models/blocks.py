@@ -364,7 +364,9 @@ def build_chain(
     layers = find_layers(loader.model)
     assert layers is not None, "checked above"
     blocks = _blocks(loader, layers)
-    away = {slot.source for block in blocks for slot in block.slots} | {name for b in blocks for name in b.joined}
+    slots = [slot for block in blocks for slot in block.slots]
+    away = {slot.source for slot in slots if slot.source is not None} | {name for b in blocks for name in b.joined}
+    source.keep(away)
     loader.finish(sorted(names - away), device)
     if smoothing is not None:
         loader.model.smoothing_head = smoothing.requires_grad_(False).to(device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Protocol
 
 import torch
 
 from tokenbound.compression.dtypes import dtype_of
+from tokenbound.compression.packed_weights import PackedWeight, pack_weight
 from tokenbound.compression.tensor import CodedTensor, decode_tensor
 from tokenbound.models.quantized.layouts import dense_layer, quantized_layers, weight_names
 from tokenbound.models.quantized.schemes import Scheme
@@ -28,6 +30,10 @@ class TensorSource(Protocol):
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Dtype in which a tensor is given; None for that of the model."""
+        ...
+
+    def keep(self, names: Collection[str]) -> None:
+        """Told once which tensors will be asked for again and again."""
         ...
 
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
@@ -58,6 +64,9 @@ class MemorySource:
         """Its dtype."""
         return self._tensors[name].dtype
 
+    def keep(self, names: Collection[str]) -> None:
+        """They are there already."""
+
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
         """The tensor on a device."""
         return self._tensors[name].to(device)
@@ -82,9 +91,51 @@ class CodedSource:
         """Its dtype, from the index."""
         return dtype_of(self._coded[name].dtype)
 
+    def keep(self, names: Collection[str]) -> None:
+        """Nothing is kept: each is decoded again."""
+
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
         """Decode a tensor and put it on a device."""
         return decode_tensor(self._coded[name]).to(device)
+
+
+class PackedSource(CodedSource):
+    """Tensors of an artifact, of which those that are asked for often are kept in few bits, on the device if it can be.
+
+    The others are decoded whenever they are asked for.
+    """
+
+    def __init__(self, coded: Sequence[CodedTensor], device: torch.device, *, workers: int = 1) -> None:
+        """Nothing is decoded yet.
+
+        Args:
+            coded: from an artifact.
+            device: where packed weights are kept and values are made of them.
+            workers: threads that decode.
+        """
+        super().__init__(coded)
+        self._device, self._workers = device, workers
+        self._packed: dict[str, PackedWeight] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is kept."""
+        return sum(weight.num_bytes for weight in self._packed.values())
+
+    def keep(self, names: Collection[str]) -> None:
+        """Decode these once and keep them in few bits."""
+        ordered = sorted(names)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="packing") as pool:
+            packed = pool.map(self._pack, ordered)
+            self._packed.update(zip(ordered, packed, strict=True))
+
+    def _pack(self, name: str) -> PackedWeight:
+        return pack_weight(self._coded[name]).to(self._device)
+
+    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        """The tensor on a device."""
+        weight = self._packed.get(name)
+        return super().tensor(name, device) if weight is None else weight.dense(device)
 
 
 class SchemeSource:
@@ -136,6 +187,12 @@ class SchemeSource:
     def dtype(self, name: str) -> torch.dtype | None:
         """Its dtype; quantized weights come in that of the model."""
         return None if name in self._layer_of else self._inner.dtype(name)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Keep what these weights are made of."""
+        layers = {self._layer_of[name] for name in names if name in self._layer_of}
+        parts = {layer + part for layer in layers for part in self._parts[layer]}
+        self._inner.keep(parts | {name for name in names if name not in self._layer_of})
 
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
         """The tensor on a device. Weights that one layer holds together are made together and given once."""

@@ -58,7 +58,7 @@ def encode_groups(codes: GroupCodes, *, transposed: bool) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Form:
+class GroupForm:
     """A wire form, read up to its codes."""
 
     transposed: bool
@@ -69,7 +69,7 @@ class _Form:
     codes: memoryview
 
     @staticmethod
-    def read(payload: memoryview, shape: tuple[int, ...]) -> _Form:
+    def read(payload: memoryview, shape: tuple[int, ...]) -> GroupForm:
         """Read the form of a tensor of this shape.
 
         Raises:
@@ -88,7 +88,7 @@ class _Form:
         scales: NDArray[Any] = decode_exact(reader.block(), (rows, -(-columns // group)), torch.float16).numpy()
         if not np.isfinite(scales).all():
             raise ArtifactError("artifact: a scale of a group is not finite")
-        return _Form(transposed, (rows, columns), group, scales, reader.block(), reader.take(reader.remaining))
+        return GroupForm(transposed, (rows, columns), group, scales, reader.block(), reader.take(reader.remaining))
 
 
 def decode_groups(payload: memoryview, shape: tuple[int, ...]) -> tuple[GroupCodes, bool]:
@@ -97,7 +97,7 @@ def decode_groups(payload: memoryview, shape: tuple[int, ...]) -> tuple[GroupCod
     Raises:
         ArtifactError: the payload is not such a form.
     """
-    form = _Form.read(payload, shape)
+    form = GroupForm.read(payload, shape)
     zeros = decode_matrix(form.zeros, form.scales.shape)
     centred = decode_matrix(form.codes, form.shape)
     codes = centred + zeros[:, np.arange(form.shape[1]) // form.group]
@@ -110,7 +110,7 @@ def decode_layer(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype
 
     if dtype.itemsize < 2:
         raise ArtifactError(f"artifact: a tensor in groups cannot have dtype {dtype}")
-    form = _Form.read(payload, shape)
+    form = GroupForm.read(payload, shape)
     for _ in matrix_parts(form.zeros, form.scales.shape):  # not needed here, but they must be what they should
         pass
     tensor = torch.empty(matrix_shape(shape), dtype=dtype)

@@ -156,12 +156,12 @@ def padded(columns: int) -> int:
 def lattice_values(codes: LatticeCodes, shape: tuple[int, int]) -> Floats:
     """float32 values [rows, columns] of the codes."""
     values = np.empty(shape, np.float32)
-    for part, block_values in _value_parts(codes, shape):
+    for part, block_values in value_parts(codes, shape):
         values[part] = block_values
     return values
 
 
-def _value_parts(codes: LatticeCodes, shape: tuple[int, int]) -> Iterator[tuple[slice, Floats]]:
+def value_parts(codes: LatticeCodes, shape: tuple[int, int]) -> Iterator[tuple[slice, Floats]]:
     """The values in parts, last rows first; what has been given is no longer held, and nothing else of their size."""
     rows, columns = shape
     groups = padded(columns) // WIDTH
@@ -212,14 +212,20 @@ def decode_lattice(payload: memoryview, shape: tuple[int, ...]) -> tuple[Lattice
 
 def decode_layer(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Decode a layer's weight."""
-    import torch
-
     if dtype.itemsize < 2:
         raise ArtifactError(f"artifact: a lattice-coded tensor cannot have dtype {dtype}")
-    codes, transposed, matrix = decode_lattice(payload, shape)
+    return dense_layer(*decode_lattice(payload, shape), shape, dtype)
+
+
+def dense_layer(
+    codes: LatticeCodes, transposed: bool, matrix: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """A layer's weight from what `decode_lattice` gives."""
+    import torch
+
     tensor = torch.empty(matrix_shape(shape), dtype=dtype)
     target = tensor.T if transposed else tensor
-    for part, values in _value_parts(codes, matrix):
+    for part, values in value_parts(codes, matrix):
         target[part] = torch.from_numpy(values).to(dtype)
     return tensor.reshape(shape)
 

@@ -87,7 +87,7 @@ def _head(grid: Grid) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """What a wire form says of the steps, before the integers."""
 
     base: int
@@ -96,7 +96,7 @@ class _Steps:
     shrink: int
 
 
-def _read_form(payload: memoryview, shape: tuple[int, ...]) -> tuple[_Steps, memoryview]:
+def read_form(payload: memoryview, shape: tuple[int, ...]) -> tuple[Steps, memoryview]:
     """The steps of a tensor of this shape, and the code of its integers."""
     reader = Reader(payload, "a quantized tensor")
     flags = reader.byte()
@@ -104,15 +104,15 @@ def _read_form(payload: memoryview, shape: tuple[int, ...]) -> tuple[_Steps, mem
     if len(shape) < 2:
         if flags & (_ROWS | _COLUMNS):
             raise ArtifactError("artifact: a vector has exponents of rows or columns")
-        return _Steps(base, None, None, flags >> 2), reader.take(reader.remaining)
+        return Steps(base, None, None, flags >> 2), reader.take(reader.remaining)
     rows, columns = matrix_shape(shape)
     row = decode_vector(reader.block(), rows) if flags & _ROWS else None
     column = decode_vector(reader.block(), columns) if flags & _COLUMNS else None
     _check_exponents(base, row, column)
-    return _Steps(base, row, column, flags >> 2), reader.take(reader.remaining)
+    return Steps(base, row, column, flags >> 2), reader.take(reader.remaining)
 
 
-def _integer_parts(coded: memoryview, shape: tuple[int, ...], steps: _Steps) -> Iterator[tuple[Cut, Ints]]:
+def integer_parts(coded: memoryview, shape: tuple[int, ...], steps: Steps) -> Iterator[tuple[Cut, Ints]]:
     """The integers in parts; of a vector as one row."""
     if len(shape) < 2:
         for cut, part in vector_parts(coded, _count(shape)):
@@ -129,9 +129,9 @@ def decode_grid(payload: memoryview, shape: tuple[int, ...]) -> Grid:
     Raises:
         ArtifactError: the payload is not such a form.
     """
-    steps, coded = _read_form(payload, shape)
+    steps, coded = read_form(payload, shape)
     integers = np.empty(_flat_shape(shape), np.int32)
-    for cut, part in _integer_parts(coded, shape, steps):
+    for cut, part in integer_parts(coded, shape, steps):
         integers[cut] = part
     return Grid(
         integers.reshape(-1) if len(shape) < 2 else integers, steps.base, steps.rows, steps.columns, steps.shrink
@@ -148,9 +148,9 @@ def decode_tensor(payload: memoryview, shape: tuple[int, ...], dtype: torch.dtyp
 
     if not dtype.is_floating_point:
         raise ArtifactError(f"artifact: a quantized tensor cannot have dtype {dtype}")
-    steps, coded = _read_form(payload, shape)
+    steps, coded = read_form(payload, shape)
     tensor = torch.empty(_flat_shape(shape), dtype=dtype)
-    for (rows, columns), part in _integer_parts(coded, shape, steps):
+    for (rows, columns), part in integer_parts(coded, shape, steps):
         row = None if steps.rows is None else steps.rows[rows]
         column = None if steps.columns is None else steps.columns[columns]
         values = grid_values(Grid(part, steps.base, row, column, steps.shrink))
