@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from tokenbound.compression.artifact import encode_artifact, parse_artifact
+from tokenbound.compression.artifact import encode_artifact
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.dtypes import tensor_bytes
 from tokenbound.config.compress import LosslessSettings
 from tokenbound.models.blocks import build_chain
 from tokenbound.models.build import build_model
 from tokenbound.models.checkpoint import Checkpoint
-from tokenbound.models.sources import CodedSource, PackedSource
+from tokenbound.models.sources import MapSource, PackedSource
 
 CPU = torch.device("cpu")
 
 
 def require_same_weights(found: Checkpoint, dtype: torch.dtype) -> None:
     """Every weight that a chain loads, streamed or packed, is that of the dense model, bit for bit."""
-    parsed = parse_artifact(encode_artifact(found.architecture, found.tensors, LosslessSettings()))
+    artifact = ArtifactFile(encode_artifact(found.architecture, found.tensors, LosslessSettings()))
     expected = build_model(found.architecture, found.tensors, dtype=dtype, device="cpu").state_dict()
-    for source in (CodedSource(parsed.coded), PackedSource(parsed.coded, CPU)):
-        chain = build_chain(parsed.architecture, source, dtype=dtype, device=CPU)
+    for source in (MapSource(artifact.tensors), PackedSource(artifact, CPU)):
+        chain = build_chain(artifact.architecture, source, dtype=dtype, device=CPU)
         for index in range(len(chain.blocks)):
             chain.load(index)
         loaded = chain.model.state_dict()

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from tokenbound.compression.artifact import encode_artifact, parse_artifact
+from tokenbound.compression.artifact import encode_artifact
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.config.compress import RoundToNearestSettings
 from tokenbound.demo import demo_artifact
 from tokenbound.errors import InputError
@@ -24,7 +25,7 @@ from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import random_model
 from tokenbound.models.probe import canary, probe_causality
 from tokenbound.models.replica import Replica, WindowStatistics
-from tokenbound.models.sources import CodedSource, MemorySource, PackedSource, TensorSource
+from tokenbound.models.sources import MapSource, PackedSource, TensorSource
 from tokenbound.models.weights import Weights, decode_weights
 
 VOCAB, BATCH, LENGTH = 97, 2, 32
@@ -93,14 +94,14 @@ def test_streamed_losses_are_those_of_a_dense_replica(
     checkpoint: Callable[[str], Checkpoint], kind: str, dtype: torch.dtype
 ) -> None:
     found, windows = checkpoint(kind), some_windows(7)
-    replica = streamed(found.architecture, MemorySource(found.tensors), dtype)
+    replica = streamed(found.architecture, MapSource(found.tensors), dtype)
     require_same(dense(found, dtype).score(*windows), replica.score(*windows))
     assert replica.head is not None
 
 
 def test_no_matrix_of_a_layer_is_in_memory_between_scores(checkpoint: Callable[[str], Checkpoint]) -> None:
     found = checkpoint("qwen3_moe")
-    replica = streamed(found.architecture, MemorySource(found.tensors), torch.float32)
+    replica = streamed(found.architecture, MapSource(found.tensors), torch.float32)
     replica.score(*some_windows(7))
     layers = find_layers(replica.model)
     assert layers is not None
@@ -109,7 +110,7 @@ def test_no_matrix_of_a_layer_is_in_memory_between_scores(checkpoint: Callable[[
         assert {parameter.is_meta for parameter in module.parameters() if parameter.ndim == 1} == {False}
 
 
-class Watched(MemorySource):
+class Watched(MapSource):
     """Notes what is asked for, and which of what it gave is still there."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -134,7 +135,7 @@ def test_weights_are_made_once_for_all_batches_of_a_shard(checkpoint: Callable[[
 def test_two_layers_at_most_are_in_memory(checkpoint: Callable[[str], Checkpoint]) -> None:
     found, most = checkpoint("llama"), 0
 
-    class Counting(MemorySource):
+    class Counting(MapSource):
         def tensor(self, name: str, device: torch.device) -> torch.Tensor:
             nonlocal most
             layers = [block.module for block in chain.blocks] if chains else []
@@ -171,7 +172,7 @@ def test_models_own_logits_are_streamed_too(checkpoint: Callable[[str], Checkpoi
     options = {"own_logits_bytes": 4 * LENGTH * VOCAB}
     pair = (
         dense(found, torch.float32, **options),
-        streamed(found.architecture, MemorySource(found.tensors), torch.float32, **options),
+        streamed(found.architecture, MapSource(found.tensors), torch.float32, **options),
     )
     for replica in pair:
         replica.head = None
@@ -190,7 +191,7 @@ def test_probe_and_canary_pass_and_make_the_weights_once_each(checkpoint: Callab
 
 def test_probe_refuses_a_streamed_model_that_looks_ahead(checkpoint: Callable[[str], Checkpoint]) -> None:
     found = checkpoint("llama")
-    replica = streamed(found.architecture, MemorySource(found.tensors), torch.float32)
+    replica = streamed(found.architecture, MapSource(found.tensors), torch.float32)
     replica.model.model.norm.register_forward_hook(lambda module, inputs, output: output + output[:, -1:])
     with pytest.raises(InputError, match="depends on later tokens"):
         probe_causality(replica)
@@ -198,7 +199,7 @@ def test_probe_refuses_a_streamed_model_that_looks_ahead(checkpoint: Callable[[s
 
 def test_rank_limits_load_layers_too(checkpoint: Callable[[str], Checkpoint]) -> None:
     found, windows = checkpoint("gpt2"), some_windows(3)
-    replica = streamed(found.architecture, MemorySource(found.tensors), torch.float32)
+    replica = streamed(found.architecture, MapSource(found.tensors), torch.float32)
     expected = dense(found, torch.float32).rank_limits(*windows, 1e-3)
     for left, right in zip(expected, replica.rank_limits(*windows, 1e-3), strict=True):
         assert np.array_equal(left, right)
@@ -207,24 +208,24 @@ def test_rank_limits_load_layers_too(checkpoint: Callable[[str], Checkpoint]) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_demo_artifact_streams_to_the_same_losses(dtype: torch.dtype) -> None:
     data = demo_artifact()
-    weights, parsed = decode_weights(data), parse_artifact(data)
+    weights, artifact = decode_weights(data), ArtifactFile(data)
     windows = some_windows(5, 64, 257)
     shape = {"batch": 2, "length": 64}
     expected = Replica.from_weights(weights, dtype=dtype, **shape).score(*windows)
-    replica = Replica.from_source(parsed.architecture, CodedSource(parsed.coded), dtype=dtype, **shape)
+    replica = Replica.from_source(artifact.architecture, MapSource(artifact.tensors), dtype=dtype, **shape)
     require_same(expected, replica.score(*windows))
 
 
 def test_error_in_a_layer_ends_every_pass_and_leaves_no_weights(checkpoint: Callable[[str], Checkpoint]) -> None:
     found = checkpoint("llama")
 
-    class Failing(MemorySource):
+    class Failing(MapSource):
         def tensor(self, name: str, device: torch.device) -> torch.Tensor:
             if name.startswith("model.layers.2."):
                 raise InputError("the artifact is damaged")
             return super().tensor(name, device)
 
-    replica = streamed(found.architecture, MemorySource(found.tensors), torch.float32)
+    replica = streamed(found.architecture, MapSource(found.tensors), torch.float32)
     assert replica.chain is not None
     replica.chain._loader.source = Failing(found.tensors)
     with pytest.raises(InputError, match="damaged"):
@@ -233,7 +234,7 @@ def test_error_in_a_layer_ends_every_pass_and_leaves_no_weights(checkpoint: Call
     assert all(p.is_meta for block in replica.chain.blocks[:2] for p in block.module.parameters() if p.ndim > 1)
 
 
-class Changed(MemorySource):
+class Changed(MapSource):
     """Without some tensors, and with others."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], less: Collection[str], more: dict[str, torch.Tensor]) -> None:
@@ -305,10 +306,10 @@ def test_packed_and_streamed_losses_of_an_artifact_are_those_of_a_dense_replica(
     quantized: Callable[[str], bytes], kind: str, dtype: torch.dtype
 ) -> None:
     data, windows = quantized(kind), some_windows(5)
-    parsed = parse_artifact(data)
+    artifact = ArtifactFile(data)
     expected = Replica.from_weights(decode_weights(data), dtype=dtype, batch=BATCH, length=LENGTH).score(*windows)
-    packed = PackedSource(parsed.coded, torch.device("cpu"), workers=2)
-    require_same(expected, streamed(parsed.architecture, packed, dtype).score(*windows))
-    require_same(expected, streamed(parsed.architecture, CodedSource(parsed.coded), dtype).score(*windows))
-    matrices = [item for item in parsed.coded if re.search(r"\.\d+\.", item.name) and len(item.shape) > 1]
+    packed = PackedSource(artifact, torch.device("cpu"), workers=2)
+    require_same(expected, streamed(artifact.architecture, packed, dtype).score(*windows))
+    require_same(expected, streamed(artifact.architecture, MapSource(artifact.tensors), dtype).score(*windows))
+    matrices = [item for item in artifact.parsed.coded if re.search(r"\.\d+\.", item.name) and len(item.shape) > 1]
     assert 0 < packed.num_bytes < sum(item.decoded_bytes for item in matrices) / 2

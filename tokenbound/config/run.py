@@ -244,6 +244,10 @@ class HowConfig(_Section):
     gpus_per_replica: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """GPUs over which one replica is spread, whole layers on each; `auto`: as few as its predicted memory needs. They
     must be on one node."""
+    weights: Literal["auto", "dense", "packed", "streamed"] = "auto"
+    """How a replica holds its weights; losses do not depend on it. `dense`: all of them in memory. `packed`: the codes
+    of an artifact in memory, and the weights of one layer at a time. `streamed`: one layer at a time, decoded from the
+    artifact once per shard, while the one before it computes. `auto`: the first of these that fits."""
     compile: bool = False
     """Fuse the passes over the logits with `torch.compile`: faster at large vocabularies, a minute slower to start."""
     retries: int = Field(default=3, ge=0)
@@ -254,6 +258,15 @@ class HowConfig(_Section):
     """Seconds between progress lines where there is no terminal."""
     ray_address: str | None = None
     """Ray cluster to join; null joins the surrounding one or starts a local one."""
+
+    @model_validator(mode="after")
+    def _layers_are_on_one_gpu(self) -> Self:
+        if self.weights in ("packed", "streamed") and self.gpus_per_replica not in ("auto", 1):
+            raise ValueError(
+                f"gpus_per_replica is {self.gpus_per_replica}, but with `weights: {self.weights}` a replica runs on "
+                "one GPU; set gpus_per_replica to 1, or weights to dense"
+            )
+        return self
 
 
 class RunConfig(_Section):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Protocol
 
 import torch
 
-from tokenbound.compression.dtypes import dtype_of
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.packed_weights import PackedWeight, pack_weight
-from tokenbound.compression.tensor import CodedTensor, decode_tensor
+from tokenbound.compression.tensor_map import header_of
 from tokenbound.models.quantized.layouts import dense_layer, quantized_layers, weight_names
 from tokenbound.models.quantized.schemes import Scheme
 
@@ -45,8 +45,8 @@ class TensorSource(Protocol):
         ...
 
 
-class MemorySource:
-    """Tensors that are all in memory."""
+class MapSource:
+    """Tensors of a mapping: in memory, or read or decoded one by one whenever they are asked for."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -57,64 +57,37 @@ class MemorySource:
         return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor."""
-        return tuple(self._tensors[name].shape)
+        """Shape of a tensor, which is not read for it."""
+        return header_of(self._tensors, name)[1]
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """Its dtype."""
-        return self._tensors[name].dtype
+        """Its dtype, likewise."""
+        return header_of(self._tensors, name)[0]
 
     def keep(self, names: Collection[str]) -> None:
-        """They are there already."""
+        """Nothing is kept that the mapping does not keep."""
 
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
         """The tensor on a device."""
         return self._tensors[name].to(device)
 
 
-class CodedSource:
-    """Tensors of an artifact, each decoded from its code whenever it is asked for."""
-
-    def __init__(self, coded: Sequence[CodedTensor]) -> None:
-        self._coded = {item.name: item for item in coded}
-
-    @property
-    def names(self) -> Collection[str]:
-        """Names of all tensors."""
-        return self._coded.keys()
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor, from the index."""
-        return self._coded[name].shape
-
-    def dtype(self, name: str) -> torch.dtype | None:
-        """Its dtype, from the index."""
-        return dtype_of(self._coded[name].dtype)
-
-    def keep(self, names: Collection[str]) -> None:
-        """Nothing is kept: each is decoded again."""
-
-    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
-        """Decode a tensor and put it on a device."""
-        return decode_tensor(self._coded[name]).to(device)
-
-
-class PackedSource(CodedSource):
+class PackedSource(MapSource):
     """Tensors of an artifact, of which those that are asked for often are kept in few bits, on the device if it can be.
 
     The others are decoded whenever they are asked for.
     """
 
-    def __init__(self, coded: Sequence[CodedTensor], device: torch.device, *, workers: int = 1) -> None:
+    def __init__(self, artifact: ArtifactFile, device: torch.device, *, workers: int = 1) -> None:
         """Nothing is decoded yet.
 
         Args:
-            coded: from an artifact.
+            artifact: a whole model.
             device: where packed weights are kept and values are made of them.
             workers: threads that decode.
         """
-        super().__init__(coded)
-        self._device, self._workers = device, workers
+        super().__init__(artifact.tensors)
+        self._artifact, self._device, self._workers = artifact, device, workers
         self._packed: dict[str, PackedWeight] = {}
 
     @property
@@ -126,11 +99,14 @@ class PackedSource(CodedSource):
         """Decode these once and keep them in few bits."""
         ordered = sorted(names)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="packing") as pool:
-            packed = pool.map(self._pack, ordered)
-            self._packed.update(zip(ordered, packed, strict=True))
+            self._packed.update(zip(ordered, pool.map(self._pack, ordered), strict=True))
 
     def _pack(self, name: str) -> PackedWeight:
-        return pack_weight(self._coded[name]).to(self._device)
+        coded = self._artifact.coded(name)
+        try:
+            return pack_weight(coded).to(self._device)
+        finally:
+            self._artifact.release(coded)
 
     def tensor(self, name: str, device: torch.device) -> torch.Tensor:
         """The tensor on a device."""

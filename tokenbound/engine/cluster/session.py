@@ -115,17 +115,21 @@ class Resources:
     """Of the largest: what needs more at once never runs."""
     gpus_of_a_node: int
     """Of the node that has most."""
+    memory_of_a_node: int = 0
+    """Bytes that workers may use on the smallest node with processors; 0 where that is not known."""
 
 
 def cluster_resources() -> Resources:
     """Processors and GPUs of all living nodes."""
     found = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
+    memory = [int(node["Resources"].get("memory", 0)) for node in nodes if node["Resources"].get("CPU")]
     return Resources(
         cpus=max(1, int(found.get("CPU", 1))),
         gpus=int(found.get("GPU", 0)),
         cpus_of_a_node=max(1, *(int(node["Resources"].get("CPU", 0)) for node in nodes)),
         gpus_of_a_node=max(0, *(int(node["Resources"].get("GPU", 0)) for node in nodes)),
+        memory_of_a_node=min(memory, default=0),
     )
 
 

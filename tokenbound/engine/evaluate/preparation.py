@@ -38,6 +38,7 @@ from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, en
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
+from tokenbound.engine.evaluate.weights_form import check_form
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.models.quantized.schemes import require_package
 from tokenbound.store import filesystem as files
@@ -151,6 +152,7 @@ def check_run(config: RunConfig) -> Given | None:
         assert what.model.checkpoint is not None
         architecture = check_encoding(what.model.checkpoint, what.model.compress, base=what.model.base)
     check_model(architecture, rule.max_id, what.windows.length)
+    check_form(config.how, what, architecture)
     return given
 
 

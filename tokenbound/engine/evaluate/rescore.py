@@ -21,7 +21,9 @@ from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
 from tokenbound.corpus.summary import corpus_section
 from tokenbound.corpus.windows import CorpusPlan, gather
+from tokenbound.engine.artifacts import named_artifact
 from tokenbound.engine.evaluate.stages import ReplicaSpec, ScoreShard, WindowSpec, open_plan
+from tokenbound.engine.evaluate.weights_form import form_here
 from tokenbound.errors import IncompleteError, MismatchError
 from tokenbound.store.copies import local_copy
 from tokenbound.store.filesystem import anchored
@@ -155,7 +157,11 @@ def rescore(
         shape = protocol["dtype"], smallest_batch(protocol), protocol["length"]
         found = _base_of(certificate, base)
         digest, folder = certificate.artifact_sha256, config.how.local_folder
-        spec = ReplicaSpec(artifact, *shape, device, 1, artifact_sha256=digest, local_folder=folder, base=found)
+        opened = named_artifact(artifact, sha256=digest, folder=folder, field="artifact")
+        form = "dense" if found is not None else form_here(config.how, opened)
+        spec = ReplicaSpec(
+            artifact, *shape, device, 1, artifact_sha256=digest, local_folder=folder, base=found, weights=form
+        )
         score = ScoreShard(spec)
         drawn, total = _draw(ledger, windows, seed)
         check = _Comparison(certificate)

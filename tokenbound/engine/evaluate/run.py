@@ -29,8 +29,7 @@ from tokenbound.engine.cluster.metrics import count_halving, count_shard
 from tokenbound.engine.cluster.progress import TokenProgress
 from tokenbound.engine.cluster.ray_map import ray_map
 from tokenbound.engine.cluster.session import plain_errors
-from tokenbound.engine.evaluate.gpu_count import replica_gpus
-from tokenbound.engine.evaluate.graph import Placement, Shard, place_replicas, score_shards
+from tokenbound.engine.evaluate.graph import Placement, Shard, score_shards
 from tokenbound.engine.evaluate.preparation import (
     Prepared,
     artifact_plugins,
@@ -40,6 +39,7 @@ from tokenbound.engine.evaluate.preparation import (
     sample_size,
 )
 from tokenbound.engine.evaluate.stages import CommitShard, ReadShard, ReplicaSpec
+from tokenbound.engine.evaluate.weights_form import place_replicas_in_form
 from tokenbound.errors import IncompleteError, MismatchError, ReplicaOutOfMemory, TokenboundError
 from tokenbound.models.quantized.schemes import arithmetic_of, scheme_of
 from tokenbound.report.details import run_details
@@ -58,6 +58,7 @@ from tokenbound.store.run import (
 
 if TYPE_CHECKING:
     from tokenbound.compression.artifact_file import ArtifactFile
+    from tokenbound.models.forms import Form
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,9 @@ def _score(prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, Co
     pending, done_tokens = _pending(prepared, shards, records)
     if not pending:
         return
-    placement = place_replicas(how, len(pending), replica_gpus(how, what, prepared.architecture, batch))
+    form, placement = place_replicas_in_form(
+        how, what, prepared.artifact, batch, shards=len(pending), shard_tokens=prepared.shard_tokens
+    )
     total = sum(_tokens(prepared, shard) for shard in shards)
     prepared.run.log_progress(
         event="start", pending_shards=len(pending), replicas=placement.replicas, device=placement.device
@@ -185,7 +188,7 @@ def _score(prepared: Prepared, shards: Sequence[Shard], records: Mapping[int, Co
     rows = score_shards(
         pending,
         read=ReadShard(prepared.corpus.root, prepared.spec),
-        replica=_replica_spec(prepared, placement, batch),
+        replica=_replica_spec(prepared, placement, batch, form),
         commit=CommitShard(
             prepared.run.uri,
             prepared.fingerprint,
@@ -230,7 +233,7 @@ def _tokens(prepared: Prepared, shard: Shard) -> int:
     return int(prepared.plan.windows(shard.windows).num_targets.sum())
 
 
-def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> ReplicaSpec:
+def _replica_spec(prepared: Prepared, placement: Placement, batch: int, form: Form) -> ReplicaSpec:
     what = prepared.config.what
     return ReplicaSpec(
         artifact=prepared.run.place(ARTIFACT),
@@ -248,6 +251,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int) -> Repli
         retries=prepared.config.how.retries,
         share=placement.replicas > 1,
         gpus=placement.gpus,
+        weights=form,
     )
 
 

@@ -29,6 +29,8 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
 
 if TYPE_CHECKING:
+    from tokenbound.compression.artifact_file import ArtifactFile
+    from tokenbound.models.forms import Form
     from tokenbound.models.replica import Replica
     from tokenbound.models.weights import Weights
 
@@ -87,9 +89,10 @@ class CommittedRow(TypedDict):
     unscored_windows: int
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Numbers of `mallopt`'s settings."""
 _KEPT_BYTES = 1 << 30
+_KEPT_BESIDE_LAYERS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,8 @@ class ReplicaSpec:
     """Decode the weights once on each machine, for all replicas there."""
     gpus: int = 1
     """GPUs over which one replica is spread, layer by layer."""
+    weights: Form = "dense"
+    """How a replica holds its weights."""
 
 
 class ScoreShard:
@@ -255,8 +260,10 @@ def build_replicas(spec: ReplicaSpec, inputs: Ints) -> tuple[Replica, Replica | 
     from tokenbound.models.weights import decode_weights, read_base
 
     if spec.device == "cpu":
-        settle_on_cpu(spec.threads)
+        settle_on_cpu(spec.threads, releases=spec.weights != "dense")
     artifact = named_artifact(spec.artifact, sha256=spec.artifact_sha256, folder=spec.local_folder, field="artifact")
+    if spec.weights != "dense":
+        return _by_layers(spec, artifact, inputs), None
     base = None if spec.base is None else read_base(spec.base)
     shared = spec.share and base is None
     weights = shared_weights(artifact, spec.local_folder) if shared else decode_weights(artifact, base)
@@ -272,11 +279,16 @@ def build_replicas(spec: ReplicaSpec, inputs: Ints) -> tuple[Replica, Replica | 
     return replica, beside
 
 
-def settle_on_cpu(threads: int) -> None:
+def settle_on_cpu(threads: int, *, releases: bool = False) -> None:
     """Give this process its threads, and let it keep the memory that one batch frees for the next.
 
     By default the C library hands large blocks back to the system, which zeroes their pages anew for every layer: of a
     small GPT-2 that takes 5 % of the time. Where the library has no such setting nothing is changed.
+
+    Args:
+        threads: for torch.
+        releases: whether layers come and go: what one frees then goes back at once, and the threads of its batches
+            share one heap.
     """
     import ctypes
 
@@ -285,15 +297,46 @@ def settle_on_cpu(threads: int) -> None:
     torch.set_num_threads(threads)
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:
-        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        kept_bytes = _KEPT_BESIDE_LAYERS if releases else _KEPT_BYTES
+        set_option(_M_TRIM_THRESHOLD, kept_bytes)
+        set_option(_M_MMAP_THRESHOLD, kept_bytes)
+        if releases:
+            set_option(_M_ARENA_MAX, 1)
+
+
+def _by_layers(spec: ReplicaSpec, artifact: ArtifactFile, inputs: Ints) -> Replica:
+    """A replica whose layers have weights only while they run.
+
+    Raises:
+        InputError: the model has no such layers, is a delta, or fails the canary or the probe.
+    """
+    import torch
+
+    from tokenbound.models.replica import Replica
+    from tokenbound.models.sources import MapSource, PackedSource
+
+    if artifact.base is not None or spec.base is not None:
+        raise InputError(f"how.weights: {spec.weights}: an artifact on a base is scored dense; set how.weights: dense")
+    device = torch.device(spec.device)
+    packed = spec.weights == "packed"
+    source = PackedSource(artifact, device, workers=spec.threads) if packed else MapSource(artifact.tensors)
+    replica = Replica.from_source(
+        artifact.architecture,
+        source,
+        dtype=getattr(torch, spec.dtype),
+        form=spec.weights,
+        batch=spec.batch,
+        length=spec.length,
+        device=device,
+        compile=spec.compile,
+    )
+    return _checked(replica, inputs)
 
 
 def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Replica:
     import torch
 
     from tokenbound.models.build import build_model
-    from tokenbound.models.probe import canary, probe_causality
     from tokenbound.models.replica import Replica
     from tokenbound.models.spread import spread_over_gpus
 
@@ -306,9 +349,16 @@ def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Repli
         model = build_model(weights.architecture, weights.tensors, dtype=dtype, device="cpu")
         model = spread_over_gpus(model, weights.architecture, gpus=spec.gpus, dtype=dtype, **shape)
         replica = Replica(model, **shape, **options)
+    return _checked(replica, inputs)
+
+
+def _checked(replica: Replica, inputs: Ints) -> Replica:
+    """A replica that has passed the canary and the causality probe."""
+    from tokenbound.models.probe import canary, probe_causality
+
     replica.check_vocabulary(int(inputs.max()))
     canary(replica)
-    probe_causality(replica, inputs[: spec.batch])
+    probe_causality(replica, inputs[: replica.batch])
     return replica
 
 

@@ -1,0 +1,264 @@
+"""How a replica may hold its weights, and what each form takes: predicted from an architecture and a code length.
+
+    dense      all weights in memory
+    packed     the codes of an artifact in memory, and the weights of one layer while it runs
+    streamed   the weights of the layer that runs and of the next one, decoded for every shard
+
+Shape legend: B windows of a batch, L tokens of a window.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from tokenbound.compression.codecs import GROUPS, HALF, LATTICE, UNIFORM
+from tokenbound.models.blocks import HELD_BYTES, find_layers, has_layers
+from tokenbound.models.hf_model import blank_model
+from tokenbound.models.smoothing_head import without_head
+
+if TYPE_CHECKING:
+    from tokenbound.compression.tensor import CodedTensor
+    from tokenbound.models.memory import ReplicaMemory
+
+Form = Literal["dense", "packed", "streamed"]
+FORMS: tuple[Form, ...] = ("dense", "packed", "streamed")
+
+HOST_COPIES = 3
+"""Copies of the weights that a host holds while a dense replica starts: the decoded tensors, the model, and slack."""
+PACKING_BITS = 1.0
+"""Bits of a weight that words of whole bits take beyond an entropy code: 0.7 to 1.1, from 7 bits to 2."""
+SCRATCH_LAYERS = 0.5
+"""Part of a layer that its largest tensor and what is made on the way to it take."""
+DECODED_PER_SECOND = 25e6
+"""Weights that a core decodes from an artifact in a second."""
+UNPACKED_PER_SECOND = 200e6
+"""Weights that a core makes from packed codes in a second."""
+DEVICE_UNPACKED_PER_SECOND = 20e9
+"""The same of a GPU."""
+START_SWEEPS = 2
+"""Times that all layers are made before the first shard: for the canary, and for the probe."""
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Weights of a model, by where they are."""
+
+    layers: int
+    in_layers: int
+    """In the decoder layers together."""
+    largest: int
+    """In the largest of them."""
+    outside: int
+    """In embeddings, norms and head, tied ones counted once."""
+    width: int
+    """Numbers of a token's hidden state."""
+
+
+def layer_sizes(architecture: Mapping[str, Any]) -> LayerSizes | None:
+    """Count the weights of a model's layers; None where they cannot come and go one by one. Nothing is allocated.
+
+    Example:
+        >>> shape = dict(model_type="llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        ...              num_attention_heads=4, vocab_size=1000, tie_word_embeddings=True)
+        >>> layer_sizes(shape)
+        LayerSizes(layers=2, in_layers=82176, largest=41088, outside=64064, width=64)
+    """
+    if not has_layers(architecture):
+        return None
+    model = blank_model(without_head(architecture))
+    layers = find_layers(model)
+    assert layers is not None, "it has layers"
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers.modules]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    width = int(model.config.get_text_config().hidden_size)
+    return LayerSizes(len(sizes), sum(sizes), max(sizes), total - sum(sizes), width)
+
+
+def packed_bytes(coded: Sequence[CodedTensor]) -> int:
+    """Memory of an artifact's layers once they are packed; estimated from the lengths of their codes."""
+    return sum(_packed_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))
+
+
+def _packed_bytes(item: CodedTensor) -> int:
+    if item.codec == HALF:
+        return 2 * item.elements
+    if item.codec in (UNIFORM, GROUPS, LATTICE) and len(item.shape) > 1:
+        extra = 0 if item.codec == LATTICE else PACKING_BITS
+        return min(item.decoded_bytes, len(item.payload) + int(extra * item.elements / 8))
+    return item.decoded_bytes
+
+
+@dataclass(frozen=True)
+class FormNeeds:
+    """What one replica takes in one form."""
+
+    form: Form
+    device_bytes: int
+    """On the device: with a CPU all its memory."""
+    host_bytes: int
+    """Beside it on the host of a GPU."""
+    disk_bytes: int
+    """In the local folder: a copy of an artifact from a store, or the decoded weights that dense replicas share."""
+    load_seconds: float
+    """Until the first shard begins, start-up of the process not counted."""
+
+
+def form_needs(
+    memory: ReplicaMemory,
+    sizes: LayerSizes | None,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    cores: int,
+    batch_tokens: int,
+    shard_tokens: int,
+    artifact_bytes: int | None,
+    packed: int | None,
+) -> dict[Form, FormNeeds]:
+    """Predict what a replica takes in each form that its architecture allows.
+
+    Args:
+        memory: of a dense replica, as `replica_memory` predicts it.
+        sizes: of its layers; None if they cannot come and go.
+        dtype: arithmetic of the body.
+        device: `cpu` or `cuda`.
+        cores: that decode.
+        batch_tokens: B times L.
+        shard_tokens: tokens that are scored between two commits.
+        artifact_bytes: of the artifact; None if it is not known.
+        packed: bytes of the packed layers; None if they are not known, and packed replicas are then left out.
+    """
+    working = memory.activations_bytes + memory.logits_bytes
+    decoding = memory.parameters / (DECODED_PER_SECOND * cores)
+    on_host = device != "cpu"
+    host = HOST_COPIES * memory.weights_bytes
+    dense = FormNeeds(
+        "dense",
+        memory.total_bytes if on_host else host + working,
+        host if on_host else 0,
+        memory.weights_bytes,
+        decoding,
+    )
+    found: dict[Form, FormNeeds] = {"dense": dense}
+    if sizes is None:
+        return found
+    itemsize = dtype.itemsize
+    layer = itemsize * sizes.largest
+    outside = memory.weights_bytes - itemsize * sizes.in_layers  # with the head's float32 copy on a CPU
+    held = held_bytes(sizes, dtype=dtype, batch_tokens=batch_tokens, shard_tokens=shard_tokens)
+    scratch = int(SCRATCH_LAYERS * layer)
+    decoded = (0, 2 * layer) if on_host else (2 * layer, 0)
+    sweep = sizes.in_layers / (DECODED_PER_SECOND * cores)
+    if packed is not None:
+        unpacking = DEVICE_UNPACKED_PER_SECOND if on_host else UNPACKED_PER_SECOND * cores
+        seconds = decoding + START_SWEEPS * sizes.in_layers / unpacking
+        bytes_ = packed + layer + scratch + outside + working + held
+        found["packed"] = FormNeeds("packed", bytes_, decoded[1], artifact_bytes or 0, seconds)
+    bytes_ = 2 * layer + scratch + outside + working + held
+    seconds = decoding - sweep + START_SWEEPS * sweep
+    found["streamed"] = FormNeeds("streamed", bytes_, decoded[1], artifact_bytes or 0, seconds)
+    return found
+
+
+def held_bytes(sizes: LayerSizes, *, dtype: torch.dtype, batch_tokens: int, shard_tokens: int) -> int:
+    """Hidden states of the batches that wait between two layers, with those that the model began with."""
+    a_batch = 2 * sizes.width * dtype.itemsize * batch_tokens
+    batches = max(1, min(-(-shard_tokens // batch_tokens), HELD_BYTES // max(1, a_batch)))
+    return a_batch * batches
+
+
+def tokens_per_second(
+    form: Form,
+    dense: float,
+    sizes: LayerSizes,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    cores: int,
+    batch_tokens: int,
+    shard_tokens: int,
+) -> float:
+    """Speed of a form from that of a dense replica: weights are made once for the batches that wait together.
+
+    Args:
+        form: of the replica.
+        dense: tokens per second of a dense one.
+        sizes: of its layers.
+        dtype: arithmetic of the body.
+        device: `cpu` or `cuda`.
+        cores: that decode.
+        batch_tokens: B times L.
+        shard_tokens: tokens that are scored between two commits.
+    """
+    if form == "dense":
+        return dense
+    batch = held_bytes(sizes, dtype=dtype, batch_tokens=batch_tokens, shard_tokens=batch_tokens)
+    held = held_bytes(sizes, dtype=dtype, batch_tokens=batch_tokens, shard_tokens=shard_tokens)
+    tokens = min(shard_tokens, held // batch * batch_tokens)
+    computing = tokens / dense
+    if form == "packed":
+        rate = UNPACKED_PER_SECOND * cores if device == "cpu" else DEVICE_UNPACKED_PER_SECOND
+        return tokens / (computing + sizes.in_layers / rate)
+    return tokens / max(computing, sizes.in_layers / DECODED_PER_SECOND)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that replicas may use."""
+
+    device_bytes: int
+    """Of a device; with a CPU that of a whole node, and 0 where it is not known."""
+    host_bytes: int
+    """Of the host of a GPU; 0 where it is not known."""
+    devices: int
+    """Over which a dense replica may be spread: the GPUs of a node."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form, how many replicas of it share a node's memory, and why."""
+
+    form: Form
+    is_alone: bool
+    """One replica has a node's processors to itself: there is no room for more, or they make its weights."""
+    why: str
+
+
+def choose_form(needs: Mapping[Form, FormNeeds], room: Room, *, replicas: int, device: str) -> Choice:
+    """The first form that fits: dense if it can be, then packed, then streamed.
+
+    Args:
+        needs: of one replica in each form that is possible.
+        room: what there is.
+        replicas: dense ones that would share a node, with a CPU.
+        device: `cpu` or `cuda`.
+    """
+    if not room.device_bytes:
+        return Choice("dense", False, "the memory of the nodes is not known")
+    said = []
+    order: list[tuple[Form, bool]] = [("dense", False), ("dense", True), ("packed", True), ("streamed", True)]
+    for form, alone in order:
+        need = needs.get(form)
+        if need is None or (alone and form == "dense" and (device != "cpu" or replicas == 1)):
+            continue
+        count = replicas if device == "cpu" and not alone else 1
+        there = room.device_bytes * (room.devices if form == "dense" and device != "cpu" else 1)
+        what = f"{count} {form} replica{'s' if count > 1 else ''}"
+        is_tight_on_host = 0 < room.host_bytes < need.host_bytes
+        if count * need.device_bytes <= there and not is_tight_on_host:
+            said.append(f"{what} need{'' if count > 1 else 's'} {_gigabytes(count * need.device_bytes)}")
+            return Choice(form, alone, f"{'; '.join(said)}, of {_gigabytes(there)}")
+        short = need.host_bytes if is_tight_on_host else count * need.device_bytes
+        limit = room.host_bytes if is_tight_on_host else there
+        said.append(f"{what} would need {_gigabytes(short)} of {_gigabytes(limit)}")
+    last: Form = next(form for form in reversed(FORMS) if form in needs)
+    return Choice(last, last != "dense" or replicas > 1, "; ".join(said))
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
