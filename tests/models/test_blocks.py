@@ -6,7 +6,6 @@ import gc
 import re
 from collections.abc import Callable, Collection
 from functools import cache
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -279,15 +278,15 @@ def test_model_without_such_a_list_has_no_layers() -> None:
 
 
 @pytest.fixture(scope="module")
-def quantized(checkpoint: Callable[[str], Checkpoint]) -> Callable[[str], bytes]:
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
     """Artifacts of 4 bits or so, with layers wide enough to be packed."""
 
     def make(kind: str) -> bytes:
         architecture = {"model_type": kind, **ARCHITECTURES[kind], **_WIDE.get(kind, {"intermediate_size": 256})}
         torch.manual_seed(0)
-        with TemporaryDirectory() as folder:
-            random_model(architecture, torch.float32).save_pretrained(folder)
-            found = read_checkpoint(folder)
+        folder = tmp_path_factory.mktemp(kind)
+        random_model(architecture, torch.float32).save_pretrained(folder)
+        found = read_checkpoint(str(folder))
         return encode_artifact(found.architecture, found.tensors, RoundToNearestSettings(step=0.25))
 
     return cache(make)
