@@ -79,6 +79,24 @@ def layer_sizes(architecture: Mapping[str, Any]) -> LayerSizes | None:
     return LayerSizes(len(sizes), sum(sizes), max(sizes), total - sum(sizes), width)
 
 
+_DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""Keys under which configs say how many layers there are."""
+
+
+def shallow(architecture: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
+    """The architecture with its first few layers alone; None where its config does not say how many it has.
+
+    Example:
+        >>> shallow({"model_type": "x", "num_hidden_layers": 3, "layer_types": ["a", "b", "a"]}, 2)
+        {'model_type': 'x', 'num_hidden_layers': 2, 'layer_types': ['a', 'b']}
+    """
+    depth = next((architecture[key] for key in _DEPTH if isinstance(architecture.get(key), int)), None)
+    if depth is None or depth < layers:
+        return None
+    by_layer = {k: v[:layers] for k, v in architecture.items() if isinstance(v, list) and len(v) == depth}
+    return {**architecture, **by_layer, **{key: layers for key in _DEPTH if architecture.get(key) == depth}}
+
+
 def packed_bytes(coded: Sequence[CodedTensor]) -> int:
     """Memory of an artifact's layers once they are packed; estimated from the lengths of their codes."""
     return sum(_packed_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))

@@ -88,6 +88,46 @@ def measure_speed(
     )
 
 
+def dense_speed(architecture: Mapping[str, Any], spec: ReplicaSpec, *, repeat: int = 2) -> float | None:
+    """Tokens per second of a dense replica that is too large to make: from models of one and of two layers.
+
+    Args:
+        architecture: of the whole model.
+        spec: how it scores; its artifact is not looked at.
+        repeat: passes of which the fastest counts.
+
+    Returns:
+        None where the config does not say how many layers it has.
+    """
+    from tokenbound.models.forms import layer_sizes, shallow
+
+    seconds = []
+    for layers in (1, 2):
+        few = shallow(architecture, layers)
+        if few is None:
+            return None
+        seconds.append(_seconds_of_a_batch(few, spec, repeat))
+    sizes = layer_sizes(architecture)
+    if sizes is None:
+        return None
+    whole = seconds[0] + (sizes.layers - 1) * max(0.0, seconds[1] - seconds[0])
+    return spec.batch * spec.length / whole
+
+
+def _seconds_of_a_batch(architecture: Mapping[str, Any], spec: ReplicaSpec, repeat: int) -> float:
+    from tokenbound.models.probe import probe_ids
+
+    replica = _random_replica(architecture, spec)
+    inputs = probe_ids(replica)
+    mask = np.ones(inputs.shape, bool)
+    found = []
+    for _ in range(repeat + 1):
+        started = time.perf_counter()
+        replica.score(inputs, inputs, mask)
+        found.append(time.perf_counter() - started)
+    return min(found[1:])
+
+
 def _measure(job: _Job, part: int) -> Probe:
     corpus, plan = open_plan(job.text.corpus_root, job.text.spec)
     batch, length = job.spec.batch, job.spec.length
@@ -111,20 +151,24 @@ def _measure(job: _Job, part: int) -> Probe:
 def _replica(job: _Job, inputs: NDArray[Any]) -> Replica:
     if job.architecture is None:
         return build_replicas(job.spec, inputs)[0]
+    replica = _random_replica(job.architecture, job.spec)
+    replica.score(inputs, inputs, np.ones(inputs.shape, bool))  # the first pass is slower than the rest
+    return replica
+
+
+def _random_replica(architecture: Mapping[str, Any], spec: ReplicaSpec) -> Replica:
     import torch
 
     from tokenbound.models.memory import random_model
     from tokenbound.models.replica import Replica
     from tokenbound.models.spread import spread_over_gpus
 
-    if job.spec.device == "cpu":
-        settle_on_cpu(job.spec.threads)
-    spec, dtype = job.spec, getattr(torch, job.spec.dtype)
+    if spec.device == "cpu":
+        settle_on_cpu(spec.threads)
+    dtype = getattr(torch, spec.dtype)
     shape: dict[str, Any] = {"batch": spec.batch, "length": spec.length}
     with torch.device(spec.device if spec.gpus == 1 else "cpu"):
-        model = random_model(job.architecture, dtype)
+        model = random_model(architecture, dtype)
     if spec.gpus > 1:
-        model = spread_over_gpus(model, job.architecture, gpus=spec.gpus, dtype=dtype, **shape)
-    replica = Replica(model, **shape, device=spec.device, compile=spec.compile)
-    replica.score(inputs, inputs, np.ones(inputs.shape, bool))  # the first pass is slower than the rest
-    return replica
+        model = spread_over_gpus(model, architecture, gpus=spec.gpus, dtype=dtype, **shape)
+    return Replica(model, **shape, device=spec.device, compile=spec.compile)
