@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -32,6 +32,8 @@ HOST_COPIES = 3
 """Copies of the weights that a host holds while a dense replica starts: the decoded tensors, the model, and slack."""
 PACKING_BITS = 1.0
 """Bits of a weight that words of whole bits take beyond an entropy code: 0.7 to 1.1, from 7 bits to 2."""
+PROCESS_BYTES = 450_000_000
+"""Memory of a process that has imported torch and transformers."""
 SCRATCH_LAYERS = 0.5
 """Part of a layer that its largest tensor and what is made on the way to it take."""
 DECODED_PER_SECOND = 25e6
@@ -75,8 +77,8 @@ def layer_sizes(architecture: Mapping[str, Any]) -> LayerSizes | None:
     assert layers is not None, "it has layers"
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers.modules]
     total = sum(parameter.numel() for parameter in model.parameters())
-    width = int(model.config.get_text_config().hidden_size)
-    return LayerSizes(len(sizes), sum(sizes), max(sizes), total - sum(sizes), width)
+    embeddings = cast(torch.Tensor, model.get_input_embeddings().weight)
+    return LayerSizes(len(sizes), sum(sizes), max(sizes), total - sum(sizes), int(embeddings.shape[1]))
 
 
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -100,6 +102,11 @@ def shallow(architecture: Mapping[str, Any], layers: int) -> dict[str, Any] | No
 def packed_bytes(coded: Sequence[CodedTensor]) -> int:
     """Memory of an artifact's layers once they are packed; estimated from the lengths of their codes."""
     return sum(_packed_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))
+
+
+def packed_bytes_at(bits: float, sizes: LayerSizes, dtype: torch.dtype) -> int:
+    """The same from a number of bits for each weight; codes as long as the weights are kept as weights."""
+    return int(min(bits + PACKING_BITS, 8 * dtype.itemsize) * sizes.in_layers / 8)
 
 
 def _packed_bytes(item: CodedTensor) -> int:
@@ -151,13 +158,13 @@ def form_needs(
         artifact_bytes: of the artifact; None if it is not known.
         packed: bytes of the packed layers; None if they are not known, and packed replicas are then left out.
     """
+    on_host = device != "cpu"
     working = memory.activations_bytes + memory.logits_bytes
     decoding = memory.parameters / (DECODED_PER_SECOND * cores)
-    on_host = device != "cpu"
     host = HOST_COPIES * memory.weights_bytes
     dense = FormNeeds(
         "dense",
-        memory.total_bytes if on_host else host + working,
+        memory.total_bytes if on_host else host + working + PROCESS_BYTES,
         host if on_host else 0,
         memory.weights_bytes,
         decoding,
@@ -169,15 +176,16 @@ def form_needs(
     layer = itemsize * sizes.largest
     outside = memory.weights_bytes - itemsize * sizes.in_layers  # with the head's float32 copy on a CPU
     held = held_bytes(sizes, dtype=dtype, batch_tokens=batch_tokens, shard_tokens=shard_tokens)
+    process = 0 if on_host else PROCESS_BYTES
     scratch = int(SCRATCH_LAYERS * layer)
     decoded = (0, 2 * layer) if on_host else (2 * layer, 0)
     sweep = sizes.in_layers / (DECODED_PER_SECOND * cores)
     if packed is not None:
         unpacking = DEVICE_UNPACKED_PER_SECOND if on_host else UNPACKED_PER_SECOND * cores
         seconds = decoding + START_SWEEPS * sizes.in_layers / unpacking
-        bytes_ = packed + layer + scratch + outside + working + held
+        bytes_ = packed + layer + scratch + outside + working + held + process
         found["packed"] = FormNeeds("packed", bytes_, decoded[1], artifact_bytes or 0, seconds)
-    bytes_ = 2 * layer + scratch + outside + working + held
+    bytes_ = 2 * layer + scratch + outside + working + held + process
     seconds = decoding - sweep + START_SWEEPS * sweep
     found["streamed"] = FormNeeds("streamed", bytes_, decoded[1], artifact_bytes or 0, seconds)
     return found

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from tokenbound.engine.plan.run import Forecast, Hypothesis, Outlook, Replicas, Work
+    from tokenbound.engine.plan.run import Forecast, FormForecast, Hypothesis, Outlook, Replicas, Work
 
 Rows = list[tuple[str, str]]
 
@@ -49,6 +49,8 @@ def _replicas(replicas: Replicas) -> Rows:
         ("a replica needs", f"{_size(replicas.total_bytes)}: {sizes}"),
         ("on GPUs", f"{replicas.gpus_each} of {_size(replicas.gpu_bytes)} for each replica"),
     ]
+    rows += [(f"held {form.form}", _form(form)) for form in replicas.forms]
+    rows.append(("how.weights", f"{replicas.form}: {replicas.form_because}"))
     if replicas.assumed_gpu_hours is not None:
         rate = f"if one sustains {replicas.assumed_gpu_tflops:,.0f} TFLOP/s (assumed)"
         rows.append(("GPU hours", f"{replicas.assumed_gpu_hours:,.2g}, {rate}"))
@@ -59,6 +61,13 @@ def _replicas(replicas: Replicas) -> Rows:
         ("speed here", f"{replicas.tokens_per_second:,.0f} tokens/s and replica, on {replicas.device}"),
         ("time", f"{_time(replicas.hours)} on {replicas.count} replicas; {replicas.device_hours:,.2f} device hours"),
     ]
+
+
+def _form(form: FormForecast) -> str:
+    beside = f" and {_size(form.host_bytes)} of its host" if form.host_bytes else ""
+    speed = "" if form.tokens_per_second is None else f"; {form.tokens_per_second:,.0f} tokens/s"
+    disk = f"{_size(form.disk_bytes)} of disk"
+    return f"{_size(form.device_bytes)}{beside}, {disk}; starts in {_time(form.load_seconds / 3600)}{speed}"
 
 
 def _outlook(outlook: Outlook) -> Rows:

@@ -87,8 +87,6 @@ def test_auto_takes_the_first_form_that_fits(run_tree: Tree, packable: Path) -> 
     tree = run_tree(model={"artifact": str(packable)})
     assert chosen(tree, packable, 1 << 40) == ("dense", 2, 1)
     assert chosen(tree, packable, 0) == ("dense", 2, 1)  # not known
-    forms = [chosen(tree, packable, memory)[0] for memory in range(1 << 16, 1 << 23, 1 << 17)]
-    assert list(dict.fromkeys(forms)) == ["streamed", "dense"]  # two layers are no more than the codes of two layers
     assert chosen(tree, packable, 1 << 16) == ("streamed", 1, 2)
     assert chosen(tree, packable, 1 << 16, replicas=2) == ("streamed", 2, 1)
     assert chosen(tree, packable, 1 << 16, weights="dense") == ("dense", 2, 1)

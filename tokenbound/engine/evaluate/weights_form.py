@@ -17,7 +17,8 @@ from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
     from tokenbound.compression.artifact_file import ArtifactFile
-    from tokenbound.models.forms import Choice, Form, FormNeeds, Room
+    from tokenbound.models.forms import Choice, Form, FormNeeds, LayerSizes, Room
+    from tokenbound.models.memory import ReplicaMemory
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def artifact_needs(
     """What a replica of an artifact takes in each form."""
     import torch
 
-    from tokenbound.models.forms import packed_bytes
+    from tokenbound.models.forms import layer_sizes, packed_bytes
     from tokenbound.models.memory import replica_memory
     from tokenbound.models.quantized.schemes import scheme_of
     from tokenbound.models.smoothing_head import without_head
@@ -119,9 +120,9 @@ def artifact_needs(
     packed = packed_bytes(artifact.parsed.coded)
     if scheme_of(architecture) is not None and device != "cpu":
         packed = 0  # these codes stay on the host, where their weights are made
-    return needs_of(
-        architecture,
+    return form_needs_here(
         memory,
+        layer_sizes(architecture),
         dtype=dtype,
         device=device,
         batch_tokens=batch * what.windows.length,
@@ -131,12 +132,11 @@ def artifact_needs(
     )
 
 
-def needs_of(architecture: Mapping[str, Any], memory: Any, **options: Any) -> Mapping[Form, FormNeeds]:
-    """As `form_needs`, for an architecture, with the processors of a node."""
-    from tokenbound.models.forms import form_needs, layer_sizes
+def form_needs_here(memory: ReplicaMemory, sizes: LayerSizes | None, **options: Any) -> Mapping[Form, FormNeeds]:
+    """As `models.forms.form_needs`, with the processors of a node."""
+    from tokenbound.models.forms import form_needs
 
-    cores = executor().resources().cpus_of_a_node
-    return form_needs(memory, layer_sizes(architecture), cores=cores, **options)
+    return form_needs(memory, sizes, cores=executor().resources().cpus_of_a_node, **options)
 
 
 def choose(needs: Mapping[Form, FormNeeds], dense: Placement) -> Choice:

@@ -45,7 +45,8 @@ from tokenbound.engine.evaluate.preparation import (
     shard_tokens_of,
 )
 from tokenbound.engine.evaluate.stages import ReplicaSpec, open_plan
-from tokenbound.engine.plan.throughput import Probe, measure_speed
+from tokenbound.engine.evaluate.weights_form import choose, form_needs_here, placed, room_of
+from tokenbound.engine.plan.throughput import Probe, extrapolated_speed, measure_speed
 from tokenbound.errors import InputError
 from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.store import filesystem as files
@@ -55,6 +56,7 @@ from tokenbound.store.uri import join, split
 
 if TYPE_CHECKING:
     from tokenbound.compression.artifact_file import ArtifactFile
+    from tokenbound.models.forms import Choice, Form, FormNeeds
     from tokenbound.models.memory import ReplicaMemory
 
 EXACT_WEIGHTS = 1 << 25
@@ -68,9 +70,6 @@ SAMPLED_WEIGHTS = 1 << 18
 
 GPU_TFLOPS = 156.0
 """Half of what an A100 multiplies at best in bfloat16: the assumed speed of a GPU that is not at hand."""
-
-HOST_COPIES = 3
-"""Copies of the weights that a host holds while a CPU replica starts: the decoded tensors, the model, and slack."""
 
 LARGEST_CORPUS_TOKENS = 10**15
 """Beyond it nobody has a corpus."""
@@ -105,6 +104,23 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
+class FormForecast:
+    """What one replica takes in one of the forms of `how.weights`."""
+
+    form: Form
+    device_bytes: int
+    """On its device; with a CPU all its memory."""
+    host_bytes: int
+    """Beside it on the host of a GPU."""
+    disk_bytes: int
+    """In the local folder of its node."""
+    load_seconds: float
+    """Until its first shard begins, start-up of the process not counted."""
+    tokens_per_second: float | None
+    """Null where nothing was measured."""
+
+
+@dataclass(frozen=True)
 class Replicas:
     """Memory and speed."""
 
@@ -130,6 +146,12 @@ class Replicas:
     """The same on GPUs that multiply at an assumed rate; null for models without matrices."""
     assumed_gpu_tflops: float
     """That rate, sustained, in 10^12 operations per second of one GPU."""
+    form: Form
+    """How they hold their weights: as `how.weights` says, or as `auto` chooses."""
+    form_because: str
+    """Why."""
+    forms: tuple[FormForecast, ...]
+    """What each possible form would take."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +239,14 @@ def plan_run(
             else _Model(architecture, artifact, artifact.num_bytes, "exact")
         )
         placement, replicas, parameters = _replicas(config, model, work, gpu_bytes, gpu_tflops)
-        probe = None
+        probe, speed = None, None
         if replicas.count and probe_seconds > 0:
             spec = _spec(config, placement, model.artifact, everywhere(name or place))
-            probe = measure_speed(model.architecture, spec, text, placement=placement, seconds=probe_seconds)
+            if replicas.form == "dense":
+                probe = measure_speed(model.architecture, spec, text, placement=placement, seconds=probe_seconds)
+                speed = probe.tokens_per_second
+            else:
+                speed = extrapolated_speed(model.architecture, spec, placement)
         if name is None:
             files.delete(*files.resolve(place))
     claim = _claim(config, model, probe, corpus.manifest.vocab_size, text)
@@ -229,7 +255,7 @@ def plan_run(
     return Forecast(
         work,
         hypothesis,
-        _timed(replicas, probe, work.tokens_to_score),
+        _timed(config, model, replicas, speed, work),
         _outlook(claim, probe if model.artifact is not None else None, corpus.manifest.vocab_size),
         tuple(_notes(config, model, replicas, probe)),
     )
@@ -330,18 +356,75 @@ def _replicas(
     memory = _memory(model, what.model.dtype, what.windows, device)
     gpu = executor().smallest_gpu_bytes() if device == "cuda" and executor().resources().gpus else gpu_bytes
     gpus = _gpus(config, model, memory, gpu)
-    placement = place_replicas(config.how, work.num_shards, gpus if device == "cuda" else 1)
-    host = HOST_COPIES * memory.weights_bytes + memory.activations_bytes + memory.logits_bytes
-    if device == "cuda":
+    needs = _needs(config, model, memory, device, work)
+    choice = _choice(config, needs, work)
+    placement = placed(choice, config.how, work.num_shards, gpus if device == "cuda" and choice.form == "dense" else 1)
+    if choice.form != "dense":
+        room = room_of(device).device_bytes
+        fits = not room or needs[choice.form].device_bytes <= room
+    elif device == "cuda":
         fits = gpus <= executor().resources().gpus_of_a_node
     else:
-        fits = host * placement.replicas <= _host_bytes()
+        fits = needs["dense"].device_bytes * placement.replicas <= _host_bytes()
     sizes = (memory.weights_bytes, memory.activations_bytes, memory.logits_bytes, memory.total_bytes)
     count = placement.replicas if fits else 0
     operations = _operations(model, work, what.windows.length, memory.parameters)
     gpu_hours = None if operations is None else gpus * operations / (gpu_tflops * 1e12) / 3600
-    found = Replicas(device, count, *sizes, gpu, gpus, None, None, None, gpu_hours, gpu_tflops)
+    forms = tuple(FormForecast(**asdict(need), tokens_per_second=None) for need in needs.values())
+    found = Replicas(
+        device, count, *sizes, gpu, gpus, None, None, None, gpu_hours, gpu_tflops, choice.form, choice.why, forms
+    )
     return placement, found, memory.parameters
+
+
+def _needs(
+    config: RunConfig, model: _Model, memory: ReplicaMemory, device: str, work: Work
+) -> Mapping[Form, FormNeeds]:
+    """What a replica takes in each form, from the artifact's index, or from the code length that it would have."""
+    import torch
+
+    from tokenbound.models.forms import layer_sizes, packed_bytes, packed_bytes_at
+
+    windows, dtype = config.what.windows, getattr(torch, config.what.model.dtype)
+    sizes = layer_sizes(model.architecture)
+    packed = None
+    if model.artifact is not None:
+        packed = packed_bytes(model.artifact.parsed.coded)
+    elif sizes is not None and model.num_bytes is not None:
+        packed = packed_bytes_at(8 * model.num_bytes / memory.parameters, sizes, dtype)
+    return form_needs_here(
+        memory,
+        sizes,
+        dtype=dtype,
+        device=device,
+        batch_tokens=windows.batch * windows.length,
+        shard_tokens=_shard_tokens(work),
+        artifact_bytes=model.num_bytes,
+        packed=packed,
+    )
+
+
+def _shard_tokens(work: Work) -> int:
+    return max(1, work.tokens_to_score // max(1, work.num_shards))
+
+
+def _choice(config: RunConfig, needs: Mapping[Form, FormNeeds], work: Work) -> Choice:
+    """The form that the run would take.
+
+    Raises:
+        InputError: it was asked for and is not possible; the message says what to set.
+    """
+    from tokenbound.models.forms import Choice
+
+    asked = config.how.weights
+    if asked == "auto":
+        return choose(needs, place_replicas(config.how, work.num_shards))
+    if asked not in needs:
+        raise InputError(
+            f"how.weights: {asked} cannot be planned, because the model has no list of layers or its code length is "
+            "not known; set how.weights: dense, or give --bits-per-weight"
+        )
+    return Choice(asked, asked != "dense", "how.weights asks for it")
 
 
 def _operations(model: _Model, work: Work, length: int, parameters: int) -> float | None:
@@ -401,15 +484,44 @@ def _spec(config: RunConfig, placement: Placement, artifact: ArtifactFile | None
     )
 
 
-def _timed(replicas: Replicas, probe: Probe | None, tokens: int) -> Replicas:
-    if probe is None:
+def _timed(config: RunConfig, model: _Model, replicas: Replicas, speed: float | None, work: Work) -> Replicas:
+    """With the speed of every form, from that of a dense replica, and the hours of the chosen one."""
+    if speed is None:
         return replicas
-    replica_hours = tokens / probe.tokens_per_second / 3600
+    forms = tuple(
+        replace(form, tokens_per_second=_speed_of(config, model, form.form, replicas.device, speed, work))
+        for form in replicas.forms
+    )
+    found = next(form.tokens_per_second for form in forms if form.form == replicas.form)
+    assert found is not None, "every form has been given a speed"
+    replica_hours = work.tokens_to_score / found / 3600
+    gpus = replicas.gpus_each if replicas.form == "dense" else 1
     return replace(
         replicas,
-        tokens_per_second=probe.tokens_per_second,
+        tokens_per_second=found,
         hours=replica_hours / replicas.count,
-        device_hours=replica_hours * (replicas.gpus_each if replicas.device == "cuda" else 1),
+        device_hours=replica_hours * (gpus if replicas.device == "cuda" else 1),
+        forms=forms,
+    )
+
+
+def _speed_of(config: RunConfig, model: _Model, form: Form, device: str, dense: float, work: Work) -> float:
+    import torch
+
+    from tokenbound.models.forms import layer_sizes, tokens_per_second
+
+    sizes, windows = layer_sizes(model.architecture), config.what.windows
+    if sizes is None:
+        return dense
+    return tokens_per_second(
+        form,
+        dense,
+        sizes,
+        dtype=getattr(torch, config.what.model.dtype),
+        device=device,
+        cores=executor().resources().cpus_of_a_node,
+        batch_tokens=windows.batch * windows.length,
+        shard_tokens=_shard_tokens(work),
     )
 
 
@@ -499,6 +611,8 @@ def _notes(config: RunConfig, model: _Model, replicas: Replicas, probe: Probe | 
         yield f"a replica needs {replicas.gpus_each} GPUs of one node, which is not there; nothing was measured"
     elif not replicas.count:
         yield "a replica does not fit beside the others into the memory here; nothing was measured"
+    if replicas.form != "dense" and replicas.tokens_per_second is not None:
+        yield "the speed was extrapolated from random models of one and of two layers; no loss was predicted"
     if probe is not None and model.artifact is None:
         yield "the speed was measured with random weights; no loss was predicted"
     if probe is not None and model.artifact is not None:

@@ -88,6 +88,14 @@ def measure_speed(
     )
 
 
+def extrapolated_speed(architecture: Mapping[str, Any], spec: ReplicaSpec, placement: Placement) -> float | None:
+    """As `dense_speed`, on one replica's processors; inside a Ray session."""
+    task = ray.remote(dense_speed).options(**placement.actor_options)
+    with plain_errors():
+        found: float | None = ray.get(task.remote(dict(architecture), spec))
+    return found
+
+
 def dense_speed(architecture: Mapping[str, Any], spec: ReplicaSpec, *, repeat: int = 2) -> float | None:
     """Tokens per second of a dense replica that is too large to make: from models of one and of two layers.
 
