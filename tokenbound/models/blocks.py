@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_iter
 from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import clean_architecture
-from tokenbound.models.hf_model import Loader, blank_model, refuse_uncovered, tied_names, transposed_layers
+from tokenbound.models.hf_model import Loader, _refuse_uncovered, _transposed, blank_model, tied_names
 from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT, take_head
 from tokenbound.models.sources import SchemeSource, TensorSource
@@ -357,9 +357,9 @@ def build_chain(
     blank = blank_model(architecture, len(names))
     scheme = scheme_of(architecture)
     if scheme is not None:
-        source = SchemeSource(source, scheme, architecture, dtype=dtype, transposed=transposed_layers(blank))
+        source = SchemeSource(source, scheme, architecture, dtype=dtype, transposed=_transposed(blank))
         names = set(source.names)
-    refuse_uncovered(blank, {name: _outline(source, name) for name in names})
+    _refuse_uncovered(blank, {name: _outline(source, name) for name in names})
     loader = Loader(blank, source, names, dtype=dtype)
     layers = find_layers(loader.model)
     assert layers is not None, "checked above"

@@ -14,7 +14,7 @@ import torch
 from tokenbound.config.family import FAMILY, Family
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import clean_architecture
-from tokenbound.models.hf_model import _load, _refuse_incomplete, blank_model, refuse_uncovered, transposed_layers
+from tokenbound.models.hf_model import _load, _refuse_incomplete, _refuse_uncovered, _transposed, blank_model
 from tokenbound.models.quantized.layouts import dense_tensors
 from tokenbound.models.quantized.schemes import (
     scheme_of,
@@ -177,8 +177,8 @@ def _build_plain(
     method = scheme_of(architecture)
     blank = blank_model(architecture, len(tensors))
     if method is not None and method.package is None:
-        tensors = dense_tensors(method, architecture, tensors, dtype=dtype, transposed=transposed_layers(blank))
-    refuse_uncovered(blank, tensors)
+        tensors = dense_tensors(method, architecture, tensors, dtype=dtype, transposed=_transposed(blank))
+    _refuse_uncovered(blank, tensors)
     model, report = _load(blank, architecture, tensors, dtype)
     _refuse_incomplete(report)
     for parameter in model.parameters():

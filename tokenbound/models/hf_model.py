@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def transposed_layers(blank: PreTrainedModel) -> Callable[[str], bool]:
+def _transposed(blank: PreTrainedModel) -> Callable[[str], bool]:
     """Of a layer's name, whether it keeps its weight as [inputs, outputs], as GPT-2's do."""
     from transformers.pytorch_utils import Conv1D
 
@@ -346,7 +346,7 @@ def _identical(tensors: Mapping[str, torch.Tensor], left: str, right: str) -> bo
     return header_of(tensors, left) == header_of(tensors, right) and torch.equal(tensors[left], tensors[right])
 
 
-def refuse_uncovered(blank: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+def _refuse_uncovered(blank: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Catch what the loading report of transformers leaves out."""
     halved = {name for name in tensors if header_of(tensors, name)[0].is_complex}
     if halved:
