@@ -2,12 +2,17 @@
 
     python tests/benchmarks/gpu.py                                  # one CUDA device, some ten minutes
     python tests/benchmarks/gpu.py --compile                        # with the passes over the logits fused
+    python tests/benchmarks/gpu.py --forms FOLDER                   # also packed and streamed, from artifacts in FOLDER
     python tests/benchmarks/gpu.py --device cpu --toy --repeat 1    # whether it runs
 
 For each shape, window length and vocabulary: scored tokens per second of the whole replica, the share of the measured
 matrix ceiling that its products reach, the head's share of the time, and peak memory. The ceiling is the best rate of
 three large square products on the same device. Products of a forward pass: two operations for each weight of the body
 that multiplies and for each of the head, and the two products of causal attention, of which half is counted.
+
+Packed and streamed replicas score a shard of some batches, for which the weights of a layer are made once: of a 7B
+artifact with 4 bits, beside the dense rows above, and of a 70B artifact with 2 bits, which fits dense on no GPU. The
+artifacts have one layer's random codes in all layers; they are made first, and kept.
 """
 
 from __future__ import annotations
@@ -17,16 +22,21 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench import machine
+from big_models import SHAPES
+from forms import repeated_artifact, some_windows
 
+from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.errors import ReplicaOutOfMemory
 from tokenbound.models.head import body_and_projection
 from tokenbound.models.memory import random_model
 from tokenbound.models.replica import Replica
+from tokenbound.models.sources import MapSource, PackedSource
 
 CEILING_SIZES = (4096, 8192, 16384)
 
@@ -145,6 +155,40 @@ def measure(
     return Measured(case, rate, share, head_s / whole_s, peak)
 
 
+FORM_CASES = (("llama2-7b", 4.0), ("llama2-70b", 2.0))
+"""Shapes of `big_models`, and bits of their artifacts."""
+SHARD_BATCHES = 4
+
+
+def measure_form(
+    form: str,
+    shape: str,
+    bits: float,
+    folder: Path,
+    device: torch.device,
+    *,
+    ceiling_per_s: float,
+    length: int = 2048,
+    batch: int = 8,
+) -> Measured:
+    """Score a shard of random ids with a packed or streamed replica of an artifact; loading is not counted."""
+    artifact = ArtifactFile(repeated_artifact(SHAPES[shape], bits, folder / f"{shape}-{bits:g}bit.tokenbound"))
+    case = Case(f"{shape}, {bits:g} bits, {form}", artifact.architecture, length, batch)
+    workers = min(16, torch.get_num_threads())
+    source = PackedSource(artifact, device, workers=workers) if form == "packed" else MapSource(artifact.tensors)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    replica = Replica.from_source(
+        artifact.architecture, source, dtype=torch.bfloat16, device=device, batch=case.batch, length=length
+    )
+    windows = some_windows(SHARD_BATCHES * case.batch, length, replica.vocab_size)
+    whole_s = seconds(lambda: replica.score(*windows), device, 1)
+    rate = SHARD_BATCHES * case.batch * length / whole_s
+    share = rate * operations_per_token(replica.model, length) / ceiling_per_s
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return Measured(case, rate, share, float("nan"), peak)
+
+
 def row(each: Measured) -> str:
     """One line of the table."""
     case = each.case
@@ -168,6 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action="store_true", help="Fuse the passes over the logits.")
+    parser.add_argument("--forms", type=Path, help="Also measure packed and streamed replicas, from artifacts here.")
     parser.add_argument("--toy", action="store_true", help="Tiny shapes: whether it runs, not how fast.")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not torch.cuda.is_available():
@@ -181,6 +226,11 @@ def main(arguments: list[str] | None = None) -> None:
         options = {"ceiling_per_s": found, "repeat": chosen.repeat, "compile": chosen.compile}
         print(line(case, device, dtype, **options), flush=True)
         torch.cuda.empty_cache()
+    for shape, bits in () if chosen.forms is None else (("toy", 4.0),) if chosen.toy else FORM_CASES:
+        for form in ("packed", "streamed"):
+            size = {"length": 64, "batch": 2} if chosen.toy else {}
+            print(row(measure_form(form, shape, bits, chosen.forms, device, ceiling_per_s=found, **size)), flush=True)
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

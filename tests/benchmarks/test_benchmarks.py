@@ -82,6 +82,26 @@ def test_the_gpu_benchmark_runs_from_end_to_end(
     assert "| out of memory for a batch |" in gpu.line(gpu.toy_cases()[0], torch.device("cpu"), torch.bfloat16)
 
 
+def test_the_gpu_benchmark_measures_packed_and_streamed_replicas(load: Callable[[str], Any], tmp_path: Path) -> None:
+    gpu = load("gpu")
+    for form in ("packed", "streamed"):
+        size = {"ceiling_per_s": 1e12, "length": 32, "batch": 2}
+        found = gpu.measure_form(form, "toy", 4.0, tmp_path, torch.device("cpu"), **size)
+        assert found.tokens_per_second > 0
+        assert found.case.name in gpu.row(found)
+
+
+def test_the_forms_benchmark_sets_measurements_beside_predictions(load: Callable[[str], Any], tmp_path: Path) -> None:
+    forms = load("forms")
+    artifact = forms.repeated_artifact(forms.SHAPES["toy"], 4, tmp_path / "toy.tokenbound")
+    options = {"threads": torch.get_num_threads(), "batch": 2, "length": 32, "windows": 3}
+    predicted = forms.predict(artifact, **options)
+    found = forms.measure(artifact, "packed", **options)
+    assert found.tokens_per_second > 0
+    shown = forms.table("toy", 4, options, [(found, predicted["packed"])])
+    assert "| packed |" in shown
+
+
 def test_gpt2_keeps_its_products_in_matrices_too(load: Callable[[str], Any]) -> None:
     shape = {"model_type": "gpt2", "n_layer": 3, "n_embd": 8, "n_head": 2, "vocab_size": 40, "n_positions": 16}
     expected = 2 * (3 * 12 * 8 * 8 + 8 * 40) + 2 * 16 * 8 * 3

@@ -21,6 +21,7 @@ from tokenbound.certificate.derived import best_loss_line
 from tokenbound.config.compress import KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.config.family import MarkovFamily
 from tokenbound.config.run import RunConfig, validate
+from tokenbound.demo import demo_artifact
 from tokenbound.engine.compress.predicted_bound import lines_if_all
 from tokenbound.engine.evaluate.preparation import prepare
 from tokenbound.engine.plan import run as planning
@@ -77,7 +78,7 @@ def test_a_shape_without_weights_is_planned(run_tree: Tree, tmp_path: Path) -> N
     heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256}
     (tmp_path / "config.json").write_text(json.dumps({**shape, **heads}))
     config = config_of(run_tree(model={"checkpoint": str(tmp_path), "dtype": "bfloat16"}))
-    plan = plan_run(config, bits_per_weight=2.0, gpu_bytes=80 * 2**30)
+    plan = plan_run(config, probe_seconds=0, bits_per_weight=2.0, gpu_bytes=80 * 2**30)
     assert plan.hypothesis.code_length_is == "assumed"
     assert plan.hypothesis.code_length_bits == pytest.approx(2 * 70.55e9, rel=1e-3)
     assert plan.replicas.gpus_each == 2
@@ -85,11 +86,15 @@ def test_a_shape_without_weights_is_planned(run_tree: Tree, tmp_path: Path) -> N
     positions = plan.work.num_windows * config.what.windows.length
     expected_h = 2 * 2 * 70.55e9 * positions / 156e12 / 3600
     assert plan.replicas.assumed_gpu_hours == pytest.approx(expected_h, rel=1e-3)
-    assert plan.replicas.count == 0
+    held = {form.form: form.device_bytes for form in plan.replicas.forms}
+    assert plan.replicas.form != "dense"  # if this machine does not have half a terabyte
+    assert held["streamed"] < 15e9 < 20e9 < held["packed"] < 40e9 < 400e9 < held["dense"]
     assert plan.outlook.tokens_to_beat_guessing is None
     assert plan.outlook.perfect_tokens_to_beat_guessing is not None
     assert plan.outlook.perfect_tokens_to_beat_guessing > 10**9
-    assert plan_run(config).hypothesis.code_length_bits is None
+    unknown = plan_run(config, probe_seconds=0)
+    assert unknown.hypothesis.code_length_bits is None
+    assert [form.form for form in unknown.replicas.forms] == ["dense", "streamed"]
 
 
 def test_a_small_shape_without_weights_is_timed_with_random_ones(
@@ -156,6 +161,7 @@ def test_the_command_speaks_to_people_and_programs(
     assert "tokens/s" in shown
     assert "nothing above is a bound" in shown
     asked = ("to score", "code length", "a perfect model", "a replica needs", "on GPUs", "GPU hours", "speed here")
+    asked += ("held dense", "held packed", "held streamed", "how.weights")
     for item in (*asked, "time", "guessing", "loss", "predicted", "shards", "it beats guessing", "(exact)"):
         assert item in shown, item
     monkeypatch.setattr("sys.argv", ["tokenbound", "plan", str(path), "--probe-seconds", "0", "--json"])
@@ -192,3 +198,17 @@ def bigrams() -> bytes:
     ids = (np.arange(5000) % 17 + 65).astype(np.uint16)
     fitted = fit_tree(build_grams(count_ngrams(ids, 1, 257), 1, 257), 257, 0.01)
     return encode_markov(fitted, MarkovFamily(order=1))
+
+
+def test_a_streamed_run_is_timed_by_models_of_one_and_two_layers(run_tree: Tree, tmp_path: Path) -> None:
+    path = tmp_path / "model.tokenbound"
+    path.write_bytes(demo_artifact())
+    tree = run_tree(model={"artifact": str(path)})
+    tree["how"]["weights"] = "streamed"
+    plan = plan_run(config_of(tree), probe_seconds=0.1)
+    speeds = {form.form: form.tokens_per_second for form in plan.replicas.forms}
+    assert plan.replicas.form == "streamed"
+    assert plan.replicas.tokens_per_second == speeds["streamed"]
+    assert None not in speeds.values()
+    assert plan.outlook.loss_bits is None
+    assert any("two layers" in note for note in plan.notes)

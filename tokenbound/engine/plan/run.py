@@ -252,13 +252,14 @@ def plan_run(
                 speed = extrapolated_speed(model.architecture, spec, placement)
         if name is None:
             files.delete(*files.resolve(place))
+        replicas = _timed(config, model, replicas, speed, work)
     claim = _claim(config, model, probe, corpus.manifest.vocab_size, text)
     bits = claim.code_length_bits if claim else None
     hypothesis = Hypothesis(parameters, model.num_bytes, bits, model.provenance)
     return Forecast(
         work,
         hypothesis,
-        _timed(config, model, replicas, speed, work),
+        replicas,
         _outlook(claim, probe if model.artifact is not None else None, corpus.manifest.vocab_size),
         tuple(_notes(config, model, replicas, probe)),
     )
