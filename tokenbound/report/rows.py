@@ -281,7 +281,7 @@ def eval_results(certificate: CertificateRecord) -> str:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     corpus = certificate.corpus
-    if not corpus.get("name") or corpus.get("source") != "hf":
+    if not corpus.get("name"):
         raise InputError(
             f"eval-results name a dataset of the hub, but the corpus is {corpus_name(certificate)}; use another format"
         )
