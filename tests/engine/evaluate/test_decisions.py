@@ -93,7 +93,7 @@ def test_a_sample_counts_the_decisions_of_its_largest_window(run_tree: Tree) -> 
         certificate,
         validate(RunConfig, {**tree, "what": {**tree["what"], "bound": {"methods": METHODS}}}, origin="test"),
         losses=str(place),
-        artifact=(place / "artifact.tokenbound").read_bytes(),
+        artifact=str(place / "artifact.tokenbound"),
         windows=20,
     )
     assert again.windows == 20
@@ -139,7 +139,7 @@ def test_a_window_without_a_loss_keeps_its_decisions(run_tree: Tree) -> None:
     assert certificate.num_worst_case_tokens > 0
     verify_beside(place / "certificate.json")
     config = validate(RunConfig, {**tree, "what": {**tree["what"], "bound": bound}}, origin="test")
-    artifact = (place / "artifact.tokenbound").read_bytes()
+    artifact = str(place / "artifact.tokenbound")
     rescore(certificate, config, losses=str(place), artifact=artifact, windows=10_000)
     ledger = RunDirectory(str(place))
     losses = ledger.losses(ledger.record(0))

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.bounds.decisions import TreeChoice
+from tokenbound.bounds.decisions import TreeChoice, code_lengths
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
@@ -16,8 +16,22 @@ TOKENS_AT_ONCE = 1 << 20
 """Ids that are held at a time."""
 
 
-def first_counts(corpus: PreparedCorpus, vocab_size: int) -> NDArray[np.int64]:
-    """[V] how often each id occurs in the first segment of a corpus."""
+def counted_lengths(corpus: PreparedCorpus, vocab_size: int) -> bytes:
+    """Code lengths of ids by how often each occurs in the first segment of a corpus; counted once in each process.
+
+    Args:
+        corpus: the ids, all below V.
+        vocab_size: V.
+    """
+    return _counted_lengths(corpus.root, corpus.manifest.segments[0].sha256, vocab_size)
+
+
+@lru_cache(maxsize=4)
+def _counted_lengths(corpus_root: str, segment_sha256: str, vocab_size: int) -> bytes:
+    return code_lengths(_first_counts(PreparedCorpus(corpus_root), vocab_size))
+
+
+def _first_counts(corpus: PreparedCorpus, vocab_size: int) -> NDArray[np.int64]:
     counts, size = np.zeros(vocab_size, np.int64), corpus.manifest.segments[0].tokens
     for start in range(0, size, TOKENS_AT_ONCE):
         ids = corpus.read_ids(0, start, min(start + TOKENS_AT_ONCE, size))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenbound.bounds.decisions import TreeChoice, code_lengths
+from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.bounds.lines import counts_documents
 from tokenbound.certificate.control_variates import FEATURES, feature_rule, stored_features
 from tokenbound.certificate.identity import (
@@ -44,7 +44,7 @@ from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
-from tokenbound.engine.evaluate.decisions import first_counts, max_window_decisions
+from tokenbound.engine.evaluate.decisions import counted_lengths, max_window_decisions
 from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.engine.evaluate.weights_form import check_form
@@ -343,7 +343,7 @@ def tree_choice(what: WhatConfig, corpus: PreparedCorpus, architecture: Mapping[
             "what.bound.tree: counts: the model's config has no `vocab_size` up to which to count ids; choose zipf or "
             "balanced"
         )
-    return TreeChoice("counts", code_lengths(first_counts(corpus, size)))
+    return TreeChoice("counts", counted_lengths(corpus, size))
 
 
 def check_growth(what: WhatConfig, times: int) -> None:
