@@ -16,7 +16,7 @@ from tokenbound.api import Certificate
 from tokenbound.certificate.derived import code_split, derived_fields
 from tokenbound.certificate.identity import applied_protocol, fingerprint
 from tokenbound.certificate.reduce import reduce_ledger, reduced_columns, shard_evidence
-from tokenbound.certificate.verify import _sampling_plan
+from tokenbound.certificate.verify import sampling_plan_beside
 from tokenbound.corpus.windows import hashed_order
 from tokenbound.store.losses import Losses, to_parquet
 from tokenbound.store.run import (
@@ -148,7 +148,7 @@ class Forger:
             left -= count
         certificate = Certificate.model_validate(tree)
         ledger = replace(certificate.ledger(self.run.uri), columns=reduced_columns(certificate.claim()))
-        reduction = reduce_ledger(ledger, certificate.claim(), _sampling_plan(certificate, self.run.uri))
+        reduction = reduce_ledger(ledger, certificate.claim(), sampling_plan_beside(certificate, self.run.uri))
         tree |= derived_fields(reduction, certificate.claim(), tree["corpus"].get("bytes_per_token"))
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from forgery_support import Forger, improved_ranks
 
+from tokenbound.certificate.control_variates import FEATURES
 from tokenbound.certificate.identity import SOFTWARE_DECLARATIONS
 from tokenbound.certificate.verify import verified_ledger, verify_beside
 from tokenbound.config.run import RunConfig, load_config
+from tokenbound.corpus.ngram_features import Features
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.errors import MismatchError
 from tokenbound.report.words import unchecked
@@ -41,6 +43,13 @@ def without(path: str) -> Callable[[Forger], None]:
         del forged.tree[section][key]
 
     return edit
+
+
+def more_tokens(forged: Forger) -> None:
+    """A larger corpus than the windows of a sample show."""
+    fields(num_tokens=lambda n: n + 50, corpus__tokens=lambda n: n + 50, corpus__text_bytes=lambda n: n + 50)(forged)
+    corpus = forged.tree["corpus"]
+    corpus["bytes_per_token"] = corpus["scored_text_bytes"] / forged.tree["num_tokens"]
 
 
 def with_prior_holdout(forged: Forger) -> None:
@@ -113,6 +122,7 @@ REFUSED_BY_VERIFY: dict[str, tuple[str, Callable[[Forger], None], str]] = {
     "more-documents-scored-than-there-are": ("full", fields(corpus__documents=3), "documents"),
     "ids-fewer-than-predictions": ("full", fields(corpus__tokens=100), "cannot be predicted"),
     "tokenizer-larger-than-the-logits": ("full", fields(tokenizer_vocab_size=300), "exceeds vocab_size"),
+    "tokens-of-a-sample": ("sampled", more_tokens, "control variates are of .* tokens"),
     "pilot-as-large-as-the-sample": (
         "sampled",
         fields(sampling__pilot_windows=120, scoring_identity__pilot_windows=120),
@@ -232,6 +242,15 @@ def shard_of_another_run(forged: Forger) -> None:
     forged.tree["corpus"]["segments"] = 2
 
 
+def other_features(forged: Forger) -> None:
+    """Control variates that promise more of the windows that were not drawn."""
+    table = Features.parse(forged.run.read(FEATURES), FEATURES).table.copy()
+    drawn = np.concatenate([losses.window_id for losses in forged.losses])
+    table[np.setdiff1d(np.arange(len(table)), drawn), 1] //= 2
+    forged.run.write(FEATURES, Features.of(table).data)
+    forged.set("sampling.control_variates.sha256", Features.of(table).sha256)
+
+
 def other_names(forged: Forger) -> None:
     forged.tree["corpus"].update(source="hf", tokenizer="openai/gpt2")
     forged.tree["model"]["source"] = "other/model"
@@ -276,17 +295,21 @@ REFUSED_BY_RESCORING: dict[str, tuple[str, Callable[[Forger], None], str]] = {
     "documents": ("sampled", fields(corpus__documents=13), "corpus.documents"),
     "files": ("full", fields(corpus__files=13), "corpus.files"),
     "growth": ("delta", shard_of_another_run, "segments|earlier_fingerprints"),
-    "tokens-of-a-sample": (
-        "sampled",
-        fields(num_tokens=lambda n: n + 50, corpus__tokens=lambda n: n + 50, corpus__text_bytes=lambda n: n + 50),
-        "num_tokens: the certificate says",
-    ),
+    "features": ("sampled", other_features, "control_variates: .* was not computed from this corpus"),
     "tokenizer-size": ("full", fields(tokenizer_vocab_size=256), "tokenizer_vocab_size"),
     "logits-wider": ("sampled", fields(vocab_size=300), "vocab_size"),
 }
 
 
-QUICK = {"ranks-1-and-1-percent", "losses-4.9e-4-lower", "bytes-per-token", "protocol-flipped", "names", "growth"}
+QUICK = {
+    "features",
+    "ranks-1-and-1-percent",
+    "losses-4.9e-4-lower",
+    "bytes-per-token",
+    "protocol-flipped",
+    "names",
+    "growth",
+}
 
 
 @pytest.mark.parametrize("name", some_slow(REFUSED_BY_RESCORING, QUICK))

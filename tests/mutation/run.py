@@ -77,6 +77,7 @@ TESTS: dict[str, str] = {
     "claim": "claim certify guards coded sampling document relative",
     "sampling": "sampling numbers",
     "sampled_lines": "sampling",
+    "controls": "controls",
     "lines.base": "line_terms claim certify coded",
     "lines.azuma": "line_terms guards coded exact",
     "lines.freedman": "line_terms guards coded exact claim",

@@ -81,7 +81,7 @@ def verify_record(
     _require_equal("protocol", certificate.protocol, applied_protocol(certificate.scoring_identity["protocol"], shapes))
     evidence = _verify_windows(certificate, ledger)
     try:
-        sampling = _sampling_plan(certificate, ledger.uri)
+        sampling = sampling_plan_beside(certificate, ledger.uri)
         reduction = reduce_ledger(
             replace(ledger, columns=reduced_columns(certificate.claim())),
             certificate.claim(),
@@ -432,7 +432,7 @@ def _verify_decisions(
     record: CommitRecord,
     evidence: Evidence,
 ) -> None:
-    """The tables of a shard are those of its tokens, and the commit record's is their sum."""
+    """The tables of a shard are those of its tokens, and the commit record's is their sum where all of it counts."""
     origin = f"shard {record.shard}"
     if tree is None:
         if losses.tables is not None:
@@ -445,7 +445,8 @@ def _verify_decisions(
         committed = DecisionTable.from_dict(record.evidence["decisions"])
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise MismatchError(f"{origin}: the commit record has no sound table of decisions: {error}") from None
-    if committed != evidence.decisions:
+    whole = len(losses.window_id) == record.windows  # a sample may stop inside its last shard
+    if whole and committed != evidence.decisions:
         raise MismatchError(f"{origin}: the commit record's table of decisions is not the sum of its windows'")
     most = int(losses.tables.window_sums(losses.tables.count).max(initial=0))
     limit = certificate.corpus.get("max_window_decisions", most)
@@ -476,8 +477,22 @@ def _verify_num_tokens(certificate: CertificateRecord, scored: int, largest: int
         )
 
 
-def _sampling_plan(certificate: CertificateRecord, uri: str) -> SamplingPlan | None:
-    """How windows were drawn, with the control variates that lie in the run directory."""
+def sampling_plan_beside(certificate: CertificateRecord, uri: str) -> SamplingPlan | None:
+    """How windows were drawn, with the control variates that lie in the run directory; None without a sample.
+
+    Args:
+        certificate: whose.
+        uri: the run directory.
+
+    Raises:
+        IncompleteError: the control variates are not there.
+        InputError: they are of another corpus or draw.
+        MismatchError: they are not those of the certificate.
+
+    >>> from tokenbound.demo import demo_certificate
+    >>> sampling_plan_beside(demo_certificate(), "nowhere") is None
+    True
+    """
     plan, record = certificate.sampling_plan(), certificate.sampling
     if plan is None or record is None or record.control_variates is None:
         return plan

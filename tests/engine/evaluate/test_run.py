@@ -15,6 +15,7 @@ from layouts_support import gptq
 from quantized_support import save_torchao, save_with_layout
 
 from tokenbound.api import Certificate
+from tokenbound.bounds.claim import Line
 from tokenbound.certificate.verify import verify_beside, verify_record
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.engine.evaluate.rescore import rescore
@@ -190,7 +191,7 @@ def test_scoring_stops_at_the_first_prefix_with_little_slack(run_tree: Tree) -> 
         verify_beside(path)
         assert certificate.sampling is not None
         assert 20 < certificate.sampling.scored_windows <= certificate.num_windows
-        losses = [line for line in certificate.bounds if line["top_k"] is None]
+        losses = [line for line in certificate.bounds if Line.from_dict(line).bounds_risk]
         assert max(line["terms"]["sampling_slack"] for line in losses) <= target
         stopped.append((certificate.scoring_fingerprint, certificate.claim_fingerprint))
         sizes = [path.stat().st_mtime_ns for path in (path.parent / "losses").iterdir()]
