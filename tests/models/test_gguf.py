@@ -506,4 +506,4 @@ def test_a_real_model_has_the_losses_of_transformers_dequantized_one(smollm2: Pa
             for each in (model, expected.eval())
         )
     assert float((found - wanted).abs().max()) < 1e-4
-    assert 0.5 < float(found.mean()) < 3  # nats per token: it has learned to read programs
+    assert 0.5 < float(found.mean()) < 5  # nats per token, of log(49152) = 10.8: it reads programs

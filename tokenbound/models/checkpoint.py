@@ -23,7 +23,7 @@ import torch
 
 from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import InputError
-from tokenbound.gguf_file import locate_gguf
+from tokenbound.gguf_file import ENDING, locate_gguf, parts_of
 from tokenbound.models.gguf.checkpoint import read_gguf_architecture, read_gguf_checkpoint
 from tokenbound.models.gguf.dense import dense_weights
 from tokenbound.models.hf_model import blank_model, copied_names, transposed_layers
@@ -162,19 +162,34 @@ def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
     return _read_architecture(locate(path_or_id, _ARCHITECTURE_FILES))
 
 
-def sample_weights(directory: str | Path, *, tensors: int, weights: int) -> dict[str, torch.Tensor]:
+def stored_bytes(path: str | Path) -> int:
+    """Bytes of the weight files of a checkpoint here, GGUF or safetensors; 0 where there are none."""
+    place = Path(path).expanduser()
+    files = parts_of(place) if place.suffix == ENDING else place.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def sample_weights(
+    directory: str | Path, *, tensors: int, weights: int, dense: bool = False
+) -> dict[str, torch.Tensor]:
     """Leading rows of some tensors of a checkpoint directory, in an order that only their names decide.
 
     Args:
-        directory: with safetensors weights, in one file or in shards.
+        directory: with safetensors weights, in one file or in shards; or a GGUF file.
         tensors: how many to read at most.
         weights: of each tensor, about so many at most.
+        dense: as in `read_checkpoint`.
 
     Returns:
         By name; nothing else of the files is read. Empty where there are no safetensors files.
     """
     from safetensors import safe_open
 
+    gguf = locate_gguf(directory)
+    if gguf is not None:
+        _, stored = read_gguf_checkpoint(gguf, at_most=tensors)
+        found = {name: _leading_rows(tensor, weights) for name, tensor in stored.items()}
+        return dense_weights(found, dtype=torch.float32, transposed=lambda name: False) if dense else found
     files: list[Any] = [safe_open(path, "pt") for path in sorted(Path(directory).glob("*.safetensors"))]
     places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     chosen = sorted(places, key=lambda name: hashlib.sha256(name.encode()).digest())[:tensors]
@@ -182,7 +197,7 @@ def sample_weights(directory: str | Path, *, tensors: int, weights: int) -> dict
 
 
 def _leading_rows(view: Any, weights: int) -> torch.Tensor:
-    shape = view.get_shape()
+    shape = list(view.shape) if isinstance(view, torch.Tensor) else view.get_shape()
     if not shape:
         tensor: torch.Tensor = view[:]
         return tensor

@@ -8,8 +8,8 @@ under its name with `.ggml_` and its type behind it.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,12 @@ def read_gguf_architecture(path: str | Path) -> Config:
     return _architecture(read_gguf(path))
 
 
-def read_gguf_checkpoint(path: str | Path) -> tuple[Config, dict[str, torch.Tensor]]:
+def read_gguf_checkpoint(path: str | Path, *, at_most: int | None = None) -> tuple[Config, dict[str, torch.Tensor]]:
     """The model in a GGUF file: its config, and its tensors as they are stored.
+
+    Args:
+        path: of the file, or of the first part of a split one.
+        at_most: so many of its tensors, in an order that only their names decide; None for all.
 
     Raises:
         InputError: the file is not sound, or holds what is not understood.
@@ -55,12 +59,12 @@ def read_gguf_checkpoint(path: str | Path) -> tuple[Config, dict[str, torch.Tens
     file = read_gguf(path)
     config, entry = _architecture(file), architecture_of(file)
     tensors: dict[str, torch.Tensor] = {}
-    for name, stored in file.tensors.items():
-        if name == ROPE_FREQUENCIES:
-            continue  # it is in the config
-        target = _target(file, entry, name)
-        for suffix, tensor in _converted(file, entry, config, stored):
-            tensors[target + suffix] = tensor
+    names = [name for name in file.tensors if name != ROPE_FREQUENCIES]  # they are in the config
+    if at_most is not None:
+        names = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:at_most]
+    for name in names:
+        suffix, tensor = _converted(file, entry, config, file.tensors[name])
+        tensors[_target(file, entry, name) + suffix] = tensor
     return config, tensors
 
 
@@ -98,15 +102,14 @@ def _target(file: GgufFile, entry: GgufArchitecture, name: str) -> str:
 
 def _converted(
     file: GgufFile, entry: GgufArchitecture, config: Config, stored: TensorEntry
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as the model has it, with what its name gets."""
+) -> tuple[str, torch.Tensor]:
+    """What a tensor's name gets, and the tensor as the model has it."""
     rows = _reordered(file, entry, config, stored.name, stored.read())
     suffix = PART + ("1" if "ffn_up_exps" in stored.name else "0") if _is_half(stored.name) else ""
     if stored.type.name not in PLAIN:
-        yield f"{suffix}{MARK}{stored.type.name.lower()}", torch.from_numpy(rows)
-        return
+        return f"{suffix}{MARK}{stored.type.name.lower()}", torch.from_numpy(rows)
     values = torch.from_numpy(np.ascontiguousarray(rows)).view(_DTYPES[stored.type.name])
-    yield suffix, _changed(entry, stored.name, values)
+    return suffix, _changed(entry, stored.name, values)
 
 
 def _is_half(name: str) -> bool:
