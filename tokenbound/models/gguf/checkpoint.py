@@ -8,7 +8,6 @@ under its name with `.ggml_` and its type behind it.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from tokenbound.compression.codecs.ggml import MARK
+from tokenbound.compression.tensor_map import Header
 from tokenbound.errors import InputError
-from tokenbound.gguf_file import PLAIN, GgufFile, TensorEntry, read_gguf
+from tokenbound.gguf_file import PLAIN, GgufFile, read_gguf
 from tokenbound.models.gguf.architectures import (
     LAYER,
     ROPE_FREQUENCIES,
@@ -46,26 +46,34 @@ def read_gguf_architecture(path: str | Path) -> Config:
     return _architecture(read_gguf(path))
 
 
-def read_gguf_checkpoint(path: str | Path, *, at_most: int | None = None) -> tuple[Config, dict[str, torch.Tensor]]:
-    """The model in a GGUF file: its config, and its tensors as they are stored.
+def stored_tensor(file: GgufFile, config: Config, name: str) -> torch.Tensor:
+    """One tensor of a file, by ggml's name, as the model has it: blocks as bytes, plain values in their dtype."""
+    entry, stored = architecture_of(file), file.tensors[name]
+    rows = _reordered(file, entry, config, name, stored.read())
+    if stored.type.name not in PLAIN:
+        return torch.from_numpy(rows)
+    return _changed(entry, name, torch.from_numpy(np.ascontiguousarray(rows)).view(_DTYPES[stored.type.name]))
 
-    Args:
-        path: of the file, or of the first part of a split one.
-        at_most: so many of its tensors, in an order that only their names decide; None for all.
 
-    Raises:
-        InputError: the file is not sound, or holds what is not understood.
-    """
-    file = read_gguf(path)
-    config, entry = _architecture(file), architecture_of(file)
-    tensors: dict[str, torch.Tensor] = {}
-    names = [name for name in file.tensors if name != ROPE_FREQUENCIES]  # they are in the config
-    if at_most is not None:
-        names = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:at_most]
-    for name in names:
-        suffix, tensor = _converted(file, entry, config, file.tensors[name])
-        tensors[_target(file, entry, name) + suffix] = tensor
-    return config, tensors
+def stored_header(file: GgufFile, name: str) -> Header:
+    """Dtype and shape of `stored_tensor`; reads nothing."""
+    stored = file.tensors[name]
+    if stored.type.name not in PLAIN:
+        return torch.uint8, stored.stored_shape
+    empty = torch.empty(stored.shape, dtype=_DTYPES[stored.type.name], device="meta")
+    return empty.dtype, tuple(_changed(architecture_of(file), name, empty).shape)
+
+
+def stored_names(file: GgufFile) -> dict[str, str]:
+    """Of each tensor by its name here (with its type behind it where it is of blocks): ggml's name."""
+    entry, found = architecture_of(file), {}
+    for name, stored in file.tensors.items():
+        if name == ROPE_FREQUENCIES:
+            continue  # they are in the config
+        part = PART + ("1" if "ffn_up_exps" in name else "0") if _is_half(name) else ""
+        kind = f"{MARK}{stored.type.name.lower()}" if stored.type.name not in PLAIN else ""
+        found[f"{_target(file, entry, name)}{part}{kind}"] = name
+    return found
 
 
 def _architecture(file: GgufFile) -> Config:
@@ -98,18 +106,6 @@ def _target(file: GgufFile, entry: GgufArchitecture, name: str) -> str:
         )
     place = known if match is None else f"{entry.prefix}{match[1]}.{known}"
     return place if leaf.endswith("_exps") else f"{place}{dot}{kind}"  # experts are one parameter of their module
-
-
-def _converted(
-    file: GgufFile, entry: GgufArchitecture, config: Config, stored: TensorEntry
-) -> tuple[str, torch.Tensor]:
-    """What a tensor's name gets, and the tensor as the model has it."""
-    rows = _reordered(file, entry, config, stored.name, stored.read())
-    suffix = PART + ("1" if "ffn_up_exps" in stored.name else "0") if _is_half(stored.name) else ""
-    if stored.type.name not in PLAIN:
-        return f"{suffix}{MARK}{stored.type.name.lower()}", torch.from_numpy(rows)
-    values = torch.from_numpy(np.ascontiguousarray(rows)).view(_DTYPES[stored.type.name])
-    return suffix, _changed(entry, stored.name, values)
 
 
 def _is_half(name: str) -> bool:
