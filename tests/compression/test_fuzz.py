@@ -76,6 +76,7 @@ def seeds() -> dict[str, bytes]:
         "codecs": (GOLDEN / "every_codec.tokenbound").read_bytes(),
         "static": (GOLDEN / "static.tokenbound").read_bytes(),
         "markov": (GOLDEN / "ngrams.tokenbound").read_bytes(),
+        "blocks": (GOLDEN / "ggml.tokenbound").read_bytes(),
         "difference": encode_difference({}, base, tuned, chosen),
         "adapter": encode_delta({}, adapter_delta(base, factors, scaling=2.0), LosslessSettings()),
         "untied": encode_delta({}, difference(base, {**tuned, "head.weight": base["q.weight"]}, untied=COPY), chosen),
@@ -84,7 +85,7 @@ def seeds() -> dict[str, bytes]:
     }
 
 
-KINDS = ("codecs", "static", "markov", "difference", "adapter", "untied", "smoothing", "repeats")
+KINDS = ("codecs", "static", "markov", "blocks", "difference", "adapter", "untied", "smoothing", "repeats")
 
 
 def use(data: bytes) -> None:

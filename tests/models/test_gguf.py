@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
 from contextlib import suppress
@@ -387,6 +388,29 @@ def test_architectures_come_back(architecture: str, tmp_path: Path) -> None:
     metadata, tensors = metadata_of(architecture, model.config), tensors_of(architecture, model, "F32")
     path = write_gguf(tmp_path / "m.gguf", architecture, metadata, tensors)
     assert_same(scored(path), model, 2e-4)
+    assert_headers_are_true(path)
+
+
+def assert_headers_are_true(path: Path) -> None:
+    """What is said of a tensor before it is read, stored or dense."""
+    for dense in (False, True):
+        tensors = read_checkpoint(path, dense=dense).tensors
+        for name in tensors:
+            assert tensors.header(name) == (tensors[name].dtype, tuple(tensors[name].shape)), name
+
+
+def test_a_tensor_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    """In whichever process that is, and from the file as it then is."""
+    path = write_llama(tmp_path / "m.gguf", kind="Q8_0")
+    tensors = pickle.loads(pickle.dumps(read_checkpoint(path).tensors))
+    (first, *_), last = sorted(tensors), "model.norm.weight"
+    assert torch.equal(tensors[first], read_checkpoint(path).tensors[first])
+    path.write_bytes(path.read_bytes()[:-64])
+    with pytest.raises(InputError, match="does not end within the file"):
+        tensors[last]
+    path.unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        tensors[last]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2moe", "bloom"])
@@ -395,6 +419,7 @@ def test_quantized_architectures_are_the_weights_that_their_blocks_stand_for(arc
     metadata, tensors = metadata_of(architecture, model.config), tensors_of(architecture, model, "Q4_1")
     dense = {name: (array if kind == "F32" else rounded(array, kind), "F32") for name, (array, kind) in tensors.items()}
     quantized = scored(write_gguf(tmp_path / "q.gguf", architecture, metadata, tensors))
+    assert_headers_are_true(tmp_path / "q.gguf")
     assert_same(quantized, scored(write_gguf(tmp_path / "f.gguf", architecture, metadata, dense)), 1e-4)
 
 
@@ -506,4 +531,4 @@ def test_a_real_model_has_the_losses_of_transformers_dequantized_one(smollm2: Pa
             for each in (model, expected.eval())
         )
     assert float((found - wanted).abs().max()) < 1e-4
-    assert 0.5 < float(found.mean()) < 3  # nats per token: it has learned to read programs
+    assert 0.5 < float(found.mean()) < 5  # nats per token, of log(49152) = 10.8: it reads programs

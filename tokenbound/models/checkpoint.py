@@ -12,10 +12,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import torch
 
 from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import InputError
-from tokenbound.gguf_file import locate_gguf
-from tokenbound.models.gguf.checkpoint import read_gguf_architecture, read_gguf_checkpoint
-from tokenbound.models.gguf.dense import dense_weights
-from tokenbound.models.hf_model import blank_model, copied_names, transposed_layers
+from tokenbound.gguf_file import ENDING, locate_gguf, parts_of
+from tokenbound.models.gguf.checkpoint import read_gguf_architecture
+from tokenbound.models.gguf.tensors import GgufTensors
+from tokenbound.models.hf_model import blank_model, copied_names
 from tokenbound.models.quantized.deployed import read_records
 from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
@@ -96,7 +95,7 @@ def read_checkpoint(path_or_id: str | Path, *, dense: bool = False) -> Checkpoin
         InputError: nothing there; only pickle weights; an adapter without its base; a non-causal model, or one
             quantized in an unknown way; a shard missing or damaged. The message names the cure.
     """
-    gguf = locate_gguf(path_or_id)
+    gguf = _find_gguf(path_or_id)
     if gguf is not None:
         return _of_gguf(gguf, path_or_id, dense)
     directory = locate(path_or_id)
@@ -111,21 +110,19 @@ def read_checkpoint(path_or_id: str | Path, *, dense: bool = False) -> Checkpoin
     return Checkpoint(architecture, kept, directory, directory if tokenizer else None)
 
 
+def _find_gguf(path_or_id: str | Path) -> Path | None:
+    """The GGUF file that a checkpoint is, on this machine; None if it is another kind."""
+    return locate_gguf(local_copy(str(path_or_id)))
+
+
 def _of_gguf(path: Path, origin: str | Path, dense: bool) -> Checkpoint:
-    architecture, tensors = _gguf_model(path, dense)
-    headers = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    return Checkpoint(dict(architecture), GgufTensors(path, origin, dense, headers), path.parent, None)
-
-
-@lru_cache(maxsize=1)
-def _gguf_model(path: Path, dense: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and tensors of a GGUF file, kept per process: they are made of one pass over the file."""
-    architecture, tensors = read_gguf_checkpoint(path)
+    architecture = read_gguf_architecture(path)
+    tensors = GgufTensors.of(path, str(origin), dense=dense)
+    if dense:
+        architecture.pop(QUANTIZATION, None)
     blank = blank_model(architecture, len(tensors))
-    if dense and architecture.pop(QUANTIZATION, None) is not None:
-        tensors = dense_weights(tensors, dtype=torch.float32, transposed=transposed_layers(blank))
-    copied = copied_names(blank, tensors)
-    return architecture, {name: tensor for name, tensor in tensors.items() if name not in copied}
+    kept = tensors.only(set(tensors) - copied_names(blank, tensors))
+    return Checkpoint(architecture, kept, path.parent, None)
 
 
 def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def check_checkpoint(path_or_id: str | Path) -> dict[str, Any]:
     Raises:
         InputError: as for `read_checkpoint`, but for what only the tensors show.
     """
-    gguf = locate_gguf(path_or_id)
+    gguf = _find_gguf(path_or_id)
     if gguf is not None:
         architecture = read_gguf_architecture(gguf)
         blank_model(architecture)
@@ -156,33 +153,50 @@ def read_architecture(path_or_id: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such checkpoint, or no config of a causal language model that can be read.
     """
-    gguf = locate_gguf(path_or_id)
+    gguf = _find_gguf(path_or_id)
     if gguf is not None:
         return read_gguf_architecture(gguf)
     return _read_architecture(locate(path_or_id, _ARCHITECTURE_FILES))
 
 
-def sample_weights(directory: str | Path, *, tensors: int, weights: int) -> dict[str, torch.Tensor]:
+def stored_bytes(path: str | Path) -> int:
+    """Bytes of the weight files of a checkpoint here, GGUF or safetensors; 0 where there are none."""
+    place = Path(path).expanduser()
+    files = parts_of(place) if place.suffix == ENDING else place.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def sample_weights(
+    directory: str | Path, *, tensors: int, weights: int, dense: bool = False
+) -> dict[str, torch.Tensor]:
     """Leading rows of some tensors of a checkpoint directory, in an order that only their names decide.
 
     Args:
-        directory: with safetensors weights, in one file or in shards.
+        directory: with safetensors weights, in one file or in shards; or a GGUF file.
         tensors: how many to read at most.
         weights: of each tensor, about so many at most.
+        dense: as in `read_checkpoint`.
 
     Returns:
         By name; nothing else of the files is read. Empty where there are no safetensors files.
     """
     from safetensors import safe_open
 
+    gguf = _find_gguf(directory)
+    if gguf is not None:
+        stored = GgufTensors.of(gguf, str(directory), dense=dense)
+        return {name: _leading_rows(stored[name], weights) for name in _chosen(stored, tensors)}
     files: list[Any] = [safe_open(path, "pt") for path in sorted(Path(directory).glob("*.safetensors"))]
     places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-    chosen = sorted(places, key=lambda name: hashlib.sha256(name.encode()).digest())[:tensors]
-    return {name: _leading_rows(places[name].get_slice(name), weights) for name in chosen}
+    return {name: _leading_rows(places[name].get_slice(name), weights) for name in _chosen(places, tensors)}
+
+
+def _chosen(names: Iterable[str], count: int) -> list[str]:
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count]
 
 
 def _leading_rows(view: Any, weights: int) -> torch.Tensor:
-    shape = view.get_shape()
+    shape = list(view.shape) if isinstance(view, torch.Tensor) else view.get_shape()
     if not shape:
         tensor: torch.Tensor = view[:]
         return tensor
@@ -407,7 +421,7 @@ def other_weights(path_or_id: str | Path) -> list[str]:
     transformers does not load them either, so long as nobody asks for them. They may hold another model, so the
     certificate names them. Of a hub id, those that are fetched are seen: safetensors at the top of the repository.
     """
-    if locate_gguf(path_or_id) is not None:
+    if _find_gguf(path_or_id) is not None:
         return []
     directory = locate(path_or_id)
     variants = {path.name for path in directory.glob("*.safetensors") if not _LOADED.fullmatch(path.name)}
@@ -485,48 +499,6 @@ class CheckpointTensors(TensorMap):
         """Those of these names."""
         places = {name: place for name, place in self.places.items() if name in names}
         return CheckpointTensors(self.directory, places, {name: self.headers[name] for name in places}, self.origin)
-
-
-class GgufTensors(TensorMap):
-    """The tensors of a GGUF file. Each process that asks for one reads the file once and keeps what it holds."""
-
-    def __init__(self, path: Path, origin: str | Path, dense: bool, headers: Mapping[str, Header]) -> None:
-        """Read nothing yet.
-
-        Args:
-            path: The file on this machine.
-            origin: What the checkpoint was named by: a machine without this file finds it by that name.
-            dense: Whether blocks stand for their weights, in float32.
-            headers: Dtype and shape of each tensor.
-        """
-        self.path, self.origin, self.dense, self.headers = path, origin, dense, dict(headers)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor.
-
-        Raises:
-            InputError: the file is missing or damaged by now.
-        """
-        path = self.path if self.path.exists() else locate_gguf(self.origin)
-        if path is None:
-            raise InputError(f"{self.origin} is not a GGUF file any more; put it back")
-        return _gguf_model(path, self.dense)[1][name]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self.headers)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.headers)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name."""
-        return name in self.headers
-
-    def header(self, name: str) -> Header:
-        """Dtype and shape of a tensor."""
-        return self.headers[name]
 
 
 def _find_tensors(directory: Path, origin: str | Path) -> CheckpointTensors:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from gguf_support import llama, write_llama
 from layouts_support import gptq
 from quantized_support import save_with_layout
 from training_support import artifact_with_head
@@ -18,6 +19,7 @@ from training_support import artifact_with_head
 from tokenbound import cli
 from tokenbound.bounds.claim import Claim
 from tokenbound.certificate.derived import best_loss_line
+from tokenbound.compression.artifact import encode_artifact
 from tokenbound.config.compress import KfacSettings, LosslessSettings, RoundToNearestSettings
 from tokenbound.config.family import MarkovFamily
 from tokenbound.config.run import RunConfig, validate
@@ -28,6 +30,7 @@ from tokenbound.engine.plan import run as planning
 from tokenbound.engine.plan.run import plan_run, tokens_to_beat_guessing
 from tokenbound.engine.train.ngrams import encode_markov
 from tokenbound.errors import InputError
+from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.training.ngram_fit import build_grams, count_ngrams, fit_tree
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -133,6 +136,22 @@ def test_a_large_quantized_checkpoint_is_weighed_by_its_bytes(
     estimated = plan_run(config, probe_seconds=0, exact_weights=0).hypothesis
     assert estimated.code_length_is == "estimated"
     assert estimated.artifact_bytes == pytest.approx(exact.artifact_bytes, rel=0.25)
+
+
+def test_a_gguf_file_is_planned_as_other_checkpoints_are(run_tree: Tree, tmp_path: Path) -> None:
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=4)
+    shape = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 4, "rope.dimension_count": 64}
+    path = write_llama(tmp_path / "m.gguf", model, "Q8_0", **shape)
+    for method, compress in (
+        (LosslessSettings(), None),
+        (RoundToNearestSettings(step=0.25), {"method": "rtn", "step": 0.25}),
+    ):
+        config = config_of(run_tree(model={"checkpoint": str(path), "compress": compress}))
+        estimated = plan_run(config, probe_seconds=0, exact_weights=0).hypothesis
+        checkpoint = read_checkpoint(path, dense=not method.is_exact)
+        exact = len(encode_artifact(checkpoint.architecture, checkpoint.tensors, method))
+        assert estimated.code_length_is == "estimated"
+        assert estimated.artifact_bytes == pytest.approx(exact, rel=0.1)
 
 
 def test_the_m_that_beats_guessing_is_the_smallest() -> None:

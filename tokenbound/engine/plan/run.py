@@ -283,12 +283,12 @@ def _work(config: RunConfig, text: Text) -> Work:
 
 def _of_checkpoint(config: RunConfig) -> dict[str, Any]:
     """The architecture of a checkpoint, whose weights need not be there; those that are must be sound."""
-    from tokenbound.models.checkpoint import check_checkpoint, read_architecture
+    from tokenbound.models.checkpoint import check_checkpoint, read_architecture, stored_bytes
     from tokenbound.models.hf_model import blank_model
 
     assert config.what.model.checkpoint is not None
     path = local_copy(config.what.model.checkpoint_place)
-    if any(Path(path).expanduser().glob("*.safetensors")):
+    if stored_bytes(path):
         return check_checkpoint(path)
     architecture = read_architecture(path)
     blank_model(architecture)
@@ -304,27 +304,30 @@ def _model(
     place: str,
 ) -> _Model:
     """A checkpoint, and what it will weigh."""
+    from tokenbound.models.checkpoint import stored_bytes
+
     choice, corpus = config.what.model, config.what.corpus
     assert choice.checkpoint is not None
     checkpoint = local_copy(choice.checkpoint_place)
     parameters = _num_weights(architecture)
     if bits_per_weight is not None:
         return _Model(architecture, None, math.ceil(bits_per_weight * parameters / 8), "assumed")
-    if not any(Path(checkpoint).expanduser().glob("*.safetensors")):
+    stored = stored_bytes(checkpoint)
+    if not stored:
         return _Model(architecture, None, None, "unknown")
     if parameters <= exact_weights:
         artifact = load_artifact(config, text, out=place)
         require_tokenizer(artifact, corpus)
         return _Model(artifact.architecture, artifact, artifact.num_bytes, "exact")
-    sample = _coded_sample(checkpoint, choice.compress or LosslessSettings())
+    method = choice.compress or LosslessSettings()
+    sample = _coded_sample(checkpoint, method)
     if sample is None:
         return _Model(architecture, None, None, "unknown")
     coded, tensors = sample
-    if scheme_of(architecture) is None:
+    if scheme_of(architecture) is None or not method.is_exact:
         share = parameters / sum(tensor.numel() for tensor in tensors)
     else:  # an element may hold many codes
-        files = Path(checkpoint).expanduser().glob("*.safetensors")
-        share = sum(file.stat().st_size for file in files) / sum(tensor.nbytes for tensor in tensors)
+        share = stored / sum(tensor.nbytes for tensor in tensors)
     return _Model(architecture, None, math.ceil(coded * share), "estimated")
 
 
@@ -340,7 +343,8 @@ def _coded_sample(checkpoint: str, settings: CompressionMethod) -> tuple[int, li
         return None
     from tokenbound.models.checkpoint import sample_weights
 
-    tensors = sample_weights(Path(checkpoint).expanduser(), tensors=SAMPLED_TENSORS, weights=SAMPLED_WEIGHTS)
+    place, dense = Path(checkpoint).expanduser(), not settings.is_exact
+    tensors = sample_weights(place, tensors=SAMPLED_TENSORS, weights=SAMPLED_WEIGHTS, dense=dense)
     with plain_errors():
         sizes = list(executor().map(partial(_encoded_bytes, settings), tensors.items()))
     return sum(sizes), list(tensors.values())

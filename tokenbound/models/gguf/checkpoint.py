@@ -9,7 +9,6 @@ under its name with `.ggml_` and its type behind it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from tokenbound.compression.codecs.ggml import MARK
+from tokenbound.compression.tensor_map import Header
 from tokenbound.errors import InputError
-from tokenbound.gguf_file import PLAIN, GgufFile, TensorEntry, read_gguf
+from tokenbound.gguf_file import PLAIN, GgufFile, read_gguf
 from tokenbound.models.gguf.architectures import (
     LAYER,
     ROPE_FREQUENCIES,
@@ -46,22 +46,34 @@ def read_gguf_architecture(path: str | Path) -> Config:
     return _architecture(read_gguf(path))
 
 
-def read_gguf_checkpoint(path: str | Path) -> tuple[Config, dict[str, torch.Tensor]]:
-    """The model in a GGUF file: its config, and its tensors as they are stored.
+def stored_tensor(file: GgufFile, config: Config, name: str) -> torch.Tensor:
+    """One tensor of a file, by ggml's name, as the model has it: blocks as bytes, plain values in their dtype."""
+    entry, stored = architecture_of(file), file.tensors[name]
+    rows = _reordered(file, entry, config, name, stored.read())
+    if stored.type.name not in PLAIN:
+        return torch.from_numpy(rows)
+    return _changed(entry, name, torch.from_numpy(np.ascontiguousarray(rows)).view(_DTYPES[stored.type.name]))
 
-    Raises:
-        InputError: the file is not sound, or holds what is not understood.
-    """
-    file = read_gguf(path)
-    config, entry = _architecture(file), architecture_of(file)
-    tensors: dict[str, torch.Tensor] = {}
+
+def stored_header(file: GgufFile, name: str) -> Header:
+    """Dtype and shape of `stored_tensor`; reads nothing."""
+    stored = file.tensors[name]
+    if stored.type.name not in PLAIN:
+        return torch.uint8, stored.stored_shape
+    empty = torch.empty(stored.shape, dtype=_DTYPES[stored.type.name], device="meta")
+    return empty.dtype, tuple(_changed(architecture_of(file), name, empty).shape)
+
+
+def stored_names(file: GgufFile) -> dict[str, str]:
+    """Of each tensor by its name here (with its type behind it where it is of blocks): ggml's name."""
+    entry, found = architecture_of(file), {}
     for name, stored in file.tensors.items():
         if name == ROPE_FREQUENCIES:
-            continue  # it is in the config
-        target = _target(file, entry, name)
-        for suffix, tensor in _converted(file, entry, config, stored):
-            tensors[target + suffix] = tensor
-    return config, tensors
+            continue  # they are in the config
+        part = PART + ("1" if "ffn_up_exps" in name else "0") if _is_half(name) else ""
+        kind = f"{MARK}{stored.type.name.lower()}" if stored.type.name not in PLAIN else ""
+        found[f"{_target(file, entry, name)}{part}{kind}"] = name
+    return found
 
 
 def _architecture(file: GgufFile) -> Config:
@@ -94,19 +106,6 @@ def _target(file: GgufFile, entry: GgufArchitecture, name: str) -> str:
         )
     place = known if match is None else f"{entry.prefix}{match[1]}.{known}"
     return place if leaf.endswith("_exps") else f"{place}{dot}{kind}"  # experts are one parameter of their module
-
-
-def _converted(
-    file: GgufFile, entry: GgufArchitecture, config: Config, stored: TensorEntry
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor as the model has it, with what its name gets."""
-    rows = _reordered(file, entry, config, stored.name, stored.read())
-    suffix = PART + ("1" if "ffn_up_exps" in stored.name else "0") if _is_half(stored.name) else ""
-    if stored.type.name not in PLAIN:
-        yield f"{suffix}{MARK}{stored.type.name.lower()}", torch.from_numpy(rows)
-        return
-    values = torch.from_numpy(np.ascontiguousarray(rows)).view(_DTYPES[stored.type.name])
-    yield suffix, _changed(entry, stored.name, values)
 
 
 def _is_half(name: str) -> bool:

@@ -45,7 +45,8 @@ def dense_weights(
         target, _, part = plain.partition(PART)
         if kind and transposed(target.removesuffix(".weight")):
             weight = weight.T.contiguous()
-        out[target] = torch.cat([out[target], weight.to(out[target].dtype)], dim=1) if part == "1" else weight
+        joined = [out[target], weight.to(out[target].dtype)] if part == "1" and target in out else [weight]
+        out[target] = torch.cat(joined, dim=1) if len(joined) > 1 else weight
     return out
 
 
