@@ -473,6 +473,7 @@ def test_the_line_is_certified_as_its_function_says(chosen):
         RelativeSums(half.excess, flat.base),
         RelativeSums(flat.excess, half.base),
         RelativeSums(replace(half.excess, window_lengths=None), half.base),
+        RelativeSums(replace(half.excess, windows=None), half.base),
     ):
         with pytest.raises(InputError, match="window_lengths"):
             relative_path(sampled, sums, CLAIM, PLAN)
