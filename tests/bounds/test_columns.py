@@ -116,3 +116,12 @@ def test_decisions_of_a_window_add_up() -> None:
     assert piece.require_decisions() is table
     with pytest.raises(MismatchError, match="no table of decisions"):
         Piece(COLUMNS, None, None, 0).require_decisions()
+
+
+@pytest.mark.parametrize(("count", "cells"), [(0, []), (1, [3, 5]), (2, [3, 5]), (3, [3, 5, 1])])
+def test_the_decisions_of_the_first_windows(count: int, cells: list[int]) -> None:
+    table = WindowDecisions(np.array([3, 5, 1], np.int16), np.array([2, 1, 4], np.int32), np.array([0, 2, 2, 3]))
+    first = table.first(count)
+    assert first.cell.tolist() == cells
+    assert first.count.tolist() == [2, 1, 4][: len(cells)]
+    assert first.offsets.tolist() == [0, 2, 2, 3][: count + 1]

@@ -29,8 +29,8 @@ def test_the_grids_of_lambda() -> None:
 
 
 def test_every_other_constant() -> None:
-    found = {name: value for name, value in vars(constants).items() if name.isupper() and not name.endswith("_GRID")}
-    assert found == {
+    above = ("ALPHA_GRID", "T_GRID", "AZUMA_LAMBDA_GRID", "KL_LAMBDA_GRID", *DECISIONS)
+    assert {name: value for name, value in vars(constants).items() if name.isupper() and name not in above} == {
         "LN2": 0.6931471805599453,
         "ALPHA_SLOPES": (0, 1, 2, 4, 6, 8, -2, -4),
         "ALPHA_LEVELS": 64,
@@ -45,6 +45,7 @@ def test_every_other_constant() -> None:
         "PILOT_TARGET_RATIO": 16,
         "STAKE_TARGET_FACTOR": 4,
         "STAKE_CAP": 0.97,
+        "CONTROL_RIDGE_GRID": (1e-4, 1e-2, 1e-1, 1.0),
         "NLL_TOLERANCE_NATS": 1e-5,
         "PRODUCT_GROUP": 16,
         "BLOCK_TOKENS": 8192,
@@ -52,6 +53,9 @@ def test_every_other_constant() -> None:
         "RELATIVE_ROWS": 16384,
         "PRINT_DECIMALS": 9,
     }
+
+
+DECISIONS = ("DECISION_LAMBDA_GRID", "DECISION_SLOPE_GRID", "DECISION_ALPHA_GRID")
 
 
 def test_the_grids_of_decisions() -> None:

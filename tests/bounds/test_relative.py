@@ -35,6 +35,7 @@ from tokenbound.bounds import (
 from tokenbound.bounds.codes import freedman_tune_bits, relative_tune_bits
 from tokenbound.bounds.columns import Piece, window_sums
 from tokenbound.bounds.constants import RELATIVE_ROWS, RELATIVE_ROWS_PER_SHARD
+from tokenbound.bounds.controls import ControlVariates
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.lines.relative import Relative, RelativeSums, relative_path
@@ -472,6 +473,7 @@ def test_the_line_is_certified_as_its_function_says(chosen):
         RelativeSums(half.excess, flat.base),
         RelativeSums(flat.excess, half.base),
         RelativeSums(replace(half.excess, window_lengths=None), half.base),
+        RelativeSums(replace(half.excess, windows=None), half.base),
     ):
         with pytest.raises(InputError, match="window_lengths"):
             relative_path(sampled, sums, CLAIM, PLAN)
@@ -639,3 +641,18 @@ def test_delta_and_the_protocol_are_split_between_excess_and_base():
         for sampled, delta in ((False, 0.025), (True, 0.0125)):
             kappa = kappa_nats(code_length_bits=200.0, tune_bits=bits, delta=delta)
             assert excess_kappa(degree, claim, sampled=sampled) == pytest.approx(kappa, rel=1e-14)
+
+
+def test_a_line_with_control_variates_says_what_the_pilot_fixed(chosen):
+    columns, _ = chosen
+    tuning = choose_relative(RelativeEvidence.from_losses(*columns), CLAIM, PLAN)
+    _, full = parts_of(tuning, columns, CLAIM, PLAN)
+    features = (full.excess.windows[0] + full.base.windows[0])[:, None]
+    controlled = replace(PLAN, controls=ControlVariates(features, np.full(400, 30), np.arange(400)))
+    line, half = parts_of(tuning, columns, CLAIM, controlled, SIZE // 2)
+    path = relative_path(tuning, half, CLAIM, controlled)
+    assert line.parameters["control_variates"] == list(path.beta)
+    assert len(path.beta) == 1
+    plain, _ = parts_of(tuning, columns, CLAIM, PLAN, SIZE // 2)
+    assert "control_variates" not in plain.parameters
+    assert line.terms["sampling_slack"] <= plain.terms["sampling_slack"]

@@ -75,7 +75,7 @@ TESTS: dict[str, str] = {
     "exact": "exact guards sampling",
     "blocks": "exact guards sampling",
     "claim": "claim certify guards coded sampling document relative",
-    "sampling": "sampling numbers",
+    "sampling": "sampling controls numbers",
     "sampled_lines": "sampling",
     "controls": "controls",
     "lines.base": "line_terms claim certify coded",
