@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -184,7 +185,8 @@ class FastTokenizer:
 
     def encode_batch(self, documents: Sequence[str | bytes], *, parse_special: bool = False) -> list[Ids]:
         """Ids of each document; bytes are decoded as UTF-8, undecodable ones becoming U+FFFD."""
-        encodings = self._pipeline(parse_special).encode_batch_fast(_as_texts(documents), add_special_tokens=False)
+        with _panics_named():
+            encodings = self._pipeline(parse_special).encode_batch_fast(_as_texts(documents), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
 
     def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
@@ -212,6 +214,24 @@ class FastTokenizer:
     def files(self) -> bytes:
         """Canonical serialisation."""
         return self._files
+
+
+@contextmanager
+def _panics_named() -> Iterator[None]:
+    """Name what the native code gave up on, such as a pattern that would try for ever to match.
+
+    Raises:
+        InputError: it did; its own exception is not even an `Exception`, and would pass through every handler.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"the tokenizer gave up on a document ({_one_line(error)}); give one whose tokenizer.json has a simpler "
+            "pre-tokenizer pattern, or split the document"
+        ) from None
 
 
 def _as_texts(documents: Sequence[str | bytes]) -> list[str]:
@@ -299,6 +319,7 @@ def _convert(spec: str) -> FastTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(hub_id, use_fast=True, trust_remote_code=False, **pinned)
     except Exception as error:
         # transformers raises many kinds here; each means that this tokenizer cannot be used.
+        _refuse_sentencepiece(spec)
         raise _unloadable(spec, error) from None
     if not tokenizer.is_fast:
         raise InputError(
@@ -306,6 +327,22 @@ def _convert(spec: str) -> FastTokenizer:
         )
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     return FastTokenizer(definition, bos_id=tokenizer.bos_token_id, eos_id=tokenizer.eos_token_id)
+
+
+def _refuse_sentencepiece(spec: str) -> None:
+    """Say what a folder holds whose only tokenizer is a sentencepiece model; transformers names another package.
+
+    Raises:
+        InputError: it does.
+    """
+    folder = Path(local_copy(spec)).expanduser()
+    models = sorted(folder.glob("*.model")) if folder.is_dir() else [folder] if folder.suffix == ".model" else []
+    if models:
+        raise InputError(
+            f"tokenizer {spec!r} is a sentencepiece model ({models[0].name}), and no tokenizer.json could be made of "
+            "it; load it with `AutoTokenizer.from_pretrained` where `sentencepiece` is installed, call "
+            "`save_pretrained`, and give that directory"
+        )
 
 
 def _unloadable(spec: str, error: BaseException) -> InputError:
