@@ -174,3 +174,31 @@ def test_what_is_no_file_is_not_opened(make: Callable[[Path], object], tmp_path:
         read_safetensors(path)
     require_regular(tmp_path)
     require_regular(tmp_path / "absent")
+
+
+def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path) -> None:
+    from tokenbound.models.checkpoint import read_safetensors
+
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text(pointer)
+    says = r"is a git-lfs pointer, not the file itself; run `git lfs pull`"
+    with pytest.raises(InputError, match=rf"model\.safetensors {says}"):
+        read_safetensors(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=rf"tokenizer\.json {says}"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("$DATA/a.txt", r"variables such as \$DATA are not replaced here"),
+        ("${DATA}/*.txt", r"variables such as \$\{DATA\} are not replaced here"),
+        ("{a,b}.txt", r"alternatives in braces are not expanded here; list them"),
+        ("{a,b}/*.txt", r"alternatives in braces are not expanded here; list them"),
+        ("absent.txt", r"does not exist; correct `corpus.paths`"),
+    ],
+)
+def test_what_a_shell_would_replace_is_said_not_to_be(path: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        find_files(corpus("text", Path(path)))

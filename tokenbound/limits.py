@@ -32,6 +32,10 @@ MAX_HEADER_BYTES: Final = 1 << 24
 """Of a safetensors file: 100,000 tensors take some 12 MB. Reading the names of 400,000 takes minutes and 4 GB."""
 
 
+LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+"""How every pointer of git-lfs begins."""
+
+
 def require_regular(path: str | Path) -> None:
     """Refuse a local path at which no ordinary file stands; a missing one is the caller's to name.
 
@@ -48,6 +52,18 @@ def require_regular(path: str | Path) -> None:
         return
     kind = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(mode), "a device")
     raise InputError(f"{os.fspath(path)} is {kind}, not a file; give a copy of what it should hold")
+
+
+def require_content(path: str | Path) -> None:
+    """Refuse the small file that git-lfs leaves in the place of one that was not fetched.
+
+    Raises:
+        InputError: it is such a pointer.
+    """
+    with Path(path).open("rb") as stream:
+        head = stream.read(len(LFS_POINTER))
+    if head == LFS_POINTER:
+        raise InputError(f"{os.fspath(path)} is a git-lfs pointer, not the file itself; run `git lfs pull` to fetch it")
 
 
 def require_size(what: str, size: int, most: int, cure: str) -> None:

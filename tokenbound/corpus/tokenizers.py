@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tokenbound.corpus.gguf_tokenizer import read_gguf_tokenizer
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import locate_gguf
+from tokenbound.limits import require_content
 from tokenbound.store.copies import local_copy
 
 if TYPE_CHECKING:
@@ -354,7 +355,10 @@ def _unloadable(spec: str, error: BaseException) -> InputError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        require_content(path)
         tree = json.loads(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer file {path} is not readable JSON: {_one_line(error)}") from None
     if not isinstance(tree, dict):

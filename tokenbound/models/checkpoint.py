@@ -24,7 +24,7 @@ import torch
 from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import locate_gguf
-from tokenbound.limits import MAX_HEADER_BYTES, require_regular, require_size
+from tokenbound.limits import MAX_HEADER_BYTES, require_content, require_regular, require_size
 from tokenbound.models.gguf.checkpoint import read_gguf_architecture, read_gguf_checkpoint
 from tokenbound.models.gguf.dense import dense_weights
 from tokenbound.models.hf_model import blank_model, copied_names, transposed_layers
@@ -588,6 +588,7 @@ def _sound(path: Path) -> Iterator[None]:
     if not path.exists():
         raise InputError(f"{path} is missing; fetch the checkpoint again")
     require_regular(path)
+    require_content(path)
     with path.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
     if header <= path.stat().st_size:  # else the reader names the damage
