@@ -257,6 +257,7 @@ VALUES = {
     "encoding": "cp1252",
     "errors": "replace",
     "special_tokens": "refuse",
+    "max_document_bytes": 1000,
     "dtype": "uint32",
     "eos_id": 1,
     "vocab_size": 9,

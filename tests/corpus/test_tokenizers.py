@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tokenbound.corpus import tokenizers
-from tokenbound.corpus.tokenizers import BytesTokenizer, load_tokenizer, tokenizer_from_bytes
+from tokenbound.corpus.tokenizers import (
+    CUTTABLE_PATTERNS,
+    BytesTokenizer,
+    load_tokenizer,
+    pieces,
+    tokenizer_from_bytes,
+)
 from tokenbound.errors import InputError
 
 SENTENCES = ["the cat sat on the mat", "the dog sat on the log", "a cat and a dog", "日本語 text"] * 5
@@ -116,6 +122,58 @@ def test_unknown_text_is_still_unknown(tmp_path):
 def test_documents_are_whole_and_unframed(bpe, text):
     (ids,) = bpe.encode_batch([text])
     assert bpe.decode(ids) == text
+
+
+def split_bpe(pattern: str) -> Tokenizer:
+    """A tokenizer with a pattern of its own before the bytes, as Llama 3 and Qwen 2 have."""
+    pipeline = byte_level_bpe()
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    return pipeline
+
+
+WORDS = st.sampled_from(
+    ["the", " cat", "sat ", " ", "  ", "\n", "'s", " 's", "12", " 3", "-", "日本", "é", "\u0301", "</s>", "\t"]
+)
+
+
+@pytest.mark.parametrize("pattern", [None, *CUTTABLE_PATTERNS], ids=["gpt2", "llama3", "qwen2"])
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_a_long_document_is_encoded_in_pieces_with_the_same_ids(tmp_path_factory, pattern, parse_special):
+    pipeline = byte_level_bpe() if pattern is None else split_bpe(pattern)
+    tokenizer = load_tokenizer(save(pipeline, tmp_path_factory.mktemp("pieces")))
+    assert tokenizer._has_cuts
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(WORDS, max_size=40).map("".join), st.integers(1, 8))
+    def agree(text: str, characters: int) -> None:
+        whole = tokenizer.encode_batch([text], parse_special=parse_special)[0].tolist()
+        parts = tokenizer.encode_batch(pieces(text, characters), parse_special=parse_special)
+        assert [index for part in parts for index in part.tolist()] == whole
+
+    agree()
+    text = "the cat sat on the mat, and 's " * 20_000
+    assert len(pieces(text)) > 2
+    whole = tokenizer._ids(tokenizer._pipeline(parse_special), [text])[0]
+    assert np.array_equal(tokenizer.encode_batch([text, "a"], parse_special=parse_special)[0], whole)
+
+
+def test_what_might_reach_over_a_cut_is_encoded_whole(tmp_path):
+    for number, change in enumerate(
+        [
+            lambda pipeline: setattr(pipeline, "normalizer", normalizers.Lowercase()),
+            lambda pipeline: setattr(pipeline, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            lambda pipeline: setattr(pipeline, "pre_tokenizer", pre_tokenizers.Whitespace()),
+            lambda pipeline: pipeline.add_tokens(["cat sat"]),
+            lambda pipeline: pipeline.add_special_tokens([AddedToken("<x y>", special=True)]),
+            lambda pipeline: pipeline.add_special_tokens([AddedToken("<x>", special=True, rstrip=True)]),
+        ]
+    ):
+        pipeline = byte_level_bpe()
+        change(pipeline)
+        assert not load_tokenizer(save(pipeline, tmp_path / str(number)))._has_cuts
+    assert not load_tokenizer(save(split_bpe(r"\S+|\s+"), tmp_path / "other"))._has_cuts
+    assert not load_tokenizer(save(unigram(), tmp_path / "unigram"))._has_cuts
 
 
 @pytest.fixture(scope="module")

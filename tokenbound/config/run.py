@@ -29,6 +29,7 @@ from tokenbound.corpus.config import CorpusConfig as CorpusConfig
 from tokenbound.corpus.sources.fields import is_utf8
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import ENDING, IN_REPOSITORY
+from tokenbound.limits import MAX_SHARD_TOKENS
 from tokenbound.store.sections import of_unions
 from tokenbound.store.strict_json import StrictJsonError, check_tree
 from tokenbound.store.strict_yaml import StrictYamlError, as_json, parse_yaml
@@ -141,8 +142,8 @@ class WindowsConfig(_Section):
     def _stride_fits(self) -> Self:
         if self.stride is not None and self.stride > self.length:
             raise ValueError(f"stride {self.stride} exceeds length {self.length}: tokens would be left out")
-        if self.shard_tokens != "auto" and self.shard_tokens < 1:
-            raise ValueError("shard_tokens must be positive")
+        if self.shard_tokens != "auto" and not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
+            raise ValueError(f"shard_tokens must be 1 to {MAX_SHARD_TOKENS:,}")
         return self
 
 

@@ -15,6 +15,7 @@ from tokenbound.corpus.sources.fields import (
     DatasetFields,
     EncodingFields,
     Fields,
+    LimitFields,
     PartFields,
     PathFields,
     SpecialTokenFields,
@@ -39,6 +40,7 @@ class CorpusConfig(
     DatasetFields,
     StoredIdFields,
     TokenizerFields,
+    LimitFields,
     SpecialTokenFields,
     PartFields,
     EncodingFields,
@@ -108,7 +110,9 @@ class CorpusConfig(
     def reader(self) -> Source[Fields]:
         """The corpus as its source reads it."""
         kind = SOURCES.get(self.source)
-        return kind(self._fields(kind))
+        source = kind(self._fields(kind))
+        source.max_document_bytes = self.max_document_bytes
+        return source
 
     def _fields(self, kind: type[Source[Fields]], *, strict_json: bool = False) -> Fields:
         """The keys that a source takes; in a file, a number as text is a mistake and not a spelling."""

@@ -181,8 +181,13 @@ def refuse_binary(file: Named, head: bytes, source: str) -> None:
     raise InputError(f"corpus file {file.path!r} is {what}, which source `{source}` cannot read; {cure}")
 
 
+def is_void(file: Named) -> bool:
+    """Whether a file is empty although even nothing, once compressed, would have some bytes: it holds no document."""
+    return not file.bytes and file.name.lower().endswith(COMPRESSED_SUFFIXES)
+
+
 def plain_compressor(file: Named, head: bytes) -> str | None:
-    """The compressor to undo, after checking that the name does not promise another one.
+    """The compressor to undo, after checking that the name does not promise another one; None for an empty file.
 
     Raises:
         InputError: the name ends like that of a compressor which did not make the content.
@@ -197,8 +202,10 @@ def plain_compressor(file: Named, head: bytes) -> str | None:
             f"corpus file {file.path!r} is named {suffix}, a compression that is not supported; decompress it, or use "
             f"{', '.join(COMPRESSORS)}"
         )
+    if not head:  # nothing to undo: what was to be compressed never came
+        return None
     if promised != found:
-        really = "empty" if not head else found or binary_kind(head) or "not compressed"
+        really = found or binary_kind(head) or "not compressed"
         raise InputError(
             f"corpus file {file.path!r} is named {suffix} but its content is not {promised} (it is {really}); restore "
             "or rename it"

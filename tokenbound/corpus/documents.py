@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.files import Listing, Skipped, SourceFile
 from tokenbound.corpus.sources import TextSource
+from tokenbound.corpus.streams import too_large
 from tokenbound.errors import InputError
 
 
@@ -66,4 +67,12 @@ def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | s
     source = config.reader()
     if not isinstance(source, TextSource):
         raise InputError(f"source `{config.source}` holds ids, not documents of text")
-    return source.documents(file)
+    return _of_bounded_size(source.documents(file), file, source.max_document_bytes)
+
+
+def _of_bounded_size(documents: Iterator[bytes | str], file: SourceFile, most: int) -> Iterator[bytes | str]:
+    """The same documents; a source that reads a large one whole is not trusted to have looked."""
+    for number, document in enumerate(documents, start=1):
+        if len(document) > most:
+            raise InputError(f"corpus file {file.path!r}, document {number}: {too_large(most).removeprefix('holds ')}")
+        yield document

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import re
 from collections.abc import Callable
 from typing import cast
 
@@ -40,8 +41,10 @@ def expand(declared: str, skipped: Skipped, *, source: str, belongs: Callable[[s
         found = listing.files_below(filesystem, path, skipped, belongs=belongs, declared=declared)
     elif glob.has_magic(path):
         found = listing.files_matching(filesystem, path, skipped, declared=declared)
+        if not found and (cure := _cure(declared)) != _cure(""):
+            raise InputError(f"corpus path {declared!r} matches nothing; {cure}")
     else:
-        raise InputError(f"corpus path {declared!r} does not exist; correct `corpus.paths`")
+        raise InputError(f"corpus path {declared!r} does not exist; {_cure(declared)}")
     if not found:
         left_out = ", ".join(f"{count} by the rule `{rule}`" for rule, count in sorted(skipped.counts.items()))
         raise InputError(
@@ -49,6 +52,19 @@ def expand(declared: str, skipped: Skipped, *, source: str, belongs: Callable[[s
             f"{f' (left out: {left_out})' if left_out else ''}; correct `corpus.paths`"
         )
     return [_source_file(declared, filesystem, item) for item in found]
+
+
+def _cure(declared: str) -> str:
+    """What to do about a path at which nothing is; what a shell would have replaced stands in a config as it is.
+
+    >>> _cure("$DATA/train.jsonl"), _cure("{a,b}.jsonl")[:32]
+    ('variables such as $DATA are not replaced here; write the path itself', 'alternatives in braces are not e')
+    """
+    if variable := re.search(r"\$\{?\w+\}?", declared):
+        return f"variables such as {variable[0]} are not replaced here; write the path itself"
+    if re.search(r"\{[^{}]*,[^{}]*\}", declared):
+        return "alternatives in braces are not expanded here; list them as entries of `corpus.paths`"
+    return "correct `corpus.paths`"
 
 
 def refuse_repeats(files: list[SourceFile]) -> list[SourceFile]:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
 from tokenbound.corpus.config import CorpusConfig
+from tokenbound.corpus.contents import is_void
 from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_documents
 from tokenbound.corpus.files import Listing, SourceFile
 from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
@@ -47,7 +48,7 @@ from tokenbound.corpus.prepared import (
 )
 from tokenbound.corpus.sources import SOURCES, IdSource
 from tokenbound.corpus.sources.base import Source
-from tokenbound.corpus.sources.fields import Fields, PartFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import Fields, LimitFields, PartFields, SpecialTokenFields
 from tokenbound.corpus.sources.tokens import check_ids
 from tokenbound.corpus.streams import BLOCK_BYTES
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
@@ -75,6 +76,9 @@ class Sizes(NamedTuple):
 
 
 DEFAULT_SIZES = Sizes()
+
+FILES_PER_TASK = 1024
+"""Small files that one task digests."""
 
 
 class Run(Protocol):
@@ -143,7 +147,8 @@ def prepare_corpus(
         config = config.model_copy(update={"tokenizer": anchored(config.tokenizer)})
     listing = find_corpus(config)
     _log_skipped(listing)
-    files = list(run(partial(digest_file, config), listing.files))
+    files = _digested(config, listing.files, run)
+    _log_void(files)
     manifest = load_manifest(root) or Manifest(rule=corpus_rule(config))
     manifest.require_rule(corpus_rule(config))
     pending = pending_files(manifest, files)
@@ -180,6 +185,13 @@ def _log_skipped(listing: Listing) -> None:
         logger.log(level, "left out of the corpus by the rule `%s`: %s, such as %s", rule, f"{count:,}", names)
 
 
+def _log_void(files: Sequence[SourceFile]) -> None:
+    """Name files that are empty although they should hold compressed content."""
+    void = [file.path for file in files if is_void(file)]
+    if void:
+        logger.warning("%d compressed files are empty and hold no document, such as %r", len(void), void[0])
+
+
 def _require_same_ids(earlier: Sequence[Segment], manifest: Manifest) -> None:
     """What an earlier version prepared is taken over only where it is read the same way today."""
     for old, new in zip(earlier, manifest.segments, strict=False):
@@ -197,11 +209,40 @@ def unprepared_files(config: CorpusConfig, root: str, *, run: Run = map) -> list
         InputError: a source or the tokenizer cannot be used.
         MismatchError: a file changed under its name or disappeared, or ``root`` was made by another rule.
     """
-    files = list(run(partial(digest_file, config), find_files(config)))
+    files = _digested(config, find_files(config), run)
     manifest = load_manifest(root)
     if manifest is not None:
         manifest.require_rule(corpus_rule(config))
     return pending_files(manifest, files)
+
+
+def _digested(config: CorpusConfig, files: Sequence[SourceFile], run: Run) -> list[SourceFile]:
+    """The files with their digests; small ones share a task, which costs more than a thousand of them."""
+    return [file for part in run(partial(_digest_files, config), list(_shared(files))) for file in part]
+
+
+def _digest_files(config: CorpusConfig, files: Sequence[SourceFile]) -> list[SourceFile]:
+    return [digest_file(config, file) for file in files]
+
+
+def _shared(
+    files: Sequence[SourceFile], most_files: int = FILES_PER_TASK, most_bytes: int = DEFAULT_SIZES.part_bytes
+) -> Iterator[Sequence[SourceFile]]:
+    """Consecutive files in groups of so many files and bytes at most; a larger file stands alone.
+
+    >>> files = [SourceFile(name, name, size) for name, size in (("a", 3), ("b", 4), ("c", 9), ("d", 1))]
+    >>> [[file.name for file in group] for group in _shared(files, most_bytes=8)]
+    [['a', 'b'], ['c'], ['d']]
+    """
+    group, size = list[SourceFile](), 0
+    for file in files:
+        if group and (len(group) >= most_files or size + file.bytes > most_bytes):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.bytes
+    if group:
+        yield group
 
 
 def cache_name(config: CorpusConfig) -> str:
@@ -214,7 +255,16 @@ def cache_name(config: CorpusConfig) -> str:
     """
     # The rule holds the keys of the text, where they are not the default.
     named = config.model_dump(
-        mode="json", exclude={"tokenizer", "tokenizer_is", "encoding", "errors", "special_tokens", "part"}
+        mode="json",
+        exclude={
+            "tokenizer",
+            "tokenizer_is",
+            "encoding",
+            "errors",
+            "special_tokens",
+            "part",
+            *LimitFields.model_fields,
+        },
     )
     named["paths"] = [path if is_uri(path) else os.path.abspath(path) for path in config.paths]  # noqa: PTH100
     named["rule"] = corpus_rule(config).to_dict()

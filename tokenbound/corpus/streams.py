@@ -110,6 +110,34 @@ def text_blocks(file: SourceFile, source: str) -> Iterator[bytes]:
         raise InputError(f"corpus file {file.path!r} is damaged: {one_line(error)}; restore or remove it") from None
 
 
+def whole_text(file: SourceFile, source: str, most: int) -> bytes:
+    """Decompressed content of a file that is one document.
+
+    Args:
+        file: to read.
+        source: name of the source, for messages.
+        most: `corpus.max_document_bytes`.
+
+    Raises:
+        InputError: as for `text_blocks`, or there is more.
+    """
+    kept, size = list[bytes](), 0
+    for block in text_blocks(file, source):
+        size += len(block)
+        if size > most:
+            raise InputError(f"corpus file {file.path!r} {too_large(most)}")
+        kept.append(block)
+    return b"".join(kept)
+
+
+def too_large(most: int) -> str:
+    """What is wrong with a document, and what to do."""
+    return (
+        f"holds a document of more than {most:,} bytes (corpus.max_document_bytes); split it, or raise the limit if it "
+        "fits into the memory ten times"
+    )
+
+
 def decoded(data: bytes, encoding: str, errors: str, file: SourceFile) -> str:
     """The text of a file.
 

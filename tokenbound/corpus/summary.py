@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.prepared import Manifest
-from tokenbound.corpus.sources.fields import EVERYWHERE, PartFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import EVERYWHERE, LimitFields, PartFields, SpecialTokenFields
 from tokenbound.corpus.windows import CorpusPlan
 
 FACTS = ("python",)
@@ -87,7 +87,8 @@ def bytes_per_token(manifest: Manifest, plan: CorpusPlan, context: str) -> float
 def _keys_shown(config: CorpusConfig) -> list[str]:
     """Shared keys that decide what is read, in the order of the config, where they apply."""
     source = config.reader()
-    shown = source.keys() - EVERYWHERE - source.ignored().keys() - {*source.located_by, *ELSEWHERE}
+    hidden = {*source.located_by, *ELSEWHERE, *LimitFields.model_fields}
+    shown = source.keys() - EVERYWHERE - source.ignored().keys() - hidden
     if config.tokenizer == "bytes":
         shown -= SpecialTokenFields.model_fields.keys()
     if config.part is None:

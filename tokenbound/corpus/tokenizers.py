@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +23,7 @@ import numpy.typing as npt
 from tokenbound.corpus.gguf_tokenizer import read_gguf_tokenizer
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import locate_gguf
+from tokenbound.limits import require_content
 from tokenbound.store.copies import local_copy
 
 if TYPE_CHECKING:
@@ -30,6 +33,10 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 BYTES_END_ID = 256
 """The one id of the `bytes` tokenizer that is no byte: the end of a document, used before one as BOS too."""
+
+PIECE_CHARACTERS = 1 << 18
+"""A longer document is encoded in pieces of about so many characters where that gives the same ids: an encoding holds
+140 bytes for each, which of a line of 20 MB is 2.9 GB."""
 
 HEAD_CHARACTERS = 64
 """Of a document, what is tokenised again to see where its first token ends."""
@@ -168,6 +175,7 @@ class FastTokenizer:
         self._files = _canonical({"tokenizer": self._definition, "bos_id": bos_id, "eos_id": eos_id})
         self._decoder = _build(self._definition)
         self._encoder = _plain_text_encoder(self._definition)
+        self._has_cuts = _has_cuts(self._definition)
         added = self._definition.get("added_tokens") or ()
         self.special_texts: tuple[str, ...] = tuple(token["content"] for token in added if token["special"])
         ids = self._decoder.get_vocab(with_added_tokens=True).values()
@@ -184,7 +192,14 @@ class FastTokenizer:
 
     def encode_batch(self, documents: Sequence[str | bytes], *, parse_special: bool = False) -> list[Ids]:
         """Ids of each document; bytes are decoded as UTF-8, undecodable ones becoming U+FFFD."""
-        encodings = self._pipeline(parse_special).encode_batch_fast(_as_texts(documents), add_special_tokens=False)
+        texts, pipeline = _as_texts(documents), self._pipeline(parse_special)
+        with _panics_named():
+            if self._has_cuts and any(len(text) > PIECE_CHARACTERS for text in texts):
+                return [np.concatenate([self._ids(pipeline, [piece])[0] for piece in pieces(text)]) for text in texts]
+            return self._ids(pipeline, texts)
+
+    def _ids(self, pipeline: Pipeline, texts: Sequence[str]) -> list[Ids]:
+        encodings = pipeline.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self._dtype) for encoding in encodings]
 
     def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
@@ -212,6 +227,82 @@ class FastTokenizer:
     def files(self) -> bytes:
         """Canonical serialisation."""
         return self._files
+
+
+def pieces(text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
+    """A text cut between a letter and a space with a letter behind it, where no token of `_has_cuts` goes on.
+
+    Args:
+        text: of one document.
+        characters: of a piece, about; one goes on to the next cut. An encoding takes 140 bytes for each.
+
+    >>> pieces("one two, three four", 3)
+    ['one', ' two, three', ' four']
+    """
+    cuts, start = [0], characters
+    while found := _CUT.search(text, max(start - 1, 0)):
+        cuts.append(found.start() + 1)
+        start = cuts[-1] + characters
+    return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+_CUT = re.compile("[a-zA-Z] (?=[a-zA-Z])")
+
+_CONTRACTIONS, _REST = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CUTTABLE_PATTERNS = tuple(
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}{_REST}" for numbers in (r"\p{N}{1,3}", r"\p{N}")
+)
+"""Patterns of pre-tokenizers, those of Llama 3 and of Qwen 2, which begin a new piece at each space before a letter and
+look at nothing in front of it; that of GPT-2 is built into `ByteLevel`."""
+
+
+def _has_cuts(definition: Mapping[str, Any]) -> bool:
+    """Whether the ids of a text are those of its `pieces`, one after the other."""
+    before = definition.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", []) if before.get("type") == "Sequence" else [before]
+    *splits, last = steps or [{}]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space") is not False or len(splits) > 1:
+        return False
+    own_pattern = last.get("use_regex", True)
+    named = [
+        split.get("type") == "Split"
+        and split.get("pattern", {}).get("Regex") in CUTTABLE_PATTERNS
+        and (split.get("behavior"), split.get("invert")) == ("Isolated", False)
+        for split in splits
+    ]
+    added = definition.get("added_tokens") or ()
+    stays_inside = all(
+        token["special"] and " " not in token["content"] and not any(token.get(key) for key in _REACHING)
+        for token in added
+    )
+    return (
+        definition.get("normalizer") is None
+        and definition.get("model", {}).get("type") == "BPE"
+        and (named == [] if own_pattern else named == [True])
+        and stays_inside
+    )
+
+
+_REACHING = ("lstrip", "rstrip", "single_word", "normalized")
+"""Keys of an added token that make it depend on what is beside it."""
+
+
+@contextmanager
+def _panics_named() -> Iterator[None]:
+    """Name what the native code gave up on, such as a pattern that would try for ever to match.
+
+    Raises:
+        InputError: it did; its own exception is not even an `Exception`, and would pass through every handler.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(
+            f"the tokenizer gave up on a document ({_one_line(error)}); give one whose tokenizer.json has a simpler "
+            "pre-tokenizer pattern, or split the document"
+        ) from None
 
 
 def _as_texts(documents: Sequence[str | bytes]) -> list[str]:
@@ -299,6 +390,7 @@ def _convert(spec: str) -> FastTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(hub_id, use_fast=True, trust_remote_code=False, **pinned)
     except Exception as error:
         # transformers raises many kinds here; each means that this tokenizer cannot be used.
+        _refuse_sentencepiece(spec)
         raise _unloadable(spec, error) from None
     if not tokenizer.is_fast:
         raise InputError(
@@ -306,6 +398,22 @@ def _convert(spec: str) -> FastTokenizer:
         )
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     return FastTokenizer(definition, bos_id=tokenizer.bos_token_id, eos_id=tokenizer.eos_token_id)
+
+
+def _refuse_sentencepiece(spec: str) -> None:
+    """Say what a folder holds whose only tokenizer is a sentencepiece model; transformers names another package.
+
+    Raises:
+        InputError: it does.
+    """
+    folder = Path(local_copy(spec)).expanduser()
+    models = sorted(folder.glob("*.model")) if folder.is_dir() else [folder] if folder.suffix == ".model" else []
+    if models:
+        raise InputError(
+            f"tokenizer {spec!r} is a sentencepiece model ({models[0].name}), and no tokenizer.json could be made of "
+            "it; load it with `AutoTokenizer.from_pretrained` where `sentencepiece` is installed, call "
+            "`save_pretrained`, and give that directory"
+        )
 
 
 def _unloadable(spec: str, error: BaseException) -> InputError:
@@ -317,7 +425,10 @@ def _unloadable(spec: str, error: BaseException) -> InputError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        require_content(path)
         tree = json.loads(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"tokenizer file {path} is not readable JSON: {_one_line(error)}") from None
     if not isinstance(tree, dict):

@@ -23,6 +23,7 @@ import torch
 from tokenbound.compression.tensor_map import Header, TensorMap
 from tokenbound.errors import InputError
 from tokenbound.gguf_file import ENDING, locate_gguf, parts_of
+from tokenbound.limits import MAX_HEADER_BYTES, require_content, require_regular, require_size
 from tokenbound.models.gguf.checkpoint import read_gguf_architecture
 from tokenbound.models.gguf.tensors import GgufTensors
 from tokenbound.models.hf_model import blank_model, copied_names
@@ -558,6 +559,12 @@ def _sound(path: Path) -> Iterator[None]:
 
     if not path.exists():
         raise InputError(f"{path} is missing; fetch the checkpoint again")
+    require_regular(path)
+    require_content(path)
+    with path.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+    if header <= path.stat().st_size:  # else the reader names the damage
+        require_size(f"{path}: bytes of its header", header, MAX_HEADER_BYTES, "split the file into shards")
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:

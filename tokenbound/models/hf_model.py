@@ -15,6 +15,7 @@ import torch
 from tokenbound.compression.tensor_map import header_of
 from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
+from tokenbound.limits import MAX_EXPERTS, MAX_LAYERS, require_size
 from tokenbound.models.quantized.deployed import load_deployed
 from tokenbound.models.quantized.schemes import (
     QUANTIZATION,
@@ -226,12 +227,34 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
             layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
             if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
                 raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
+            _refuse_boundless(config.get_text_config())
             with torch.device("meta"):
                 return causal_class(config)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a config is data from elsewhere, and model code trips over it in any way
             raise InputError(_no_model(config, error)) from error
+
+
+_LIMITED = {
+    "num_hidden_layers": MAX_LAYERS,
+    "num_experts": MAX_EXPERTS,
+    "num_local_experts": MAX_EXPERTS,
+    "n_routed_experts": MAX_EXPERTS,
+}
+"""Numbers in a config that say how many modules are built."""
+
+
+def _refuse_boundless(config: PretrainedConfig) -> None:
+    """Refuse an architecture that would fill the memory before one weight is looked for.
+
+    Raises:
+        InputError: it has more layers or experts than any model.
+    """
+    for key, most in _LIMITED.items():
+        number = getattr(config, key, 0)
+        if isinstance(number, int):
+            require_size(f"config.json: {key}", number, most, "correct it")
 
 
 def _no_model(config: PretrainedConfig, error: Exception) -> str:

@@ -25,6 +25,7 @@ from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from tokenbound.errors import InputError
+from tokenbound.limits import require_regular
 from tokenbound.store.remote import (
     READ_BYTES,
     SCHEMES,
@@ -103,8 +104,10 @@ def open_input(filesystem: FileSystem, path: str) -> BinaryIO:
 
     Raises:
         FileNotFoundError: there is no such file.
+        InputError: a pipe or a device stands there.
     """
     if is_local(filesystem):
+        require_regular(path)
         return cast(BinaryIO, filesystem.open_input_stream(path, compression=None))
     return io.BufferedReader(RemoteFile(filesystem, path), READ_BYTES)
 
@@ -115,7 +118,10 @@ def open_random(filesystem: FileSystem, path: str) -> BinaryIO:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    return cast(BinaryIO, filesystem.open_input_file(path) if is_local(filesystem) else RemoteFile(filesystem, path))
+    if is_local(filesystem):
+        require_regular(path)
+        return cast(BinaryIO, filesystem.open_input_file(path))
+    return cast(BinaryIO, RemoteFile(filesystem, path))
 
 
 def read_range(filesystem: FileSystem, path: str, start: int, size: int) -> bytes:
@@ -134,11 +140,24 @@ def read_bytes(filesystem: FileSystem, path: str) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
+        InputError: a pipe or a device stands there.
     """
     if not is_local(filesystem):
         return read_object(filesystem, path)
     with open_input(filesystem, path) as stream:
         return stream.read()
+
+
+def size(filesystem: FileSystem, path: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    info = file_infos(filesystem, path)
+    if info.type == FileType.NotFound:
+        raise FileNotFoundError(path)
+    return int(info.size or 0)
 
 
 def write_bytes(filesystem: FileSystem, path: str, data: bytes) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokenbound.bounds.columns import WindowDecisions
+from tokenbound.bounds.decisions import LEVELS
 from tokenbound.errors import MismatchError
 
 LIST_COLUMNS: dict[str, pa.DataType] = {
@@ -37,6 +38,9 @@ TABLE_COLUMNS: dict[str, pa.DataType] = {"decision_cell": pa.int16(), "decision_
 """Type of the elements of the table of each window, in file order: cells, ascending, and how often each occurred. Both
 are absent where decisions were not recorded, and never null: a decision whose probability is no number is a fair coin.
 """
+
+TABLE_CELLS = 2 * LEVELS
+"""Cells that the table of one window can have."""
 
 ALL_COLUMNS = (*LIST_COLUMNS, *TABLE_COLUMNS)
 """Every column but `window_id`."""
@@ -206,6 +210,32 @@ def iter_parquet(
             rows_per_piece(file, piece_tokens=piece_tokens), columns=names, use_threads=False
         ):
             yield _from_arrays(names, [batch.column(name) for name in names], origin)
+
+
+def claimed_counts(data: bytes | pa.Buffer, *, origin: str) -> tuple[int, int]:
+    """Windows of a losses file, and the values of its largest list column, by its metadata alone.
+
+    A column has a value for each token, and one for each window without any.
+
+    Args:
+        data: the file's bytes.
+        origin: name for error messages.
+
+    Raises:
+        MismatchError: not Parquet.
+    """
+    with _damage_named(origin):
+        metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        windows, most = int(metadata.num_rows), 0
+        for i in range(metadata.num_columns):
+            values = sum(int(group.column(i).num_values) for group in groups)
+            name = metadata.schema.column(i).path.partition(".")[0]
+            if name not in TABLE_COLUMNS:
+                most = max(most, values)
+            elif values > windows * TABLE_CELLS:
+                raise MismatchError(f"{origin}: {values:,} cells of decisions in {windows:,} windows; score it again")
+        return windows, most
 
 
 def rows_per_piece(file: pq.ParquetFile, group: int | None = None, *, piece_tokens: int = PIECE_TOKENS) -> int:

@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 
 from tokenbound.errors import IncompleteError, MismatchError
+from tokenbound.limits import MAX_SHARD_TOKENS
 from tokenbound.store import filesystem as files
-from tokenbound.store.losses import PIECE_TOKENS, Losses, from_parquet, iter_parquet, to_parquet
+from tokenbound.store.losses import PIECE_TOKENS, Losses, claimed_counts, from_parquet, iter_parquet, to_parquet
 from tokenbound.store.sections import STRICT, Count, Digest, PlanRecord, Positive, first_problem
 from tokenbound.store.strict_json import INTEGER_BITS, MAX_BYTES, SUM_BITS, StrictJsonError, parse_json
 from tokenbound.store.uri import is_uri, join
@@ -258,7 +259,9 @@ class RunDirectory:
         """
         cure = self.shard_file("shards", record.shard)
         try:
-            data = files.read_bytes(self.filesystem, self.path(record.file))
+            data = b""
+            if files.size(self.filesystem, self.path(record.file)) == record.bytes:  # else it is not even read
+                data = files.read_bytes(self.filesystem, self.path(record.file))
         except FileNotFoundError:
             raise MismatchError(
                 f"{self.place(record.file)} is committed but missing; delete {cure} to score it again"
@@ -286,6 +289,7 @@ class RunDirectory:
             MismatchError: the file is missing or not the one that was committed.
         """
         data = self.committed_bytes(record)
+        self._check_claims(record, data)
         losses = from_parquet(data, columns, origin=self.place(record.file))
         self._check_counts(record, len(losses.window_id), losses.num_tokens)
         return losses
@@ -300,10 +304,23 @@ class RunDirectory:
         """
         windows = tokens = 0
         data, origin = self.committed_bytes(record), self.place(record.file)
+        self._check_claims(record, data)
         for piece in iter_parquet(data, columns, origin=origin, piece_tokens=piece_tokens):
             windows, tokens = windows + len(piece.window_id), tokens + piece.num_tokens
             yield piece
         self._check_counts(record, windows, tokens)
+
+    def _check_claims(self, record: CommitRecord, data: bytes) -> None:
+        """Compare what a losses file claims to hold with its record, before any of it is decoded."""
+        windows, values = claimed_counts(data, origin=self.place(record.file))
+        # A window without a token, or without losses, still has one place in each of its columns.
+        if windows != record.windows or not record.tokens <= values <= record.tokens + windows:
+            raise MismatchError(f"{self.place(record.file)}: windows or tokens differ from the commit record")
+        if values > MAX_SHARD_TOKENS:
+            raise MismatchError(
+                f"{self.place(record.file)}: {values:,} tokens, more than the {MAX_SHARD_TOKENS:,} of the largest "
+                "shard; score it again in smaller ones (what.windows.shard_tokens)"
+            )
 
     def _check_counts(self, record: CommitRecord, windows: int, tokens: int) -> None:
         if (windows, tokens) != (record.windows, record.tokens):

@@ -23,8 +23,18 @@ class StrictYamlError(ValueError):
     """What is wrong with a config's text, and where."""
 
 
+MAX_MERGED = 100_000
+"""Keys that one mapping may get from others by `<<`: they are copied before anything else sees them."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which a key stands once and is text."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """As usual, unless that multiplies a few lines without end."""
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_MERGED:
+            raise StrictYamlError(f"line {node.start_mark.line + 1}: more than {MAX_MERGED:,} keys by merging")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """As usual, after looking at the keys."""

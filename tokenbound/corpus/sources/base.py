@@ -53,8 +53,9 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from tokenbound.corpus.contents import compressor_of, without_compression
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, PartFields, PathFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, LimitFields, PartFields, PathFields, SpecialTokenFields
 from tokenbound.corpus.streams import peek, stored_blocks
+from tokenbound.limits import MAX_DOCUMENT_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,7 @@ class Source(ABC, Generic[F]):
             in the corpus digest instead of them.
         has_files: whether a `SourceFile` is a file, of which it is worth saying that it is empty.
         remark: a sentence that is printed below the certificate of a run.
+        max_document_bytes: of the largest document that is read; `corpus.max_document_bytes`.
     """
 
     name: ClassVar[str]
@@ -83,6 +85,7 @@ class Source(ABC, Generic[F]):
     located_by: ClassVar[tuple[str, ...]] = ()
     has_files: ClassVar[bool] = True
     remark: ClassVar[str | None] = None
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
 
     def __init__(self, fields: F) -> None:
         """Take what a config says, as `takes` validated it."""
@@ -157,7 +160,8 @@ class TextSource(Source[F]):
     @classmethod
     def keys(cls) -> frozenset[str]:
         """All keys of `what.corpus` that apply."""
-        return super().keys() | SpecialTokenFields.model_fields.keys() | PartFields.model_fields.keys()
+        shared = (SpecialTokenFields, PartFields, LimitFields)
+        return super().keys().union(*(kind.model_fields for kind in shared))
 
     @abstractmethod
     def documents(self, file: SourceFile) -> Iterator[bytes | str]:

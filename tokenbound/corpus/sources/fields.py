@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tokenbound.limits import MAX_DOCUMENT_BYTES
+
 
 class Fields(BaseModel):
     """Some keys of `what.corpus`; each has a docstring, and a default where it may be left out."""
@@ -89,6 +91,14 @@ class PartFields(Fields):
         if not (isinstance(salt, str) and is_utf8(salt)):
             raise ValueError(f"`salt` {salt!r} must be text")
         return {"from": start, "to": stop, "salt": salt}
+
+
+class LimitFields(Fields):
+    """How much is taken; applies to every source of text, and changes no id of a corpus that it lets pass."""
+
+    max_document_bytes: int = Field(default=MAX_DOCUMENT_BYTES, ge=1)
+    """Bytes of the largest document, for `jsonl` of the longest line; a corpus with a larger one is refused. A small
+    compressed file can hold a document that fills the memory."""
 
 
 class TokenizerFields(Fields):

@@ -23,6 +23,7 @@ from tokenbound.corpus.streams import (
     peek,
     require_bom,
     text_blocks,
+    too_large,
 )
 from tokenbound.errors import InputError
 
@@ -53,11 +54,11 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         lines: Iterator[bytes] | Iterator[str]
         first = 0
         if not self.is_splittable:
-            lines = _decoded_lines(self.fields, file)
+            lines = _decoded_lines(self.fields, file, self.max_document_bytes)
         elif file.span:
-            first, lines = _span_lines(file, block_bytes)
+            first, lines = _span_lines(file, block_bytes, self.max_document_bytes)
         else:
-            lines = _lines(text_blocks(file, self.name))
+            lines = _lines(text_blocks(file, self.name), file, self.max_document_bytes)
         for number, line in enumerate(cast(Iterator[bytes | str], lines)):
             if line.strip():
                 try:
@@ -67,7 +68,7 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
                     raise InputError(f"{file.path!r}, line {place}: {error}") from None
 
 
-def _decoded_lines(fields: JsonlFields, file: SourceFile) -> Iterator[str]:
+def _decoded_lines(fields: JsonlFields, file: SourceFile, most: int) -> Iterator[str]:
     """Lines of a file in another encoding, without their newline."""
     decoder = codecs.getincrementaldecoder(fields.encoding)(fields.errors)
     head, blocks = peek(text_blocks(file, SOURCE))
@@ -77,6 +78,8 @@ def _decoded_lines(fields: JsonlFields, file: SourceFile) -> Iterator[str]:
         for block in chain(blocks, [None]):
             *lines, pending = (pending + decoder.decode(block or b"", final=block is None)).split("\n")
             yield from lines
+            if len(pending) > most:
+                raise InputError(f"corpus file {file.path!r} {too_large(most)}")
     except UnicodeDecodeError as error:
         reason = not_in_encoding(error.object, fields.encoding, error.start)
         raise InputError(f"corpus file {file.path!r} {reason}") from None
@@ -84,33 +87,36 @@ def _decoded_lines(fields: JsonlFields, file: SourceFile) -> Iterator[str]:
         yield pending
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their newline; memory is one line and one block."""
-    pending: list[bytes] = []
+def _lines(blocks: Iterable[bytes], file: SourceFile, most: int) -> Iterator[bytes]:
+    """Lines without their newline; memory is one line of so many bytes at most, and one block."""
+    pending, size = list[bytes](), 0
     for block in blocks:
         head, *rest = block.split(b"\n")
         pending.append(head)
+        size += len(head)
+        if size > most or any(len(line) > most for line in rest):
+            raise InputError(f"corpus file {file.path!r} {too_large(most)}")
         if rest:
             yield b"".join(pending)
             yield from rest[:-1]
-            pending = [rest[-1]]
+            pending, size = [rest[-1]], len(rest[-1])
     if last := b"".join(pending):
         yield last
 
 
-def _span_lines(file: SourceFile, block_bytes: int) -> tuple[int, Iterator[bytes]]:
+def _span_lines(file: SourceFile, block_bytes: int, most: int) -> tuple[int, Iterator[bytes]]:
     """Where the first line that starts inside the span begins, and the lines that do."""
     assert file.span is not None
     start, stop = file.span
     stream = open_anywhere(file)
     # Reading from one byte earlier tells whether a line starts exactly at `start`.
     stream.seek(max(start - 1, 0))
-    lines = _lines(iter(lambda: stream.read(block_bytes), b""))
+    lines = _lines(iter(lambda: stream.read(block_bytes), b""), file, most)
     if start == 0:
         head, blocks = peek(iter(lambda: stream.read(block_bytes), b""))
         refuse_pointer(file, head)
         refuse_binary(file, head, SOURCE)
-        return 0, _until(_lines(blocks), 0, stop)
+        return 0, _until(_lines(blocks, file, most), 0, stop)
     begin = start + len(next(lines, b""))
     return begin, _until(lines, begin, stop)
 

@@ -1,14 +1,17 @@
-"""`text`: each file is one document, in `encoding`, decompressed by its content; an empty file is an empty document."""
+"""`text`: each file is one document, in `encoding`, decompressed by its content; an empty file is an empty document.
+
+An empty file that is named like a compressed one is none: its content never came.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tokenbound.corpus.contents import not_in_encoding, wide_encoding
+from tokenbound.corpus.contents import is_void, not_in_encoding, wide_encoding
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import EncodingFields, PathFields
-from tokenbound.corpus.streams import decoded, text_blocks
+from tokenbound.corpus.streams import decoded, whole_text
 from tokenbound.errors import InputError
 
 
@@ -24,7 +27,9 @@ class Text(FileSource[TextFields], TextSource[TextFields]):
 
     def documents(self, file: SourceFile) -> Iterator[str]:
         """The file's text."""
-        encoding, data = self.fields.encoding, b"".join(text_blocks(file, self.name))
+        if is_void(file):
+            return
+        encoding, data = self.fields.encoding, whole_text(file, self.name, self.max_document_bytes)
         text = decoded(data, encoding, self.fields.errors, file)
         if "\0" in text:
             wide = wide_encoding(data)
