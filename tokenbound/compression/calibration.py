@@ -18,9 +18,11 @@ Sums are kept, not means: calibrations of parts of a corpus, made anywhere, add 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -155,6 +157,7 @@ def collect_calibration(
     *,
     names: Collection[str] | None = None,
     seed: int = CALIBRATION_SEED,
+    run: Callable[[Sequence[Callable[[], None]], Collector], None] | None = None,
 ) -> Calibration:
     """Run a causal language model forward and backward over some tokens and collect what quantizers need.
 
@@ -167,6 +170,8 @@ def collect_calibration(
         batches: Token ids [B, L], or pairs of ids and a boolean mask [B, L] of the positions that count.
         names: Tensors to collect for; None for all.
         seed: Of the labels drawn from the model.
+        run: Makes the passes, one for each batch, on a CPU; it may let one wait while others go on, and takes from the
+            collector what it has to keep. Default: one after the other.
 
     Raises:
         InputError: no tokens, or a loss that is not finite.
@@ -176,20 +181,21 @@ def collect_calibration(
     draw = torch.Generator(device=device).manual_seed(seed)
     wanted = {name for name, _ in model.named_parameters()} if names is None else set(names)
     with _hooked(model, wanted, calibration) as state:
-        for batch in batches:
-            ids, mask = batch if isinstance(batch, tuple) else (batch, torch.ones_like(batch, dtype=torch.bool))
-            _one_batch(model, ids.to(device), mask.to(device), draw, state)
-            calibration.tokens += int(mask.sum())
-            state.collect_squares(int(mask.sum()))
+        passes = (partial(_one_batch, model, batch, device, draw, state) for batch in batches)
+        if run is not None:
+            run([*passes], state)
+        else:
+            for each in passes:
+                each()
     if not calibration.tokens:
         raise InputError("calibration saw no tokens; give it at least one batch")
     return calibration
 
 
-def _one_batch(
-    model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, draw: torch.Generator, state: _Collector
-) -> None:
-    state.mask = mask.reshape(-1)
+def _one_batch(model: nn.Module, batch: Batch, device: torch.device, draw: torch.Generator, state: Collector) -> None:
+    ids, mask = batch if isinstance(batch, tuple) else (batch, torch.ones_like(batch, dtype=torch.bool))
+    ids = ids.to(device)
+    state.mask = mask.to(device).reshape(-1)
     with torch.enable_grad():
         out = model(ids)
         logits = (out if isinstance(out, torch.Tensor) else out.logits).flatten(0, 1)
@@ -201,15 +207,37 @@ def _one_batch(
         if not bool(torch.isfinite(loss)):
             raise InputError("the model's loss is not finite on the calibration tokens")
         loss.backward()  # type: ignore[no-untyped-call]
+    state.calibration.tokens += int(mask.sum())
+    state.collect_squares()
 
 
-class _Collector:
-    """Hooks' shared state during one collection."""
+class Collector:
+    """Hooks' shared state during one collection.
 
-    def __init__(self, calibration: Calibration, others: dict[str, nn.Parameter]) -> None:
+    Attributes:
+        calibration: What was collected so far.
+    """
+
+    def __init__(self, calibration: Calibration, others: dict[str, tuple[nn.Module, str]]) -> None:
         self.calibration = calibration
         self.others = others
-        self.mask = torch.zeros(0, dtype=torch.bool)
+        self._of_thread = threading.local()
+        self._mask = torch.zeros(0, dtype=torch.bool)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Counted positions of the batch that this thread runs; on a GPU the backward pass has threads of its own."""
+        found: torch.Tensor = getattr(self._of_thread, "mask", self._mask)
+        return found
+
+    @mask.setter
+    def mask(self, mask: torch.Tensor) -> None:
+        self._of_thread.mask = self._mask = mask
+
+    def take(self, prefix: str) -> dict[str, MatrixSums]:
+        """Give up the sums of the matrices below a name."""
+        names = [name for name in self.calibration.matrices if name.startswith(prefix)]
+        return {name: self.calibration.matrices.pop(name) for name in names}
 
     def sums(self, name: str, rows: int, columns: int, transposed: bool) -> MatrixSums:
         """The accumulators of a tensor."""
@@ -224,9 +252,12 @@ class _Collector:
         flat = values.detach().reshape(-1, values.shape[-1])
         return flat[self.mask] if len(flat) == len(self.mask) else flat
 
-    def collect_squares(self, tokens: int) -> None:
-        for name, parameter in self.others.items():
-            if parameter.grad is not None and tokens:
+    def collect_squares(self) -> None:
+        """Add the squares of what one batch has left as gradients; called before another batch goes on."""
+        is_counted = bool(self.mask.any())
+        for name, (module, attribute) in self.others.items():
+            parameter = module._parameters[attribute]
+            if parameter is not None and parameter.grad is not None and is_counted:
                 square = float(parameter.grad.double().square().mean())
                 self.calibration.squares[name] = self.calibration.squares.get(name, 0.0) + square
                 parameter.grad = None
@@ -246,16 +277,17 @@ def add_moment(moment: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor |
         moment += (other.T @ wide).double().cpu()
 
 
-def _hook_layer(module: nn.Module, name: str, state: _Collector) -> Callable[..., None]:
+def _hook_layer(module: nn.Module, name: str, state: Collector) -> Callable[..., None]:
     transposed = not isinstance(module, nn.Linear)
 
     def forward(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        if not output.requires_grad:
+            return  # nothing flows back through it, or it will be computed again
         features = state.masked(inputs[0])
         sums = state.sums(name, output.shape[-1], features.shape[1], transposed)
-        if output.requires_grad:
-            output.register_hook(  # type: ignore[no-untyped-call]
-                lambda grad: _add_layer(sums, features, state.masked(grad))
-            )
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: _add_layer(sums, features, state.masked(grad))
+        )
 
     return forward
 
@@ -270,7 +302,7 @@ def _add_layer(sums: MatrixSums, features: torch.Tensor, grad: torch.Tensor) -> 
     sums.seen += len(grad)
 
 
-def _hook_embedding(module: nn.Embedding, name: str, state: _Collector) -> Callable[..., torch.Tensor]:
+def _hook_embedding(module: nn.Embedding, name: str, state: Collector) -> Callable[..., torch.Tensor]:
     def forward(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         output = output.detach().requires_grad_(True)
         sums = state.sums(name, module.num_embeddings, module.embedding_dim, False)
@@ -297,8 +329,13 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
 @contextmanager
-def _hooked(model: nn.Module, wanted: set[str], calibration: Calibration) -> Iterator[_Collector]:
+def _hooked(model: nn.Module, wanted: set[str], calibration: Calibration) -> Iterator[Collector]:
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     uses = [
         (module, canonical[id(module.weight)])
@@ -306,8 +343,10 @@ def _hooked(model: nn.Module, wanted: set[str], calibration: Calibration) -> Ite
         if _is_layer(module) or isinstance(module, nn.Embedding)
     ]
     covered = {name for _, name in uses}
-    others = {name: p for name, p in model.named_parameters() if name not in covered and name in wanted}
-    state = _Collector(calibration, others)
+    others = {
+        name: _place(model, name) for name, _ in model.named_parameters() if name not in covered and name in wanted
+    }
+    state = Collector(calibration, others)
     required = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     handles = []

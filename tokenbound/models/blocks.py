@@ -17,11 +17,13 @@ So weights are made once for many batches, and what is held between two layers i
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Semaphore, Thread, local
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -33,6 +35,7 @@ from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import clean_architecture
 from tokenbound.models.hf_model import Loader, blank_model, refuse_uncovered, tied_names, transposed_layers
+from tokenbound.models.quantized.layouts import LAYOUTS
 from tokenbound.models.quantized.schemes import scheme_of
 from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT, take_head
 from tokenbound.models.sources import SchemeSource, TensorSource
@@ -117,8 +120,10 @@ class BlockChain:
             device: where weights go.
         """
         self.model, self.blocks, self.device = loader.model, tuple(blocks), device
-        self._prefix, self._loader = prefix, loader
+        self.prefix, self._loader = prefix, loader
         self.held_bytes = HELD_BYTES
+        self.on_served: Callable[[int], None] | None = None
+        """Told of each layer that all waiting passes have gone through."""
         self._thread = local()
         for index, block in enumerate(self.blocks):
             block.module.register_forward_pre_hook(partial(self._enter, index), with_kwargs=True)
@@ -140,10 +145,11 @@ class BlockChain:
                         f"{tuple(slot.absent.shape)}; give the config.json that belongs to the tensors"
                     )
                 weight = tensor.to(slot.absent.dtype)
-                slot.module._parameters[slot.name] = nn.Parameter(weight, requires_grad=False)
+                slot.module._parameters[slot.name] = nn.Parameter(weight, requires_grad=slot.absent.requires_grad)
         if block.joined:
             self._loader.load(block.joined, self.device)
-            block.module.requires_grad_(False)
+            for slot in block.slots:
+                slot.module._parameters[slot.name].requires_grad_(slot.absent.requires_grad)  # type: ignore[union-attr]
 
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         thread: _Pass[Any] | None = getattr(self._thread, "current", None)
@@ -159,7 +165,7 @@ class BlockChain:
     @contextmanager
     def without_layers(self) -> Iterator[None]:
         """Within, the model goes from its embeddings straight to its last norm."""
-        path, _, name = self._prefix.rpartition(".")
+        path, _, name = self.prefix.rpartition(".")
         parent = self.model.get_submodule(path)
         layers = parent._modules[name]
         parent._modules[name] = nn.ModuleList()
@@ -194,24 +200,121 @@ class BlockChain:
         return results
 
     def _run(self, passes: Sequence[_Pass[Any]]) -> None:
-        """Sweep over the layers until every pass is at its end."""
+        """Serve the passes where they wait, layer by layer, until every one is at its end."""
         with ThreadPoolExecutor(1, thread_name_prefix="weights") as maker:
-            while waiting := {each.place for each in passes if each.place is not None}:
-                made: tuple[int, Future[None]] | None = None
-                for index, block in enumerate(self.blocks):
-                    if index not in {each.place for each in passes}:
-                        continue
-                    if made is None or made[0] != index:
-                        made = (index, maker.submit(self.load, index))
-                    made[1].result()
-                    made = (index + 1, maker.submit(self.load, index + 1)) if index + 1 < len(self.blocks) else None
-                    try:
-                        for each in passes:
-                            if each.place == index:
-                                each.resume()
-                    finally:
-                        block.drop()
-                assert waiting, "every sweep moves the passes that wait"
+            ahead: tuple[int, Future[None]] | None = None
+            before = -1
+            while (index := next((each.place for each in passes if each.place is not None), None)) is not None:
+                if ahead is None or ahead[0] != index:
+                    self._forget(ahead)
+                    ahead = (index, maker.submit(self.load, index))
+                ahead[1].result()
+                guess = index + (1 if index >= before else -1)
+                before = index
+                ahead = (guess, maker.submit(self.load, guess)) if 0 <= guess < len(self.blocks) else None
+                try:
+                    for each in passes:
+                        if each.place == index:
+                            each.resume()
+                finally:
+                    self.blocks[index].drop()
+                if self.on_served is not None:
+                    self.on_served(index)
+            self._forget(ahead)
+
+    def _forget(self, ahead: tuple[int, Future[None]] | None) -> None:
+        """Drop weights that were made for a layer at which no pass waits."""
+        if ahead is not None:
+            ahead[1].result()
+            self.blocks[ahead[0]].drop()
+
+    @contextmanager
+    def recomputing(self, folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Within, a backward pass goes through the model: each layer is computed once more when its turn comes.
+
+        Passes wait before the layer on the way back too, so that its weights are made once for all of them. What goes
+        into a layer on the way there is kept in files. On a CPU alone, where the backward pass runs in the thread that
+        calls for it.
+
+        Args:
+            folder: for these files: the hidden states of all passes, once for each layer.
+            on_wait: called on the way back before a pass waits, with whatever gradients it has left in parameters.
+        """
+        for index, block in enumerate(self.blocks):
+            block.module.forward = partial(self._recomputed, index, block.module.forward, folder, on_wait)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.module.forward
+
+    def _recomputed(
+        self,
+        index: int,
+        forward: Callable[..., Any],
+        folder: Path,
+        on_wait: Callable[[], None],
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor | tuple[Any, ...]:
+        is_named = not args
+        hidden = kwargs.pop("hidden_states") if is_named else args[0]
+        rest: list[Any] = []
+
+        def run(states: torch.Tensor) -> torch.Tensor:
+            output = forward(hidden_states=states, **kwargs) if is_named else forward(states, *args[1:], **kwargs)
+            rest[:] = [output] if isinstance(output, tuple) else []
+            states_out: torch.Tensor = output[0] if isinstance(output, tuple) else output
+            return states_out
+
+        def before_backward() -> None:
+            on_wait()
+            thread: _Pass[Any] | None = getattr(self._thread, "current", None)
+            if thread is None:
+                self.load(index)
+            else:
+                thread.wait_at(index, 0)
+
+        def after_backward() -> None:
+            if getattr(self._thread, "current", None) is None:
+                self.blocks[index].drop()
+
+        out: torch.Tensor = _Recomputed.apply(  # type: ignore[no-untyped-call]
+            hidden, run, folder, before_backward, after_backward
+        )
+        return (out, *rest[0][1:]) if rest else out
+
+
+class _Recomputed(torch.autograd.Function):
+    """A layer whose inner results are not kept: its input is, in a file, and it is computed again for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        run: Callable[[torch.Tensor], torch.Tensor],
+        folder: Path,
+        before: Callable[[], None],
+        after: Callable[[], None],
+    ) -> torch.Tensor:
+        """The layer's output."""
+        ctx.run, ctx.before, ctx.after = run, before, after
+        ctx.path = folder / f"{uuid.uuid4().hex}.pt"
+        torch.save(hidden.detach().clone(), ctx.path)
+        return run(hidden.detach())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        """The gradient of its input; those of its parameters are added to them."""
+        ctx.before()
+        try:
+            hidden = torch.load(ctx.path, weights_only=True).requires_grad_(True)
+            ctx.path.unlink()
+            with torch.enable_grad():
+                torch.autograd.backward(ctx.run(hidden), gradient)
+        finally:
+            ctx.after()
+        return hidden.grad, None, None, None, None
 
 
 class _Abandoned(BaseException):
@@ -320,6 +423,8 @@ def _unchained(architecture: Mapping[str, Any]) -> str | None:
     scheme = scheme_of(architecture)
     if scheme is not None and scheme.package is not None:
         return f"{scheme.name} layers are loaded by their own package"
+    if scheme is not None and scheme.name not in LAYOUTS:
+        return f"weights of {scheme.name} codes are made all at once"
     if find_layers(blank_model({key: value for key, value in architecture.items() if key != SMOOTHING})) is None:
         return f"the {kind} architecture has no list of decoder layers"
     return None

@@ -54,5 +54,11 @@ class Parts:
         finally:
             partial.unlink(missing_ok=True)
 
+    def drop(self, name: str) -> None:
+        """Give up a part that is not needed any more; one that is not there is none."""
+        file = self._file(name)
+        if self._directory.exists(file):
+            files.delete(self._directory.filesystem, self._directory.path(file))
+
     def _file(self, name: str) -> str:
         return hashlib.sha256(self._identity + b"\n" + name.encode()).hexdigest()

@@ -33,6 +33,7 @@ from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.progress import told
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.checkpointed_parts import Parts
+from tokenbound.engine.compress.layer_calibration import LARGE_WEIGHTS, StoredCalibration, calibrate_stored
 from tokenbound.engine.compress.predicted_bound import (
     CALIBRATION_TOKENS,
     CANDIDATE_TOKENS,
@@ -149,6 +150,7 @@ def encode_checkpoint(
     corpus: CorpusConfig | None = None,
     text: Text | None = None,
     folder: str | None = None,
+    large_weights: int = LARGE_WEIGHTS,
 ) -> ArtifactFile:
     """Encode a checkpoint into a file, tensor by tensor; runs inside a Ray session.
 
@@ -163,6 +165,7 @@ def encode_checkpoint(
         corpus: its tokenizer goes into the artifact where it is `counted`.
         text: tokens to calibrate on, for the methods that need them.
         folder: `how.local_folder`.
+        large_weights: checkpoints of more weights are calibrated with one layer in memory, where there is no GPU.
 
     Returns:
         The artifact, open.
@@ -184,7 +187,9 @@ def encode_checkpoint(
     digest = tensors_sha256(content.tensors)
     parts = Parts(parts_of(out), [version("tokenbound"), digest, content.architecture, content.reference, seen])
     is_calibrated = chosen.needs_calibration and text is not None and not content.is_adapter
-    calibration = _calibration(path, text, parts) if is_calibrated and text is not None else None
+    calibration: Calibration | StoredCalibration | None = None
+    if is_calibrated and text is not None:
+        calibration = _calibration(path, text, parts, by_layers=_by_layers(content, large_weights))
     task = partial(_encode_one, content.tensors, None if calibration is None else ray.put(calibration))
 
     def encode(tried: CompressionMethod, place: str) -> ArtifactFile:
@@ -323,7 +328,7 @@ def _encode(
 
 def _encode_one(
     tensors: Mapping[str, torch.Tensor],
-    calibration: ray.ObjectRef[Calibration] | None,
+    calibration: ray.ObjectRef[Calibration | StoredCalibration] | None,
     settings: CompressionMethod,
     name: str,
 ) -> CodedTensor:
@@ -332,7 +337,10 @@ def _encode_one(
     from tokenbound.compression.tensor import encode_tensor
 
     torch.set_num_threads(1)
-    return encode_tensor(name, tensors[name], settings, None if calibration is None else ray.get(calibration))
+    found = None if calibration is None else ray.get(calibration)
+    return encode_tensor(
+        name, tensors[name], settings, found.of(name) if isinstance(found, StoredCalibration) else found
+    )
 
 
 def _write(
@@ -355,12 +363,24 @@ def _write(
     return ArtifactFile(local)
 
 
-def _calibration(path: str, text: Text, parts: Parts) -> Calibration:
+def _by_layers(content: _Content, large_weights: int) -> bool:
+    """Whether a model is calibrated with one layer in memory: where it is large and has layers, and runs on a CPU."""
+    from tokenbound.compression.tensor_map import header_of
+    from tokenbound.models.blocks import has_layers
+
+    weights = sum(math.prod(header_of(content.tensors, name)[1]) for name in content.tensors)
+    return weights > large_weights and not executor().resources().gpus and has_layers(content.architecture)
+
+
+def _calibration(path: str, text: Text, parts: Parts, *, by_layers: bool) -> Calibration | StoredCalibration:
     """Second moments and Fisher factors over random windows: parts of `CALIBRATION_PART_TOKENS` on a pool of actors."""
     from tokenbound.compression.calibration import merge_calibrations, read_calibration, write_calibration
 
     windows = text.windows(CALIBRATION_TOKENS)
     count = min(-(-CALIBRATION_TOKENS // CALIBRATION_PART_TOKENS), len(windows))
+    if by_layers:
+        logger.info("calibrating on %d tokens, layer by layer", min(CALIBRATION_TOKENS, text.num_tokens))
+        return calibrate_stored(path, text, parts, [(part, windows[part::count]) for part in range(count)])
     missing = [part for part in range(count) if parts.get(f"calibration {part}") is None]
     if missing:
         logger.info("calibrating on %d tokens", min(CALIBRATION_TOKENS, text.num_tokens))
