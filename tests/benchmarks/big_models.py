@@ -293,7 +293,9 @@ def _kind(arguments: argparse.Namespace) -> str:
 HEAD = """# Models larger than memory: seconds and memory from the weights to a verified certificate
 
 Memory is the sum over all processes of what each alone has resident (unique set size), with the object store's shared
-memory, at its largest; `tests/benchmarks/big_models.py` says how it is made. GB are 10^9 bytes.
+memory, at its largest; `tests/benchmarks/big_models.py` says how it is made. GB are 10^9 bytes. Seconds are those of a
+machine whose load is in the last column; processor seconds are summed over all processes, and half of them is what two
+free processors need.
 
 | model | artifact GB | tokens | compress s | CPU s | GB | evaluate s | CPU s | GB | verify s | CPU s | GB | measured |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|

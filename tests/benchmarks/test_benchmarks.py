@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from tokenbound.errors import ReplicaOutOfMemory
+from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.models.memory import random_model
 from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
@@ -187,3 +189,34 @@ def test_the_rate_leaves_the_first_wave_out(load: Callable[[str], Any], tmp_path
         run.commit(shard, losses, {}, "f")
         os.utime(tmp_path / f"shards/{shard:05d}.json", (10.0 + shard, 10.0 + shard))
     assert bench.commit_rate(tmp_path, 2) == pytest.approx(2 * tokens / 2.0)
+
+
+def test_large_models_are_made_tensor_by_tensor(load: Callable[[str], Any], tmp_path: Path) -> None:
+    big = load("big_models")
+    weights = {
+        name: sum(math.prod(size) for _, size in big.headers(shape).values()) for name, shape in big.SHAPES.items()
+    }
+    assert weights["tinyllama"] == 1_100_048_384
+    assert weights["llama2-7b"] == 6_738_415_616
+    assert weights["llama2-70b"] == 68_976_648_192
+    shape = big.SHAPES["toy"]
+    found = read_checkpoint(big.write_checkpoint(shape, tmp_path / "toy")).tensors
+    assert found.keys() == big.headers(shape).keys()
+    drawn = {name: tensor for name, tensor in found.items() if tensor.ndim == 2}
+    assert all(float(tensor.float().std()) == pytest.approx(0.02, rel=0.05) for tensor in drawn.values())
+    assert len({tensor.float().sum().item() for tensor in drawn.values()}) == len(drawn), "no two are the same"
+
+
+def test_results_of_a_model_take_the_place_of_older_ones(load: Callable[[str], Any], tmp_path: Path) -> None:
+    big, path = load("big_models"), tmp_path / "results.md"
+    for seconds in (10.0, 20.0):
+        peaks = {
+            "evaluate": big.Peak(seconds, 3.0, 2_500_000_000, "driver"),
+            "verify": big.Peak(1.0, 1.0, 10**9, "driver"),
+        }
+        big.record(big.Measured("toy, 4 bit, streamed", 10**6, 64, peaks), path)
+    lines = path.read_text().splitlines()
+    head = next(line for line in lines if line.startswith("| model |"))
+    (row,) = [line for line in lines if line.startswith("| toy")]
+    assert row.count("|") == head.count("|")
+    assert "| 20 | 3 | 2.50 |" in row

@@ -113,7 +113,7 @@ def test_weights_in_use_stay_and_others_make_room(tmp_path: Path) -> None:
     shared_weights(make_artifact(1, 50), tmp_path)
     assert files() == 2
     release_files()
-    (tmp_path / "killed.safetensors.partial").write_bytes(b"half")
+    (tmp_path / f"{'0' * 64}-1.safetensors.partial").write_bytes(b"half")
     shared_weights(make_artifact(2, 50), tmp_path)
     assert files() == 1
 

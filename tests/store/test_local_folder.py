@@ -72,6 +72,17 @@ def test_without_a_known_digest_the_store_is_asked_again(uri: str, tmp_path: Pat
     assert kept(folder) == [hashlib.sha256(b"a third").hexdigest() + ".tokenbound"]
 
 
+def test_what_others_put_there_stays(uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir(mode=0o700)
+    theirs = ["model.safetensors", "mine.tokenbound", "x.safetensors.partial"]
+    for name in theirs:
+        (folder / name).write_bytes(b"")
+    (folder / "fetched-1.tokenbound.partial").write_bytes(b"of a process that was killed")
+    fetch_artifact(uri, folder=folder)
+    assert kept(folder) == sorted([*theirs, f"{SHA256}.tokenbound"])
+
+
 def fetch_counted(uri: str, folder: str, counter: Any) -> None:
     class Counted(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

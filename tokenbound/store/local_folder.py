@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -31,6 +32,9 @@ ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, COPY_SUFFIX = ".tokenbound", ".safetensors", ".
 """Of an artifact, of decoded weights, and of a folder of fetched files."""
 PARTIAL_SUFFIX = ".partial"
 """Of each of them while it is written."""
+
+_OURS = re.compile(r"([0-9a-f]{64}(-\d+)?|fetched-\d+)\.(tokenbound|safetensors|copy)(\.partial)?")
+"""Names of what is kept here; whatever else somebody puts into the folder is never removed."""
 
 CURE = "name another folder in how.local_folder, or set TMPDIR"
 CHUNK_BYTES = 1 << 23
@@ -83,7 +87,7 @@ def make_room(folder: Path, num_bytes: int) -> None:
         OSError: there is none.
     """
     for path in folder.iterdir():
-        if path.name.endswith((ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, COPY_SUFFIX, PARTIAL_SUFFIX)):
+        if _OURS.fullmatch(path.name):
             _remove_unheld(path)
     place = os.statvfs(folder)
     free = place.f_bavail * place.f_frsize

@@ -258,8 +258,13 @@ def prepare(config: RunConfig, given: Given | None = None) -> Prepared:
         _other_weights(what.model),
         tree,
     )
-    prepared = _open_run(replace(prepared, features=_features(prepared)))
-    files.delete_folder(*files.resolve(split(encoding_place(config))[0]))
+    prepared = replace(prepared, features=_features(prepared))
+    try:
+        prepared = _open_run(prepared)
+    except MismatchError:
+        _remove_encoding(config)
+        raise
+    _remove_encoding(config)
     return replace(prepared, selection=register.assign(wanted, what.bound.trial))
 
 
@@ -411,6 +416,11 @@ def load_artifact(config: RunConfig, text: Text, *, out: str) -> ArtifactFile:
 def encoding_place(config: RunConfig) -> str:
     """Where a run makes its artifact before it is known whether the run directory is its own."""
     return join(config.how.output, ENCODING, ARTIFACT)
+
+
+def _remove_encoding(config: RunConfig) -> None:
+    """Remove what is left where the artifact was made; it lies in the run directory now, or belongs to another run."""
+    files.delete_folder(*files.resolve(split(encoding_place(config))[0]))
 
 
 def _other_weights(model: ModelConfig) -> tuple[str, ...]:
