@@ -35,7 +35,7 @@ from tokenbound.config.run import RunConfig, validate
 from tokenbound.report.terminal import certificate_text
 
 ROOT = Path(__file__).parents[1]
-NOT_RUN = {"it needs the hub", "it needs a cloud", "it needs a GPU"}
+NOT_RUN = {"it needs the hub", "it needs a GGUF file", "it needs a cloud", "it needs a GPU"}
 LANGUAGES = {"sh", "yaml", "python", "text", "bibtex"}
 
 
