@@ -23,6 +23,7 @@ from tokenbound.bounds import (
     sampling,
     sampling_path,
 )
+from tokenbound.bounds.controls import ControlVariates
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampled_lines import expected_slacks
 from tokenbound.bounds.sampling import (
@@ -622,3 +623,11 @@ def test_an_expected_slack_is_never_negative():
     claim, plan = Claim(300, 300, 0.0, 0.05, 20_000, methods=("azuma",)), SamplingPlan(4000, 5, 20)
     found = expected_slacks_of_windows(values[:900], lengths[:900], 3.0, claim, plan)
     assert found == {2: 0.0, 4: 0.0}
+
+
+def test_a_pilot_of_all_windows_leaves_nothing_for_control_variates():
+    lengths, values = np.full(30, 4), np.linspace(0, 4, 30)
+    controls = ControlVariates(values[:, None], lengths, np.arange(30))
+    claim, plan = Claim(300, 300, 0.0, 0.05, 120, methods=("azuma",)), SamplingPlan(30, 4, 30, controls=controls)
+    path = path_of_windows(values, lengths, 3.0, claim, plan)
+    assert (path.upper.size, path.beta) == (0, ())
