@@ -255,24 +255,13 @@ LOST = (
 SCORING = "three shards are committed"
 
 FAULTS = (
-    Fault("control server killed", SCORING, 3, LOST.format("gcs_server"), _kill("gcs_server")),
-    Fault("raylet killed", SCORING, 3, LOST.format("raylet"), _kill("raylet")),
-    Fault("scorer killed", SCORING, 0, "", _while_scoring(_kill_scorer)),
-    Fault(
-        "SIGTERM",
-        SCORING,
-        143,
-        r"tokenbound: stopped by SIGTERM; what is done is kept: run the same command again to resume",
-        _while_scoring(lambda process, started: process.terminate()),
-    ),
-    Fault("SIGKILL", SCORING, -9, "", _while_scoring(_kill_all)),
-    Fault("SIGSTOP of everything for 30 s", SCORING, 0, "", _while_scoring(_stop_for_a_while)),
     Fault(
         "dead RAY_ADDRESS",
         "at the start",
         3,
         r"tokenbound: RAY_ADDRESS '127\.0\.0\.1:1': no Ray cluster answered within 5 s \(how\.ray_timeout_s\).*",
         _with(how={"ray_timeout_s": 5.0}, environment=lambda bench: {"RAY_ADDRESS": "127.0.0.1:1"}),
+        resumes=False,
     ),
     Fault(
         "ray:// address",
@@ -280,6 +269,7 @@ FAULTS = (
         2,
         r"tokenbound: how\.ray_address 'ray://10\.0\.0\.7:10001': ray:// addresses are not supported.*",
         _with(how={"ray_address": "ray://10.0.0.7:10001"}),
+        resumes=False,
     ),
     Fault(
         "RAY_TMPDIR too long for a socket",
@@ -287,6 +277,7 @@ FAULTS = (
         2,
         r"tokenbound: RAY_TMPDIR '/tmp/x+' has 65 bytes.*set RAY_TMPDIR to a shorter folder",
         _with(environment=lambda bench: {"RAY_TMPDIR": "/tmp/" + "x" * 60}),
+        resumes=False,
     ),
     Fault(
         "token that others can read",
@@ -294,6 +285,7 @@ FAULTS = (
         2,
         r"tokenbound: /tmp/\w+/\.ray/auth_token can be read by other users of this machine.*",
         _with(environment=_readable_token),
+        resumes=False,
     ),
     Fault(
         "a line of 1 GiB in a small .gz",
@@ -311,4 +303,16 @@ FAULTS = (
         _pipe,
         resumes=False,
     ),
+    Fault("control server killed", SCORING, 3, LOST.format("gcs_server"), _kill("gcs_server")),
+    Fault("raylet killed", SCORING, 3, LOST.format("raylet"), _kill("raylet")),
+    Fault("scorer killed", SCORING, 0, "", _while_scoring(_kill_scorer)),
+    Fault(
+        "SIGTERM",
+        SCORING,
+        143,
+        r"tokenbound: stopped by SIGTERM; what is done is kept: run the same command again to resume",
+        _while_scoring(lambda process, started: process.terminate()),
+    ),
+    Fault("SIGKILL", SCORING, -9, "", _while_scoring(_kill_all)),
+    Fault("SIGSTOP of everything for 30 s", SCORING, 0, "", _while_scoring(_stop_for_a_while)),
 )
