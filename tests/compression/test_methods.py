@@ -117,7 +117,7 @@ def test_auto_searches_a_setting_of_another_method() -> None:
 
 def test_wire_numbers_never_change() -> None:
     names = {number: codec.name for number, codec in CODECS.items()}
-    assert names == dict(enumerate(["exact", "uniform", "groups", "lattice", "float16", "packed", "n-grams"]))
+    assert names == dict(enumerate(["exact", "uniform", "groups", "lattice", "float16", "packed", "n-grams", "ggml"]))
 
 
 def test_an_unknown_method_is_answered_with_those_that_there_are() -> None:
