@@ -53,7 +53,7 @@ def lengths_of(vocab_size: int, seed: int = 0) -> bytes:
     return code_lengths(counts)
 
 
-@pytest.mark.parametrize("vocab_size", [2, 3, 16, 17, 257, 2048, 2049, 5000])
+@pytest.mark.parametrize("vocab_size", [2, 3, 16, 17, 257, 2048, 2049, 2053, 5000])
 @pytest.mark.parametrize("name", ["zipf", "balanced", "counts"])
 def test_a_tree_is_a_complete_prefix_code(name, vocab_size):
     tree = decision_tree(name, vocab_size, lengths_of(vocab_size) if name == "counts" else None)

@@ -114,9 +114,9 @@ class DecisionTree:
         """[V] decisions of each id."""
         block, place = np.divmod(self.leaf.astype(np.int64), self.block_ids)
         counts: NDArray[np.int64] = np.count_nonzero(self.turns >= 0, axis=1).astype(np.int64)[block]
-        inside = np.minimum(self.vocab_size - block * self.block_ids, self.block_ids)
+        left = self.vocab_size - block * self.block_ids  # leaves from the block's first to the last of all
         for half in self.halves:
-            counts += place // (2 * half) * (2 * half) + half < inside
+            counts += place // (2 * half) * (2 * half) + half < left
         return np.asarray(counts)
 
     @property
