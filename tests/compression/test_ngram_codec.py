@@ -139,12 +139,10 @@ def test_forged_payloads_never_do_more_than_fail(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     count = data.draw(st.sampled_from([item.shape[0], 3, 10, 10**6]))
-    try:
+    with suppress(ArtifactError):
         numbers = decode_ngrams(memoryview(bytes(payload)), count)
-    except ArtifactError:
-        return
-    assert len(numbers) == count
-    read_tree(TensorSource(numbers))
+        assert len(numbers) == count
+        read_tree(TensorSource(numbers))
 
 
 @settings(max_examples=100, deadline=None)
