@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import pytest
 
 from tokenbound.engine.cluster.watch import JoinedSession, LocalSession, watched
@@ -67,18 +66,26 @@ with watched(Losing(), "the local Ray session", interval_s=0.01, confirm_s=0.01)
 
 
 def test_what_a_dead_process_started_is_ended_too() -> None:
-    process = subprocess.Popen(SLEEP, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    (agent,) = psutil.Process(process.pid).children()
-    session = LocalSession({"raylet": process})
-    assert session.lost() is None
-    process.kill()
-    process.wait()
-    assert session.lost() == "its raylet ended"
-    session.end()
-    psutil.wait_procs([agent], timeout=10)
-    assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
+    """In a process of its own: what is ended is all that the process of a session started, the suite's Ray too."""
+    program = f"""
+import subprocess, psutil
+from tokenbound.engine.cluster.watch import LocalSession
+process = subprocess.Popen({SLEEP!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+process.stdout.readline()
+(agent,) = psutil.Process(process.pid).children()
+session = LocalSession({{"raylet": process}})
+assert session.lost() is None
+process.kill()
+process.wait()
+assert session.lost() == "its raylet ended"
+assert agent.is_running()
+session.end()
+psutil.wait_procs([agent], timeout=10)
+assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ended\n", done.stderr
 
 
 def free_port() -> int:
