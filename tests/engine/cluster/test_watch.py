@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tokenbound.engine.cluster.watch import JoinedSession, LocalSession, watched
+from tokenbound.engine.cluster.watch import JoinedSession, watched
 
 SLEEP = [
     sys.executable,
