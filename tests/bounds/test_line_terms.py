@@ -222,3 +222,8 @@ def test_a_line_without_a_better_name_is_called_by_its_bound() -> None:
     line = certified(replace(CLAIM, methods=("azuma",)))[0][1]
     assert plain_row_name(line) == "azuma"
     assert plain_row_name(replace(line, top_k=7)) == "azuma, top-7 error"
+
+
+def test_coefficients_of_control_variates_are_shown_where_there_are_some() -> None:
+    assert Measured(1.0, 1.0, beta=(0.5, -0.25)).parameters == {"control_variates": [0.5, -0.25]}
+    assert Measured(1.0, 1.0).parameters == {}
