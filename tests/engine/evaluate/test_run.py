@@ -64,7 +64,7 @@ def test_a_full_run_certifies_verifies_and_resumes(run_tree: Tree, tiny_checkpoi
     assert certificate.num_scored_tokens == certificate.num_tokens == len(expected)
     assert certificate.mean_nll_nats == pytest.approx(expected.mean(), abs=1e-5)
     assert certificate.vacuous  # some thousand tokens cannot pay for a model
-    assert [line["method"] for line in certificate.bounds] == ["freedman", "azuma", "kl", "kl", "kl"]
+    assert [line["method"] for line in certificate.bounds] == ["freedman", "azuma", "kl", "kl", "kl", "bits"]
     assert "<svg" in (path.parent / "report.html").read_text()
     verify_beside(path)
 

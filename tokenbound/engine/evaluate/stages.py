@@ -344,6 +344,7 @@ def _by_layers(spec: ReplicaSpec, artifact: ArtifactFile, inputs: Ints) -> Repli
         length=spec.length,
         device=device,
         compile=spec.compile,
+        tree=spec.tree,
     )
     return _checked(replica, inputs)
 
