@@ -108,7 +108,7 @@ def test_a_certificate_prints_the_head_beside_fixed_alpha_and_alpha_of_entropy(
     names = [line_name(line) for line in certificate.bounds]
     assert names == [
         "freedman", "azuma", "top-1 error", "top-10 error", "top-100 error",
-        "freedman, fixed alpha", "freedman, alpha(H)", "freedman, head", "azuma, head",
+        "freedman, fixed alpha", "freedman, alpha(H)", "freedman, head", "azuma, head", "bits",
     ]  # fmt: skip
     lines = dict(zip(names, certificate.bounds, strict=True))
     assert lines["freedman, fixed alpha"]["parameters"]["alpha_slope"] == 0
