@@ -30,7 +30,7 @@ def registry() -> Registry[Bound]:
 
 
 def test_every_file_of_the_folder_is_a_bound_and_base_classes_are_none() -> None:
-    assert set(registry().built_in) == {"azuma", "document", "freedman", "kl", "relative"}
+    assert set(registry().built_in) == {"azuma", "bits", "document", "freedman", "kl", "relative"}
     assert registry().names() == tuple(registry().built_in)
     assert registry().origin("kl") is None
 
@@ -78,7 +78,7 @@ def test_a_name_that_is_taken_is_refused_where_it_is_used(tmp_path: Path, monkey
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"no bound 'hope'; choose one of azuma, .*kl, or install"):
         registry().get("hope")
-    with pytest.raises(InputError, match="choose among azuma, document, freedman, kl, or install"):
+    with pytest.raises(InputError, match="choose among azuma, bits, document, freedman, kl, or install"):
         require_method("relative")
     assert find_bound("hope") is None
     assert LINES.origin("azuma") is None
