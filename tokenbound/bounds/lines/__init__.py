@@ -60,8 +60,8 @@ def automatic_bounds() -> tuple[Bound, ...]:
 def method_names() -> tuple[str, ...]:
     """The names that `bound.methods` accepts; no plugin is imported.
 
-    >>> method_names()[:4]
-    ('azuma', 'document', 'freedman', 'kl')
+    >>> method_names()[:5]
+    ('azuma', 'bits', 'document', 'freedman', 'kl')
     """
     automatic = {bound.name for bound in automatic_bounds()}
     return tuple(name for name in LINES.names() if name not in automatic)
