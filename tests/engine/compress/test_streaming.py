@@ -122,6 +122,7 @@ def measure(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's VmHWM")
+@pytest.mark.slow
 def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
     quiet = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
