@@ -18,6 +18,8 @@ from tokenbound.config.run import RunConfig, load_config
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.errors import MismatchError
 
+pytestmark = pytest.mark.slow
+
 Runs = Callable[[str], Forger]
 Edit = Callable[[Forger], None]
 

@@ -17,7 +17,7 @@ from tokenbound.errors import InputError
 
 granularity = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("granularity.py"))))
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.mark.usefixtures("scored_here")

@@ -249,7 +249,7 @@ class CertificateRecord(BaseModel):
 
         >>> from tokenbound.demo import demo_certificate
         >>> demo_certificate().claim().methods
-        ('freedman', 'azuma', 'kl')
+        ('freedman', 'azuma', 'kl', 'bits')
         """
         return Claim(
             vocab_size=self.vocab_size,
