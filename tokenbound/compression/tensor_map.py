@@ -24,9 +24,20 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
             KeyError: there is none of this name.
         """
 
-    @abstractmethod
+    names: Mapping[str, object]
+    """The names, in order, as keys."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of this name; none is read for it."""
+        return name in self.names
 
 
 class RenamedTensors(TensorMap):
@@ -38,6 +49,8 @@ class RenamedTensors(TensorMap):
         >>> sorted(tensors), tensors.header("copy.w")
         (['copy.w', 'model.w'], (torch.float32, (2,)))
     """
+
+    names: Mapping[str, str]
 
     def __init__(self, source: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
         """Read nothing yet.
@@ -51,18 +64,6 @@ class RenamedTensors(TensorMap):
     def __getitem__(self, name: str) -> torch.Tensor:
         """One tensor."""
         return self.source[self.names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.names)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name."""
-        return name in self.names
 
     def header(self, name: str) -> Header:
         """Dtype and shape of a tensor."""

@@ -15,7 +15,7 @@ side of a tied pair names the copy in `untied`: the base's tensor is first copie
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,25 +123,13 @@ class Differences(TensorMap):
             tuned: The fine-tune's.
             names: Of those that are not the same.
         """
-        self.base, self.tuned, self.names = base, tuned, tuple(names)
+        self.base, self.tuned, self.names = base, tuned, dict.fromkeys(names)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """One difference."""
         if name not in self:
             raise KeyError(name)
         return self.tuned[name].detach().float().cpu() - self.base[name].detach().float().cpu()
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.names)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether a tensor changed."""
-        return name in self.names
 
     def header(self, name: str) -> Header:
         """Dtype and shape of a difference."""

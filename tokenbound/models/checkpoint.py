@@ -463,7 +463,8 @@ class CheckpointTensors(TensorMap):
             origin: What the checkpoint was named by: a machine without this directory finds the files by it.
         """
         self.directory, self.origin = directory, origin
-        self.places, self.headers = dict(places), dict(headers)
+        self.names = self.places = dict(places)
+        self.headers = dict(headers)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """One tensor; the file is mapped as long as it is in use.
@@ -479,18 +480,6 @@ class CheckpointTensors(TensorMap):
         with _sound(path), safe_open(path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.places)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name."""
-        return name in self.places
 
     def header(self, name: str) -> Header:
         """Dtype and shape of a tensor, as the file's header says them."""

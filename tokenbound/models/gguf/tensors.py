@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from tokenbound.store.copies import local_copy
 
 class GgufTensors(TensorMap):
     """The tensors of a GGUF file by the model's names. A process reads the file's header once."""
+
+    names: Mapping[str, tuple[str, ...]]
 
     def __init__(
         self,
@@ -80,18 +82,6 @@ class GgufTensors(TensorMap):
         if not self.dense:
             return parts[name]
         return dense_weights(parts, dtype=torch.float32, transposed=lambda layer: _is_transposed(file, layer))[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.names)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of this name."""
-        return name in self.names
 
     def header(self, name: str) -> Header:
         """Dtype and shape of a tensor."""
