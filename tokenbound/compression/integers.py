@@ -13,7 +13,7 @@ Contexts and priors are integer arithmetic and Python integers throughout (see `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -296,8 +296,13 @@ def decode_matrix(
     Raises:
         ArtifactError: the bytes are not such a stream of this shape.
     """
+    return assembled(matrix_parts(data, shape, row_exponents, column_exponents), shape)
+
+
+def assembled(parts: Iterable[tuple[Cut, NDArray[np.signedinteger[Any]]]], shape: tuple[int, int]) -> Values:
+    """The int32 matrix of this shape that parts cover."""
     values = np.empty(shape, np.int32)
-    for cut, part in matrix_parts(data, shape, row_exponents, column_exponents):
+    for cut, part in parts:
         values[cut] = part
     return values
 

@@ -111,10 +111,7 @@ def decode_matrix(
     Raises:
         ArtifactError: the bytes are not such a stream of this shape.
     """
-    values = np.empty(shape, np.int32)
-    for cut, part in matrix_parts(data, shape, row_exponents, column_exponents):
-        values[cut] = part
-    return values
+    return integers.assembled(matrix_parts(data, shape, row_exponents, column_exponents), shape)
 
 
 def matrix_parts(
