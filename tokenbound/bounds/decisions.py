@@ -313,6 +313,7 @@ def code_lengths(counts: ArrayLike) -> bytes:
     return depth[: weights.size].tobytes()
 
 
+@cache
 def tree_code_bits(lengths: bytes | None) -> float:
     """Length in bits of the code word that names a tree: its kind, and code lengths one after the other.
 

@@ -23,9 +23,8 @@ for, is the tree, lambda, and two numbers by which the model's own probabilities
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,15 +61,6 @@ class BitsTuning:
     def bet(self) -> DecisionBet:
         """What each cell costs."""
         return DecisionBet(self.lam, self.slope, self.alpha)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> BitsTuning:
-        """The inverse of :meth:`to_dict`."""
-        return cls(**data)
 
 
 @dataclass(frozen=True)
@@ -178,7 +168,7 @@ def choose_bits(
     """
     if table.num_tokens == 0:
         raise MismatchError("the table of decisions holds no token; score the corpus again")
-    paid = decision_tune_bits(tree_code_bits(claim.tree_lengths)) + claim.shared_bits
+    paid = _price(claim)
     price = line_kappa(paid, claim, sampled=sampling is not None) / claim.num_tokens
     most = 0 if sampling is None else sampling.max_unit_decisions or 0
 
@@ -284,8 +274,12 @@ def _require_coded(tuning: BitsTuning, claim: Claim) -> None:
     require_member("lambda", tuning.lam, DECISION_LAMBDA_GRID)
     require_member("slope", tuning.slope, DECISION_SLOPE_GRID)
     require_member("alpha", tuning.alpha, DECISION_ALPHA_GRID)
-    price = decision_tune_bits(tree_code_bits(claim.tree_lengths)) + claim.shared_bits
-    require_paid(Bits.name, tuning.tune_bits, price)
+    require_paid(Bits.name, tuning.tune_bits, _price(claim))
+
+
+def _price(claim: Claim) -> float:
+    """Length in bits of the code word of a grid point, with K lines and trials."""
+    return decision_tune_bits(tree_code_bits(claim.tree_lengths)) + claim.shared_bits
 
 
 def _total(table: DecisionTable, values: Floats) -> float:
