@@ -64,6 +64,18 @@ def test_a_tree_is_a_complete_prefix_code(name, vocab_size):
     assert sorted(tree.children.reshape(-1).tolist()) == list(range(2 * tree.num_blocks - 2))  # one parent each
 
 
+@pytest.mark.parametrize("name", ["zipf", "counts"])
+@pytest.mark.parametrize("vocab_size", [2, 3, 257, 2049, 2053, 2063, 2064, 5001])
+def test_the_outcomes_of_ids_are_the_words_of_that_code(name, vocab_size):
+    """Every id has another word, none begins another, and a word has as many decisions as its id is deep."""
+    tree = decision_tree(name, vocab_size, lengths_of(vocab_size) if name == "counts" else None)
+    outcomes = tree.outcomes(np.arange(vocab_size))
+    words = sorted("".join(str(turn) for turn in row if turn >= 0) for row in outcomes.tolist())
+    assert not any(after.startswith(before) for before, after in itertools.pairwise(words))
+    assert ((outcomes >= 0).sum(axis=1) == tree.depth).all()
+    assert set(np.unique(outcomes)) <= {-1, 0, 1}
+
+
 def test_paths_lead_from_the_root_to_each_block():
     tree = decision_tree("zipf", 5000)
     for block in (0, 1, 17, tree.num_blocks - 1):
