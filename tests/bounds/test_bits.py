@@ -22,6 +22,7 @@ from tokenbound.bounds.decisions import (
     LEVELS,
     MAX_CODE_LENGTH,
     MAX_LEVEL,
+    MAX_TREE_IDS,
     TREE_BITS,
     DecisionTable,
     code_lengths,
@@ -133,6 +134,15 @@ def test_the_code_of_trees_satisfies_kraft():
 def test_other_trees_are_refused(name, lengths):
     with pytest.raises(InputError, match=r"tree|code lengths"):
         decision_tree(name, 2, lengths)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "words"), [(1, "at least 2"), (2.5, "an integer"), (MAX_TREE_IDS + 1, "at most")]
+)
+def test_a_vocabulary_that_no_tree_has_is_refused(vocab_size, words):
+    with pytest.raises(InputError, match=words):
+        decision_tree("balanced", vocab_size)
+    assert decision_tree("balanced", MAX_TREE_IDS).num_blocks == MAX_TREE_IDS // BLOCK_IDS
 
 
 def test_no_tree_can_see_a_prediction():
