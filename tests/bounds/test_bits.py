@@ -12,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
+from tokenbound.bounds.budgets import budgeted_sums, largest_sum
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
-from tokenbound.bounds.constants import DECISION_ALPHA_GRID, DECISION_LAMBDA_GRID, DECISION_SLOPE_GRID
+from tokenbound.bounds.constants import (
+    DECISION_ALPHA_GRID,
+    DECISION_BUDGET_GRID,
+    DECISION_LAMBDA_GRID,
+    DECISION_SLOPE_GRID,
+)
 from tokenbound.bounds.decision_bets import DecisionBet
 from tokenbound.bounds.decisions import (
     BLOCK_IDS,
@@ -31,7 +37,8 @@ from tokenbound.bounds.decisions import (
     level_probabilities,
     tree_code_bits,
 )
-from tokenbound.bounds.lines.bits import BitsSums, BitsTuning, bits_path, certify_bits, choose_bits, mean_value
+from tokenbound.bounds.lines.bits import Bits, BitsSums, BitsTuning, bits_path, certify_bits, choose_bits, mean_value
+from tokenbound.bounds.search import SlackModel
 from tokenbound.errors import InputError, MismatchError
 
 CLAIM = Claim(257, 257, 40_000, 0.05, num_tokens=200_000, methods=("freedman", "bits"), tree="zipf")
@@ -359,7 +366,8 @@ def sampled(rng: np.random.Generator, units: int = 4000) -> tuple[np.ndarray, np
 
 def window_sums(tuning: BitsTuning, cells: np.ndarray) -> BitsSums:
     values = tuning.bet.value.reshape(-1)[cells].sum(axis=1)
-    return BitsSums(DecisionTable.of_cells(cells, 32 * len(cells)), values, np.full(len(cells), 32))
+    table = DecisionTable.of_cells(cells, 32 * len(cells))
+    return BitsSums(table, values, np.full(len(cells), 32), np.full(len(cells), cells.shape[1]))
 
 
 def test_a_sample_bounds_the_mean_of_all_windows():
@@ -388,6 +396,98 @@ def test_a_sample_needs_the_number_of_decisions_of_its_largest_window():
         bits_path(tuning, window_sums(tuning, cells[:50]), claim, replace(plan, max_unit_decisions=None))
     with pytest.raises(MismatchError, match="sums of its windows"):
         certify_bits(tuning, BitsSums(DecisionTable.of_cells(cells[:50], 1600)), claim, plan)
+    for change in ({"budget": None}, {"budget": 100.5}):
+        with pytest.raises(MismatchError, match="budget"):
+            certify_bits(replace(tuning, **change), window_sums(tuning, cells[:50]), claim, plan)
+    with pytest.raises(MismatchError, match="budget of a window"):
+        bits_path(replace(tuning, budget=None), window_sums(tuning, cells[:50]), claim, plan)
+    whole = DecisionTable.of_cells(cells, 3200)
+    with pytest.raises(MismatchError, match="in a sample alone"):
+        certify_bits(replace(choose_bits(whole, claim), budget=64.0), BitsSums(whole), claim)
+
+
+# The budget of a window
+
+
+def with_fair_coins(values: np.ndarray, budget: float) -> float:
+    """What a window costs whose decisions behind the budget are fair coins, decision by decision."""
+    total = 0.0
+    for value in values.tolist():
+        total += 1.0 if total > budget else value
+    return total
+
+
+@given(st.lists(st.floats(0, 20), min_size=1, max_size=60), st.floats(1, 300))
+@settings(max_examples=300, deadline=None)
+def test_a_window_is_counted_at_no_less_than_it_costs(values, budget):
+    values = np.array(values)
+    sums, highest = np.array([math.fsum(values)]), float(values.max())
+    [counted] = budgeted_sums(sums, np.array([values.size]), budget=budget, highest=highest)
+    cost = with_fair_coins(values, budget)
+    assert cost <= counted + 1e-9
+    assert counted <= largest_sum(values.size, budget=budget, highest=highest)
+    if sums[0] < budget * (1 - 1e-8):
+        assert counted == sums[0] == pytest.approx(cost, rel=1e-12)
+
+
+def test_a_fair_coin_costs_a_bit_whatever_the_stake():
+    """And no z is below 0, so that a window within its budget was within it all along."""
+    for lam in DECISION_LAMBDA_GRID[::16]:
+        bet = DecisionBet(lam, 1.0, 0.125)
+        assert bet.value[:, MAX_LEVEL] == pytest.approx([1, 1])
+        assert bet.value.min() >= 0
+
+
+def rare(rng: np.random.Generator, units: int) -> np.ndarray:
+    """Cells [units, 128] of windows of which one in two hundred is wrong with certainty, again and again."""
+    cells, _ = sampled(rng, units)
+    surprised = LEVELS + MAX_LEVEL - 120  # right, at odds of e^-15
+    cells[rng.random(units) < 0.005] = surprised
+    return cells
+
+
+def test_a_budget_leaves_a_sample_less_slack():
+    rng = np.random.default_rng(9)
+    cells = rare(rng, 4000)
+    claim = replace(CLAIM, num_tokens=32 * len(cells))
+    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128)
+    table = DecisionTable.of_cells(cells[:40], 32 * 40)
+    tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 32, 32.0))
+    assert tuning.budget < 1000
+    line = certify_bits(tuning, window_sums(tuning, cells[:600]), claim, plan)
+    free = replace(tuning, budget=DECISION_BUDGET_GRID[-1])
+    without = certify_bits(free, window_sums(tuning, cells[:600]), claim, plan)
+    assert line.terms["sampling_slack"] < 0.2 * without.terms["sampling_slack"]
+    over = (tuning.bet.value.reshape(-1)[cells[:600]].sum(axis=1) > tuning.budget).sum()
+    assert line.parameters["windows_over_budget"] == over > 0
+    [_, said] = Bits().sentences(line)
+    assert f"{over} of the windows drawn" in said
+
+
+def budget_misses(trials: int) -> float:
+    """How often a path lies below the mean of all windows as the hypothesis has them, at any size of the sample."""
+    failed = 0
+    for trial in range(trials):
+        rng = np.random.default_rng([10, trial])
+        cells = rare(rng, 200)
+        claim = replace(CLAIM, num_tokens=32 * 200, delta=0.4)
+        plan = SamplingPlan(200, 32, pilot_units=10, max_unit_decisions=128)
+        tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
+        tuning = replace(tuning, budget=DECISION_BUDGET_GRID[6])
+        values = tuning.bet.value.reshape(-1)[cells]
+        path = bits_path(tuning, window_sums(tuning, cells[:120]), claim, plan)
+        whole = sum(with_fair_coins(row, tuning.budget) for row in values) / claim.num_tokens
+        failed += bool((path.upper < whole).any())
+    return failed / trials
+
+
+def test_samples_of_windows_with_budgets_hold():
+    assert budget_misses(12) <= 0.4 * 0.5
+
+
+@pytest.mark.slow
+def test_samples_of_windows_with_budgets_hold_long():
+    assert budget_misses(300) <= 0.4 * 0.5
 
 
 # That it holds
