@@ -1,5 +1,6 @@
 """The line over binary decisions: trees, tables, closed forms, its code, and that it holds."""
 
+import hashlib
 import inspect
 import itertools
 import math
@@ -31,6 +32,7 @@ from tokenbound.bounds.decisions import (
     MAX_TREE_IDS,
     TREE_BITS,
     DecisionTable,
+    TreeChoice,
     code_lengths,
     decision_tree,
     level_of,
@@ -82,6 +84,29 @@ def test_the_outcomes_of_ids_are_the_words_of_that_code(name, vocab_size):
     assert not any(after.startswith(before) for before, after in itertools.pairwise(words))
     assert ((outcomes >= 0).sum(axis=1) == tree.depth).all()
     assert set(np.unique(outcomes)) <= {-1, 0, 1}
+    pairs = np.arange(vocab_size - vocab_size % 2).reshape(2, -1)
+    assert (tree.outcomes(pairs).reshape(-1, outcomes.shape[1]) == outcomes[: pairs.size]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "digest"),
+    [
+        ("zipf", 257, "1ff7549e2112a80b"),
+        ("zipf", 5000, "ae533cd96ad2c3a3"),
+        ("balanced", 257, "a5e698165b5b1792"),
+        ("balanced", 5000, "c654050d4bb5893a"),
+        ("counts", 257, "833dc207b3361db5"),
+        ("counts", 5000, "9972c41e8d1c2eea"),
+    ],
+)
+def test_trees_are_constants_of_the_package(name, vocab_size, digest):
+    """Certificates name a tree and not its nodes, so that they must never move."""
+    counts = 10**7 // (np.arange(vocab_size) % 977 + 1) ** 2
+    tree = decision_tree(name, vocab_size, code_lengths(counts) if name == "counts" else None)
+    found = hashlib.sha256()
+    for array, kind in ((tree.children, "<i4"), (tree.path, "<i4"), (tree.turns, "i1"), (tree.leaf, "<i4")):
+        found.update(np.ascontiguousarray(array.astype(kind)).tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_paths_lead_from_the_root_to_each_block():
@@ -143,6 +168,12 @@ def test_other_trees_are_refused(name, lengths):
         decision_tree(name, 2, lengths)
 
 
+@pytest.mark.parametrize(("vocab_size", "lengths"), [(3, b"\1\1"), (3, b"\1\1\51"), (2, b"\1\2\2"), (2, b"\0\51")])
+def test_complete_codes_of_other_ids_are_refused(vocab_size, lengths):
+    with pytest.raises(InputError, match=f"needs {vocab_size} code lengths"):
+        decision_tree("counts", vocab_size, lengths)
+
+
 @pytest.mark.parametrize(
     ("vocab_size", "words"), [(1, "at least 2"), (2.5, "an integer"), (MAX_TREE_IDS + 1, "at most")]
 )
@@ -150,6 +181,36 @@ def test_a_vocabulary_that_no_tree_has_is_refused(vocab_size, words):
     with pytest.raises(InputError, match=words):
         decision_tree("balanced", vocab_size)
     assert decision_tree("balanced", MAX_TREE_IDS).num_blocks == MAX_TREE_IDS // BLOCK_IDS
+
+
+def test_only_large_vocabularies_have_blocks():
+    assert decision_tree("zipf", 2048).block_ids == 1
+    assert decision_tree("zipf", 2049).block_ids == BLOCK_IDS
+
+
+@pytest.mark.parametrize("choice", [TreeChoice("zipf"), TreeChoice("balanced"), TreeChoice("counts", b"\1\2\50\33\34")])
+def test_the_name_of_a_tree_keeps_its_form(choice):
+    data = choice.to_dict()
+    assert set(data) == ({"name", "lengths"} if choice.lengths else {"name"})
+    assert TreeChoice.from_dict(data) == choice
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"name": "huffman"},
+        {"name": "counts"},
+        {"name": "zipf", "lengths": "AA"},
+        {"name": "huffman", "lengths": "AA"},
+        {"name": "counts", "lengths": "A-"},
+        {"name": "counts", "lengths": "A?"},
+        {"name": "counts", "lengths": "Ap"},  # 42
+        {"name": "counts", "lengths": 3},
+    ],
+)
+def test_a_damaged_name_of_a_tree_is_refused(damage):
+    with pytest.raises(MismatchError, match="tree"):
+        TreeChoice.from_dict(damage)
 
 
 def test_no_tree_can_see_a_prediction():
