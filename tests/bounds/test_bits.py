@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
-from tokenbound.bounds.budgets import budgeted_sums, largest_sum
+from tokenbound.bounds.budgets import budgeted_sums
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
 from tokenbound.bounds.constants import (
     DECISION_ALPHA_GRID,
@@ -172,15 +172,6 @@ def test_other_trees_are_refused(name, lengths):
 def test_complete_codes_of_other_ids_are_refused(vocab_size, lengths):
     with pytest.raises(InputError, match=f"needs {vocab_size} code lengths"):
         decision_tree("counts", vocab_size, lengths)
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "words"), [(1, "at least 2"), (2.5, "an integer"), (MAX_TREE_IDS + 1, "at most")]
-)
-def test_a_vocabulary_that_no_tree_has_is_refused(vocab_size, words):
-    with pytest.raises(InputError, match=words):
-        decision_tree("balanced", vocab_size)
-    assert decision_tree("balanced", MAX_TREE_IDS).num_blocks == MAX_TREE_IDS // BLOCK_IDS
 
 
 def test_only_large_vocabularies_have_blocks():
@@ -435,7 +426,7 @@ def test_a_sample_bounds_the_mean_of_all_windows():
     rng = np.random.default_rng(4)
     cells, _ = sampled(rng)
     claim = replace(CLAIM, num_tokens=32 * len(cells))
-    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128)
+    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128, num_decisions=cells.size)
     tuning = choose_bits(DecisionTable.of_cells(cells[:40], 32 * 40), claim, plan)
     line = certify_bits(tuning, window_sums(tuning, cells[:600]), claim, plan)
     path = bits_path(tuning, window_sums(tuning, cells[:600]), claim, plan)
@@ -451,10 +442,11 @@ def test_a_sample_bounds_the_mean_of_all_windows():
 def test_a_sample_needs_the_number_of_decisions_of_its_largest_window():
     cells, _ = sampled(np.random.default_rng(5), 100)
     claim = replace(CLAIM, num_tokens=3200)
-    plan = SamplingPlan(100, 32, pilot_units=10, max_unit_decisions=128)
+    plan = SamplingPlan(100, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
     tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
-    with pytest.raises(MismatchError, match="how many decisions"):
-        bits_path(tuning, window_sums(tuning, cells[:50]), claim, replace(plan, max_unit_decisions=None))
+    for unknown in ({"num_decisions": None}, {"max_unit_decisions": None}):
+        with pytest.raises(MismatchError, match="how many decisions"):
+            bits_path(tuning, window_sums(tuning, cells[:50]), claim, replace(plan, **unknown))
     with pytest.raises(MismatchError, match="sums of its windows"):
         certify_bits(tuning, BitsSums(DecisionTable.of_cells(cells[:50], 1600)), claim, plan)
     for change in ({"budget": None}, {"budget": 100.5}):
@@ -486,7 +478,7 @@ def test_a_window_is_counted_at_no_less_than_it_costs(values, budget):
     [counted] = budgeted_sums(sums, np.array([values.size]), budget=budget, highest=highest)
     cost = with_fair_coins(values, budget)
     assert cost <= counted + 1e-9
-    assert counted <= largest_sum(values.size, budget=budget, highest=highest)
+    assert counted <= budget * (1 + 1e-8) + highest + values.size
     if sums[0] < budget * (1 - 1e-8):
         assert counted == sums[0] == pytest.approx(cost, rel=1e-12)
 
@@ -511,7 +503,7 @@ def test_a_budget_leaves_a_sample_less_slack():
     rng = np.random.default_rng(9)
     cells = rare(rng, 4000)
     claim = replace(CLAIM, num_tokens=32 * len(cells))
-    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128)
+    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128, num_decisions=cells.size)
     table = DecisionTable.of_cells(cells[:40], 32 * 40)
     tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 32, 32.0))
     assert tuning.budget < 1000
@@ -532,7 +524,7 @@ def budget_misses(trials: int) -> float:
         rng = np.random.default_rng([10, trial])
         cells = rare(rng, 200)
         claim = replace(CLAIM, num_tokens=32 * 200, delta=0.4)
-        plan = SamplingPlan(200, 32, pilot_units=10, max_unit_decisions=128)
+        plan = SamplingPlan(200, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
         tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
         tuning = replace(tuning, budget=DECISION_BUDGET_GRID[6])
         values = tuning.bet.value.reshape(-1)[cells]
@@ -599,9 +591,21 @@ def test_samples_hold():
     for _ in range(trials):
         cells, _ = sampled(rng, 300)
         claim = replace(CLAIM, num_tokens=32 * 300, delta=0.2)
-        plan = SamplingPlan(300, 32, pilot_units=10, max_unit_decisions=128)
+        plan = SamplingPlan(300, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
         tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
         path = bits_path(tuning, window_sums(tuning, cells[:150]), claim, plan)
         whole = float(tuning.bet.value.reshape(-1)[cells].sum()) / claim.num_tokens
         failed += bool((path.upper < whole).any())
     assert failed / trials <= 0.2 * 0.5
+
+
+# What takes longest
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "words"), [(1, "at least 2"), (2.5, "an integer"), (MAX_TREE_IDS + 1, "at most")]
+)
+def test_a_vocabulary_that_no_tree_has_is_refused(vocab_size, words):
+    with pytest.raises(InputError, match=words):
+        decision_tree("balanced", vocab_size)
+    assert decision_tree("balanced", MAX_TREE_IDS).num_blocks == MAX_TREE_IDS // BLOCK_IDS

@@ -13,8 +13,9 @@ window w, its sum is
     Z_w                         where Z_w <= C: z is never below 0, so no earlier sum exceeded C either
     at most C + z_max + d_w     otherwise: one decision crosses C, and those behind it cost a bit each
 
-The second is what such a window is counted at, so that the order of its decisions need not be known, and no window of
-the corpus exceeds C + z_max + max d_w.
+The second is what such a window is counted at, so that the order of its decisions need not be known. No window of the
+corpus exceeds it, and d_w is known from ids alone: so a sample takes the sums about the pilot's mean per decision, and
+only C + z_max and the excess of a fair coin over that mean are left to chance.
 """
 
 from __future__ import annotations
@@ -50,9 +51,4 @@ def budgeted_sums(sums: Floats, decisions: NDArray[np.number], *, budget: float,
     >>> budgeted_sums(np.array([90.0, 130.0]), np.array([60, 70]), budget=100.0, highest=12.0).tolist()
     [90.0, 182.0]
     """
-    return np.where(exceeds_budget(sums, budget), largest_sum(decisions, budget=budget, highest=highest), sums)
-
-
-def largest_sum(decisions: NDArray[np.number] | int, *, budget: float, highest: float) -> Floats:
-    """The most that a window of so many decisions can cost under a budget."""
-    return np.asarray(budget + highest + decisions, dtype=np.float64)
+    return np.where(exceeds_budget(sums, budget), budget + highest + decisions, sums)

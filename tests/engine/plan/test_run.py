@@ -194,7 +194,17 @@ def test_the_command_speaks_to_people_and_programs(
     assert "nothing above is a bound" in shown
     asked = ("to score", "code length", "a perfect model", "a replica needs", "on GPUs", "GPU hours", "speed here")
     asked += ("held dense", "held packed", "held streamed", "how.weights")
-    for item in (*asked, "time", "guessing", "loss", "predicted", "predicted bits", "shards", "it beats guessing", "(exact)"):
+    for item in (
+        *asked,
+        "time",
+        "guessing",
+        "loss",
+        "predicted",
+        "predicted bits",
+        "shards",
+        "it beats guessing",
+        "(exact)",
+    ):
         assert item in shown, item
     monkeypatch.setattr("sys.argv", ["tokenbound", "plan", str(path), "--probe-seconds", "0", "--json"])
     with pytest.raises(SystemExit):

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenbound.bounds.budgets import budgeted_sums, exceeds_budget, largest_sum
+from tokenbound.bounds.budgets import budgeted_sums, exceeds_budget
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.coded import require_member, require_paid
 from tokenbound.bounds.codes import decision_tune_bits
@@ -46,7 +46,7 @@ from tokenbound.bounds.decisions import DecisionTable, tree_code_bits
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.lines.base import SeparateBound
 from tokenbound.bounds.printing import LineValue, Measured, line_kappa, yardsticks
-from tokenbound.bounds.sampling import SamplingPath, expected_slacks_of_windows, path_of_windows
+from tokenbound.bounds.sampling import SamplingPath, UnitLimits, expected_slacks_of_windows, path_of_windows
 from tokenbound.bounds.search import SlackModel, descend
 from tokenbound.errors import MismatchError
 
@@ -239,7 +239,7 @@ class _ExpectedSlack:
         tokens, decisions = self.slack.mean_unit_tokens, self.table.num_decisions / self.table.num_tokens
         beyond = (budget - mean * self.slack.max_unit_tokens) / max(self.slack.deviation_bits, 1.0)
         over = math.exp(-max(beyond, 0.0))
-        open_ = self.slack.of_units(float(largest_sum(self.most, budget=budget, highest=highest)))
+        open_ = self.slack.of_units(budget + highest + max(1 - mean / decisions, 0.0) * self.most)
         return open_ + over * (decisions + highest / tokens)
 
 
@@ -263,13 +263,12 @@ def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sam
         raise MismatchError(f"the table of decisions holds {table.num_tokens} tokens, the corpus {claim.num_tokens}")
     mean, slack, larger, beta = mean_value(table, bet), 0.0, dict[int, float](), tuple[float, ...]()
     if sampling is not None:
-        values, lengths = _windows(tuning, sums)
+        values, lengths, limits = _windows(tuning, sums, sampling)
         mean = math.fsum(values.tolist()) / table.num_tokens
         if not complete:
-            highest = _highest(tuning, sampling)
-            path = path_of_windows(values, lengths, 0.0, claim, sampling, highest_unit=highest)
+            path = path_of_windows(values, lengths, 0.0, claim, sampling, limits=limits)
             slack, beta = float(path.upper[-1]) - mean, path.beta
-            larger = expected_slacks_of_windows(values, lengths, 0.0, claim, sampling, highest_unit=highest)
+            larger = expected_slacks_of_windows(values, lengths, 0.0, claim, sampling, limits=limits)
     kappa = line_kappa(tuning.tune_bits, claim, sampled=sampling is not None)
     complexity = kappa / (bet.lam * claim.num_tokens)
     value = mean + slack + complexity
@@ -306,25 +305,20 @@ def bits_path(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sampli
         IncompleteError: no window beyond the pilot was scored.
         MismatchError: sums or a plan without what a sample needs.
     """
-    highest = _highest(tuning, sampling)
-    return path_of_windows(*_windows(tuning, sums), 0.0, claim, sampling, highest_unit=highest)
+    values, lengths, limits = _windows(tuning, sums, sampling)
+    return path_of_windows(values, lengths, 0.0, claim, sampling, limits=limits)
 
 
-def _windows(tuning: BitsTuning, sums: BitsSums) -> tuple[Floats, Ints]:
-    """[W] what each window costs under its budget, and its tokens."""
+def _windows(tuning: BitsTuning, sums: BitsSums, sampling: SamplingPlan) -> tuple[Floats, Ints, UnitLimits]:
+    """[W] what each window costs under its budget, [W] its tokens, and what limits the cost of any window."""
     if sums.windows is None or sums.window_lengths is None or sums.window_decisions is None:
         raise MismatchError("the bits line of a sampled run needs the sums of its windows")
-    budget = _budget(tuning)
-    values = budgeted_sums(sums.windows, sums.window_decisions, budget=budget, highest=tuning.bet.highest_value)
-    return values, sums.window_lengths
-
-
-def _highest(tuning: BitsTuning, sampling: SamplingPlan) -> float:
-    """An upper limit of what any window of the corpus costs under its budget."""
-    if sampling.max_unit_decisions is None:
-        raise MismatchError("the plan of the sample does not say how many decisions a window has at most")
-    highest = tuning.bet.highest_value
-    return float(largest_sum(sampling.max_unit_decisions, budget=_budget(tuning), highest=highest))
+    if sampling.max_unit_decisions is None or sampling.num_decisions is None:
+        raise MismatchError("the plan of the sample does not say how many decisions its windows have")
+    budget, highest, decisions = _budget(tuning), tuning.bet.highest_value, sums.window_decisions
+    values = budgeted_sums(sums.windows, decisions, budget=budget, highest=highest)
+    limits = UnitLimits(decisions, sampling.num_decisions, sampling.max_unit_decisions, budget + highest, 1.0)
+    return values, sums.window_lengths, limits
 
 
 def _budget(tuning: BitsTuning) -> float:
