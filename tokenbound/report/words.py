@@ -109,8 +109,8 @@ def _unread(certificate: CertificateRecord, rescored: Rescored | None) -> list[s
         )
         if "num_decisions" in certificate.corpus:
             found.append(
-                "corpus.num_decisions, corpus.max_window_decisions: how many decisions the ids of the corpus have, as far "
-                "as the windows drawn leave it open (use --rescore)"
+                "corpus.num_decisions, corpus.max_window_decisions: how many decisions the ids of the corpus have, "
+                "as far as the windows drawn leave it open (use --rescore)"
             )
         if certificate.sampling.has_controls:
             found.append("control_variates: that the features are those of the corpus (use --rescore)")
