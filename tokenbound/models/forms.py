@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from tokenbound.compression.codecs import GROUPS, HALF, LATTICE, UNIFORM
+from tokenbound.compression.packed_weights import PACKING_BITS, predicted_bytes
 from tokenbound.models.blocks import HELD_BYTES, find_layers, has_layers
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.smoothing_head import without_head
@@ -30,8 +30,6 @@ FORMS: tuple[Form, ...] = ("dense", "packed", "streamed")
 
 HOST_COPIES = 3
 """Copies of the weights that a host holds while a dense replica starts: the decoded tensors, the model, and slack."""
-PACKING_BITS = 1.0
-"""Bits of a weight that words of whole bits take beyond an entropy code: 0.7 to 1.1, from 7 bits to 2."""
 PROCESS_BYTES = 450_000_000
 """Memory of a process that has imported torch and transformers."""
 SCRATCH_LAYERS = 0.5
@@ -101,21 +99,12 @@ def shallow(architecture: Mapping[str, Any], layers: int) -> dict[str, Any] | No
 
 def packed_bytes(coded: Sequence[CodedTensor]) -> int:
     """Memory of an artifact's layers once they are packed; estimated from the lengths of their codes."""
-    return sum(_packed_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))
+    return sum(predicted_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))
 
 
 def packed_bytes_at(bits: float, sizes: LayerSizes, dtype: torch.dtype) -> int:
     """The same from a number of bits for each weight; codes as long as the weights are kept as weights."""
     return int(min(bits + PACKING_BITS, 8 * dtype.itemsize) * sizes.in_layers / 8)
-
-
-def _packed_bytes(item: CodedTensor) -> int:
-    if item.codec == HALF:
-        return 2 * item.elements
-    if item.codec in (UNIFORM, GROUPS, LATTICE) and len(item.shape) > 1:
-        extra = 0 if item.codec == LATTICE else PACKING_BITS
-        return min(item.decoded_bytes, len(item.payload) + int(extra * item.elements / 8))
-    return item.decoded_bytes
 
 
 @dataclass(frozen=True)
