@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocks_support import packed_file
 from torch import nn
 
 from tokenbound.compression.artifact import encode_artifact
@@ -24,7 +25,7 @@ from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import random_model
 from tokenbound.models.probe import canary, probe_causality
 from tokenbound.models.replica import Replica, WindowStatistics
-from tokenbound.models.sources import MapSource, PackedSource, TensorSource
+from tokenbound.models.sources import MapSource, PackedFileSource, PackedSource, TensorSource
 from tokenbound.models.weights import Weights, decode_weights
 
 VOCAB, BATCH, LENGTH = 97, 2, 32
@@ -310,5 +311,9 @@ def test_packed_and_streamed_losses_of_an_artifact_are_those_of_a_dense_replica(
     packed = PackedSource(artifact, torch.device("cpu"), workers=2)
     require_same(expected, streamed(artifact.architecture, packed, dtype).score(*windows))
     require_same(expected, streamed(artifact.architecture, MapSource(artifact.tensors), dtype).score(*windows))
+    file = packed_file(artifact)
+    for resident in (True, False):
+        source = PackedFileSource(artifact, file, torch.device("cpu"), resident=resident)
+        require_same(expected, streamed(artifact.architecture, source, dtype).score(*windows))
     matrices = [item for item in artifact.parsed.coded if re.search(r"\.\d+\.", item.name) and len(item.shape) > 1]
     assert 0 < packed.num_bytes < sum(item.decoded_bytes for item in matrices) / 2
