@@ -4,9 +4,10 @@
     python tests/benchmarks/forms.py FOLDER --shape llama2-7b --bits 4 --forms packed streamed --windows 16
 
 The artifact has random weights of one layer's shapes, the same in every layer, so that it is made in a minute; what is
-decoded, packed and multiplied is as much as if they differed. Each form runs in a process of its own: decoding, canary
-and causality probe, then some windows as one shard. Memory is what that process alone has resident (unique set size) at
-its peak, pages of the artifact included.
+decoded, packed and multiplied is as much as if they differed. Each form runs in a process of its own: decoding or
+packing, canary and causality probe, then some windows as one shard. Memory is what that process alone has resident
+(unique set size) at its peak, pages of files that it maps included. Decoded and packed weights lie in FOLDER/shared, as
+those of a run do in its local folder; they are made anew for each form unless `--keep` is given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,6 +99,7 @@ def some_windows(count: int, length: int, vocab: int) -> tuple[Any, Any, Any]:
 def measure(artifact: Path, form: Form, *, threads: int, batch: int, length: int, windows: int) -> Measured:
     """Load a replica in this process and score some windows."""
     spec = ReplicaSpec(str(artifact), "bfloat16", batch, length, "cpu", threads, weights=form)
+    spec = replace(spec, share=form != "dense", local_folder=str(artifact.parent / "shared"))
     scored = some_windows(windows, length, ArtifactFile(artifact).architecture["vocab_size"])
     with PeakMemory() as memory:
         started = time.perf_counter()
@@ -155,6 +158,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--keep", action="store_true", help="use packed weights that are there already")
     parser.add_argument("--here", action="store_true", help="measure one form in this process and print it as JSON")
     arguments = parser.parse_args()
     path = arguments.folder / f"{arguments.shape}-{arguments.bits:g}bit-repeated.tokenbound"
@@ -165,6 +169,8 @@ def main() -> None:
         return
     predicted, rows = predict(artifact, **options), []
     for form in arguments.forms:
+        if not arguments.keep:
+            shutil.rmtree(arguments.folder / "shared", ignore_errors=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--here", "--forms", form]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         rows.append((Measured(**json.loads(printed.splitlines()[-1])), predicted[form]))

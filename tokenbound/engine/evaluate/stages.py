@@ -388,11 +388,10 @@ def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Repli
 
 def _checked(replica: Replica, inputs: Ints) -> Replica:
     """A replica that has passed the canary and the causality probe."""
-    from tokenbound.models.probe import canary, probe_causality
+    from tokenbound.models.probe import check_replica
 
     replica.check_vocabulary(int(inputs.max()))
-    canary(replica)
-    probe_causality(replica, inputs[: replica.batch])
+    check_replica(replica, inputs[: replica.batch])
     return replica
 
 
