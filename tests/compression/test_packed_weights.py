@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,10 @@ from tokenbound.compression.packed_weights import (
     PackedLattice,
     PlainWeight,
     choose_bits,
+    described,
     pack_integers,
     pack_weight,
+    restored_weight,
 )
 from tokenbound.compression.tensor import CodedTensor, decode_tensor, encode_tensor
 from tokenbound.config.compress import E8Settings, GptqSettings, LosslessSettings, RoundToNearestSettings
@@ -28,11 +32,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def require_same(coded: CodedTensor) -> torch.Tensor:
-    """The packed tensor's values, once they are seen to be the codec's."""
-    expected, found = decode_tensor(coded), pack_weight(coded).dense(CPU)
-    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-    assert torch.equal(found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
-    return found
+    """The packed tensor's values, once they are seen to be the codec's, also after it was taken apart and restored."""
+    expected, packed = decode_tensor(coded), pack_weight(coded)
+    restored = restored_weight(json.loads(json.dumps(described(packed))), packed.tensors)
+    assert (type(restored), restored.num_bytes) == (type(packed), packed.num_bytes)
+    for found in (packed.dense(CPU), restored.dense(CPU), packed.to(CPU).dense(CPU)):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert torch.equal(found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+    return expected
 
 
 def grid_tensor(grid: Grid, shape: tuple[int, ...], dtype: torch.dtype) -> CodedTensor:
@@ -47,7 +54,7 @@ def test_integers_of_every_width_come_back(bits: int, columns: int) -> None:
     packed = pack_integers(integers, bits, low)
     assert np.array_equal(packed.floats(slice(0, 50)).numpy(), integers)
     assert np.array_equal(packed.floats(slice(20, 31)).numpy(), integers[20:31])
-    assert packed.num_bytes == 50 * -(-columns // 8) * bits
+    assert sum(plane.numel() for plane in packed.tensors.values()) == 50 * -(-columns // 8) * bits
 
 
 def test_bits_are_chosen_by_memory_with_outliers() -> None:

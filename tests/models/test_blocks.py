@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blocks_support import packed_file
 from torch import nn
 
 from tokenbound.compression.artifact import encode_artifact
@@ -22,9 +23,9 @@ from tokenbound.models.blocks import BlockChain, build_chain, find_layers, has_l
 from tokenbound.models.checkpoint import Checkpoint, read_checkpoint
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import random_model
-from tokenbound.models.probe import canary, probe_causality
+from tokenbound.models.probe import canary, check_replica, probe_causality
 from tokenbound.models.replica import Replica, WindowStatistics
-from tokenbound.models.sources import MapSource, PackedSource, TensorSource
+from tokenbound.models.sources import MapSource, PackedFileSource, PackedSource, TensorSource
 from tokenbound.models.weights import Weights, decode_weights
 
 VOCAB, BATCH, LENGTH = 97, 2, 32
@@ -178,22 +179,34 @@ def test_models_own_logits_are_streamed_too(checkpoint: Callable[[str], Checkpoi
     require_same(pair[0].score(*windows), pair[1].score(*windows))
 
 
-def test_probe_and_canary_pass_and_make_the_weights_once_each(checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_probe_and_canary_pass_and_make_the_weights_once_for_both(checkpoint: Callable[[str], Checkpoint]) -> None:
     found = checkpoint("llama")
     source = Watched(found.tensors)
     replica = streamed(found.architecture, source, torch.float32)
-    source.asked.clear()
     assert canary(replica) == canary(dense(found, torch.float32))
-    probe_causality(replica)
-    assert source.asked.count("model.layers.1.mlp.up_proj.weight") == 2
+    source.asked.clear()
+    check_replica(replica)
+    assert source.asked.count("model.layers.1.mlp.up_proj.weight") == 1
 
 
-def test_probe_refuses_a_streamed_model_that_looks_ahead(checkpoint: Callable[[str], Checkpoint]) -> None:
+@pytest.mark.parametrize("check", [probe_causality, check_replica])
+def test_probe_refuses_a_streamed_model_that_looks_ahead(
+    checkpoint: Callable[[str], Checkpoint], check: Callable[[Replica], None]
+) -> None:
     found = checkpoint("llama")
     replica = streamed(found.architecture, MapSource(found.tensors), torch.float32)
     replica.model.model.norm.register_forward_hook(lambda module, inputs, output: output + output[:, -1:])
     with pytest.raises(InputError, match="depends on later tokens"):
-        probe_causality(replica)
+        check(replica)
+
+
+def test_canary_refuses_a_streamed_model_with_a_broken_weight(checkpoint: Callable[[str], Checkpoint]) -> None:
+    found = checkpoint("llama")
+    replica = streamed(found.architecture, MapSource(found.tensors), torch.float32)
+    with torch.no_grad():
+        replica.model.model.norm.weight[3] = torch.nan
+    with pytest.raises(InputError, match=r"canary: .* weight model\.norm\.weight holds NaN"):
+        check_replica(replica)
 
 
 def test_rank_limits_load_layers_too(checkpoint: Callable[[str], Checkpoint]) -> None:
@@ -310,5 +323,9 @@ def test_packed_and_streamed_losses_of_an_artifact_are_those_of_a_dense_replica(
     packed = PackedSource(artifact, torch.device("cpu"), workers=2)
     require_same(expected, streamed(artifact.architecture, packed, dtype).score(*windows))
     require_same(expected, streamed(artifact.architecture, MapSource(artifact.tensors), dtype).score(*windows))
+    file = packed_file(artifact)
+    for resident in (True, False):
+        source = PackedFileSource(artifact, file, torch.device("cpu"), resident=resident)
+        require_same(expected, streamed(artifact.architecture, source, dtype).score(*windows))
     matrices = [item for item in artifact.parsed.coded if re.search(r"\.\d+\.", item.name) and len(item.shape) > 1]
     assert 0 < packed.num_bytes < sum(item.decoded_bytes for item in matrices) / 2

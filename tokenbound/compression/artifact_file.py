@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tokenbound.compression.artifact import ParsedArtifact, parse_artifact
 from tokenbound.compression.container import DIGEST_BYTES, ArtifactError
-from tokenbound.compression.decode_pool import FilePart, decode_each
+from tokenbound.compression.decode_pool import FilePart, decode_each, num_processes, run_in_processes
 from tokenbound.compression.dtypes import dtype_of
 from tokenbound.compression.tensor import CodedTensor, decode_tensor
 from tokenbound.compression.tensor_map import Header, TensorMap
@@ -29,6 +29,8 @@ from tokenbound.store.uri import is_uri
 
 if TYPE_CHECKING:
     import torch
+
+R = TypeVar("R")
 
 HASHED_BYTES = 1 << 22
 """Read at once for the digest."""
@@ -138,6 +140,20 @@ class ArtifactFile:
         for item, tensor in decode_each(self.parsed.coded, workers, self._portable):
             self.release(item)
             yield item.name, tensor
+
+    def each(self, work: Callable[[CodedTensor], R], workers: int = 1) -> Iterator[tuple[CodedTensor, R]]:
+        """What some work gives for each tensor, one after the other, in an order of their own.
+
+        Args:
+            work: A function of a module, whose results can be sent between processes.
+            workers: Processes that share the work, where there is enough of it.
+        """
+        coded = self.parsed.coded
+        is_alone = num_processes(coded, workers) == 1
+        here = ((item, work(item)) for item in coded)
+        for item, result in here if is_alone else run_in_processes(work, coded, workers, self._portable):
+            self.release(item)
+            yield item, result
 
     def read(self) -> bytes:
         """All bytes, of a small one."""

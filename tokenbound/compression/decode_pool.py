@@ -1,4 +1,4 @@
-"""Tensors decoded by several processes: the range coder keeps Python's lock, so that threads would wait for each other.
+"""Tensors read by several processes: the range coder keeps Python's lock, so that threads would wait for each other.
 
 Worth it where one process has idle cores beside it: a replica on an accelerator, or a single one on a large machine.
 """
@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from tokenbound.compression.tensor import CodedTensor, decode_tensor
 
 if TYPE_CHECKING:
     import torch
+
+R = TypeVar("R")
 
 WORTH_ELEMENTS = 1 << 27
 """Below so many elements in all, one process is done before others have started (some 5 seconds)."""
@@ -87,19 +89,37 @@ def decode_in_processes(
     coded: Sequence[CodedTensor], workers: int, sent: Callable[[CodedTensor], CodedTensor | FilePart] | None = None
 ) -> Iterator[tuple[CodedTensor, torch.Tensor]]:
     """As `decode_each`, in so many processes whatever the size."""
+    for item, decoded in run_in_processes(_decode_bytes, coded, workers, sent):
+        yield item, bytes_tensor(decoded, item.shape, dtype_of(item.dtype))
+
+
+def run_in_processes(
+    work: Callable[[CodedTensor], R],
+    coded: Sequence[CodedTensor],
+    workers: int,
+    sent: Callable[[CodedTensor], CodedTensor | FilePart] | None = None,
+) -> Iterator[tuple[CodedTensor, R]]:
+    """What some work gives for each tensor, one after the other: a few results are in memory at a time.
+
+    Args:
+        work: A function of a module, which other processes can import; what it gives is sent between them.
+        coded: As in `decode_tensors`.
+        workers: Processes.
+        sent: As in `decode_each`.
+    """
     order = sorted(coded, key=lambda item: -item.elements)  # the longest first, so that none is waited for at the end
-    waiting: deque[tuple[CodedTensor, Future[NDArray[np.uint8]]]] = deque()
+    waiting: deque[tuple[CodedTensor, Future[R]]] = deque()
     with ProcessPoolExecutor(min(workers, max(1, len(order))), get_context("spawn")) as pool:
         for item in order:
-            waiting.append((item, pool.submit(_decode_bytes, (sent or _portable)(item))))
+            waiting.append((item, pool.submit(_run, work, (sent or _portable)(item))))
             if len(waiting) > AHEAD * workers:
                 yield _received(*waiting.popleft())
         while waiting:
             yield _received(*waiting.popleft())
 
 
-def _received(item: CodedTensor, decoded: Future[NDArray[np.uint8]]) -> tuple[CodedTensor, torch.Tensor]:
-    return item, bytes_tensor(decoded.result(), item.shape, dtype_of(item.dtype))
+def _received(item: CodedTensor, result: Future[R]) -> tuple[CodedTensor, R]:
+    return item, result.result()
 
 
 def _portable(item: CodedTensor) -> CodedTensor:
@@ -107,8 +127,12 @@ def _portable(item: CodedTensor) -> CodedTensor:
     return replace(item, payload=bytes(item.payload))
 
 
-def _decode_bytes(part: CodedTensor | FilePart) -> NDArray[np.uint8]:
+def _run(work: Callable[[CodedTensor], R], part: CodedTensor | FilePart) -> R:
     import torch
 
     torch.set_num_threads(1)
-    return tensor_bytes(decode_tensor(part.read() if isinstance(part, FilePart) else part))
+    return work(part.read() if isinstance(part, FilePart) else part)
+
+
+def _decode_bytes(item: CodedTensor) -> NDArray[np.uint8]:
+    return tensor_bytes(decode_tensor(item))

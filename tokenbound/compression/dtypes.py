@@ -73,6 +73,8 @@ def tensor_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
 
     _require_little_endian()
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if not len(flat):
+        return np.zeros((0, flat.element_size()), np.uint8)  # its stride may be one that cannot be viewed as bytes
     raw: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return raw.reshape(flat.numel(), flat.element_size())
 

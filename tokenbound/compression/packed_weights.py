@@ -8,13 +8,16 @@ same to the last bit.
     code      integer - low, in b bits; b = 4 + 2 + 1 bits lie in a plane for each of these widths
     plane     of w bits: byte j of a row holds columns j, j + n, j + 2n, ... of the row, n bytes each
     outliers  integers that do not fit: their places and values
+
+A packed weight can be taken apart into named tensors and facts, and put together again, so that it may lie in a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -34,7 +37,7 @@ from tokenbound.compression.codecs.uniform import (
     read_form,
     steps_of,
 )
-from tokenbound.compression.dtypes import dtype_of
+from tokenbound.compression.dtypes import bytes_tensor, dtype_code, dtype_of
 from tokenbound.compression.matrices import matrix_parts
 from tokenbound.compression.tensor import CodedTensor, decode_tensor
 
@@ -52,25 +55,71 @@ BLOCK_ELEMENTS = 1 << 20
 """Values made at once on a CPU: what stays in cache between the passes."""
 DEVICE_BLOCK_ELEMENTS = 1 << 26
 """Values made at once on an accelerator: enough to fill it."""
+PACKING_BITS = 1.0
+"""Bits of a weight that words of whole bits take beyond an entropy code: 0.7 to 1.1, from 7 bits to 2."""
 SAFE_EXPONENT = 200
 """Half octaves: steps up to this size, and their product with a power of two, neither overflow nor lose digits."""
 
 
-class PackedWeight(Protocol):
-    """A tensor that is kept in few bits."""
+class PackedWeight(ABC):
+    """A tensor that is kept in few bits: a few tensors, and the facts by which values are made of them."""
+
+    kind: ClassVar[str]
+    """Its name in a file."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What it keeps, by name."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """All else that defines it, as JSON data."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Put it together again from its facts and tensors, which are not copied."""
+
+    @abstractmethod
+    def dense(self, device: torch.device) -> torch.Tensor:
+        """Its values, in its own dtype and shape, on a device."""
 
     @property
     def num_bytes(self) -> int:
         """Memory that it takes."""
-        ...
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    def to(self, device: torch.device) -> PackedWeight:
+    def to(self, device: torch.device) -> Self:
         """The same on a device."""
-        ...
+        return self.restored(self.facts, {name: tensor.to(device) for name, tensor in self.tensors.items()})
 
-    def dense(self, device: torch.device) -> torch.Tensor:
-        """Its values, in its own dtype and shape, on a device."""
-        ...
+
+def restored_weight(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PackedWeight:
+    """A packed weight from what `described` and its `tensors` say of it.
+
+    Args:
+        facts: Its own, and its kind.
+        tensors: By their names in it.
+
+    Example:
+        >>> weight = PlainWeight(torch.ones(2, dtype=torch.float16), torch.float32)
+        >>> restored_weight(described(weight), weight.tensors).dense(torch.device("cpu"))
+        tensor([1., 1.])
+    """
+    kinds: tuple[type[PackedWeight], ...] = (PlainWeight, PackedLattice, PackedGrid, PackedGroups)
+    return next(kind for kind in kinds if kind.kind == facts["kind"]).restored(facts, tensors)
+
+
+def described(weight: PackedWeight) -> dict[str, Any]:
+    """The facts of a weight and its kind, as JSON data.
+
+    Example:
+        >>> described(PlainWeight(torch.ones(2, dtype=torch.float16), torch.float32))
+        {'dtype': 0, 'kind': 'plain'}
+    """
+    return {**weight.facts, "kind": weight.kind}
 
 
 def pack_weight(coded: CodedTensor) -> PackedWeight:
@@ -91,7 +140,7 @@ def pack_weight(coded: CodedTensor) -> PackedWeight:
     if coded.codec == GROUPS and coded.elements >= SMALL:
         return _packed_groups(coded)
     if coded.codec == LATTICE:
-        return PackedLattice(coded)
+        return _packed_lattice(coded)
     if coded.codec == HALF:
         half = decode_exact(memoryview(coded.payload), coded.shape, torch.float16)
         return PlainWeight(half, dtype_of(coded.dtype))
@@ -99,50 +148,118 @@ def pack_weight(coded: CodedTensor) -> PackedWeight:
     return PlainWeight(tensor, tensor.dtype)
 
 
+def predicted_bytes(coded: CodedTensor) -> int:
+    """Memory that `pack_weight` will take, estimated from the length of the code, which is not read."""
+    if coded.codec == HALF:
+        return 2 * coded.elements
+    if coded.codec in (UNIFORM, GROUPS, LATTICE) and len(coded.shape) > 1:
+        extra = 0 if coded.codec == LATTICE else PACKING_BITS
+        return min(coded.decoded_bytes, len(coded.payload) + int(extra * coded.elements / 8))
+    return coded.decoded_bytes
+
+
+def _form(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    """Shape and dtype as JSON data."""
+    return {"shape": list(shape), "dtype": dtype_code(dtype, "packed")}
+
+
+def _form_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `_form`, as arguments."""
+    return {"shape": tuple(facts["shape"]), "dtype": dtype_of(facts["dtype"])}
+
+
 @dataclass(frozen=True)
-class PlainWeight:
+class PlainWeight(PackedWeight):
     """Values in a dtype that is as narrow as they allow, and the dtype that they are given in."""
+
+    kind = "plain"
 
     tensor: torch.Tensor
     dtype: torch.dtype
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the values."""
-        return self.tensor.numel() * self.tensor.element_size()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The values."""
+        return {"values": self.tensor}
 
-    def to(self, device: torch.device) -> PlainWeight:
-        """The same on a device."""
-        return replace(self, tensor=self.tensor.to(device))
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The dtype."""
+        return {"dtype": dtype_code(self.dtype, "packed")}
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """See the base."""
+        return cls(tensors["values"], dtype_of(facts["dtype"]))
 
     def dense(self, device: torch.device) -> torch.Tensor:
-        """The values on a device."""
+        """The values on a device; the very tensor where it is there and has the dtype."""
         return self.tensor.to(device).to(self.dtype)
 
 
-class PackedLattice:
+@dataclass(frozen=True)
+class PackedLattice(PackedWeight):
     """Planes of E8 codes: as many bits a weight as the method has. Values are made on the host."""
 
-    def __init__(self, coded: CodedTensor) -> None:
-        self.shape, self.dtype = coded.shape, dtype_of(coded.dtype)
-        payload = memoryview(coded.payload)
-        self._codes, self._transposed, self._matrix = lattice_codec.decode_lattice(payload, coded.shape)
+    kind = "lattice"
+
+    planes: tuple[torch.Tensor, ...]
+    """uint8, of bits."""
+    scale: float
+    """A float32, exactly."""
+    bits: int
+    transposed: bool
+    matrix: tuple[int, int]
+    """Rows and columns as they are coded."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the planes."""
-        return sum(plane.nbytes for plane in self._codes.planes)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The planes."""
+        return {f"plane{place}": plane for place, plane in enumerate(self.planes)}
 
-    def to(self, device: torch.device) -> PackedLattice:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Scale, bits, and how the matrix lies in the tensor."""
+        matrix = {"scale": self.scale, "bits": self.bits, "transposed": self.transposed, "matrix": list(self.matrix)}
+        return {**matrix, **_form(self.shape, self.dtype)}
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """See the base."""
+        rows, columns = facts["matrix"]
+        return cls(
+            planes=tuple(tensors[f"plane{place}"] for place in range(len(tensors))),
+            scale=facts["scale"],
+            bits=facts["bits"],
+            transposed=facts["transposed"],
+            matrix=(rows, columns),
+            **_form_of(facts),
+        )
+
+    def to(self, device: torch.device) -> Self:
         """Itself: the planes stay on the host."""
         return self
 
     def dense(self, device: torch.device) -> torch.Tensor:
         """The values on a device."""
-        return lattice_codec.dense_layer(self._codes, self._transposed, self._matrix, self.shape, self.dtype).to(device)
+        planes = [plane.numpy() for plane in self.planes]
+        codes = lattice_codec.LatticeCodes(planes, np.float32(self.scale), self.bits)
+        return lattice_codec.dense_layer(codes, self.transposed, self.matrix, self.shape, self.dtype).to(device)
+
+
+def _packed_lattice(coded: CodedTensor) -> PackedLattice:
+    codes, transposed, matrix = lattice_codec.decode_lattice(memoryview(coded.payload), coded.shape)
+    planes = tuple(bytes_tensor(plane, plane.shape, torch.uint8) for plane in codes.planes)
+    dtype = dtype_of(coded.dtype)
+    return PackedLattice(planes, float(codes.scale), codes.bits, transposed, matrix, coded.shape, dtype)
 
 
 # --- Integers -----------------------------------------------------------------------------------------------------
+
+
+_PLANE = "plane"
 
 
 @dataclass(frozen=True)
@@ -165,13 +282,20 @@ class PackedIntegers:
         return len(self.planes[0][1])
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of the words."""
-        return sum(plane.numel() for _, plane in self.planes)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The words, by the width of their bits."""
+        return {f"{_PLANE}{width}": plane for width, plane in self.planes}
 
-    def to(self, device: torch.device) -> PackedIntegers:
-        """The same on a device."""
-        return replace(self, planes=tuple((width, plane.to(device)) for width, plane in self.planes))
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the words mean."""
+        return {"low": self.low, "columns": self.columns}
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """From their facts and words; other facts and tensors are passed over."""
+        widths = sorted((int(name.removeprefix(_PLANE)) for name in tensors if name.startswith(_PLANE)), reverse=True)
+        return cls(tuple((width, tensors[f"{_PLANE}{width}"]) for width in widths), facts["low"], facts["columns"])
 
     def floats(self, rows: slice) -> torch.Tensor:
         """The integers of some rows as float32, which holds them exactly."""
@@ -279,11 +403,12 @@ class _Outliers:
     values: torch.Tensor
 
     @property
-    def num_bytes(self) -> int:
-        return self.places.numel() * (self.places.element_size() + self.values.element_size())
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"places": self.places, "values": self.values}
 
-    def to(self, device: torch.device) -> _Outliers:
-        return _Outliers(self.places.to(device), self.values.to(device))
+    @classmethod
+    def restored(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        return cls(tensors["places"], tensors["values"])
 
 
 def _split(
@@ -303,12 +428,14 @@ def _split(
 
 
 @dataclass(frozen=True)
-class PackedGrid:
+class PackedGrid(PackedWeight):
     """Integers times known steps: see `codecs.uniform`.
 
     A step is steps[p, column] * scales[row], p the parity of the row's exponent: what is left of it is a power of two,
     whose product is exact.
     """
+
+    kind = "grid"
 
     integers: PackedIntegers
     outliers: _Outliers
@@ -323,21 +450,28 @@ class PackedGrid:
     dtype: torch.dtype
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of words, outliers and steps."""
-        others = [part for part in (self.steps, self.parity, self.scales) if part is not None]
-        fixed = sum(part.numel() * part.element_size() for part in others)
-        return self.integers.num_bytes + self.outliers.num_bytes + fixed
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Words, outliers and steps."""
+        steps = {"steps": self.steps, "parity": self.parity, "scales": self.scales}
+        present = {name: tensor for name, tensor in steps.items() if tensor is not None}
+        return {**self.integers.tensors, **self.outliers.tensors, **present}
 
-    def to(self, device: torch.device) -> PackedGrid:
-        """The same on a device."""
-        return replace(
-            self,
-            integers=self.integers.to(device),
-            outliers=self.outliers.to(device),
-            steps=self.steps.to(device),
-            parity=None if self.parity is None else self.parity.to(device),
-            scales=None if self.scales is None else self.scales.to(device),
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What words and steps mean."""
+        return {**self.integers.facts, "shrink": self.shrink, **_form(self.shape, self.dtype)}
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """See the base."""
+        return cls(
+            integers=PackedIntegers.restored(facts, tensors),
+            outliers=_Outliers.restored(tensors),
+            shrink=facts["shrink"],
+            steps=tensors["steps"],
+            parity=tensors.get("parity"),
+            scales=tensors.get("scales"),
+            **_form_of(facts),
         )
 
     def dense(self, device: torch.device) -> torch.Tensor:
@@ -416,8 +550,10 @@ def _factors(form: Steps, rows: int) -> tuple[torch.Tensor, torch.Tensor | None,
 
 
 @dataclass(frozen=True)
-class PackedGroups:
+class PackedGroups(PackedWeight):
     """Integers times the float16 scale of their group: see `codecs.groups`."""
+
+    kind = "groups"
 
     integers: PackedIntegers
     outliers: _Outliers
@@ -429,17 +565,26 @@ class PackedGroups:
     dtype: torch.dtype
 
     @property
-    def num_bytes(self) -> int:
-        """Memory of words, outliers and scales."""
-        return self.integers.num_bytes + self.outliers.num_bytes + 2 * self.scales.numel()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Words, outliers and scales."""
+        return {**self.integers.tensors, **self.outliers.tensors, "scales": self.scales}
 
-    def to(self, device: torch.device) -> PackedGroups:
-        """The same on a device."""
-        return replace(
-            self,
-            integers=self.integers.to(device),
-            outliers=self.outliers.to(device),
-            scales=self.scales.to(device),
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What words and scales mean."""
+        groups = {"group": self.group, "transposed": self.transposed}
+        return {**self.integers.facts, **groups, **_form(self.shape, self.dtype)}
+
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """See the base."""
+        return cls(
+            integers=PackedIntegers.restored(facts, tensors),
+            outliers=_Outliers.restored(tensors),
+            scales=tensors["scales"],
+            group=facts["group"],
+            transposed=facts["transposed"],
+            **_form_of(facts),
         )
 
     def dense(self, device: torch.device) -> torch.Tensor:

@@ -290,8 +290,8 @@ class HowConfig(_Section):
     cache: str | None = None
     """Where prepared corpora are kept; null means `prepared/` beside the run directory."""
     local_folder: str | None = None
-    """A folder on every machine for artifacts fetched from a store and for decoded weights, which its replicas share;
-    null means one below the system's folder for temporary files. What it lies in must exist on every machine."""
+    """A folder on every machine for artifacts fetched from a store, and for decoded or packed weights that its replicas
+    share; null means one below the system's folder for temporary files. What it lies in must exist on every machine."""
     replicas: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Scoring actors; `auto` takes one per GPU, or per processor without one, and more as nodes join the cluster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -302,8 +302,9 @@ class HowConfig(_Section):
     must be on one node."""
     weights: Literal["auto", "dense", "packed", "streamed"] = "auto"
     """How a replica holds its weights; losses do not depend on it. `dense`: all of them in memory. `packed`: the codes
-    of an artifact in memory, and the weights of one layer at a time. `streamed`: one layer at a time, decoded from the
-    artifact once per shard, while the one before it computes. `auto`: the first of these that fits."""
+    of an artifact in memory, which the replicas of a machine share, and the weights of one layer at a time. `streamed`:
+    one layer at a time, made once per shard from codes on the disk, while the one before it computes. `auto`: the first
+    of these that fits."""
     compile: bool = False
     """Fuse the passes over the logits with `torch.compile`: faster at large vocabularies, a minute slower to start."""
     retries: int = Field(default=3, ge=0)

@@ -2,7 +2,10 @@
 
     dense      all weights in memory
     packed     the codes of an artifact in memory, and the weights of one layer while it runs
-    streamed   the weights of the layer that runs and of the next one, decoded for every shard
+    streamed   the weights of the layer that runs and of the next one, made for every shard
+
+Both make weights from packed words in a file of the machine, for which room on the disk is taken for granted here: a
+replica that finds none reads the artifact, and is as much slower as decoding is slower than unpacking.
 
 Shape legend: B windows of a batch, L tokens of a window.
 """
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from tokenbound.compression.codecs import GROUPS, HALF, LATTICE, UNIFORM
+from tokenbound.compression.packed_weights import PACKING_BITS, predicted_bytes
 from tokenbound.models.blocks import HELD_BYTES, find_layers, has_layers
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.smoothing_head import without_head
@@ -30,20 +33,20 @@ FORMS: tuple[Form, ...] = ("dense", "packed", "streamed")
 
 HOST_COPIES = 3
 """Copies of the weights that a host holds while a dense replica starts: the decoded tensors, the model, and slack."""
-PACKING_BITS = 1.0
-"""Bits of a weight that words of whole bits take beyond an entropy code: 0.7 to 1.1, from 7 bits to 2."""
 PROCESS_BYTES = 450_000_000
 """Memory of a process that has imported torch and transformers."""
 SCRATCH_LAYERS = 0.5
 """Part of a layer that its largest tensor and what is made on the way to it take."""
 DECODED_PER_SECOND = 25e6
-"""Weights that a core decodes from an artifact in a second."""
+"""Weights that a core decodes or packs from an artifact in a second."""
 UNPACKED_PER_SECOND = 200e6
-"""Weights that a core makes from packed codes in a second."""
+"""Weights that a core makes in a second from packed codes in a file that is in the page cache."""
 DEVICE_UNPACKED_PER_SECOND = 20e9
-"""The same of a GPU."""
-START_SWEEPS = 2
-"""Times that all layers are made before the first shard: for the canary, and for the probe."""
+"""The same of a GPU that holds the codes."""
+DEVICE_STREAMED_PER_SECOND = 4e9
+"""The same of a GPU to which the codes are copied first. Assumed, not measured: a byte each, from pageable memory."""
+START_SWEEPS = 1
+"""Times that all layers are made before the first shard: for the canary and the probe together."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +104,17 @@ def shallow(architecture: Mapping[str, Any], layers: int) -> dict[str, Any] | No
 
 def packed_bytes(coded: Sequence[CodedTensor]) -> int:
     """Memory of an artifact's layers once they are packed; estimated from the lengths of their codes."""
-    return sum(_packed_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))
+    return sum(predicted_bytes(item) for item in coded if re.search(r"(^|\.)\d+\.", item.name))
+
+
+def packed_file_bytes(coded: Sequence[CodedTensor]) -> int:
+    """Size of the file of an artifact's packed weights, estimated likewise: it holds all tensors."""
+    return sum(predicted_bytes(item) for item in coded)
 
 
 def packed_bytes_at(bits: float, sizes: LayerSizes, dtype: torch.dtype) -> int:
     """The same from a number of bits for each weight; codes as long as the weights are kept as weights."""
     return int(min(bits + PACKING_BITS, 8 * dtype.itemsize) * sizes.in_layers / 8)
-
-
-def _packed_bytes(item: CodedTensor) -> int:
-    if item.codec == HALF:
-        return 2 * item.elements
-    if item.codec in (UNIFORM, GROUPS, LATTICE) and len(item.shape) > 1:
-        extra = 0 if item.codec == LATTICE else PACKING_BITS
-        return min(item.decoded_bytes, len(item.payload) + int(extra * item.elements / 8))
-    return item.decoded_bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class FormNeeds:
     host_bytes: int
     """Beside it on the host of a GPU."""
     disk_bytes: int
-    """In the local folder: a copy of an artifact from a store, or the decoded weights that dense replicas share."""
+    """In the local folder: decoded weights that dense replicas share; or packed ones, and a copy of an artifact."""
     load_seconds: float
     """Until the first shard begins, start-up of the process not counted."""
 
@@ -144,6 +143,7 @@ def form_needs(
     shard_tokens: int,
     artifact_bytes: int | None,
     packed: int | None,
+    file_bytes: int | None,
 ) -> dict[Form, FormNeeds]:
     """Predict what a replica takes in each form that its architecture allows.
 
@@ -157,6 +157,7 @@ def form_needs(
         shard_tokens: tokens that are scored between two commits.
         artifact_bytes: of the artifact; None if it is not known.
         packed: bytes of the packed layers; None if they are not known, and packed replicas are then left out.
+        file_bytes: of all packed weights in a file; None if they are not known.
     """
     on_host = device != "cpu"
     working = memory.activations_bytes + memory.logits_bytes
@@ -179,16 +180,24 @@ def form_needs(
     process = 0 if on_host else PROCESS_BYTES
     scratch = int(SCRATCH_LAYERS * layer)
     decoded = (0, 2 * layer) if on_host else (2 * layer, 0)
-    sweep = sizes.in_layers / (DECODED_PER_SECOND * cores)
+    disk = (artifact_bytes or 0) + (file_bytes or 0)
+    seconds: dict[Form, float] = {
+        form: decoding + START_SWEEPS * sizes.in_layers / _made_per_second(form, device, cores)
+        for form in ("packed", "streamed")
+    }
     if packed is not None:
-        unpacking = DEVICE_UNPACKED_PER_SECOND if on_host else UNPACKED_PER_SECOND * cores
-        seconds = decoding + START_SWEEPS * sizes.in_layers / unpacking
         bytes_ = packed + layer + scratch + outside + working + held + process
-        found["packed"] = FormNeeds("packed", bytes_, decoded[1], artifact_bytes or 0, seconds)
+        found["packed"] = FormNeeds("packed", bytes_, decoded[1], disk, seconds["packed"])
     bytes_ = 2 * layer + scratch + outside + working + held + process
-    seconds = decoding - sweep + START_SWEEPS * sweep
-    found["streamed"] = FormNeeds("streamed", bytes_, decoded[1], artifact_bytes or 0, seconds)
+    found["streamed"] = FormNeeds("streamed", bytes_, decoded[1], disk, seconds["streamed"])
     return found
+
+
+def _made_per_second(form: Form, device: str, cores: int) -> float:
+    """Weights of layers that come and go."""
+    if device == "cpu":
+        return UNPACKED_PER_SECOND * cores
+    return DEVICE_UNPACKED_PER_SECOND if form == "packed" else DEVICE_STREAMED_PER_SECOND
 
 
 def held_bytes(sizes: LayerSizes, *, dtype: torch.dtype, batch_tokens: int, shard_tokens: int) -> int:
@@ -211,13 +220,15 @@ def tokens_per_second(
 ) -> float:
     """Speed of a form from that of a dense replica: weights are made once for the batches that wait together.
 
+    What is made on the way takes the same cores, or the same GPU, as what computes meanwhile.
+
     Args:
         form: of the replica.
         dense: tokens per second of a dense one.
         sizes: of its layers.
         dtype: arithmetic of the body.
         device: `cpu` or `cuda`.
-        cores: that decode.
+        cores: that make weights.
         batch_tokens: B times L.
         shard_tokens: tokens that are scored between two commits.
     """
@@ -226,11 +237,7 @@ def tokens_per_second(
     batch = held_bytes(sizes, dtype=dtype, batch_tokens=batch_tokens, shard_tokens=batch_tokens)
     held = held_bytes(sizes, dtype=dtype, batch_tokens=batch_tokens, shard_tokens=shard_tokens)
     tokens = min(shard_tokens, held // batch * batch_tokens)
-    computing = tokens / dense
-    if form == "packed":
-        rate = UNPACKED_PER_SECOND * cores if device == "cpu" else DEVICE_UNPACKED_PER_SECOND
-        return tokens / (computing + sizes.in_layers / rate)
-    return tokens / max(computing, sizes.in_layers / DECODED_PER_SECOND)
+    return tokens / (tokens / dense + sizes.in_layers / _made_per_second(form, device, cores))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tokenbound.errors import InputError
+from tokenbound.models.chunks import TokenStatistics
 from tokenbound.models.quantized.deployed import is_quantized
 from tokenbound.models.replica import Replica, WindowStatistics
 
@@ -31,7 +33,61 @@ _SANE_MULTIPLE = 10.0
 weights were misread or overflow costs hundreds of times as much, or NaN."""
 
 Ids = npt.NDArray[np.int64]
+Scored = tuple[WindowStatistics, torch.Tensor | None]
+"""What `Replica.score_and_hidden` gives of a batch."""
 _Observation = list[npt.NDArray[Any]]
+
+
+def check_replica(replica: Replica, inputs: npt.NDArray[Any] | None = None) -> None:
+    """Require that a replica passes the canary and the causality probe.
+
+    Where weights come and go with layers, they come once for both.
+
+    Args:
+        replica: what is to score.
+        inputs: see `probe_causality`.
+
+    Raises:
+        InputError: it fails either.
+        ReplicaOutOfMemory: the batch does not fit.
+    """
+    canary_ids, probe = probe_ids(replica), _Probe.of(replica, inputs)
+    mask = _all_but_last(replica, canary_ids)
+    first = _Batch(canary_ids, _next_ids(canary_ids), mask)
+    scored = _score_each(replica, [first, *probe.batches])
+    _mean_of_sane(replica, next(scored)[0], mask)
+    probe.check(replica, scored)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows [B, L] to be scored together."""
+
+    windows: Ids
+    targets: Ids
+    mask: npt.NDArray[np.bool_]
+
+
+def _score_each(replica: Replica, batches: Sequence[_Batch]) -> Iterator[Scored]:
+    """Score each batch when it is asked for; where weights come and go with layers, all at once."""
+    if replica.chain is None:
+        yield from (replica.score_and_hidden(batch.windows, batch.targets, batch.mask) for batch in batches)
+        return
+    columns = zip(*((batch.windows, batch.targets, batch.mask) for batch in batches), strict=True)
+    statistics, hidden = replica.score_and_hidden(*(np.concatenate(column) for column in columns))
+    for first in range(0, len(batches) * replica.batch, replica.batch):
+        rows = slice(first, first + replica.batch)
+        yield _windows_of(statistics, rows), None if hidden is None else hidden[rows]
+
+
+def _windows_of(statistics: WindowStatistics, rows: slice) -> WindowStatistics:
+    return TokenStatistics(
+        nll=statistics.nll[rows],
+        entropy=statistics.entropy[rows],
+        rank=statistics.rank[rows],
+        alpha=None if statistics.alpha is None else statistics.alpha[rows],
+        cells=None if statistics.cells is None else statistics.cells[rows],
+    )
 
 
 def probe_ids(replica: Replica, *, seed: int = 0) -> Ids:
@@ -58,20 +114,45 @@ def probe_causality(replica: Replica, inputs: npt.NDArray[Any] | None = None) ->
         InputError: a loss changed; the message says what it depends on.
         ReplicaOutOfMemory: the batch does not fit.
     """
-    windows = _without(_batch_of(replica, inputs), loud := _loudest_id(replica))
-    cuts, kept = _cuts(replica.batch, replica.length), _only_row(replica, replica.batch // 2)
-    trials: list[tuple[Ids | int, Ids]] = [
-        (_replaced(replica, windows), np.maximum(cuts, kept)),
-        (loud, cuts[::-1]),
-        (0, cuts),
-    ]
-    changed = [_behind(windows, content, first_changed) for content, first_changed in trials]
-    observed = _observe_each(replica, [windows, *changed], _next_ids(windows))
-    baseline = next(observed)
-    for number, ((_, first_changed), seen) in enumerate(zip(trials, observed, strict=True)):
-        if _differ(replica, baseline, seen, first_changed):
-            padding = number == len(trials) - 1
-            _refuse("depends on the padding behind its window" if padding else _diagnosis(replica, windows, loud, kept))
+    probe = _Probe.of(replica, inputs)
+    probe.check(replica, _score_each(replica, probe.batches))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Windows, and what is put behind them in each trial."""
+
+    windows: Ids
+    loud: int
+    kept: Ids
+    """Cuts that leave one row as it is."""
+    trials: Sequence[tuple[Ids | int, Ids]]
+    """Content, and from where on in each row it stands."""
+
+    @classmethod
+    def of(cls, replica: Replica, inputs: npt.NDArray[Any] | None) -> _Probe:
+        windows = _without(_batch_of(replica, inputs), loud := _loudest_id(replica))
+        cuts, kept = _cuts(replica.batch, replica.length), _only_row(replica, replica.batch // 2)
+        replaced = _replaced(replica, windows)
+        return cls(windows, loud, kept, [(replaced, np.maximum(cuts, kept)), (loud, cuts[::-1]), (0, cuts)])
+
+    @property
+    def batches(self) -> list[_Batch]:
+        """The windows as they are, and as each trial changes them."""
+        changed = [_behind(self.windows, content, first) for content, first in self.trials]
+        return [_whole(each, _next_ids(self.windows)) for each in (self.windows, *changed)]
+
+    def check(self, replica: Replica, scored: Iterator[Scored]) -> None:
+        """Refuse a model of which a trial changed what lies before the change."""
+        baseline = _observation(*next(scored))
+        for number, ((_, first), seen) in enumerate(zip(self.trials, scored, strict=True)):
+            if _differ(replica, baseline, _observation(*seen), first):
+                is_padding = number == len(self.trials) - 1
+                _refuse(
+                    "depends on the padding behind its window"
+                    if is_padding
+                    else _diagnosis(replica, self.windows, self.loud, self.kept)
+                )
 
 
 def _diagnosis(replica: Replica, windows: Ids, loud: int, kept: Ids) -> str:
@@ -144,20 +225,19 @@ def _without(windows: Ids, unwanted: int) -> Ids:
 
 
 def _observe(replica: Replica, windows: Ids, targets: Ids) -> _Observation:
-    statistics, hidden = replica.score_and_hidden(windows, targets, np.ones(windows.shape, dtype=bool))
+    batch = _whole(windows, targets)
+    return _observation(*replica.score_and_hidden(batch.windows, batch.targets, batch.mask))
+
+
+def _whole(windows: Ids, targets: Ids) -> _Batch:
+    """A batch of which every position is scored."""
+    return _Batch(windows, targets, np.ones(windows.shape, dtype=bool))
+
+
+def _observation(statistics: WindowStatistics, hidden: torch.Tensor | None) -> _Observation:
     seen = [statistics.nll, statistics.entropy, statistics.rank]
     seen += [each for each in (statistics.alpha, statistics.cells) if each is not None]
     return seen if hidden is None else [*seen, _bits(hidden)]
-
-
-def _observe_each(replica: Replica, batches: Sequence[Ids], targets: Ids) -> Iterator[_Observation]:
-    """What is observed of each batch in turn; where weights come and go with layers, they come once for all batches."""
-    if replica.chain is None:
-        yield from (_observe(replica, batch, targets) for batch in batches)
-        return
-    everything = _observe(replica, np.concatenate(batches), np.tile(targets, (len(batches), 1)))
-    for first in range(0, len(batches) * replica.batch, replica.batch):
-        yield [part[first : first + replica.batch] for part in everything]
 
 
 def _bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -200,9 +280,19 @@ def canary(
         ReplicaOutOfMemory: the batch does not fit.
     """
     windows = probe_ids(replica) if inputs is None else np.asarray(inputs, dtype=np.int64)
-    if mask is None:
-        mask = np.broadcast_to(np.arange(replica.length) < max(1, replica.length - 1), windows.shape)
-    statistics = replica.score(windows, _next_ids(windows), mask)
+    mask = _all_but_last(replica, windows) if mask is None else mask
+    return _mean_of_sane(replica, replica.score(windows, _next_ids(windows), mask), mask, max_nats)
+
+
+def _all_but_last(replica: Replica, windows: Ids) -> npt.NDArray[np.bool_]:
+    """Mask [W, L] of the positions whose next id is in the window."""
+    return np.broadcast_to(np.arange(replica.length) < max(1, replica.length - 1), windows.shape)
+
+
+def _mean_of_sane(
+    replica: Replica, statistics: WindowStatistics, mask: npt.NDArray[np.bool_], max_nats: float | None = None
+) -> float:
+    """The canary's mean loss; see there for what is refused."""
     _refuse_not_finite(replica, statistics, mask)
     _refuse_out_of_range(replica, statistics, mask)
     mean = float(statistics.nll[mask].mean(dtype=np.float64))

@@ -12,6 +12,7 @@ import torch
 from tokenbound.compression.artifact_file import ArtifactFile
 from tokenbound.compression.packed_weights import PackedWeight, pack_weight
 from tokenbound.compression.tensor_map import header_of
+from tokenbound.models.packed_file import PackedFile
 from tokenbound.models.quantized.layouts import dense_layer, quantized_layers, weight_names
 from tokenbound.models.quantized.schemes import Scheme
 
@@ -112,6 +113,38 @@ class PackedSource(MapSource):
         """The tensor on a device."""
         weight = self._packed.get(name)
         return super().tensor(name, device) if weight is None else weight.dense(device)
+
+
+class PackedFileSource(MapSource):
+    """Tensors of an artifact, each made from the packed weights of a file whenever it is asked for."""
+
+    def __init__(self, artifact: ArtifactFile, file: PackedFile, device: torch.device, *, resident: bool) -> None:
+        """Nothing is read yet.
+
+        Args:
+            artifact: a whole model.
+            file: its packed weights.
+            device: where packed weights stay.
+            resident: whether packed weights that are asked for often stay in memory: on an accelerator as a copy, else
+                as pages that the processes of this machine share. If not, a weight's pages go once its values are made.
+        """
+        super().__init__(artifact.tensors)
+        self._file, self._device, self._is_resident = file, device, resident
+        self._kept: dict[str, PackedWeight] = {}
+
+    def keep(self, names: Collection[str]) -> None:
+        """Keep these on the device, if anything stays in memory."""
+        for name in sorted(names) if self._is_resident else ():
+            with self._file.reading(name, releases=self._device.type != "cpu") as weight:
+                self._kept[name] = weight.to(self._device)
+
+    def tensor(self, name: str, device: torch.device) -> torch.Tensor:
+        """The tensor on a device."""
+        if (kept := self._kept.get(name)) is not None:
+            return kept.dense(device)
+        with self._file.reading(name) as weight:
+            made = weight.to(device).dense(device)
+            return made.clone() if self._file.holds(made) else made
 
 
 class SchemeSource:

@@ -1,4 +1,4 @@
-"""A folder on each machine for what its processes share: decoded weights, and what was fetched from a store.
+"""A folder on each machine for what its processes share: weights, decoded or packed, and what was fetched from a store.
 
 Files are named by digests, written under another name and renamed, so a file under its own name is whole. A process
 holds a shared lock on each file that it uses while it lives; files that nobody holds are removed before another is
@@ -16,7 +16,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,12 +28,12 @@ from tokenbound.store.remote import file_infos
 
 logger = logging.getLogger(__name__)
 
-ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, COPY_SUFFIX = ".tokenbound", ".safetensors", ".copy"
-"""Of an artifact, of decoded weights, and of a folder of fetched files."""
+ARTIFACT_SUFFIX, WEIGHTS_SUFFIX, PACKED_SUFFIX, COPY_SUFFIX = ".tokenbound", ".safetensors", ".packed", ".copy"
+"""Of an artifact, of decoded weights, of packed ones, and of a folder of fetched files."""
 PARTIAL_SUFFIX = ".partial"
 """Of each of them while it is written."""
 
-_OURS = re.compile(r"([0-9a-f]{64}(-\d+)?|fetched-\d+)\.(tokenbound|safetensors|copy)(\.partial)?")
+_OURS = re.compile(r"([0-9a-f]{64}(-\d+)?|fetched-\d+)\.(tokenbound|safetensors|packed|copy)(\.partial)?")
 """Names of what is kept here; whatever else somebody puts into the folder is never removed."""
 
 CURE = "name another folder in how.local_folder, or set TMPDIR"
@@ -126,6 +126,50 @@ def release_files() -> None:
     """
     while _held:
         os.close(_held.popitem()[1])
+
+
+def shared_file(folder: str | Path | None, name: str, num_bytes: int, write: Callable[[Path], None]) -> Path:
+    """A file that the processes of this machine share: the first that asks writes it, and the others wait for it.
+
+    It stays as long as this process lives.
+
+    Args:
+        folder: Where such files are kept; default `default_folder`.
+        name: Of the file: a digest and a format say what lies in it.
+        num_bytes: Room that it takes; an estimate will do.
+        write: Makes it at another path, from where it is renamed once it is whole.
+
+    Raises:
+        OSError: there is no place of one's own, no room, or it could not be written.
+    """
+    place = open_folder(folder)
+    path = place / name
+    with alone_in(place):
+        if not path.exists():
+            make_room(place, num_bytes)
+            partial = path.with_name(path.name + PARTIAL_SUFFIX)
+            try:
+                write(partial)
+                partial.rename(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        hold(path)
+    return path
+
+
+def is_in_memory(folder: str | Path | None = None) -> bool:
+    """Whether files in a folder take this machine's memory: `/tmp` does on many. False where the system does not tell.
+
+    Args:
+        folder: Its path; default `default_folder`.
+    """
+    place = Path(folder or default_folder()).absolute()
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    around = [(len(mount[1]), mount[2]) for mount in mounts if place.is_relative_to(mount[1])]
+    return max(around, default=(0, ""))[1] in ("tmpfs", "ramfs")
 
 
 def discard(path: Path) -> None:

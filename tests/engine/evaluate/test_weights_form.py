@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from here_support import Cluster, scoring_here
 
 from tokenbound.compression.artifact import encode_artifact
@@ -19,9 +21,12 @@ from tokenbound.engine.cluster.executor import use_executor
 from tokenbound.engine.cluster.session import Resources
 from tokenbound.engine.evaluate.rescore import rescore
 from tokenbound.engine.evaluate.run import evaluate
+from tokenbound.engine.evaluate.stages import ReplicaSpec, layer_source
 from tokenbound.engine.evaluate.weights_form import form_here, place_replicas_in_form
 from tokenbound.errors import InputError
 from tokenbound.models.checkpoint import read_checkpoint
+from tokenbound.models.sources import MapSource, PackedFileSource, PackedSource
+from tokenbound.store.local_folder import release_files
 from tokenbound.store.run import ARTIFACT, RunDirectory
 
 Tree = Callable[..., dict[str, Any]]
@@ -101,3 +106,20 @@ def test_verification_streams_what_dense_weights_would_not_fit() -> None:
     assert form_here(how, ArtifactFile(demo_artifact())) == "dense"
     assert form_here(how, Large(demo_artifact())) == "streamed"
     assert form_here(HowConfig(output="x", weights="packed"), Large(demo_artifact())) == "packed"
+
+
+@pytest.mark.parametrize(("form", "alone"), [("packed", PackedSource), ("streamed", MapSource)])
+def test_layers_come_from_a_shared_file_in_a_run_and_from_the_artifact_in_a_verification(
+    form: Any, alone: type, packable: Path, tmp_path: Path
+) -> None:
+    class Large(ArtifactFile):
+        decoded_bytes = 1 << 50
+
+    folder, artifact = tmp_path / "node", Large(packable)
+    # A verification's spec shares nothing, so a file that a run left behind is never scored in place of the artifact.
+    verifying = ReplicaSpec(str(packable), "float32", 2, 16, "cpu", 1, local_folder=str(folder), weights=form)
+    running = replace(verifying, share=True)
+    kinds = [type(layer_source(spec, artifact, torch.device("cpu"))) for spec in (verifying, running, verifying)]
+    assert kinds == [alone, PackedFileSource, alone]
+    assert [path.suffix for path in folder.iterdir() if path.name != "lock"] == [".packed"]
+    release_files()

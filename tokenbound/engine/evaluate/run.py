@@ -252,7 +252,7 @@ def _replica_spec(prepared: Prepared, placement: Placement, batch: int, form: Fo
         local_folder=prepared.config.how.local_folder,
         session=uuid.uuid4().hex,
         retries=prepared.config.how.retries,
-        share=placement.replicas > 1,
+        share=placement.replicas > 1 or form != "dense",  # packed weights are made again for every shard
         gpus=placement.gpus,
         tree=prepared.tree,
         weights=form,

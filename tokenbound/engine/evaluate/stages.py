@@ -32,9 +32,12 @@ from tokenbound.store.losses import Losses
 from tokenbound.store.run import RunDirectory
 
 if TYPE_CHECKING:
+    import torch
+
     from tokenbound.compression.artifact_file import ArtifactFile
     from tokenbound.models.forms import Form
     from tokenbound.models.replica import Replica
+    from tokenbound.models.sources import TensorSource
     from tokenbound.models.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -172,7 +175,7 @@ class ReplicaSpec:
     retries: int = 3
     """How often a shard may lose its actor before the run gives up."""
     share: bool = False
-    """Decode the weights once on each machine, for all replicas there."""
+    """Decode or pack the weights once on each machine, for all replicas there; what others left there is used."""
     gpus: int = 1
     """GPUs over which one replica is spread, layer by layer."""
     tree: TreeChoice | None = None
@@ -328,16 +331,13 @@ def _by_layers(spec: ReplicaSpec, artifact: ArtifactFile, inputs: Ints) -> Repli
     import torch
 
     from tokenbound.models.replica import Replica
-    from tokenbound.models.sources import MapSource, PackedSource
 
     if artifact.base is not None or spec.base is not None:
         raise InputError(f"how.weights: {spec.weights}: an artifact on a base is scored dense; set how.weights: dense")
     device = torch.device(spec.device)
-    packed = spec.weights == "packed"
-    source = PackedSource(artifact, device, workers=spec.threads) if packed else MapSource(artifact.tensors)
     replica = Replica.from_source(
         artifact.architecture,
-        source,
+        layer_source(spec, artifact, device),
         dtype=getattr(torch, spec.dtype),
         form=spec.weights,
         batch=spec.batch,
@@ -347,6 +347,24 @@ def _by_layers(spec: ReplicaSpec, artifact: ArtifactFile, inputs: Ints) -> Repli
         tree=spec.tree,
     )
     return _checked(replica, inputs)
+
+
+def layer_source(spec: ReplicaSpec, artifact: ArtifactFile, device: torch.device) -> TensorSource:
+    """Where the weights of layers come from: where machines share, packed weights in a file; else the artifact itself.
+
+    Args:
+        spec: of a packed or streamed replica.
+        artifact: a whole model.
+        device: where packed weights stay.
+    """
+    from tokenbound.models.shared import shared_packed_file
+    from tokenbound.models.sources import MapSource, PackedFileSource, PackedSource
+
+    is_packed = spec.weights == "packed"
+    file = shared_packed_file(artifact, spec.local_folder, on_disk=not is_packed) if spec.share else None
+    if file is not None:
+        return PackedFileSource(artifact, file, device, resident=is_packed)
+    return PackedSource(artifact, device, workers=spec.threads) if is_packed else MapSource(artifact.tensors)
 
 
 def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Replica:
@@ -370,11 +388,10 @@ def _checked_replica(spec: ReplicaSpec, weights: Weights, inputs: Ints) -> Repli
 
 def _checked(replica: Replica, inputs: Ints) -> Replica:
     """A replica that has passed the canary and the causality probe."""
-    from tokenbound.models.probe import canary, probe_causality
+    from tokenbound.models.probe import check_replica
 
     replica.check_vocabulary(int(inputs.max()))
-    canary(replica)
-    probe_causality(replica, inputs[: replica.batch])
+    check_replica(replica, inputs[: replica.batch])
     return replica
 
 

@@ -109,7 +109,7 @@ def artifact_needs(
     """What a replica of an artifact takes in each form."""
     import torch
 
-    from tokenbound.models.forms import layer_sizes, packed_bytes
+    from tokenbound.models.forms import layer_sizes, packed_bytes, packed_file_bytes
     from tokenbound.models.memory import replica_memory
     from tokenbound.models.quantized.schemes import scheme_of
     from tokenbound.models.smoothing_head import without_head
@@ -129,6 +129,7 @@ def artifact_needs(
         shard_tokens=shard_tokens,
         artifact_bytes=artifact.num_bytes,
         packed=packed,
+        file_bytes=packed_file_bytes(artifact.parsed.coded),
     )
 
 

@@ -396,15 +396,17 @@ def _needs(
     """What a replica takes in each form, from the artifact's index, or from the code length that it would have."""
     import torch
 
-    from tokenbound.models.forms import layer_sizes, packed_bytes, packed_bytes_at
+    from tokenbound.models.forms import layer_sizes, packed_bytes, packed_bytes_at, packed_file_bytes
 
     windows, dtype = config.what.windows, getattr(torch, config.what.model.dtype)
     sizes = layer_sizes(model.architecture)
-    packed = None
+    packed = file_bytes = None
     if model.artifact is not None:
-        packed = packed_bytes(model.artifact.parsed.coded)
+        coded = model.artifact.parsed.coded
+        packed, file_bytes = packed_bytes(coded), packed_file_bytes(coded)
     elif sizes is not None and model.num_bytes is not None:
         packed = packed_bytes_at(8 * model.num_bytes / memory.parameters, sizes, dtype)
+        file_bytes = packed * memory.parameters // max(1, sizes.in_layers)
     return form_needs_here(
         memory,
         sizes,
@@ -414,6 +416,7 @@ def _needs(
         shard_tokens=_shard_tokens(work),
         artifact_bytes=model.num_bytes,
         packed=packed,
+        file_bytes=file_bytes,
     )
 
 
