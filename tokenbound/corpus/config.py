@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 from typing import Self
 
-from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from tokenbound.corpus.sources import SOURCES, IdSource, Source, sources_with
+from tokenbound.corpus.sources import SOURCES, FileSource, IdSource, Source, sources_with
 from tokenbound.corpus.sources.fields import (
     EVERYWHERE,
+    ONLY_WHERE_SET,
     ColumnFields,
     DatasetFields,
     EncodingFields,
+    ExcludeFields,
     Fields,
     LimitFields,
     PartFields,
@@ -45,6 +55,7 @@ class CorpusConfig(
     PartFields,
     EncodingFields,
     ColumnFields,
+    ExcludeFields,
     PathFields,
     _SourceField,
 ):
@@ -112,7 +123,18 @@ class CorpusConfig(
         kind = SOURCES.get(self.source)
         source = kind(self._fields(kind))
         source.max_document_bytes = self.max_document_bytes
+        if isinstance(source, FileSource):
+            source.exclude = self.exclude
         return source
+
+    def is_set(self, key: str) -> bool:
+        """Whether a shared key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, as_plain_data: SerializerFunctionWrapHandler) -> dict[str, object]:
+        tree: dict[str, object] = as_plain_data(self)
+        return {key: value for key, value in tree.items() if key not in ONLY_WHERE_SET or self.is_set(key)}
 
     def _fields(self, kind: type[Source[Fields]], *, strict_json: bool = False) -> Fields:
         """The keys that a source takes; in a file, a number as text is a mistake and not a spelling."""

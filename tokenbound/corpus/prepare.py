@@ -28,7 +28,7 @@ from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.contents import is_void
 from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_documents
 from tokenbound.corpus.files import Listing, SourceFile
-from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
+from tokenbound.corpus.listing import BROKEN, EXCLUDED, HIDDEN, LINKED
 from tokenbound.corpus.parts import DocumentPart
 from tokenbound.corpus.prepared import (
     OPTIONAL_FIELDS,
@@ -174,7 +174,7 @@ def prepare_corpus(
     return PreparedCorpus(root, listing.skipped)
 
 
-EXPECTED = (HIDDEN, LINKED, BROKEN)
+EXPECTED = (HIDDEN, EXCLUDED, LINKED, BROKEN)
 """Rules by which nothing is missed."""
 
 

@@ -387,6 +387,7 @@ def plugin_sentences(plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 RULE_WORDS = {
     "hidden": "hidden files or folders",
+    "excluded": "files or folders that the config excludes",
     "other suffix": "files with another suffix",
     "link to a listed file": "links to files that are listed anyway",
     "folder matched by a glob": "folders that the glob matched, but no file inside",

@@ -148,6 +148,7 @@ class CorpusSection(TypedDict):
     source: str
     documents: Count
     paths: NotRequired[list[str]]
+    exclude: NotRequired[list[str]]
     tokenizer: NotRequired[str | None]
     files: NotRequired[Count]
     segments: NotRequired[Positive]

@@ -46,6 +46,7 @@ out silently. Imports of pyarrow and heavier packages stand inside functions: co
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -53,13 +54,23 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from tokenbound.corpus.contents import compressor_of, without_compression
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, LimitFields, PartFields, PathFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import (
+    EVERYWHERE,
+    ExcludeFields,
+    Fields,
+    LimitFields,
+    PartFields,
+    PathFields,
+    SpecialTokenFields,
+)
 from tokenbound.corpus.streams import peek, stored_blocks
 from tokenbound.limits import MAX_DOCUMENT_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Fields)
 P = TypeVar("P", bound=PathFields)
@@ -208,9 +219,16 @@ class FileSource(Source[P]):
     Attributes:
         suffixes: what a directory contributes, in upper or lower case and behind it the suffix of a compressor; empty:
             every file.
+        exclude: globs of what is left out; `corpus.exclude`.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        """All keys of `what.corpus` that apply."""
+        return super().keys() | ExcludeFields.model_fields.keys()
 
     @property
     def is_splittable(self) -> bool:
@@ -235,6 +253,11 @@ class FileSource(Source[P]):
         """The files of each entry of `paths`; inside a directory or glob by their relative paths (by code point)."""
         from tokenbound.corpus.places import expand, refuse_repeats  # pyarrow, which a config does without
 
-        expanded = (expand(path, skipped, source=self.name, belongs=self.belongs) for path in self.fields.paths)
+        expanded = (
+            expand(path, skipped, source=self.name, belongs=self.belongs, exclude=self.exclude)
+            for path in self.fields.paths
+        )
         found = refuse_repeats([file for files in expanded for file in files])
+        if unused := sorted({*self.exclude} - skipped.patterns):
+            logger.warning("corpus.exclude: %r matches nothing in the places of corpus.paths", unused[0])
         return [replace(file, splittable=True) for file in found] if self.is_splittable else found

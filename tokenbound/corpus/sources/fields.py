@@ -32,6 +32,23 @@ class PathFields(Fields):
         return paths
 
 
+class ExcludeFields(Fields):
+    """Which files are left out; applies to every source whose files `paths` names."""
+
+    exclude: tuple[str, ...] = ()
+    """Globs of files and folders to leave out of the directories and globs in `paths`, such as `drafts` or
+    `2024/*.jsonl`. One with a slash is compared with the path below the directory or glob, one without with every name
+    in it. The certificate counts what was left out."""
+
+    @field_validator("exclude")
+    @classmethod
+    def _below_a_place(cls, exclude: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in exclude:
+            if not pattern.strip("/") or pattern.startswith(("/", "./", "../", "~")) or "://" in pattern:
+                raise ValueError(f"{pattern!r} is not a path below an entry of `paths`; write `drafts` or `2024/*.txt`")
+        return exclude
+
+
 class ColumnFields(Fields):
     """Which column holds the text."""
 
@@ -142,6 +159,11 @@ class DatasetFields(Fields):
 EVERYWHERE = frozenset({*PathFields.model_fields, *TokenizerFields.model_fields})
 """Keys that every source may be given. Names and digests of the files, the tokenizer's digest and its ids are in the
 corpus digest instead of them."""
+
+
+ONLY_WHERE_SET = frozenset(ExcludeFields.model_fields)
+"""Keys that later versions added: at their default they are in no stored config, digest or certificate, which all stay
+what they were before."""
 
 
 def is_utf8(text: str) -> bool:
