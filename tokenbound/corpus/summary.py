@@ -56,6 +56,7 @@ def corpus_section(
         "segments": len(manifest.segments),
         "documents": manifest.documents,
         **({"documents_with_replacements": manifest.replaced_documents} if config.errors == "replace" else {}),
+        **({"rows_without_text": manifest.rows_without_text} if config.missing == "skip" else {}),
         "tokens": manifest.tokens,
         "text_bytes": manifest.text_bytes or None,
         "scored_text_bytes": scored_bytes,

@@ -415,6 +415,8 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
         found.append(f"Left out of the corpus: {', '.join(parts)}.")
     if empty := corpus.get("empty_files"):
         found.append(f"Empty files among those read: {empty:,}.")
+    if corpus.get("missing") == "skip":
+        found.append(f"Rows without a text were left out: {corpus.get('rows_without_text', 0):,}.")
     if corpus.get("encoding", "utf-8") != "utf-8":
         found.append(f"Text was decoded as {corpus['encoding']}.")
     if corpus.get("errors") == "replace":

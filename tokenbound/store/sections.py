@@ -159,6 +159,8 @@ class CorpusSection(TypedDict):
     empty_files: NotRequired[Positive]
     documents_with_replacements: NotRequired[Count]
     text_field: NotRequired[str]
+    missing: NotRequired[str]
+    rows_without_text: NotRequired[Count]
     encoding: NotRequired[str]
     errors: NotRequired[str]
     special_tokens: NotRequired[str]

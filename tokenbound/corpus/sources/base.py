@@ -175,10 +175,10 @@ class TextSource(Source[F]):
         return super().keys().union(*(kind.model_fields for kind in shared))
 
     @abstractmethod
-    def documents(self, file: SourceFile) -> Iterator[bytes | str]:
+    def documents(self, file: SourceFile) -> Iterator[bytes | str | None]:
         """The documents of one file, in order, one at a time.
 
-        Bytes are for the tokenizer `bytes` alone.
+        Bytes are for the tokenizer `bytes` alone. None stands for a row that `missing: skip` leaves out; it is counted.
 
         Raises:
             InputError: the content cannot be read; the message names the file and the line or row.

@@ -53,7 +53,16 @@ class ColumnFields(Fields):
     """Which column holds the text."""
 
     text_field: str = "text"
-    """Name of the text column of `jsonl`, `parquet` and `hf` sources."""
+    """Name of the field or column that holds the text of a row; `a.b` is the field `b` inside `a`. A list of texts is
+    one document, its items on lines of their own."""
+
+
+class RowFields(ColumnFields):
+    """Which field of a row is its text, and what becomes of rows without one."""
+
+    missing: Literal["refuse", "skip"] = "refuse"
+    """Rows whose `text_field` is null or absent. `refuse`: the corpus is refused. `skip`: they are left out, and the
+    certificate says how many."""
 
 
 class EncodingFields(Fields):
@@ -161,7 +170,7 @@ EVERYWHERE = frozenset({*PathFields.model_fields, *TokenizerFields.model_fields}
 corpus digest instead of them."""
 
 
-ONLY_WHERE_SET = frozenset(ExcludeFields.model_fields)
+ONLY_WHERE_SET = frozenset({*ExcludeFields.model_fields, "missing"})
 """Keys that later versions added: at their default they are in no stored config, digest or certificate, which all stay
 what they were before."""
 
