@@ -256,6 +256,8 @@ def test_the_library_goes_to_the_bytes_tokenizer_as_it_is_and_strictly_to_others
 VALUES = {
     "text_field": "body",
     "missing": "skip",
+    "delimiter": ";",
+    "quoting": "none",
     "exclude": ("x",),
     "encoding": "cp1252",
     "errors": "replace",
@@ -270,7 +272,7 @@ VALUES = {
     "revision": "x",
     "part": {"from": 0.0, "to": 0.5, "salt": ""},
 }
-SOURCES = ("python-stdlib", "text", "jsonl", "parquet", "tokens", "hf")
+SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "tokens", "hf")
 
 
 def setting(source: str, **fields: object) -> CorpusConfig:

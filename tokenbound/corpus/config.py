@@ -30,14 +30,15 @@ from tokenbound.corpus.sources.fields import (
     RowFields,
     SpecialTokenFields,
     StoredIdFields,
+    TableFields,
     TokenizerFields,
 )
 
 
 class _SourceField(Fields):
     source: str
-    """Kind of source: `python-stdlib`, `text`, `jsonl`, `parquet`, `tokens`, `hf`, or one that an installed package
-    provides, which may have keys of its own."""
+    """Kind of source: `python-stdlib`, `text`, `jsonl`, `csv`, `parquet`, `tokens`, `hf`, or one that an installed
+    package provides, which may have keys of its own."""
 
     @field_validator("source")
     @classmethod
@@ -54,6 +55,7 @@ class CorpusConfig(
     SpecialTokenFields,
     PartFields,
     EncodingFields,
+    TableFields,
     RowFields,
     ExcludeFields,
     PathFields,

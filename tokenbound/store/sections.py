@@ -160,6 +160,8 @@ class CorpusSection(TypedDict):
     documents_with_replacements: NotRequired[Count]
     text_field: NotRequired[str]
     missing: NotRequired[str]
+    delimiter: NotRequired[str | None]
+    quoting: NotRequired[str]
     rows_without_text: NotRequired[Count]
     encoding: NotRequired[str]
     errors: NotRequired[str]

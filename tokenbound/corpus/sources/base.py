@@ -1,8 +1,8 @@
 """What a source is: the keys of `what.corpus` that it takes, its files, and how one is read.
 
-A source of text takes a file like this one, and one test. It reads each row of a CSV file as a document:
+A source of text takes a file like this one, and one test. It reads each saying of a fortune file as a document:
 
-    import csv
+    import re
     from collections.abc import Iterator
 
     from tokenbound.corpus.files import SourceFile
@@ -12,27 +12,26 @@ A source of text takes a file like this one, and one test. It reads each row of 
     from tokenbound.errors import InputError
 
 
-    class CsvFields(EncodingFields, PathFields):
-        column: str = "text"
-        \"\"\"Name of the column that holds the text.\"\"\"
+    class FortuneFields(EncodingFields, PathFields):
+        separator: str = "%"
+        \"\"\"The line between two sayings.\"\"\"
 
 
-    class Csv(FileSource[CsvFields], TextSource[CsvFields]):
-        name = "csv"
-        takes = CsvFields
-        suffixes = (".csv",)
+    class Fortune(FileSource[FortuneFields], TextSource[FortuneFields]):
+        name = "fortune"
+        takes = FortuneFields
+        suffixes = (".fortune",)
 
         def documents(self, file: SourceFile) -> Iterator[str]:
             content = b"".join(text_blocks(file, self.name))
             text = decoded(content, self.fields.encoding, self.fields.errors, file)
-            for number, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), start=1):
-                value = row.get(self.fields.column)
-                if value is None:
-                    raise InputError(f"{file.path!r}, row {number}: nothing in the column; correct `corpus.column`")
-                yield value
+            sayings = re.split(f"(?m)^{re.escape(self.fields.separator)}$", text)
+            if len(sayings) == 1:
+                raise InputError(f"{file.path!r}: no line {self.fields.separator!r}; correct `corpus.separator`")
+            yield from (saying.strip() for saying in sayings)
 
-A run then says `corpus: {source: csv, paths: [train.csv], column: body, tokenizer: bytes, ...}`; a key that `CsvFields`
-does not have is refused. What follows from the fields needs nothing else:
+A run then says `corpus: {source: fortune, paths: [wit.fortune], separator: "%%", tokenizer: bytes, ...}`; a key that
+`FortuneFields` does not have is refused. What follows from the fields needs nothing else:
 
 * every field that is not in `located_by` is part of the rule by which ids are made, hence of the corpus digest;
 * every field is on the certificate, and in the name under which the prepared corpus is kept;

@@ -69,9 +69,9 @@ class EncodingFields(Fields):
     """How bytes become text."""
 
     encoding: str = "utf-8"
-    """Encoding of `text` and `jsonl` files, and of `python-stdlib` under a Hugging Face tokenizer: a text codec of
-    Python, such as `latin-1`, `cp1252` or `utf-16`. `utf-8` keeps a byte order mark that begins a `text` file as part
-    of the document; `utf-8-sig` removes it."""
+    """Encoding of `text`, `jsonl` and `csv` files, and of `python-stdlib` under a Hugging Face tokenizer: a text codec
+    of Python, such as `latin-1`, `cp1252` or `utf-16`. `utf-8` keeps a byte order mark that begins a `text` file as
+    part of the document; `utf-8-sig` removes it."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are invalid in `encoding`. `strict`: the file is refused. `replace`: each becomes U+FFFD, and the
     certificate says in how many documents."""
@@ -85,6 +85,23 @@ class EncodingFields(Fields):
             return codecs.lookup(encoding).name
         except (LookupError, UnicodeError, ValueError):
             raise ValueError(f"{encoding!r} is not a text encoding of Python; give one such as `latin-1`") from None
+
+
+class TableFields(Fields):
+    """How the cells of a table of text are separated."""
+
+    delimiter: str | None = None
+    """Character between the cells of `csv` files. Null: a tab in files named `.tsv` or `.tab`, else a comma."""
+    quoting: Literal["double", "none"] = "double"
+    """Of `csv` files. `double`: a cell in double quotes may hold delimiters, line ends and doubled quotes. `none`:
+    quotes are text like any other."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+            raise ValueError(f"{delimiter!r} must be one character, and no quote or line end; such as ';'")
+        return delimiter
 
 
 class SpecialTokenFields(Fields):
@@ -123,8 +140,8 @@ class LimitFields(Fields):
     """How much is taken; applies to every source of text, and changes no id of a corpus that it lets pass."""
 
     max_document_bytes: int = Field(default=MAX_DOCUMENT_BYTES, ge=1)
-    """Bytes of the largest document, for `jsonl` of the longest line; a corpus with a larger one is refused. A small
-    compressed file can hold a document that fills the memory."""
+    """Bytes of the largest document, for `jsonl` of the longest line, for `csv` characters of the longest row; a corpus
+    with a larger one is refused. A small compressed file can hold a document that fills the memory."""
 
 
 class TokenizerFields(Fields):
@@ -170,7 +187,7 @@ EVERYWHERE = frozenset({*PathFields.model_fields, *TokenizerFields.model_fields}
 corpus digest instead of them."""
 
 
-ONLY_WHERE_SET = frozenset({*ExcludeFields.model_fields, "missing"})
+ONLY_WHERE_SET = frozenset({*ExcludeFields.model_fields, *TableFields.model_fields, "missing"})
 """Keys that later versions added: at their default they are in no stored config, digest or certificate, which all stay
 what they were before."""
 

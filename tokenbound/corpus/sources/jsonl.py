@@ -6,10 +6,8 @@ text is, and what becomes of a row without one, is said in `tokenbound.corpus.ro
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import cast
 
 from tokenbound.corpus.contents import not_in_encoding, refuse_binary, refuse_pointer, wide_encoding
@@ -19,11 +17,11 @@ from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import EncodingFields, PathFields, RowFields
 from tokenbound.corpus.streams import (
     BLOCK_BYTES,
+    decoded_lines,
     one_line,
     open_anywhere,
     open_source,
     peek,
-    require_bom,
     text_blocks,
     too_large,
 )
@@ -56,7 +54,7 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         lines: Iterator[bytes] | Iterator[str]
         first = 0
         if not self.is_splittable:
-            lines = _decoded_lines(self.fields, file, self.max_document_bytes)
+            lines = decoded_lines(file, self.name, self.fields, self.max_document_bytes)
         elif file.span:
             first, lines = _span_lines(file, block_bytes, self.max_document_bytes)
         else:
@@ -68,25 +66,6 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
                 except InputError as error:
                     place = number + 1 + (_count_lines(file, first) if first else 0)
                     raise InputError(f"{file.path!r}, line {place}: {error}") from None
-
-
-def _decoded_lines(fields: JsonlFields, file: SourceFile, most: int) -> Iterator[str]:
-    """Lines of a file in another encoding, without their newline."""
-    decoder = codecs.getincrementaldecoder(fields.encoding)(fields.errors)
-    head, blocks = peek(text_blocks(file, SOURCE))
-    require_bom(head, fields.encoding, file)
-    pending = ""
-    try:
-        for block in chain(blocks, [None]):
-            *lines, pending = (pending + decoder.decode(block or b"", final=block is None)).split("\n")
-            yield from lines
-            if len(pending) > most:
-                raise InputError(f"corpus file {file.path!r} {too_large(most)}")
-    except UnicodeDecodeError as error:
-        reason = not_in_encoding(error.object, fields.encoding, error.start)
-        raise InputError(f"corpus file {file.path!r} {reason}") from None
-    if pending:
-        yield pending
 
 
 def _lines(blocks: Iterable[bytes], file: SourceFile, most: int) -> Iterator[bytes]:
