@@ -272,7 +272,7 @@ VALUES = {
     "revision": "x",
     "part": {"from": 0.0, "to": 0.5, "salt": ""},
 }
-SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "tokens", "hf")
+SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "arrow", "tokens", "hf")
 
 
 def setting(source: str, **fields: object) -> CorpusConfig:

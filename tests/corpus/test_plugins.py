@@ -63,7 +63,7 @@ def test_that_test_finds_what_it_looks_for(tmp_path: Path) -> None:
 def test_every_file_of_the_folder_is_a_source_of_its_name() -> None:
     files = {path.stem for path in (PACKAGE / "corpus/sources").glob("*.py")} - {"__init__", "base", "fields"}
     named = {name.removeprefix("python-") for name in SOURCES.built_in}
-    assert files == named == {"csv", "hf", "jsonl", "parquet", "stdlib", "text", "tokens"}
+    assert files == named == {"arrow", "csv", "hf", "jsonl", "parquet", "stdlib", "text", "tokens"}
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES.built_in))
@@ -84,6 +84,7 @@ DIGESTS = [
     ({"source": "parquet"}, "e70c820759fd"),
     ({"source": "hf", "name": "x"}, "4031b7741663"),
     ({"source": "csv"}, "79086dd6f526"),
+    ({"source": "arrow"}, "a9a63b835be7"),
     (
         {"source": "tokens", "tokenizer": None, "add_eos": False, "vocab_size": 60, "dtype": "uint16", "eos_id": 7},
         "9516cb1d8ffb",
@@ -99,9 +100,7 @@ def test_the_rule_of_a_source_never_changes(keys: dict[str, Any], digest: str) -
 
 
 def test_a_source_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(
-        ValueError, match="there is no corpus source 'jsonlines'; choose one of csv, hf, jsonl, parquet"
-    ):
+    with pytest.raises(ValueError, match="there is no corpus source 'jsonlines'; choose one of arrow, csv, "):
         CorpusConfig(source="jsonlines", paths=("x",), tokenizer="bytes", tokenizer_is="given", add_bos=0, add_eos=1)
 
 
@@ -169,10 +168,7 @@ def test_its_keys_are_as_strict_as_the_packages_own(table: Path) -> None:
     assert "what.corpus.seperator: unknown key (got 'x'); did you mean `separator`?" in refusal(table, seperator="x")
     assert "what.corpus.separator: Input should be a valid string (got 3)" in refusal(table, separator=3)
     message = refusal(table, text_field="x")
-    assert (
-        "`text_field: x` does not apply to source `fortune`; remove it (it applies to csv, hf, jsonl, parquet)"
-        in message
-    )
+    assert "`text_field: x` does not apply to source `fortune`; remove it (it applies to arrow, csv, " in message
     assert "source `fortune` needs `paths`" in refusal(table, paths=[])
     assert "source `fortune` needs `tokenizer`" in refusal(table, tokenizer=None)
     assert "'no-such' is not a text encoding" in refusal(table, encoding="no-such")

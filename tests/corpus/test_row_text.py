@@ -43,7 +43,14 @@ def write_dataset(folder: Path, rows: list[Row]) -> Row:
     return {"source": "hf", "name": str(folder / "saved")}
 
 
-WRITERS = {"jsonl": write_jsonl, "parquet": write_parquet, "hf": write_dataset}
+def write_arrow(folder: Path, rows: list[Row]) -> Row:
+    table = pa.Table.from_pylist(rows)
+    with pa.ipc.new_stream(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    return {"source": "arrow", "paths": (str(folder / "a.arrow"),)}
+
+
+WRITERS = {"jsonl": write_jsonl, "parquet": write_parquet, "arrow": write_arrow, "hf": write_dataset}
 
 
 @pytest.fixture(params=WRITERS)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 
+from tokenbound.corpus.columns import require_column
 from tokenbound.corpus.contents import not_in_encoding, wide_encoding, without_compression
 from tokenbound.corpus.files import SourceFile
-from tokenbound.corpus.row_text import RowText, require_column
+from tokenbound.corpus.row_text import RowText
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import EncodingFields, PathFields, RowFields, TableFields
 from tokenbound.corpus.streams import decoded_lines, one_line, too_large

@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenbound.corpus.columns import column_texts, require_column
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.row_text import RowText, column_texts, require_column
+from tokenbound.corpus.row_text import RowText
 from tokenbound.corpus.sources.base import TextSource
 from tokenbound.corpus.sources.fields import DatasetFields, PathFields, RowFields
 from tokenbound.corpus.streams import one_line
