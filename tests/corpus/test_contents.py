@@ -272,11 +272,12 @@ VALUES = {
     "revision": "x",
     "part": {"from": 0.0, "to": 0.5, "salt": ""},
 }
-SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "arrow", "tokens", "hf")
+SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "arrow", "tokens", "megatron", "datatrove", "hf")
 
 
 def setting(source: str, **fields: object) -> CorpusConfig:
-    needs = {"tokens": {"vocab_size": 9, "tokenizer": None}, "hf": {"name": "x"}}.get(source, {})
+    ids = {name: {"vocab_size": 9, "tokenizer": None} for name in ("tokens", "megatron", "datatrove")}
+    needs = {**ids, "hf": {"name": "x"}}.get(source, {})
     paths = () if source in ("python-stdlib", "hf") else ("x",)
     return config(source, *paths, **({"tokenizer": "some"} | needs | fields))
 

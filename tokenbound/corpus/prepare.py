@@ -524,7 +524,11 @@ def _grouped(documents: Iterable[str | bytes | None], sizes: Sizes) -> Iterator[
 
 
 def _stored_batches(source: IdSource[Fields], file: SourceFile, rule: CorpusRule, sizes: Sizes) -> Iterator[_Batch]:
-    """Ids of one file, checked against the vocabulary and cut after each `eos_id`."""
+    """Ids of one file, checked against the vocabulary and cut where its index says, or after each `eos_id`."""
+    indexed = source.ends(file)
+    if indexed is not None:
+        yield from _indexed_batches(source, file, rule, sizes, indexed)
+        return
     first = open_end = 0
     for ids in source.ids(file, sizes.block_bytes):
         check_ids(ids, first, file, rule.vocab_size)
@@ -535,6 +539,19 @@ def _stored_batches(source: IdSource[Fields], file: SourceFile, rule: CorpusRule
     if open_end or rule.eos_id is None:
         # The end of a file ends a document too.
         yield _Batch(np.empty(0, rule.dtype), np.zeros(1, np.int64), 0)
+
+
+def _indexed_batches(
+    source: IdSource[Fields], file: SourceFile, rule: CorpusRule, sizes: Sizes, ends: npt.NDArray[np.int64]
+) -> Iterator[_Batch]:
+    first = seen = 0
+    for ids in source.ids(file, sizes.block_bytes):
+        check_ids(ids, first, file, rule.vocab_size)
+        until = int(np.searchsorted(ends, first + len(ids), side="right"))
+        yield _Batch(ids.astype(rule.dtype), ends[seen:until] - first, 0)
+        first, seen = first + len(ids), until
+    if seen < len(ends):  # documents without an id in a file without one
+        yield _Batch(np.empty(0, rule.dtype), ends[seen:] - first, 0)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@
 | `parquet`,      | one row                                     | text, or bytes that hold UTF-8                   |
 | `arrow`, `hf`   |                                             |                                                  |
 | `tokens`        | the ids up to and including each `eos_id`   | ids                                              |
+| `megatron`,     | what the index beside the ids says          | ids                                              |
+| `datatrove`     |                                             |                                                  |
 
 Adding a source is one file here and one test, five minutes for a simple format:
 

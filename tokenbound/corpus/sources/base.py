@@ -211,6 +211,14 @@ class IdSource(Source[F]):
             InputError: the file holds something else.
         """
 
+    def ends(self, file: SourceFile) -> npt.NDArray[np.int64] | None:
+        """Where an index says that the documents of a file end, counted in ids and ascending; None without one.
+
+        Raises:
+            InputError: the index is damaged.
+        """
+        return None
+
 
 class FileSource(Source[P]):
     """A source whose documents lie in files that `paths` names.

@@ -158,15 +158,25 @@ class TokenizerFields(Fields):
     """Put the end-of-document id after every document."""
 
 
-class StoredIdFields(Fields):
+class VocabFields(Fields):
     """Of sources that hold ids: which ids there are."""
 
+    vocab_size: int | None = Field(default=None, ge=2)
+    """For `tokens`, `megatron` and `datatrove`: how many ids the tokenizer that made them can emit (V_tok)."""
+
+
+class WidthFields(Fields):
+    """How ids are stored in files that do not say so."""
+
     dtype: Literal["uint16", "uint32"] | None = None
-    """Id type of flat `.bin` token files."""
+    """Id type of flat `.bin` token files, and of `.ds` files whose metadata do not name it."""
+
+
+class StoredIdFields(WidthFields, VocabFields):
+    """Of flat files of ids: which ids there are, how they are stored, and where documents end."""
+
     eos_id: int | None = Field(default=None, ge=0)
     """End-of-document id inside `tokens` files; documents end after it. Null: each file is one document."""
-    vocab_size: int | None = Field(default=None, ge=2)
-    """For `tokens`: how many ids the tokenizer that made them can emit (V_tok)."""
 
 
 class DatasetFields(Fields):
