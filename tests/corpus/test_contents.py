@@ -272,7 +272,7 @@ VALUES = {
     "revision": "x",
     "part": {"from": 0.0, "to": 0.5, "salt": ""},
 }
-SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "arrow", "tokens", "megatron", "datatrove", "hf")
+SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "arrow", "mds", "tokens", "megatron", "datatrove", "hf")
 
 
 def setting(source: str, **fields: object) -> CorpusConfig:

@@ -37,8 +37,8 @@ from tokenbound.corpus.sources.fields import (
 
 class _SourceField(Fields):
     source: str
-    """Kind of source: `python-stdlib`, `text`, `jsonl`, `csv`, `parquet`, `arrow`, `tokens`, `megatron`, `datatrove`,
-    `hf`, or one that an installed package provides, which may have keys of its own."""
+    """Kind of source: `python-stdlib`, `text`, `jsonl`, `csv`, `parquet`, `arrow`, `mds`, `tokens`, `megatron`,
+    `datatrove`, `hf`, or one that an installed package provides, which may have keys of its own."""
 
     @field_validator("source")
     @classmethod

@@ -7,6 +7,7 @@
 | ``other suffix``             | files of a directory whose name does not end as the source's files do                |
 | ``link to a listed file``    | symbolic links, inside a directory or glob, to a file that the same entry lists      |
 | ``folder matched by a glob`` | directories that a glob matches while it matches no file inside                      |
+| ``other form of a file``     | of `mds` alone: compressed shards of which the raw form is listed                    |
 | ``not read by datasets``     | files of a local `hf` folder that the `datasets` library takes for no split          |
 | ``broken link``              | of `python-stdlib` alone: links to modules that are not installed                    |
 
@@ -38,6 +39,7 @@ LINKED = "link to a listed file"
 FOLDER = "folder matched by a glob"
 NOT_IN_DATASET = "not read by datasets"
 BROKEN = "broken link"
+OTHER_FORM = "other form of a file"
 
 CLOSED = "closed folder"
 """What a walk calls a directory that it does not look into."""

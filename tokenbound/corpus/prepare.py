@@ -28,7 +28,7 @@ from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.contents import is_void
 from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_rows
 from tokenbound.corpus.files import Listing, SourceFile
-from tokenbound.corpus.listing import BROKEN, EXCLUDED, HIDDEN, LINKED
+from tokenbound.corpus.listing import BROKEN, EXCLUDED, HIDDEN, LINKED, OTHER_FORM
 from tokenbound.corpus.parts import DocumentPart
 from tokenbound.corpus.prepared import (
     OPTIONAL_FIELDS,
@@ -177,7 +177,7 @@ def prepare_corpus(
     return PreparedCorpus(root, listing.skipped)
 
 
-EXPECTED = (HIDDEN, EXCLUDED, LINKED, BROKEN)
+EXPECTED = (HIDDEN, EXCLUDED, LINKED, BROKEN, OTHER_FORM)
 """Rules by which nothing is missed."""
 
 

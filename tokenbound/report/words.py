@@ -391,6 +391,7 @@ RULE_WORDS = {
     "other suffix": "files with another suffix",
     "link to a listed file": "links to files that are listed anyway",
     "folder matched by a glob": "folders that the glob matched, but no file inside",
+    "other form of a file": "compressed shards of which the raw form was read",
     "not read by datasets": "files that the `datasets` library does not read",
     "broken link": "broken links",
 }

@@ -6,6 +6,7 @@
 | `text`          | one file                                    | text in `encoding`, decompressed by its content  |
 | `jsonl`         | one line                                    | text in `encoding`, decompressed by its content  |
 | `csv`           | one row below the header                    | text in `encoding`, decompressed by its content  |
+| `mds`           | one sample                                  | text, or bytes that hold UTF-8                   |
 | `parquet`,      | one row                                     | text, or bytes that hold UTF-8                   |
 | `arrow`, `hf`   |                                             |                                                  |
 | `tokens`        | the ids up to and including each `eos_id`   | ids                                              |
@@ -54,6 +55,6 @@ def sources_with(key: str) -> list[str]:
     """The built-in sources to which a key of `what.corpus` applies.
 
     >>> sources_with("text_field")
-    ['arrow', 'csv', 'hf', 'jsonl', 'parquet']
+    ['arrow', 'csv', 'hf', 'jsonl', 'mds', 'parquet']
     """
     return [name for name, source in SOURCES.built_in.items() if source.applies(key)]
