@@ -13,7 +13,7 @@ from pyarrow.fs import FileInfo, FileSystem, FileType
 
 from tokenbound.corpus import listing
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, TokenboundError
 from tokenbound.store.filesystem import is_local, resolve
 from tokenbound.store.remote import file_infos
 from tokenbound.store.uri import is_uri, reroot
@@ -99,9 +99,11 @@ def _resolve_input(declared: str) -> tuple[FileSystem, str]:
 def _file_info(filesystem: FileSystem, path: str) -> FileInfo:
     try:
         return cast(FileInfo, file_infos(filesystem, path))
-    except OSError as error:
+    except TokenboundError:
+        raise
+    except (OSError, ValueError) as error:  # the hub's client calls a place that cannot be one a value
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"cannot look at {path!r}: {reason}") from None
+        raise InputError(f"cannot look at {path!r}: {reason}; correct `corpus.paths`") from None
 
 
 def _source_file(declared: str, filesystem: FileSystem, found: listing.Found) -> SourceFile:

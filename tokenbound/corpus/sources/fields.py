@@ -20,8 +20,9 @@ class PathFields(Fields):
     """Where the files are."""
 
     paths: tuple[str, ...] = ()
-    """Files, directories or globs, in the order given; a file that two entries name is refused. For `hf`: the data
-    files of `name`."""
+    """Files, directories or globs, in the order given: local, `s3://`, `gs://`, or of a repository on the Hugging Face
+    hub, such as `hf://datasets/org/name@revision/data/*.parquet`. A file that two entries name is refused. For `hf`:
+    the data files of `name`."""
 
     @field_validator("paths")
     @classmethod
