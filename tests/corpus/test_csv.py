@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,6 +169,19 @@ def test_how_cells_were_read_is_in_the_digest_and_on_the_certificate(tmp_path):
     section = corpus_section(setting, corpus.manifest, plan, context="document", skipped={})
     assert section["delimiter"] == ";"
     assert "quoting" not in section
+
+
+def test_the_config_of_the_page_about_corpora(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/how-to/corpus.md").read_text()
+    tree = yaml.safe_load(page[page.index("# tables.yaml") : page.index("how: {output: runs/tables}")])
+    for name in ("a.csv", "a.test.csv", "drafts/a.csv", "sub/b.csv"):
+        (tmp_path / "tables" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tables" / name).write_text(f'id;body\n1;"of {name}; quoted"\n2;\n')
+    monkeypatch.chdir(tmp_path)
+    setting = CorpusConfig(**{**tree["what"]["corpus"], "tokenizer": "bytes", "add_bos": False})
+    corpus = prepare_corpus(setting, str(tmp_path / "out"))
+    assert bytes(corpus.read_ids(0, 0, corpus.manifest.tokens).tolist()) == b"of a.csv; quotedof sub/b.csv; quoted"
+    assert (corpus.skipped, corpus.manifest.rows_without_text) == ({"excluded": 2}, 2)
 
 
 def test_no_other_table_is_changed(tmp_path):
