@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+from pydantic import TypeAdapter
 
 from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus.documents import find_corpus, list_files, read_documents
 from tokenbound.corpus.listing import Skipped, files_below, files_matching
-from tokenbound.corpus.prepare import prepare_corpus
+from tokenbound.corpus.prepare import cache_name, corpus_rule, prepare_corpus
+from tokenbound.corpus.summary import corpus_section
+from tokenbound.corpus.windows import plan_corpus
 from tokenbound.errors import InputError
+from tokenbound.report.words import corpus_sentences
 from tokenbound.store.run import canonical_json
+from tokenbound.store.sections import CorpusSection
 
 LINE = b'{"text": "x"}\n'
 
@@ -56,6 +61,83 @@ def test_hidden_files_and_directories_are_counted(tmp_path):
     assert found(config("text", tmp_path)) == (["a.txt"], {"hidden": 3})
     assert found(config("text", tmp_path / "*.txt")) == (["a.txt"], {"hidden": 1})
     assert found(config("text", tmp_path / "**/*.txt")) == (["a.txt"], {"hidden": 3})
+
+
+def test_hidden_files_are_read_where_they_are_named(tmp_path):
+    make(tmp_path, "a.txt", ".b.txt", ".ipynb_checkpoints/a.txt", "c/.ipynb_checkpoints/d.txt", "c/.e.txt")
+    assert found(config("text", tmp_path)) == (["a.txt"], {"hidden": 4})
+    assert found(config("text", tmp_path / ".b.txt")) == ([".b.txt"], {})
+    assert found(config("text", tmp_path / ".ipynb_checkpoints")) == (["a.txt"], {})
+    assert found(config("text", tmp_path / ".*.txt")) == ([".b.txt"], {})
+    checkpoints = [".ipynb_checkpoints/a.txt", "c/.ipynb_checkpoints/d.txt"]
+    assert found(config("text", tmp_path / "**/.ipynb_checkpoints/*")) == (checkpoints, {})
+
+
+@pytest.mark.parametrize(
+    ("exclude", "names", "count"),
+    [
+        (["*.md"], ["a.txt", "drafts/c.txt", "sub/drafts/d.txt", "sub/test/e.txt"], 2),
+        (["drafts"], ["a.txt", "b.md", "sub/b.md", "sub/test/e.txt"], 2),
+        (["drafts/"], ["a.txt", "b.md", "sub/b.md", "sub/test/e.txt"], 2),
+        (["sub/drafts", "sub/*.md"], ["a.txt", "b.md", "drafts/c.txt", "sub/test/e.txt"], 2),
+        (["**/drafts/*.txt"], ["a.txt", "b.md", "sub/b.md", "sub/test/e.txt"], 2),
+        (["sub"], ["a.txt", "b.md", "drafts/c.txt"], 1),
+        (["[ab].*", "?ub"], ["drafts/c.txt"], 3),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["", "**"])
+def test_excluded_files_and_folders_are_counted(tmp_path, exclude, names, count, pattern):
+    make(tmp_path, "a.txt", "b.md", "drafts/c.txt", "sub/b.md", "sub/drafts/d.txt", "sub/test/e.txt")
+    read, skipped = found(config("text", tmp_path / pattern, exclude=exclude))
+    assert (read, skipped["excluded"]) == (names, count)
+
+
+def test_what_is_excluded_is_not_looked_into_and_need_not_be_a_file(tmp_path):
+    make(tmp_path, "a.jsonl", "drafts/b.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to("/nowhere/b.jsonl")
+    (tmp_path / "drafts/gone.jsonl").symlink_to("/nowhere/b.jsonl")
+    setting = config("jsonl", tmp_path, exclude=("gone.jsonl", "drafts"))
+    assert found(setting) == (["a.jsonl"], {"excluded": 2})
+
+
+def test_a_file_that_a_path_names_is_not_excluded(tmp_path):
+    make(tmp_path, "a.txt", "b.txt")
+    assert found(config("text", tmp_path / "a.txt", exclude=("*.txt",))) == (["a.txt"], {})
+
+
+def test_a_pattern_that_excludes_nothing_is_named(tmp_path, caplog):
+    make(tmp_path, "a.txt", "b.md")
+    find_corpus(config("text", tmp_path, exclude=("*.md",)))
+    assert caplog.text == ""
+    find_corpus(config("text", tmp_path, exclude=("*.md", "drfats")))
+    assert "corpus.exclude: 'drfats' matches nothing" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/data/x", "../x", "./x", "s3://bucket/x"])
+def test_a_pattern_must_be_a_path_below(tmp_path, pattern):
+    with pytest.raises(ValueError, match=r"is not a path below an entry of `paths`; write `drafts` or"):
+        config("text", tmp_path, exclude=(pattern,))
+
+
+def test_exclude_applies_to_files_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"`exclude: .*` does not apply to source `hf`; remove it"):
+        config("hf", name=str(tmp_path), exclude=("x",))
+
+
+def test_exclude_is_stored_only_where_it_is_set(tmp_path):
+    make(tmp_path / "text", "a.txt", "b.txt", "c.md")
+    plain, some = config("text", tmp_path / "text"), config("text", tmp_path / "text", exclude=("*.md",))
+    assert "exclude" not in plain.model_dump(mode="json")
+    assert some.model_dump(mode="json")["exclude"] == ["*.md"]
+    assert cache_name(plain) != cache_name(some)
+    assert corpus_rule(plain) == corpus_rule(some), "names and digests of the files say which they are"
+    corpus = prepare_corpus(some, str(tmp_path / "out"))
+    plan = plan_corpus([corpus.document_offsets(0)], length=8, context="document")
+    section = corpus_section(some, corpus.manifest, plan, context="document", skipped=corpus.skipped)
+    assert (section["exclude"], section["skipped"]) == (["*.md"], {"excluded": 1})
+    TypeAdapter(CorpusSection).validate_python(section)
+    assert corpus_sentences(section) == ["Left out of the corpus: files or folders that the config excludes (1)."]
+    assert "exclude" not in corpus_section(plain, corpus.manifest, plan, context="document", skipped={})
 
 
 @pytest.mark.parametrize("pattern", ["", "*.txt", "**/*.txt"])
@@ -155,17 +237,26 @@ def test_skipped_files_travel_with_the_prepared_corpus(tmp_path):
         ("*.jsonl", ["a.jsonl"], {}),
         ("**/*.jsonl", ["a.jsonl", "sub/b.jsonl"], {"hidden": 2}),
         ("s*/b.jsonl", ["sub/b.jsonl"], {}),
+        (".git/*.jsonl", ["c.jsonl"], {}),
+        (".g*/*.jsonl", [".git/c.jsonl"], {}),
     ],
 )
+@pytest.mark.parametrize("exclude", [(), ("drafts", "out/*")])
 @pytest.mark.parametrize("remote", [False, True])
-def test_the_rules_are_the_same_on_a_store(tmp_path, pattern, names, counts, remote):
+def test_the_rules_are_the_same_on_a_store(tmp_path, pattern, names, counts, exclude, remote):
     make(tmp_path / "text", "a.jsonl", "README.md", "sub/b.jsonl", ".git/c.jsonl", "sub/.d.jsonl")
+    if exclude:
+        make(tmp_path / "text", "out/e.jsonl", "out/f.jsonl", "sub/drafts/g.jsonl", "sub/drafts/h/i.jsonl")
+        inside = pattern is None or pattern.startswith("**/*")
+        counts = counts | ({"excluded": 3} if inside else {})
+        if pattern == "*":
+            counts = counts | {"folder matched by a glob": counts["folder matched by a glob"] + 1}
     store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())  # which is not this disk, to the package
     filesystem, base = (store, "text") if remote else (LocalFileSystem(), str(tmp_path / "text"))
     skipped = Skipped()
     if pattern is None:
         ends = lambda name: name.endswith(".jsonl")  # noqa: E731
-        files = files_below(filesystem, base, skipped, belongs=ends, declared="x")
+        files = files_below(filesystem, base, skipped, belongs=ends, declared="x", exclude=exclude)
     else:
-        files = files_matching(filesystem, f"{base}/{pattern}", skipped, declared="x")
+        files = files_matching(filesystem, f"{base}/{pattern}", skipped, declared="x", exclude=exclude)
     assert ([file.name for file in files], dict(skipped.counts)) == (names, counts)

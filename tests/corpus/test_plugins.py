@@ -30,7 +30,7 @@ from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.errors import InputError, MismatchError
 
 PACKAGE = Path(tokenbound.__file__).parent
-GROUP, ORIGIN = "tokenbound.sources", "toy-csv_source 1.0"
+GROUP, ORIGIN = "tokenbound.sources", "toy-fortune_source 1.0"
 Tree = Callable[..., dict[str, Any]]
 
 
@@ -63,7 +63,7 @@ def test_that_test_finds_what_it_looks_for(tmp_path: Path) -> None:
 def test_every_file_of_the_folder_is_a_source_of_its_name() -> None:
     files = {path.stem for path in (PACKAGE / "corpus/sources").glob("*.py")} - {"__init__", "base", "fields"}
     named = {name.removeprefix("python-") for name in SOURCES.built_in}
-    assert files == named == {"hf", "jsonl", "parquet", "stdlib", "text", "tokens"}
+    assert files == named > {"hf", "jsonl", "parquet", "stdlib", "text", "tokens"}
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES.built_in))
@@ -83,6 +83,11 @@ DIGESTS = [
     ({"source": "jsonl", "text_field": "body"}, "141d8afb7817"),
     ({"source": "parquet"}, "e70c820759fd"),
     ({"source": "hf", "name": "x"}, "4031b7741663"),
+    ({"source": "csv"}, "79086dd6f526"),
+    ({"source": "arrow"}, "a9a63b835be7"),
+    ({"source": "mds"}, "8381b4497118"),
+    ({"source": "megatron", "tokenizer": None, "add_eos": False, "vocab_size": 60}, "61bdebbea94e"),
+    ({"source": "datatrove", "tokenizer": None, "add_eos": False, "vocab_size": 60}, "b0cd282f419e"),
     (
         {"source": "tokens", "tokenizer": None, "add_eos": False, "vocab_size": 60, "dtype": "uint16", "eos_id": 7},
         "9516cb1d8ffb",
@@ -98,7 +103,7 @@ def test_the_rule_of_a_source_never_changes(keys: dict[str, Any], digest: str) -
 
 
 def test_a_source_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match="there is no corpus source 'jsonlines'; choose one of hf, jsonl, parquet"):
+    with pytest.raises(ValueError, match="there is no corpus source 'jsonlines'; choose one of arrow, csv, "):
         CorpusConfig(source="jsonlines", paths=("x",), tokenizer="bytes", tokenizer_is="given", add_bos=0, add_eos=1)
 
 
@@ -109,30 +114,30 @@ def test_a_source_that_is_not_there_is_answered_with_those_that_are() -> None:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source in the docstring that explains how to add one, in a package of its own."""
     text = str(base.__doc__)
-    code = textwrap.dedent(text[text.index("    import csv") : text.index("A run then says")])
-    source = code.replace("class Csv(", "class Toy(")
-    install(tmp_path / "site", monkeypatch, group=GROUP, name="csv", module="csv_source", source=source)
+    code = textwrap.dedent(text[text.index("    import re") : text.index("A run then says")])
+    source = code.replace("class Fortune(", "class Toy(")
+    install(tmp_path / "site", monkeypatch, group=GROUP, name="fortune", module="fortune_source", source=source)
 
 
 def test_the_guide_for_contributors_shows_the_same_source() -> None:
     text = str(base.__doc__)
-    code = textwrap.dedent(text[text.index("    import csv") : text.index("A run then says")]).rstrip()
+    code = textwrap.dedent(text[text.index("    import re") : text.index("A run then says")]).rstrip()
     assert f"```python\n{code}\n```" in (PACKAGE.parent / "CONTRIBUTING.md").read_text()
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Rows with texts in a column `body`."""
-    rows = "\n".join(f'{index},"row {index} says ""ab"" and {index * 7919} more"' for index in range(60))
+    """Sayings between lines of two percent signs."""
+    sayings = "\n%%\n".join(f'row {index} says "ab"\nand {index * 7919} more' for index in range(60))
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows/train.csv").write_text(f"id,body\n{rows}\n")
-    (tmp_path / "rows/notes.md").write_text("not a table")
+    (tmp_path / "rows/train.fortune").write_text(sayings)
+    (tmp_path / "rows/notes.md").write_text("no sayings")
     return tmp_path / "rows"
 
 
 def section(table: Path, **keys: object) -> dict[str, Any]:
     given = {"tokenizer": "bytes", "tokenizer_is": "given", "add_bos": False, "add_eos": True}
-    return {"source": "csv", "paths": [str(table)], "column": "body", **given, **keys}
+    return {"source": "fortune", "paths": [str(table)], "separator": "%%", **given, **keys}
 
 
 def corpus(table: Path, **keys: object) -> CorpusConfig:
@@ -154,31 +159,31 @@ def test_its_documents_are_read(table: Path) -> None:
     setting = corpus(table)
     (file,) = find_files(setting)
     texts = list(read_documents(setting, file))
-    assert file.name == "train.csv"
+    assert file.name == "train.fortune"
     assert len(texts) == 60
-    assert texts[3] == 'row 3 says "ab" and 23757 more'
-    with pytest.raises(InputError, match=r"train.csv', row 1: nothing in the column; correct `corpus.column`"):
-        list(read_documents(corpus(table, column="text"), file))
+    assert texts[3] == 'row 3 says "ab"\nand 23757 more'
+    with pytest.raises(InputError, match=r"train.fortune': no line '%'; correct `corpus.separator`"):
+        list(read_documents(corpus(table, separator="%"), file))
 
 
 @pytest.mark.usefixtures("toy")
 def test_its_keys_are_as_strict_as_the_packages_own(table: Path) -> None:
-    assert "what.corpus.colunm: unknown key (got 'x'); did you mean `column`?" in refusal(table, colunm="x")
-    assert "what.corpus.column: Input should be a valid string (got 3)" in refusal(table, column=3)
+    assert "what.corpus.seperator: unknown key (got 'x'); did you mean `separator`?" in refusal(table, seperator="x")
+    assert "what.corpus.separator: Input should be a valid string (got 3)" in refusal(table, separator=3)
     message = refusal(table, text_field="x")
-    assert "`text_field: x` does not apply to source `csv`; remove it (it applies to hf, jsonl, parquet)" in message
-    assert "source `csv` needs `paths`" in refusal(table, paths=[])
-    assert "source `csv` needs `tokenizer`" in refusal(table, tokenizer=None)
+    assert "`text_field: x` does not apply to source `fortune`; remove it (it applies to arrow, csv, " in message
+    assert "source `fortune` needs `paths`" in refusal(table, paths=[])
+    assert "source `fortune` needs `tokenizer`" in refusal(table, tokenizer=None)
     assert "'no-such' is not a text encoding" in refusal(table, encoding="no-such")
-    assert "what.corpus.column: unknown key" in refusal(table, source="text")
+    assert "what.corpus.separator: unknown key" in refusal(table, source="text")
 
 
 @pytest.mark.usefixtures("toy")
 def test_a_resolved_config_with_it_is_valid_again(table: Path, tmp_path: Path) -> None:
     tree = section(table)
-    del tree["column"]
+    del tree["separator"]
     run = validate(RunConfig, {"what": {**what(table), "corpus": tree}, "how": {"output": "x"}}, origin="test")
-    assert "column: text" in dump_config(run)
+    assert "separator: '%'" in dump_config(run)
     (tmp_path / "run.yaml").write_text(dump_config(run))
     assert load_config(RunConfig, tmp_path / "run.yaml") == run
 
@@ -186,14 +191,16 @@ def test_a_resolved_config_with_it_is_valid_again(table: Path, tmp_path: Path) -
 @pytest.mark.usefixtures("toy")
 def test_its_keys_and_its_version_are_in_the_corpus_digest(table: Path, tmp_path: Path) -> None:
     rule = corpus_rule(corpus(table)).to_dict()
-    assert (rule["options"], rule["plugin"]) == ({"column": "body"}, ORIGIN)
-    others = [corpus(table, **keys) for keys in ({}, {"column": "id"}, {"encoding": "latin-1"}, {"errors": "replace"})]
+    assert (rule["options"], rule["plugin"]) == ({"separator": "%%"}, ORIGIN)
+    others = [
+        corpus(table, **keys) for keys in ({}, {"separator": "+"}, {"encoding": "latin-1"}, {"errors": "replace"})
+    ]
     assert len({corpus_rule(other).digest for other in others}) == len({cache_name(other) for other in others}) == 4
     root = str(tmp_path / "prepared")
     prepare_corpus(corpus(table), root)
     assert prepare_corpus(corpus(table), root).manifest.documents == 60
     with pytest.raises(MismatchError, match=r"another rule.*options"):
-        prepare_corpus(corpus(table, column="id"), root)
+        prepare_corpus(corpus(table, separator="+"), root)
 
 
 IDS = """
@@ -246,7 +253,7 @@ def test_a_shared_key_keeps_its_default(tmp_path: Path, monkeypatch: pytest.Monk
     source = IDS.replace("ids: int = 10", 'text_field: str = "body"').replace('"numbers"', '"bodies"')
     install(tmp_path / "site", monkeypatch, group=GROUP, name="bodies", module="bodies_source", source=source)
     tree = section(table, source="bodies", tokenizer=None, add_eos=False)
-    del tree["column"]
+    del tree["separator"]
     with pytest.raises(InputError, match="gives `text_field` another default"):
         validate(CorpusConfig, tree, origin="test")
 
@@ -257,7 +264,7 @@ def test_a_broken_package_stops_only_what_names_it(
     source = "raise OSError('no library')"
     install(tmp_path / "site", monkeypatch, group=GROUP, name="broken", module="broken_source", source=source)
     setting = section(table, source="text")
-    del setting["column"]
+    del setting["separator"]
     assert validate(CorpusConfig, setting, origin="test").source == "text"
     with pytest.raises(InputError, match=r"toy-broken_source 1.0.*cannot be imported: OSError: no library"):
         validate(CorpusConfig, {**setting, "source": "broken"}, origin="test")
@@ -271,9 +278,9 @@ def certified(run_tree: Tree, table: Path, name: str) -> tuple[Certificate, Path
 
 
 def require_named(certificate: Certificate, path: Path) -> None:
-    assert certificate.declarations["plugins"] == {GROUP: {"csv": ORIGIN}}
-    assert certificate.corpus["source"] == "csv"
-    assert certificate.corpus["options"] == {"column": "body"}
+    assert certificate.declarations["plugins"] == {GROUP: {"fortune": ORIGIN}}
+    assert certificate.corpus["source"] == "fortune"
+    assert certificate.corpus["options"] == {"separator": "%%"}
     assert certificate.corpus["documents"] == 60
     assert certificate.corpus["skipped"] == {"other suffix": 1}
     verify_beside(str(path))
@@ -282,15 +289,15 @@ def require_named(certificate: Certificate, path: Path) -> None:
 @pytest.mark.usefixtures("toy", "ray_session")
 def test_a_run_names_it_on_its_certificate(run_tree: Tree, table: Path) -> None:
     with compressing_here(), scoring_here():
-        certificate, path = certified(run_tree, table, "csv")
+        certificate, path = certified(run_tree, table, "fortune")
     require_named(certificate, path)
-    for plugins in ({}, {GROUP: {"other": "x 1"}}, {GROUP: {"csv": ORIGIN, "other": "x 1"}}):
+    for plugins in ({}, {GROUP: {"other": "x 1"}}, {GROUP: {"fortune": ORIGIN, "other": "x 1"}}):
         with pytest.raises(MismatchError, match=r"declarations\.plugins\.tokenbound\.sources"):
             verify_beside(forged(path, plugins))
     shutil.rmtree(table.parent / "site")
     verify_beside(str(path))  # whoever checks the claim need not have the package
     with pytest.raises(MismatchError, match=r"there is no group 'tokenbound\.other'"):
-        verify_beside(forged(path, {GROUP: {"csv": ORIGIN}, "tokenbound.other": {"x": "x 1"}}))
+        verify_beside(forged(path, {GROUP: {"fortune": ORIGIN}, "tokenbound.other": {"x": "x 1"}}))
 
 
 def forged(path: Path, plugins: dict[str, Any]) -> str:
@@ -310,7 +317,7 @@ def forged(path: Path, plugins: dict[str, Any]) -> str:
 @pytest.mark.usefixtures("toy")
 def test_workers_of_ray_read_it(run_tree: Tree, table: Path, tmp_path: Path) -> None:
     """The whole command: Ray's processes find the package by the path that they inherit."""
-    tree, config = run_tree("csv", corpus=section(table)), tmp_path / "run.json"
+    tree, config = run_tree("fortune", corpus=section(table)), tmp_path / "run.json"
     config.write_text(json.dumps(tree))
     subprocess.run([sys.executable, "-m", "tokenbound", "evaluate", str(config)], check=True, capture_output=True)
     path = Path(tree["how"]["output"]) / "certificate.json"

@@ -5,29 +5,40 @@ from __future__ import annotations
 import json
 from typing import Self
 
-from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from tokenbound.corpus.sources import SOURCES, IdSource, Source, sources_with
+from tokenbound.corpus.sources import SOURCES, FileSource, IdSource, Source, sources_with
 from tokenbound.corpus.sources.fields import (
     EVERYWHERE,
-    ColumnFields,
+    ONLY_WHERE_SET,
     DatasetFields,
     EncodingFields,
+    ExcludeFields,
     Fields,
     LimitFields,
     PartFields,
     PathFields,
+    RowFields,
     SpecialTokenFields,
     StoredIdFields,
+    TableFields,
     TokenizerFields,
 )
 
 
 class _SourceField(Fields):
     source: str
-    """Kind of source: `python-stdlib`, `text`, `jsonl`, `parquet`, `tokens`, `hf`, or one that an installed package
-    provides, which may have keys of its own."""
+    """Kind of source: `python-stdlib`, `text`, `jsonl`, `csv`, `parquet`, `arrow`, `mds`, `tokens`, `megatron`,
+    `datatrove`, `hf`, or one that an installed package provides, which may have keys of its own."""
 
     @field_validator("source")
     @classmethod
@@ -44,7 +55,9 @@ class CorpusConfig(
     SpecialTokenFields,
     PartFields,
     EncodingFields,
-    ColumnFields,
+    TableFields,
+    RowFields,
+    ExcludeFields,
     PathFields,
     _SourceField,
 ):
@@ -112,7 +125,18 @@ class CorpusConfig(
         kind = SOURCES.get(self.source)
         source = kind(self._fields(kind))
         source.max_document_bytes = self.max_document_bytes
+        if isinstance(source, FileSource):
+            source.exclude = self.exclude
         return source
+
+    def is_set(self, key: str) -> bool:
+        """Whether a shared key has another value than its default."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, as_plain_data: SerializerFunctionWrapHandler) -> dict[str, object]:
+        tree: dict[str, object] = as_plain_data(self)
+        return {key: value for key, value in tree.items() if key not in ONLY_WHERE_SET or self.is_set(key)}
 
     def _fields(self, kind: type[Source[Fields]], *, strict_json: bool = False) -> Fields:
         """The keys that a source takes; in a file, a number as text is a mistake and not a spelling."""

@@ -174,6 +174,8 @@ def refuse_binary(file: Named, head: bytes, source: str) -> None:
         cure = "extract it and name the extracted files"
     elif what == "a Parquet file":
         cure = "set `corpus.source: parquet`"
+    elif what == "an Arrow file":
+        cure = "set `corpus.source: arrow`"
     elif what == "a NumPy array":
         cure = "set `corpus.source: tokens` if it holds token ids"
     else:

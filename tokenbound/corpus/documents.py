@@ -64,15 +64,26 @@ def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | s
             file is damaged, or a file holds something else than its source; the message names the file and the line
             or row.
     """
+    return (document for document in read_rows(config, file) if document is not None)
+
+
+def read_rows(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | str | None]:
+    """The same, with None for each row that `missing: skip` leaves out.
+
+    Raises:
+        InputError: as for `read_documents`.
+    """
     source = config.reader()
     if not isinstance(source, TextSource):
         raise InputError(f"source `{config.source}` holds ids, not documents of text")
     return _of_bounded_size(source.documents(file), file, source.max_document_bytes)
 
 
-def _of_bounded_size(documents: Iterator[bytes | str], file: SourceFile, most: int) -> Iterator[bytes | str]:
+def _of_bounded_size(
+    documents: Iterator[bytes | str | None], file: SourceFile, most: int
+) -> Iterator[bytes | str | None]:
     """The same documents; a source that reads a large one whole is not trusted to have looked."""
     for number, document in enumerate(documents, start=1):
-        if len(document) > most:
+        if document is not None and len(document) > most:
             raise InputError(f"corpus file {file.path!r}, document {number}: {too_large(most).removeprefix('holds ')}")
         yield document

@@ -49,6 +49,8 @@ class Skipped:
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    patterns: set[str] = field(default_factory=set)
+    """Patterns of `corpus.exclude` that left something out."""
 
     def add(self, rule: str, name: str) -> None:
         """Count one file or directory."""

@@ -2,14 +2,17 @@
 
 | rule (in `Listing.skipped`)  | what it leaves out                                                                   |
 |------------------------------|--------------------------------------------------------------------------------------|
-| ``hidden``                   | files and directories whose name begins with a dot                                   |
+| ``hidden``                   | files and directories whose name begins with a dot, unless a glob spells the dot     |
+| ``excluded``                 | files and directories that `corpus.exclude` matches, with all that is inside         |
 | ``other suffix``             | files of a directory whose name does not end as the source's files do                |
 | ``link to a listed file``    | symbolic links, inside a directory or glob, to a file that the same entry lists      |
 | ``folder matched by a glob`` | directories that a glob matches while it matches no file inside                      |
+| ``other form of a file``     | of `mds` alone: compressed shards of which the raw form is listed                    |
 | ``not read by datasets``     | files of a local `hf` folder that the `datasets` library takes for no split          |
 | ``broken link``              | of `python-stdlib` alone: links to modules that are not installed                    |
 
-Broken links elsewhere, and whatever is neither a file nor a directory (pipes, sockets, devices), are refused.
+Broken links elsewhere, and whatever is neither a file nor a directory (pipes, sockets, devices), are refused. What
+`paths` names by itself is always read.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
@@ -30,11 +33,16 @@ from tokenbound.store.patterns import glob_regex, split_glob
 from tokenbound.store.remote import file_infos
 
 HIDDEN = "hidden"
+EXCLUDED = "excluded"
 OTHER_SUFFIX = "other suffix"
 LINKED = "link to a listed file"
 FOLDER = "folder matched by a glob"
 NOT_IN_DATASET = "not read by datasets"
 BROKEN = "broken link"
+OTHER_FORM = "other form of a file"
+
+CLOSED = "closed folder"
+"""What a walk calls a directory that it does not look into."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,61 @@ class Found:
     """Whether it is a symbolic link, or lies behind one."""
 
 
+class Closed:
+    """Which names inside a directory or glob are left out, and by which rule; what is inside them is not looked at."""
+
+    def __init__(self, exclude: Sequence[str] = (), *, glob: str = "") -> None:
+        """Decide by the patterns of a config.
+
+        Args:
+            exclude: `corpus.exclude`. A pattern with a slash is compared with the path below the directory or below
+                the fixed part of the glob; one without, with the last part of that path.
+            glob: what of an entry of `paths` follows its fixed part. A name that begins with a dot is not hidden where
+                a part of the glob that begins with one matches it.
+        """
+        self._exclude = {pattern: re.compile(glob_regex(pattern.rstrip("/"))) for pattern in exclude}
+        self._named = [re.compile(glob_regex(part)) for part in glob.split("/") if part.startswith(".")]
+
+    def rule(self, name: str) -> str | None:
+        """The rule by which a path below the place is left out; None where it is not.
+
+        >>> closed = Closed(["drafts", "test/*.txt"])
+        >>> [closed.rule(name) for name in ("a/drafts", "test/b.txt", "a/test/b.txt", "a/.git")]
+        ['excluded', 'excluded', None, 'hidden']
+        """
+        last = posixpath.basename(name)
+        if last.startswith(".") and not any(named.fullmatch(last) for named in self._named):
+            return HIDDEN
+        return EXCLUDED if self.patterns(name) else None
+
+    def patterns(self, name: str) -> list[str]:
+        """The patterns of `corpus.exclude` that match a path below the place."""
+        last = posixpath.basename(name)
+        return [
+            pattern
+            for pattern, expression in self._exclude.items()
+            if expression.fullmatch(name if "/" in pattern.rstrip("/") else last)
+        ]
+
+    def leave_out(self, name: str, skipped: Skipped, mark: str = "") -> bool:
+        """Count a path that is left out, with a mark behind its name; whether it is."""
+        rule = self.rule(name)
+        if rule is None:
+            return False
+        skipped.add(rule, name + mark)
+        if rule == EXCLUDED:
+            skipped.patterns.update(self.patterns(name))
+        return True
+
+
 def files_below(
-    filesystem: FileSystem, path: str, skipped: Skipped, *, belongs: Callable[[str], bool], declared: str
+    filesystem: FileSystem,
+    path: str,
+    skipped: Skipped,
+    *,
+    belongs: Callable[[str], bool],
+    declared: str,
+    exclude: Sequence[str] = (),
 ) -> list[Found]:
     """The files of a directory that belong to a source, sorted by their relative paths.
 
@@ -61,12 +122,13 @@ def files_below(
         skipped: where what is left out is counted.
         belongs: whether a name ends as the source's files do.
         declared: the entry of `corpus.paths`, for messages.
+        exclude: `corpus.exclude`.
 
     Raises:
         InputError: a link is broken, a file is none, or a directory cannot be read.
     """
-    found = []
-    for item in _walk(filesystem, path, declared, skipped, below=lambda name: True, matches=lambda name: True):
+    found, closed = [], Closed(exclude)
+    for item in _walk(filesystem, path, declared, skipped, closed, below=lambda name: True, matches=lambda name: True):
         if belongs(item.name):
             found.append(item)
         else:
@@ -74,7 +136,9 @@ def files_below(
     return _each_once(found, skipped)
 
 
-def files_matching(filesystem: FileSystem, path: str, skipped: Skipped, *, declared: str) -> list[Found]:
+def files_matching(
+    filesystem: FileSystem, path: str, skipped: Skipped, *, declared: str, exclude: Sequence[str] = ()
+) -> list[Found]:
     """The files that a glob names, with their paths below its fixed part, sorted by them.
 
     Raises:
@@ -82,9 +146,9 @@ def files_matching(filesystem: FileSystem, path: str, skipped: Skipped, *, decla
     """
     base, pattern = split_glob(path)
     matches = re.compile(glob_regex(pattern)).fullmatch
-    found, folders = [], list[str]()
-    for item in _walk(filesystem, base, declared, skipped, below=_below(pattern), matches=matches, folders=folders):
-        found.append(item)
+    folders, closed = list[str](), Closed(exclude, glob=pattern)
+    walk = _walk(filesystem, base, declared, skipped, closed, below=_below(pattern), matches=matches, folders=folders)
+    found = [*walk]
     names = [item.name for item in found]
     for folder in sorted(folders):
         if matches(folder) and not any(name.startswith(f"{folder}/") for name in names):
@@ -138,34 +202,34 @@ def _walk(
     base: str,
     declared: str,
     skipped: Skipped,
+    closed: Closed,
     *,
     below: Callable[[str], bool],
     matches: Callable[[str], object],
     folders: list[str] | None = None,
 ) -> Iterator[Found]:
-    """Files below a directory whose relative paths match; hidden ones are counted, special ones refused.
+    """Files below a directory whose relative paths match; those left out are counted, special ones refused.
 
     Args:
         filesystem: where the directory is.
         base: the directory.
         declared: the entry of `corpus.paths`, for messages.
-        skipped: where hidden files and directories are counted.
+        skipped: where files and directories that are left out are counted.
+        closed: which these are.
         below: whether something inside a directory may match.
         matches: whether a file does.
         folders: where the directories that were met are noted.
     """
     walk = _walk_local if is_local(filesystem) else _walk_remote
-    for kind, item in walk(filesystem, base, below):
+    for kind, item in walk(filesystem, base, below, closed):
         if kind == "folder":
             if folders is not None:
                 folders.append(item.name)
-        elif kind == "hidden folder":
+        elif kind == CLOSED:
             if below(item.name) or matches(item.name):
-                skipped.add(HIDDEN, f"{item.name}/")
-        elif not matches(item.name):
+                closed.leave_out(item.name, skipped, "/")
+        elif not matches(item.name) or closed.leave_out(item.name, skipped):
             continue
-        elif posixpath.basename(item.name).startswith("."):
-            skipped.add(HIDDEN, item.name)
         elif kind == "loop":
             skipped.add(LINKED, item.name)
         elif kind == "file":
@@ -174,7 +238,9 @@ def _walk(
             raise InputError(f"corpus path {declared!r}: {item.path!r} is {kind}; restore it, or move it out of there")
 
 
-def _walk_local(filesystem: FileSystem, base: str, below: Callable[[str], bool]) -> Iterator[tuple[str, Found]]:
+def _walk_local(
+    filesystem: FileSystem, base: str, below: Callable[[str], bool], closed: Closed
+) -> Iterator[tuple[str, Found]]:
     """Everything below a local directory, and what it is; names need not be UTF-8."""
 
     def visit(folder: str, prefix: str, above: tuple[str, ...], linked: bool) -> Iterator[tuple[str, Found]]:
@@ -191,8 +257,8 @@ def _walk_local(filesystem: FileSystem, base: str, below: Callable[[str], bool])
             item = Found(name, entry.path, size, behind)
             if kind != "folder":
                 yield kind, item
-            elif entry.name.startswith("."):
-                yield "hidden folder", item
+            elif closed.rule(name):
+                yield CLOSED, item
             elif link and os.path.realpath(entry.path) in above:
                 yield "loop", item
             else:
@@ -217,20 +283,21 @@ def _kind(path: str, link: bool) -> tuple[str, int]:
     return kinds.get(stat.S_IFMT(found.st_mode), "a device"), 0
 
 
-def _walk_remote(filesystem: FileSystem, base: str, below: Callable[[str], bool]) -> Iterator[tuple[str, Found]]:
+def _walk_remote(
+    filesystem: FileSystem, base: str, below: Callable[[str], bool], closed: Closed
+) -> Iterator[tuple[str, Found]]:
     """The same on an object store, where one request lists all that lies below."""
-    hidden: set[str] = set()
+    known: set[str] = set()
     recursive = below("")
     for info in file_infos(filesystem, FileSelector(base, recursive=recursive, allow_not_found=True)):
         name = posixpath.relpath(info.path, base)
         parts = name.split("/")
         folder = info.type == FileType.Directory
-        first = next((index for index, part in enumerate(parts) if part.startswith(".")), None)
-        if first is not None and (folder or first < len(parts) - 1):
-            place = "/".join(parts[: first + 1])
-            if place not in hidden:
-                hidden.add(place)
-                yield "hidden folder", Found(place, info.path, 0)
+        folders = ["/".join(parts[: index + 1]) for index in range(len(parts) if folder else len(parts) - 1)]
+        if place := next(filter(closed.rule, folders), None):
+            if place not in known:
+                known.add(place)
+                yield CLOSED, Found(place, info.path, 0)
         elif folder:
             yield "folder", Found(name, info.path, 0)
         elif info.type == FileType.File:

@@ -6,20 +6,22 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from pyarrow.fs import FileInfo, FileSystem, FileType
 
 from tokenbound.corpus import listing
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, TokenboundError
 from tokenbound.store.filesystem import is_local, resolve
 from tokenbound.store.remote import file_infos
 from tokenbound.store.uri import is_uri, reroot
 
 
-def expand(declared: str, skipped: Skipped, *, source: str, belongs: Callable[[str], bool]) -> list[SourceFile]:
+def expand(
+    declared: str, skipped: Skipped, *, source: str, belongs: Callable[[str], bool], exclude: Sequence[str] = ()
+) -> list[SourceFile]:
     """Files that one entry of `paths` stands for.
 
     Args:
@@ -27,6 +29,7 @@ def expand(declared: str, skipped: Skipped, *, source: str, belongs: Callable[[s
         skipped: where what is left out of a directory or glob is counted.
         source: name of the source, for messages.
         belongs: whether a file in a directory is one of the source's, by its name.
+        exclude: `corpus.exclude`.
 
     Raises:
         InputError: nothing is there, or nothing that the source reads.
@@ -38,9 +41,9 @@ def expand(declared: str, skipped: Skipped, *, source: str, belongs: Callable[[s
     if is_local(filesystem) and (special := listing.special_kind(path)):
         raise InputError(f"corpus path {declared!r} is {special}, not a file; correct `corpus.paths`")
     if info.type == FileType.Directory:
-        found = listing.files_below(filesystem, path, skipped, belongs=belongs, declared=declared)
+        found = listing.files_below(filesystem, path, skipped, belongs=belongs, declared=declared, exclude=exclude)
     elif glob.has_magic(path):
-        found = listing.files_matching(filesystem, path, skipped, declared=declared)
+        found = listing.files_matching(filesystem, path, skipped, declared=declared, exclude=exclude)
         if not found and (cure := _cure(declared)) != _cure(""):
             raise InputError(f"corpus path {declared!r} matches nothing; {cure}")
     else:
@@ -96,9 +99,11 @@ def _resolve_input(declared: str) -> tuple[FileSystem, str]:
 def _file_info(filesystem: FileSystem, path: str) -> FileInfo:
     try:
         return cast(FileInfo, file_infos(filesystem, path))
-    except OSError as error:
+    except TokenboundError:
+        raise
+    except (OSError, ValueError) as error:  # the hub's client calls a place that cannot be one a value
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"cannot look at {path!r}: {reason}") from None
+        raise InputError(f"cannot look at {path!r}: {reason}; correct `corpus.paths`") from None
 
 
 def _source_file(declared: str, filesystem: FileSystem, found: listing.Found) -> SourceFile:

@@ -26,9 +26,9 @@ from pyarrow.fs import FileSystem
 
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.contents import is_void
-from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_documents
+from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_rows
 from tokenbound.corpus.files import Listing, SourceFile
-from tokenbound.corpus.listing import BROKEN, HIDDEN, LINKED
+from tokenbound.corpus.listing import BROKEN, EXCLUDED, HIDDEN, LINKED, OTHER_FORM
 from tokenbound.corpus.parts import DocumentPart
 from tokenbound.corpus.prepared import (
     OPTIONAL_FIELDS,
@@ -99,6 +99,8 @@ class _Batch(NamedTuple):
     """Of each document that begins in it, the bytes of text that its first token spells."""
     replaced: int = 0
     """Documents with a U+FFFD, where bytes may have been replaced."""
+    missing: int = 0
+    """Rows without a text, which are left out."""
 
 
 class _Written(NamedTuple):
@@ -110,6 +112,7 @@ class _Written(NamedTuple):
     first_tokens_bytes: int
     first_token_bytes: int
     replaced_documents: int
+    rows_without_text: int
 
 
 class _Job(NamedTuple):
@@ -174,7 +177,7 @@ def prepare_corpus(
     return PreparedCorpus(root, listing.skipped)
 
 
-EXPECTED = (HIDDEN, LINKED, BROKEN)
+EXPECTED = (HIDDEN, EXCLUDED, LINKED, BROKEN, OTHER_FORM)
 """Rules by which nothing is missed."""
 
 
@@ -385,6 +388,7 @@ def tokenise_part(
         first_tokens_bytes=written.first_tokens_bytes,
         first_token_bytes=written.first_token_bytes,
         replaced_documents=written.replaced_documents,
+        rows_without_text=written.rows_without_text,
     )
 
 
@@ -410,15 +414,21 @@ def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile]
     return _text_batches(tokenizer, rule, texts, sizes)
 
 
-def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[str | bytes]:
-    """The documents of a file that are in the part; under `special_tokens: refuse`, without special tokens."""
+def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[str | bytes | None]:
+    """The documents of a file that are in the part, and None for each row without one.
+
+    Under `special_tokens: refuse`, none of them spells a special token.
+    """
     part = None if config.part is None else DocumentPart.of(config.part)
-    documents = read_documents(config, file)
+    documents = read_rows(config, file)
     if config.special_tokens != "refuse" or not tokenizer.special_texts:
-        yield from documents if part is None else filter(part.holds, documents)
+        yield from (text for text in documents if part is None or text is None or part.holds(text))
         return
     special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_texts, key=len, reverse=True))))
     for number, text in enumerate(documents, start=1):
+        if text is None:
+            yield None
+            continue
         if part is not None and not part.holds(text):
             continue
         found = special.search(text if isinstance(text, str) else text.decode(errors="replace"))
@@ -461,11 +471,16 @@ def _required_id(kind: str, token: int | None, config: CorpusConfig) -> int:
 
 
 def _text_batches(
-    tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes], sizes: Sizes
+    tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes | None], sizes: Sizes
 ) -> Iterator[_Batch]:
     before, after = _as_ids(rule.bos_id, rule), _as_ids(rule.eos_id, rule)
     parse, replace_errors = rule.special_tokens == "parse", rule.errors == "replace"
-    for texts in _grouped(documents, sizes):
+    for rows in _grouped(documents, sizes):
+        texts = [text for text in rows if text is not None]
+        missing = len(rows) - len(texts)
+        if not texts:
+            yield _Batch(np.empty(0, rule.dtype), np.empty(0, np.int64), 0, missing=missing)
+            continue
         encoded = tokenizer.encode_batch(texts, parse_special=parse)
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64) + (len(before) + len(after))
         flat = np.concatenate([piece for ids in encoded for piece in (before, ids, after)])
@@ -480,7 +495,7 @@ def _text_batches(
                 for text, ids in zip(texts, encoded, strict=True)
             ]
         )
-        yield _Batch(flat, np.cumsum(lengths), text_bytes, first, sum(count > 0 for count in replaced))
+        yield _Batch(flat, np.cumsum(lengths), text_bytes, first, sum(count > 0 for count in replaced), missing)
 
 
 def _utf8_bytes(text: str | bytes) -> int:
@@ -491,13 +506,13 @@ def _as_ids(token: int | None, rule: CorpusRule) -> Ids:
     return np.array([] if token is None else [token], dtype=rule.dtype)
 
 
-def _grouped(documents: Iterable[str | bytes], sizes: Sizes) -> Iterator[list[str | bytes]]:
+def _grouped(documents: Iterable[str | bytes | None], sizes: Sizes) -> Iterator[list[str | bytes | None]]:
     """Documents in groups small enough to be tokenised at once."""
-    group: list[str | bytes] = []
+    group: list[str | bytes | None] = []
     size = 0
     for text in documents:
         group.append(text)
-        size += len(text)
+        size += 0 if text is None else len(text)
         if size >= sizes.batch_bytes or len(group) >= sizes.batch_documents:
             yield group
             group, size = [], 0
@@ -509,7 +524,11 @@ def _grouped(documents: Iterable[str | bytes], sizes: Sizes) -> Iterator[list[st
 
 
 def _stored_batches(source: IdSource[Fields], file: SourceFile, rule: CorpusRule, sizes: Sizes) -> Iterator[_Batch]:
-    """Ids of one file, checked against the vocabulary and cut after each `eos_id`."""
+    """Ids of one file, checked against the vocabulary and cut where its index says, or after each `eos_id`."""
+    indexed = source.ends(file)
+    if indexed is not None:
+        yield from _indexed_batches(source, file, rule, sizes, indexed)
+        return
     first = open_end = 0
     for ids in source.ids(file, sizes.block_bytes):
         check_ids(ids, first, file, rule.vocab_size)
@@ -522,6 +541,19 @@ def _stored_batches(source: IdSource[Fields], file: SourceFile, rule: CorpusRule
         yield _Batch(np.empty(0, rule.dtype), np.zeros(1, np.int64), 0)
 
 
+def _indexed_batches(
+    source: IdSource[Fields], file: SourceFile, rule: CorpusRule, sizes: Sizes, ends: npt.NDArray[np.int64]
+) -> Iterator[_Batch]:
+    first = seen = 0
+    for ids in source.ids(file, sizes.block_bytes):
+        check_ids(ids, first, file, rule.vocab_size)
+        until = int(np.searchsorted(ends, first + len(ids), side="right"))
+        yield _Batch(ids.astype(rule.dtype), ends[seen:until] - first, 0)
+        first, seen = first + len(ids), until
+    if seen < len(ends):  # documents without an id in a file without one
+        yield _Batch(np.empty(0, rule.dtype), ends[seen:] - first, 0)
+
+
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
@@ -529,7 +561,7 @@ def _write_ids(batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes
     """Stream ids out."""
     digest = hashlib.sha256()
     ends = [np.zeros(1, dtype=np.int64)]
-    tokens = text_bytes = first_tokens = first_token = replaced = 0
+    tokens = text_bytes = first_tokens = first_token = replaced = missing = 0
     for batch in batches:
         data = batch.ids.astype(dtype.newbyteorder("<"), copy=False).tobytes()
         stream.write(data)
@@ -544,8 +576,9 @@ def _write_ids(batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes
         text_bytes += batch.text_bytes
         first_tokens += sum(batch.first_bytes)
         replaced += batch.replaced
+        missing += batch.missing
     offsets = np.concatenate(ends)
-    return _Written(offsets, text_bytes, digest.hexdigest(), first_tokens, first_token, replaced)
+    return _Written(offsets, text_bytes, digest.hexdigest(), first_tokens, first_token, replaced, missing)
 
 
 def _npy(array: npt.NDArray[np.int64]) -> bytes:

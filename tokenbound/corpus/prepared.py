@@ -57,6 +57,8 @@ class CorpusRule:
     """Id that ends every document: put there, or, in `tokens` sources, found there; null where none is."""
     text_field: str | None = None
     """Column the text comes from, where there are columns."""
+    missing: str | None = None
+    """What became of rows without a text; null where they are refused."""
     stored_dtype: str | None = None
     """Id type of flat token files."""
     encoding: str | None = None
@@ -87,7 +89,7 @@ class CorpusRule:
         return {key: value for key, value in asdict(self).items() if value is not None or key not in OPTIONAL_FIELDS}
 
 
-OPTIONAL_FIELDS = ("encoding", "errors", "special_tokens", "part", "options", "plugin")
+OPTIONAL_FIELDS = ("missing", "encoding", "errors", "special_tokens", "part", "options", "plugin")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class PartRecord:
     """The same of the first token of the part alone, which is never predicted where a stream begins with it."""
     replaced_documents: int = 0
     """Under `errors: replace`, documents with a U+FFFD."""
+    rows_without_text: int = 0
+    """Under `missing: skip`, rows that were left out."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,11 @@ class Manifest:
     def replaced_documents(self) -> int:
         """Under `errors: replace`, documents with a U+FFFD."""
         return sum(part.replaced_documents for segment in self.segments for part in segment.parts)
+
+    @property
+    def rows_without_text(self) -> int:
+        """Under `missing: skip`, rows that were left out."""
+        return sum(part.rows_without_text for segment in self.segments for part in segment.parts)
 
     @property
     def empty_files(self) -> int:

@@ -6,11 +6,12 @@ belongs to it, unless the encoding is `utf-8-sig`, or `utf-16` or `utf-32`, whic
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tokenbound.corpus.contents import (
     BOMS,
@@ -24,6 +25,9 @@ from tokenbound.corpus.contents import (
 )
 from tokenbound.corpus.files import SourceFile
 from tokenbound.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenbound.corpus.sources.fields import EncodingFields
 
 BLOCK_BYTES = 1 << 22
 """How much is read from a file at a time."""
@@ -156,6 +160,38 @@ def decoded(data: bytes, encoding: str, errors: str, file: SourceFile) -> str:
     except UnicodeError as error:
         start = error.start if isinstance(error, UnicodeDecodeError) else len(data)
         raise InputError(f"corpus file {file.path!r} {not_in_encoding(data, encoding, start)}") from None
+
+
+def decoded_lines(file: SourceFile, source: str, fields: EncodingFields, most: int) -> Iterator[str]:
+    """The lines of a file without their newline, and without the byte order mark that may begin it.
+
+    Args:
+        file: to read.
+        source: name of the source, for messages.
+        fields: `corpus.encoding` and `corpus.errors`.
+        most: `corpus.max_document_bytes`; memory is one line of it and one block.
+
+    Raises:
+        InputError: as for `text_blocks`, the content is not in the encoding, or a line is longer.
+    """
+    decoder = codecs.getincrementaldecoder(fields.encoding)(fields.errors)
+    head, blocks = peek(text_blocks(file, source))
+    require_bom(head, fields.encoding, file)
+    pending, begun = "", False
+    try:
+        for block in chain(blocks, [None]):
+            text = decoder.decode(block or b"", final=block is None)
+            if text and not begun:
+                text, begun = text.removeprefix("\ufeff"), True
+            *lines, pending = (pending + text).split("\n")
+            yield from lines
+            if len(pending) > most:
+                raise InputError(f"corpus file {file.path!r} {too_large(most)}")
+    except UnicodeDecodeError as error:
+        reason = not_in_encoding(error.object, fields.encoding, error.start)
+        raise InputError(f"corpus file {file.path!r} {reason}") from None
+    if pending:
+        yield pending
 
 
 def require_bom(head: bytes, encoding: str, file: SourceFile) -> None:

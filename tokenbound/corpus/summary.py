@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.prepared import Manifest
-from tokenbound.corpus.sources.fields import EVERYWHERE, LimitFields, PartFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import EVERYWHERE, ONLY_WHERE_SET, LimitFields, PartFields, SpecialTokenFields
 from tokenbound.corpus.windows import CorpusPlan
 
 FACTS = ("python",)
@@ -58,7 +58,7 @@ def corpus_section(
         "source": config.source,
         **{key: getattr(config, key) for key in source.located_by if not _is_own(key)},
         "paths": list(config.paths),
-        **{key: getattr(config, key) for key in _keys_shown(config)},
+        **{key: _as_stored(getattr(config, key)) for key in _keys_shown(config)},
         **({"options": options} if options else {}),
         "tokenizer": config.tokenizer,
         "files": sum(len(segment.files) for segment in manifest.segments),
@@ -67,6 +67,7 @@ def corpus_section(
         "segments": len(manifest.segments),
         "documents": manifest.documents,
         **({"documents_with_replacements": manifest.replaced_documents} if config.errors == "replace" else {}),
+        **({"rows_without_text": manifest.rows_without_text} if config.missing == "skip" else {}),
         "tokens": manifest.tokens,
         "text_bytes": manifest.text_bytes or None,
         "scored_text_bytes": scored_bytes,
@@ -102,9 +103,12 @@ def _keys_shown(config: CorpusConfig) -> list[str]:
     shown = source.keys() - EVERYWHERE - source.ignored().keys() - hidden
     if config.tokenizer == "bytes":
         shown -= SpecialTokenFields.model_fields.keys()
-    if config.part is None:
-        shown -= PartFields.model_fields.keys()
+    shown -= {key for key in (*ONLY_WHERE_SET, *PartFields.model_fields) if not config.is_set(key)}
     return [key for key in CorpusConfig.model_fields if key in shown]
+
+
+def _as_stored(value: object) -> object:
+    return [*value] if isinstance(value, tuple) else value
 
 
 def _is_own(key: str) -> bool:

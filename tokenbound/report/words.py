@@ -392,9 +392,11 @@ def plugin_sentences(plugins: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 RULE_WORDS = {
     "hidden": "hidden files or folders",
+    "excluded": "files or folders that the config excludes",
     "other suffix": "files with another suffix",
     "link to a listed file": "links to files that are listed anyway",
     "folder matched by a glob": "folders that the glob matched, but no file inside",
+    "other form of a file": "compressed shards of which the raw form was read",
     "not read by datasets": "files that the `datasets` library does not read",
     "broken link": "broken links",
 }
@@ -419,6 +421,8 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
         found.append(f"Left out of the corpus: {', '.join(parts)}.")
     if empty := corpus.get("empty_files"):
         found.append(f"Empty files among those read: {empty:,}.")
+    if corpus.get("missing") == "skip":
+        found.append(f"Rows without a text were left out: {corpus.get('rows_without_text', 0):,}.")
     if corpus.get("encoding", "utf-8") != "utf-8":
         found.append(f"Text was decoded as {corpus['encoding']}.")
     if corpus.get("errors") == "replace":

@@ -73,7 +73,7 @@ def resolve(uri: str) -> tuple[FileSystem, str]:
     try:
         filesystem, path = open_store(uri) if uri.startswith(BUCKETS) else FileSystem.from_uri(uri)
     except (ArrowInvalid, NotImplementedError, OSError, TypeError) as error:
-        raise InputError(f"cannot open {uri!r}: {error}; give a local path or an s3:// or gs:// URI") from None
+        raise InputError(f"cannot open {uri!r}: {error}; give a local path or an s3://, gs:// or hf:// URI") from None
     return filesystem, str(path)
 
 

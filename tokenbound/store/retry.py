@@ -45,6 +45,9 @@ TRANSIENT = re.compile(
 """How Arrow's clients of S3 and GCS name what may pass: overload, the server's own errors, the network, and (DATA_LOSS)
 bytes that came otherwise than their checksum says."""
 
+OFFLINE = "OfflineModeIsEnabled"
+"""The hub's client says so with an error of the network where HF_HUB_OFFLINE is set; it will say so again."""
+
 observers: list[Callable[[str], None]] = []
 """Told the name of the operation at each retry; the engine counts them as a metric."""
 
@@ -55,8 +58,12 @@ def is_transient(error: BaseException) -> bool:
     >>> is_transient(OSError("AWS Error SLOW_DOWN during PutObject operation")), is_transient(FileNotFoundError("key"))
     (True, False)
     """
+    if type(error).__name__ == OFFLINE:
+        return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
+    if any(kind.__name__ == "TransportError" and kind.__module__.startswith("httpx") for kind in type(error).__mro__):
+        return True  # how the hub's client tells of the network, once it has tried a few times itself
     return type(error) is OSError and TRANSIENT.search(str(error)) is not None
 
 

@@ -148,6 +148,7 @@ class CorpusSection(TypedDict):
     source: str
     documents: Count
     paths: NotRequired[list[str]]
+    exclude: NotRequired[list[str]]
     tokenizer: NotRequired[str | None]
     files: NotRequired[Count]
     segments: NotRequired[Positive]
@@ -158,6 +159,10 @@ class CorpusSection(TypedDict):
     empty_files: NotRequired[Positive]
     documents_with_replacements: NotRequired[Count]
     text_field: NotRequired[str]
+    missing: NotRequired[str]
+    delimiter: NotRequired[str | None]
+    quoting: NotRequired[str]
+    rows_without_text: NotRequired[Count]
     encoding: NotRequired[str]
     errors: NotRequired[str]
     special_tokens: NotRequired[str]

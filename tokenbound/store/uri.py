@@ -14,6 +14,8 @@ from tokenbound.errors import InputError
 URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)([^?]*)(.*)", re.DOTALL)
 """Scheme, authority (a bucket), path and options of a URI."""
 _SECRET = re.compile(r"secret|token|passw|signature|credential$|(access|account)_?key", re.IGNORECASE)
+_LITERAL = "hf://"
+"""How URIs begin that are paths as they are: nothing in them is percent-encoded, and no options follow."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs")
 """Schemes whose authority is a bucket, which has no port."""
 
@@ -27,6 +29,11 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def _is_encoded(place: str) -> bool:
+    """Whether names in a place are percent-encoded, and options may follow it."""
+    return is_uri(place) and not place.startswith(_LITERAL)
+
+
 def reroot(uri: str, path: str) -> str:
     """The URI of another path inside the filesystem of a URI, with the same options; a local path is itself.
 
@@ -34,9 +41,13 @@ def reroot(uri: str, path: str) -> str:
     's3://bucket/a%20b?region=eu-west-1'
     >>> reroot("gs://anonymous@bucket/run", "bucket/b")
     'gs://anonymous@bucket/b'
+    >>> reroot("hf://datasets/org/name@main/*.jsonl", "datasets/org/name@main/a b.jsonl")
+    'hf://datasets/org/name@main/a b.jsonl'
     """
     if not is_uri(uri):
         return path
+    if uri.startswith(_LITERAL):
+        return _LITERAL + path
     match = URI.fullmatch(uri)
     assert match is not None
     scheme, authority, _, options = match.groups()
@@ -50,8 +61,8 @@ def join(place: str, *names: str) -> str:
     >>> join("runs/a/", "losses", "0.parquet"), join("s3://bucket/run?scheme=http", "a b.json")
     ('runs/a/losses/0.parquet', 's3://bucket/run/a%20b.json?scheme=http')
     """
-    head, question, options = place.partition("?") if is_uri(place) else (place, "", "")
-    tail = "/".join(quote(name) if is_uri(place) else name for name in names)
+    head, question, options = place.partition("?") if _is_encoded(place) else (place, "", "")
+    tail = "/".join(quote(name) if _is_encoded(place) else name for name in names)
     return f"{head.rstrip('/')}/{tail}{question}{options}"
 
 
@@ -64,11 +75,11 @@ def split(path: str) -> tuple[str, str]:
     Raises:
         InputError: the path names no file.
     """
-    head, question, options = path.partition("?") if is_uri(path) else (path, "", "")
+    head, question, options = path.partition("?") if _is_encoded(path) else (path, "", "")
     folder, _, name = head.rstrip("/").rpartition("/")
     if not name or folder.endswith(":/"):
         raise InputError(f"{path!r} names no file")
-    if is_uri(path):
+    if _is_encoded(path):
         return f"{folder}{question}{options}", unquote(name)
     return folder or ("/" if path.startswith("/") else "."), name
 
@@ -79,7 +90,7 @@ def base_name(path: str) -> str:
     >>> base_name("s3://bucket/models/step-1/?region=eu-west-1"), base_name("a/b.jsonl"), base_name("demo")
     ('step-1', 'b.jsonl', 'demo')
     """
-    head = unquote(path.partition("?")[0]) if is_uri(path) else path
+    head = unquote(path.partition("?")[0]) if _is_encoded(path) else path
     return head.rstrip("/").rpartition("/")[2]
 
 

@@ -5,8 +5,13 @@
 | `python-stdlib` | one ``*.py`` file of this Python's library  | bytes for the tokenizer `bytes`, else text       |
 | `text`          | one file                                    | text in `encoding`, decompressed by its content  |
 | `jsonl`         | one line                                    | text in `encoding`, decompressed by its content  |
-| `parquet`, `hf` | one row                                     | text, or bytes that hold UTF-8                   |
+| `csv`           | one row below the header                    | text in `encoding`, decompressed by its content  |
+| `mds`           | one sample                                  | text, or bytes that hold UTF-8                   |
+| `parquet`,      | one row                                     | text, or bytes that hold UTF-8                   |
+| `arrow`, `hf`   |                                             |                                                  |
 | `tokens`        | the ids up to and including each `eos_id`   | ids                                              |
+| `megatron`,     | what the index beside the ids says          | ids                                              |
+| `datatrove`     |                                             |                                                  |
 
 Adding a source is one file here and one test, five minutes for a simple format:
 
@@ -23,7 +28,7 @@ Config, command line, digests, the prepared corpus and the certificate find it h
 of your own may bring one through an entry point:
 
     [project.entry-points."tokenbound.sources"]
-    csv = "my_package.csv_source:Csv"
+    fortune = "my_package.fortune_source:Fortune"
 
 Configs then name it like a built-in one. Its distribution and version are part of the corpus digest and stand on the
 certificate, among the declarations, because nobody can check what it read without it.
@@ -50,6 +55,6 @@ def sources_with(key: str) -> list[str]:
     """The built-in sources to which a key of `what.corpus` applies.
 
     >>> sources_with("text_field")
-    ['hf', 'jsonl', 'parquet']
+    ['arrow', 'csv', 'hf', 'jsonl', 'mds', 'parquet']
     """
     return [name for name, source in SOURCES.built_in.items() if source.applies(key)]

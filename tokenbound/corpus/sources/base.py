@@ -1,8 +1,8 @@
 """What a source is: the keys of `what.corpus` that it takes, its files, and how one is read.
 
-A source of text takes a file like this one, and one test. It reads each row of a CSV file as a document:
+A source of text takes a file like this one, and one test. It reads each saying of a fortune file as a document:
 
-    import csv
+    import re
     from collections.abc import Iterator
 
     from tokenbound.corpus.files import SourceFile
@@ -12,27 +12,26 @@ A source of text takes a file like this one, and one test. It reads each row of 
     from tokenbound.errors import InputError
 
 
-    class CsvFields(EncodingFields, PathFields):
-        column: str = "text"
-        \"\"\"Name of the column that holds the text.\"\"\"
+    class FortuneFields(EncodingFields, PathFields):
+        separator: str = "%"
+        \"\"\"The line between two sayings.\"\"\"
 
 
-    class Csv(FileSource[CsvFields], TextSource[CsvFields]):
-        name = "csv"
-        takes = CsvFields
-        suffixes = (".csv",)
+    class Fortune(FileSource[FortuneFields], TextSource[FortuneFields]):
+        name = "fortune"
+        takes = FortuneFields
+        suffixes = (".fortune",)
 
         def documents(self, file: SourceFile) -> Iterator[str]:
             content = b"".join(text_blocks(file, self.name))
             text = decoded(content, self.fields.encoding, self.fields.errors, file)
-            for number, row in enumerate(csv.DictReader(text.splitlines(keepends=True)), start=1):
-                value = row.get(self.fields.column)
-                if value is None:
-                    raise InputError(f"{file.path!r}, row {number}: nothing in the column; correct `corpus.column`")
-                yield value
+            sayings = re.split(f"(?m)^{re.escape(self.fields.separator)}$", text)
+            if len(sayings) == 1:
+                raise InputError(f"{file.path!r}: no line {self.fields.separator!r}; correct `corpus.separator`")
+            yield from (saying.strip() for saying in sayings)
 
-A run then says `corpus: {source: csv, paths: [train.csv], column: body, tokenizer: bytes, ...}`; a key that `CsvFields`
-does not have is refused. What follows from the fields needs nothing else:
+A run then says `corpus: {source: fortune, paths: [wit.fortune], separator: "%%", tokenizer: bytes, ...}`; a key that
+`FortuneFields` does not have is refused. What follows from the fields needs nothing else:
 
 * every field that is not in `located_by` is part of the rule by which ids are made, hence of the corpus digest;
 * every field is on the certificate, and in the name under which the prepared corpus is kept;
@@ -46,6 +45,7 @@ out silently. Imports of pyarrow and heavier packages stand inside functions: co
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -53,13 +53,23 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from tokenbound.corpus.contents import compressor_of, without_compression
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, LimitFields, PartFields, PathFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import (
+    EVERYWHERE,
+    ExcludeFields,
+    Fields,
+    LimitFields,
+    PartFields,
+    PathFields,
+    SpecialTokenFields,
+)
 from tokenbound.corpus.streams import peek, stored_blocks
 from tokenbound.limits import MAX_DOCUMENT_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Fields)
 P = TypeVar("P", bound=PathFields)
@@ -164,10 +174,10 @@ class TextSource(Source[F]):
         return super().keys().union(*(kind.model_fields for kind in shared))
 
     @abstractmethod
-    def documents(self, file: SourceFile) -> Iterator[bytes | str]:
+    def documents(self, file: SourceFile) -> Iterator[bytes | str | None]:
         """The documents of one file, in order, one at a time.
 
-        Bytes are for the tokenizer `bytes` alone.
+        Bytes are for the tokenizer `bytes` alone. None stands for a row that `missing: skip` leaves out; it is counted.
 
         Raises:
             InputError: the content cannot be read; the message names the file and the line or row.
@@ -201,6 +211,14 @@ class IdSource(Source[F]):
             InputError: the file holds something else.
         """
 
+    def ends(self, file: SourceFile) -> npt.NDArray[np.int64] | None:
+        """Where an index says that the documents of a file end, counted in ids and ascending; None without one.
+
+        Raises:
+            InputError: the index is damaged.
+        """
+        return None
+
 
 class FileSource(Source[P]):
     """A source whose documents lie in files that `paths` names.
@@ -208,9 +226,16 @@ class FileSource(Source[P]):
     Attributes:
         suffixes: what a directory contributes, in upper or lower case and behind it the suffix of a compressor; empty:
             every file.
+        exclude: globs of what is left out; `corpus.exclude`.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def keys(cls) -> frozenset[str]:
+        """All keys of `what.corpus` that apply."""
+        return super().keys() | ExcludeFields.model_fields.keys()
 
     @property
     def is_splittable(self) -> bool:
@@ -235,6 +260,11 @@ class FileSource(Source[P]):
         """The files of each entry of `paths`; inside a directory or glob by their relative paths (by code point)."""
         from tokenbound.corpus.places import expand, refuse_repeats  # pyarrow, which a config does without
 
-        expanded = (expand(path, skipped, source=self.name, belongs=self.belongs) for path in self.fields.paths)
+        expanded = (
+            expand(path, skipped, source=self.name, belongs=self.belongs, exclude=self.exclude)
+            for path in self.fields.paths
+        )
         found = refuse_repeats([file for files in expanded for file in files])
+        if unused := sorted({*self.exclude} - skipped.patterns):
+            logger.warning("corpus.exclude: %r matches nothing in the places of corpus.paths", unused[0])
         return [replace(file, splittable=True) for file in found] if self.is_splittable else found

@@ -20,8 +20,9 @@ class PathFields(Fields):
     """Where the files are."""
 
     paths: tuple[str, ...] = ()
-    """Files, directories or globs, in the order given; a file that two entries name is refused. For `hf`: the data
-    files of `name`."""
+    """Files, directories or globs, in the order given: local, `s3://`, `gs://`, or of a repository on the Hugging Face
+    hub, such as `hf://datasets/org/name@revision/data/*.parquet`. A file that two entries name is refused. For `hf`:
+    the data files of `name`."""
 
     @field_validator("paths")
     @classmethod
@@ -32,20 +33,46 @@ class PathFields(Fields):
         return paths
 
 
+class ExcludeFields(Fields):
+    """Which files are left out; applies to every source whose files `paths` names."""
+
+    exclude: tuple[str, ...] = ()
+    """Globs of files and folders to leave out of the directories and globs in `paths`, such as `drafts` or
+    `2024/*.jsonl`. One with a slash is compared with the path below the directory or glob, one without with every name
+    in it. The certificate counts what was left out."""
+
+    @field_validator("exclude")
+    @classmethod
+    def _below_a_place(cls, exclude: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in exclude:
+            if not pattern.strip("/") or pattern.startswith(("/", "./", "../", "~")) or "://" in pattern:
+                raise ValueError(f"{pattern!r} is not a path below an entry of `paths`; write `drafts` or `2024/*.txt`")
+        return exclude
+
+
 class ColumnFields(Fields):
     """Which column holds the text."""
 
     text_field: str = "text"
-    """Name of the text column of `jsonl`, `parquet` and `hf` sources."""
+    """Name of the field or column that holds the text of a row; `a.b` is the field `b` inside `a`. A list of texts is
+    one document, its items on lines of their own."""
+
+
+class RowFields(ColumnFields):
+    """Which field of a row is its text, and what becomes of rows without one."""
+
+    missing: Literal["refuse", "skip"] = "refuse"
+    """Rows whose `text_field` is null or absent. `refuse`: the corpus is refused. `skip`: they are left out, and the
+    certificate says how many."""
 
 
 class EncodingFields(Fields):
     """How bytes become text."""
 
     encoding: str = "utf-8"
-    """Encoding of `text` and `jsonl` files, and of `python-stdlib` under a Hugging Face tokenizer: a text codec of
-    Python, such as `latin-1`, `cp1252` or `utf-16`. `utf-8` keeps a byte order mark that begins a `text` file as part
-    of the document; `utf-8-sig` removes it."""
+    """Encoding of `text`, `jsonl` and `csv` files, and of `python-stdlib` under a Hugging Face tokenizer: a text codec
+    of Python, such as `latin-1`, `cp1252` or `utf-16`. `utf-8` keeps a byte order mark that begins a `text` file as
+    part of the document; `utf-8-sig` removes it."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are invalid in `encoding`. `strict`: the file is refused. `replace`: each becomes U+FFFD, and the
     certificate says in how many documents."""
@@ -59,6 +86,23 @@ class EncodingFields(Fields):
             return codecs.lookup(encoding).name
         except (LookupError, UnicodeError, ValueError):
             raise ValueError(f"{encoding!r} is not a text encoding of Python; give one such as `latin-1`") from None
+
+
+class TableFields(Fields):
+    """How the cells of a table of text are separated."""
+
+    delimiter: str | None = None
+    """Character between the cells of `csv` files. Null: a tab in files named `.tsv` or `.tab`, else a comma."""
+    quoting: Literal["double", "none"] = "double"
+    """Of `csv` files. `double`: a cell in double quotes may hold delimiters, line ends and doubled quotes. `none`:
+    quotes are text like any other."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0'):
+            raise ValueError(f"{delimiter!r} must be one character, and no quote or line end; such as ';'")
+        return delimiter
 
 
 class SpecialTokenFields(Fields):
@@ -97,8 +141,8 @@ class LimitFields(Fields):
     """How much is taken; applies to every source of text, and changes no id of a corpus that it lets pass."""
 
     max_document_bytes: int = Field(default=MAX_DOCUMENT_BYTES, ge=1)
-    """Bytes of the largest document, for `jsonl` of the longest line; a corpus with a larger one is refused. A small
-    compressed file can hold a document that fills the memory."""
+    """Bytes of the largest document, for `jsonl` of the longest line, for `csv` characters of the longest row; a corpus
+    with a larger one is refused. A small compressed file can hold a document that fills the memory."""
 
 
 class TokenizerFields(Fields):
@@ -115,15 +159,25 @@ class TokenizerFields(Fields):
     """Put the end-of-document id after every document."""
 
 
-class StoredIdFields(Fields):
+class VocabFields(Fields):
     """Of sources that hold ids: which ids there are."""
 
+    vocab_size: int | None = Field(default=None, ge=2)
+    """For `tokens`, `megatron` and `datatrove`: how many ids the tokenizer that made them can emit (V_tok)."""
+
+
+class WidthFields(Fields):
+    """How ids are stored in files that do not say so."""
+
     dtype: Literal["uint16", "uint32"] | None = None
-    """Id type of flat `.bin` token files."""
+    """Id type of flat `.bin` token files, and of `.ds` files whose metadata do not name it."""
+
+
+class StoredIdFields(WidthFields, VocabFields):
+    """Of flat files of ids: which ids there are, how they are stored, and where documents end."""
+
     eos_id: int | None = Field(default=None, ge=0)
     """End-of-document id inside `tokens` files; documents end after it. Null: each file is one document."""
-    vocab_size: int | None = Field(default=None, ge=2)
-    """For `tokens`: how many ids the tokenizer that made them can emit (V_tok)."""
 
 
 class DatasetFields(Fields):
@@ -142,6 +196,11 @@ class DatasetFields(Fields):
 EVERYWHERE = frozenset({*PathFields.model_fields, *TokenizerFields.model_fields})
 """Keys that every source may be given. Names and digests of the files, the tokenizer's digest and its ids are in the
 corpus digest instead of them."""
+
+
+ONLY_WHERE_SET = frozenset({*ExcludeFields.model_fields, *TableFields.model_fields, "missing"})
+"""Keys that later versions added: at their default they are in no stored config, digest or certificate, which all stay
+what they were before."""
 
 
 def is_utf8(text: str) -> bool:

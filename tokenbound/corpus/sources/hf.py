@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenbound.corpus.columns import column_texts, require_column
 from tokenbound.corpus.files import Skipped, SourceFile
+from tokenbound.corpus.row_text import RowText
 from tokenbound.corpus.sources.base import TextSource
-from tokenbound.corpus.sources.fields import ColumnFields, DatasetFields, PathFields
-from tokenbound.corpus.sources.parquet import column_texts, require_column
+from tokenbound.corpus.sources.fields import DatasetFields, PathFields, RowFields
 from tokenbound.corpus.streams import one_line
 from tokenbound.errors import InputError
 
@@ -30,7 +31,7 @@ LENGTH_BYTES = 8
 """Size of the length before each text in the digest of dataset rows."""
 
 
-class HfFields(DatasetFields, ColumnFields, PathFields):
+class HfFields(DatasetFields, RowFields, PathFields):
     """Keys of `hf`."""
 
 
@@ -59,18 +60,19 @@ class Hf(TextSource[HfFields]):
             skipped.add(listing.NOT_IN_DATASET, name)
         return row_ranges(len(self._rows()), self.fields.split, str(self.fields.name))
 
-    def documents(self, file: SourceFile) -> Iterator[str]:
+    def documents(self, file: SourceFile) -> Iterator[str | None]:
         """The texts of a range of rows."""
         start, stop = _range_of(file)
-        rows, field = self._rows(), self.fields.text_field
+        rows, text = self._rows(), RowText(self.fields.text_field, self.fields.missing)
+        step = require_column(text.field, rows.column_names, f"dataset {self.fields.name!r}")
         for begin in range(start, stop, 1024):
-            values = rows[begin : min(begin + 1024, stop)][field]
-            yield from column_texts(values, field, file.path, begin)
+            values = rows[begin : min(begin + 1024, stop)][step.key]
+            yield from column_texts(values, text, step.rest, file.path, begin)
 
     def digest(self, file: SourceFile) -> SourceFile:
         """The range with the size of its texts, and a digest that covers each with its length before it."""
         digest, size = hashlib.sha256(), 0
-        for text in self.documents(file):
+        for text in (text for text in self.documents(file) if text is not None):
             data = text.encode()
             digest.update(len(data).to_bytes(LENGTH_BYTES, "big") + data)
             size += len(data)
@@ -137,8 +139,7 @@ def _load_dataset(
             f"dataset {name!r}, split {split!r}, cannot be loaded: {one_line(error.__cause__ or error)}; correct "
             "`corpus.name`, `subset`, `split`, `revision` or `paths`"
         ) from None
-    require_column(field, rows.column_names, f"dataset {name!r}")
-    return rows.select_columns([field])
+    return rows.select_columns([require_column(field, rows.column_names, f"dataset {name!r}").key])
 
 
 def _require_applied(name: str, subset: str | None, revision: str | None, paths: tuple[str, ...]) -> None:

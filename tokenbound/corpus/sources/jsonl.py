@@ -1,27 +1,27 @@
 """`jsonl`: each line is a JSON object, whose field `text_field` is one document; blank lines are none.
 
-Files are in `encoding`, decompressed by their content. A byte order mark that begins a line is skipped.
+Files are in `encoding`, decompressed by their content. A byte order mark that begins a line is skipped. What a row's
+text is, and what becomes of a row without one, is said in `tokenbound.corpus.row_text`.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import cast
 
 from tokenbound.corpus.contents import not_in_encoding, refuse_binary, refuse_pointer, wide_encoding
 from tokenbound.corpus.files import SourceFile
+from tokenbound.corpus.row_text import RowText, first_step
 from tokenbound.corpus.sources.base import FileSource, TextSource
-from tokenbound.corpus.sources.fields import ColumnFields, EncodingFields, PathFields
+from tokenbound.corpus.sources.fields import EncodingFields, PathFields, RowFields
 from tokenbound.corpus.streams import (
     BLOCK_BYTES,
+    decoded_lines,
     one_line,
     open_anywhere,
     open_source,
     peek,
-    require_bom,
     text_blocks,
     too_large,
 )
@@ -33,7 +33,7 @@ BYTE_LINES = ("utf-8", "utf-8-sig")
 """Encodings in which the byte 10 is always the end of a line; other text is decoded before it is cut."""
 
 
-class JsonlFields(EncodingFields, ColumnFields, PathFields):
+class JsonlFields(EncodingFields, RowFields, PathFields):
     """Keys of `jsonl`."""
 
 
@@ -49,12 +49,12 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         """Whether lines can be told apart without decoding what is before them."""
         return self.fields.encoding in BYTE_LINES
 
-    def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
+    def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str | None]:
         """The text of each line; of a span, of the lines that start in it, read in blocks of a size."""
         lines: Iterator[bytes] | Iterator[str]
         first = 0
         if not self.is_splittable:
-            lines = _decoded_lines(self.fields, file, self.max_document_bytes)
+            lines = decoded_lines(file, self.name, self.fields, self.max_document_bytes)
         elif file.span:
             first, lines = _span_lines(file, block_bytes, self.max_document_bytes)
         else:
@@ -66,25 +66,6 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
                 except InputError as error:
                     place = number + 1 + (_count_lines(file, first) if first else 0)
                     raise InputError(f"{file.path!r}, line {place}: {error}") from None
-
-
-def _decoded_lines(fields: JsonlFields, file: SourceFile, most: int) -> Iterator[str]:
-    """Lines of a file in another encoding, without their newline."""
-    decoder = codecs.getincrementaldecoder(fields.encoding)(fields.errors)
-    head, blocks = peek(text_blocks(file, SOURCE))
-    require_bom(head, fields.encoding, file)
-    pending = ""
-    try:
-        for block in chain(blocks, [None]):
-            *lines, pending = (pending + decoder.decode(block or b"", final=block is None)).split("\n")
-            yield from lines
-            if len(pending) > most:
-                raise InputError(f"corpus file {file.path!r} {too_large(most)}")
-    except UnicodeDecodeError as error:
-        reason = not_in_encoding(error.object, fields.encoding, error.start)
-        raise InputError(f"corpus file {file.path!r} {reason}") from None
-    if pending:
-        yield pending
 
 
 def _lines(blocks: Iterable[bytes], file: SourceFile, most: int) -> Iterator[bytes]:
@@ -136,7 +117,7 @@ def _count_lines(file: SourceFile, stop: int) -> int:
         return stream.read(stop).count(b"\n")
 
 
-def _line_text(line: bytes | str, fields: JsonlFields) -> str:
+def _line_text(line: bytes | str, fields: JsonlFields) -> str | None:
     try:
         text = line.decode("utf-8-sig", fields.errors) if isinstance(line, bytes) else line.removeprefix("\ufeff")
         row = json.loads(text)
@@ -151,27 +132,35 @@ def _line_text(line: bytes | str, fields: JsonlFields) -> str:
         raise InputError(f"not readable JSON: {one_line(error)}; correct the line") from None
     if not isinstance(row, dict):
         raise InputError(f"a JSON {type(row).__name__}, not an object; write one object per line")
-    name = fields.text_field
-    if text.count(json.dumps(name, ensure_ascii=False)) > 1 and _times(text, name) > 1:
-        raise InputError(f"field {name!r} is there more than once; keep one")
-    return _checked_text(row.get(name), name, row)
+    _refuse_repeats(text, row, fields.text_field)
+    found = RowText(fields.text_field, fields.missing).of(row)
+    return None if found is None else _without_lone_surrogates(found)
 
 
-def _times(text: str, name: str) -> int:
-    """How often the outermost object of a line has a key; Python's parser would take the last and say nothing."""
-    outermost = json.loads(text, object_pairs_hook=lambda pairs: pairs)
-    return sum(key == name for key, _ in outermost)
+class _Pairs(list[tuple[str, object]]):
+    """The keys and values of a JSON object as they are written."""
 
 
-def _checked_text(value: object, field: str, columns: Iterable[str]) -> str:
-    if isinstance(value, str):
-        return _without_lone_surrogates(value)
-    if field not in columns:
-        names = ", ".join(sorted(columns)) or "none"
-        raise InputError(f"no field {field!r} (there are: {names}); set `corpus.text_field`")
-    raise InputError(
-        f"field {field!r} must be a string, got {type(value).__name__}; set `corpus.text_field` or fix the row"
-    )
+def _refuse_repeats(text: str, row: dict[str, object], path: str) -> None:
+    """Refuse a line that has the field twice: Python's parser would take the last and say nothing.
+
+    Args:
+        text: the line.
+        row: what the parser made of it.
+        path: of the field.
+
+    Raises:
+        InputError: one of the objects on the way has its key more than once.
+    """
+    step = first_step(row, path)
+    if step is None or (not step.rest and text.count(json.dumps(step.key, ensure_ascii=False)) < 2):
+        return
+    written: object = json.loads(text, object_pairs_hook=_Pairs)
+    while isinstance(written, _Pairs) and (step := first_step([key for key, _ in written], path)):
+        found = [value for key, value in written if key == step.key]
+        if len(found) > 1:
+            raise InputError(f"field {step.key!r} is there more than once; keep one")
+        written, path = found[0], step.rest
 
 
 def _without_lone_surrogates(text: str) -> str:

@@ -58,7 +58,7 @@ STANDARD_ERRORS = 4.0
 CONFIDENCE = 0.95
 """With which forged windows would have been found, where `Rescored` says how many."""
 
-UNCOMPARED_CORPUS_KEYS = frozenset({"paths", "python", "skipped"})
+UNCOMPARED_CORPUS_KEYS = frozenset({"paths", "exclude", "python", "skipped"})
 """What may differ on another machine although the corpus is the same: where its files are, the build of the Python
 whose library it is, and files in the same folders that are no part of it. Digests decide about the contents."""
 
