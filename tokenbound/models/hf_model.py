@@ -25,6 +25,7 @@ from tokenbound.models.quantized.schemes import (
 )
 from tokenbound.models.smoothing_head import SMOOTHING
 from tokenbound.models.sources import TensorSource
+from tokenbound.models.special_floats import untag_floats
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -312,7 +313,7 @@ def _make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     with _quiet_transformers():
         try:
             plain = {key: value for key, value in architecture.items() if key not in _OURS}
-            return config_class.from_dict(_without_outputs(plain))
+            return config_class.from_dict(untag_floats(_without_outputs(plain)))
         except Exception as error:  # transformers validates configs with error types of its own
             raise InputError(
                 f"the {model_type} config is not valid: {_one_line(error)}; correct config.json"
@@ -330,9 +331,16 @@ def _causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
         raise InputError(f"{kind} is not a causal language model; {cure}")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise InputError(f"{kind} is an encoder-only model and sees the tokens it predicts; {cure}")
-    if getattr(config.get_text_config(), "use_bidirectional_attention", False):
+    # Gemma 4 says `vision` where only the parts of an image see each other.
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) not in (None, False, "vision"):
         raise InputError(f"this {kind} attends in both directions and sees the tokens it predicts; {cure}")
     return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def _config_for(causal_class: type[PreTrainedModel], config: PretrainedConfig) -> PretrainedConfig:
+    """What a class is built from: of a model of text and images that is registered with its text model, that part."""
+    is_part = config.sub_configs.get("text_config") is causal_class.config_class
+    return config.get_text_config() if is_part else config
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:
