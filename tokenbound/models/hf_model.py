@@ -225,6 +225,7 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
     with _quiet_transformers():
         try:
             causal_class = _causal_class(config)
+            config = _config_for(causal_class, config)
             layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
             if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
                 raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
@@ -290,7 +291,7 @@ _CHANGED = {"pruned_heads": "prune the weights themselves (`model.prune_heads` a
 
 def _without_outputs(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_outputs(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        key: _without_outputs(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
         if key not in _OUTPUTS
     }
