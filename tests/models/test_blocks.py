@@ -48,6 +48,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8, **_COMMON},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, **_COMMON},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, **_COMMON},
+    "phi3": {  # two passes through the layers for each batch
+        "original_max_position_embeddings": 16,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.0, 2.0, 8.0, 32.0],
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+        "pad_token_id": 0,
+        **_COMMON,
+    },
 }
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -16,16 +17,20 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    Mamba2Config,
     MixtralConfig,
     T5Config,
     ViTConfig,
 )
 
+from tokenbound.compression.artifact import decode_artifact, encode_artifact
+from tokenbound.config.compress import LosslessSettings
 from tokenbound.errors import InputError
 from tokenbound.models.build import build_model
 from tokenbound.models.checkpoint import check_checkpoint, clean_architecture, other_weights, read_checkpoint
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.replica import Replica
+from tokenbound.store.strict_json import parse_json
 
 SMALL = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -525,6 +530,42 @@ def test_cleaning_reaches_nested_configs_and_copies():
     assert cleaned == {"model_type": "x", "text_config": {"width": [1]}}
     cleaned["text_config"]["width"].append(2)
     assert given["text_config"]["width"] == [1]
+
+
+@pytest.mark.parametrize("spelling", ["as transformers writes it", "as a bare word"])
+@torch.inference_mode()
+def test_infinity_in_a_config_survives_an_artifact(spelling, tmp_path):
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        vocab_size=61, hidden_size=16, num_hidden_layers=1, num_heads=4, head_dim=8, state_size=4, n_groups=2
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    tree = json.loads(path.read_text())
+    assert tree["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    if spelling == "as a bare word":
+        path.write_text(json.dumps({**tree, "time_step_limit": [0.0, math.inf], "low": -math.inf, "no": math.nan}))
+    checkpoint = read_checkpoint(tmp_path)
+    data = encode_artifact(checkpoint.architecture, checkpoint.tensors, LosslessSettings())
+    stored = decode_artifact(data)
+    assert stored.architecture == parse_json(json.dumps(checkpoint.architecture, allow_nan=False).encode())
+    again = build_model(stored.architecture, stored.tensors, dtype=torch.float32, device="cpu")
+    assert tuple(again.config.time_step_limit) == (0.0, math.inf)
+    if spelling == "as a bare word":
+        assert again.config.low == -math.inf
+        assert math.isnan(again.config.no)
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_an_unknown_tag_of_a_number_is_refused(tmp_path):
+    config = Mamba2Config(
+        vocab_size=61, hidden_size=16, num_hidden_layers=1, num_heads=4, head_dim=8, state_size=4, n_groups=2
+    )
+    tree = clean_architecture(config.to_dict()) | {"time_step_limit": [0.0, {"__float__": "1e999"}]}
+    with pytest.raises(InputError, match=r"the mamba2 config is not valid: .*time_step_limit"):
+        blank_model(tree)
 
 
 def test_tokenizer_directory(saved, tmp_path):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from architectures_support import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +23,8 @@ from transformers import (
 
 from tokenbound.errors import InputError
 from tokenbound.models.chunks import chunk_shape, chunked_statistics, logits_statistics, require_compiler
-from tokenbound.models.head import Head, find_head, token_statistics
+from tokenbound.models.forward import last_hidden_state, own_logits
+from tokenbound.models.head import Head, body_and_projection, find_head, token_statistics
 
 CPU = torch.device("cpu")
 
@@ -256,6 +258,11 @@ CONFIGS = {
     "falcon_h1": FalconH1Config(
         **SMALL, **HEADS, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, lm_head_multiplier=0.04
     ),
+    "a body that the class misnames": tiny_config("llama4_text"),
+    "a scale before the matrix": tiny_config("minicpm3", dim_model_base=8),
+    "a layer before the matrix": tiny_config("modernbert-decoder"),
+    "a soft-cap under another name": tiny_config("xlstm", output_logit_soft_cap=3.0),
+    "rows that are cut off": tiny_config("inkling_text", vocab_size=110, unpadded_vocab_size=97),
 }
 
 
@@ -275,9 +282,11 @@ def test_known_heads_reproduce_the_models_own_logits(name):
     head = find_head(model)
     assert head is not None
     ids = torch.randint(0, 97, (3, 20), generator=torch.Generator().manual_seed(0))
-    hidden = model.base_model(input_ids=ids, use_cache=False)[0].flatten(0, 1)
+    body, _ = body_and_projection(model)
+    hidden = last_hidden_state(body, ids).flatten(0, 1)
     targets = ids.roll(-1, 1).flatten()
-    oracle = model.double()(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+    oracle = own_logits(model, ids).flatten(0, 1)
+    assert head.vocab_size == 97
     statistics = head.statistics(hidden, targets)
     nll, entropy, _ = full_softmax(oracle, targets)
     torch.testing.assert_close(statistics.nll.double(), nll, atol=1e-5, rtol=0)

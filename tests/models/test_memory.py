@@ -10,8 +10,8 @@ import torch
 
 from tokenbound.config.family import FAMILY
 from tokenbound.errors import InputError
+from tokenbound.models.forward import last_hidden_state
 from tokenbound.models.fusion import fuse_activations
-from tokenbound.models.head import last_hidden_state
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.memory import LiveBytes, random_model, replica_memory
 

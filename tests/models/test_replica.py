@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
 
 from tokenbound.errors import InputError, ReplicaOutOfMemory
+from tokenbound.models.forward import is_out_of_memory
 from tokenbound.models.head import Head
-from tokenbound.models.replica import Replica, is_out_of_memory, unscorable
+from tokenbound.models.probe import probe_causality
+from tokenbound.models.replica import Replica, unscorable
 
 SMALL = {"vocab_size": 83, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -269,8 +271,9 @@ def test_real_cpu_exhaustion_is_recognised():
     assert is_out_of_memory(caught.value)
 
 
-def test_other_errors_keep_their_name():
+def test_other_errors_of_a_model_that_has_run_keep_their_name():
     replica = make_replica()
+    replica.score(*windows())
 
     def fail(*args, **kwargs):
         raise RuntimeError("a device fault")
@@ -279,6 +282,41 @@ def test_other_errors_keep_their_name():
     with pytest.raises(RuntimeError, match="a device fault") as caught:
         replica.score(*windows())
     assert not isinstance(caught.value, ReplicaOutOfMemory)
+
+
+def test_an_architecture_that_fails_is_named_in_one_line():
+    model = make_model()
+
+    def fail(*args, **kwargs):
+        raise ValueError("no cache of\nthis kind")
+
+    model.forward = model.model.forward = fail
+    with pytest.raises(InputError, match=r"^the llama architecture .*: ValueError: no cache of this kind; correct"):
+        Replica(model, batch=BATCH, length=LENGTH)
+
+
+def test_an_architecture_that_fails_at_the_planned_shape_is_named_too():
+    replica = make_replica()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("The size of tensor a (24) must match the size of tensor b (16)")
+
+    replica.model.model.forward = fail
+    with pytest.raises(InputError, match=r"the llama architecture cannot be run .*tensor a"):
+        replica.score(*windows())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal access"), OSError("the disk"), MemoryError()])
+def test_machines_are_not_taken_for_architectures(error):
+    replica = make_replica()
+
+    def fail(*args, **kwargs):
+        raise error
+
+    replica.model.model.forward = fail
+    with pytest.raises(type(error) if not isinstance(error, MemoryError) else ReplicaOutOfMemory) as caught:
+        replica.score(*windows())
+    assert not isinstance(caught.value, InputError)
 
 
 def test_from_artifact_scores_like_the_checkpoint(tmp_path):
@@ -337,3 +375,86 @@ def test_cuda_agrees_with_the_cpu(dtype, compile):
     np.testing.assert_allclose(statistics.nll[mask], expected.nll[mask], atol=tolerance, rtol=0)
     np.testing.assert_allclose(statistics.entropy[mask], expected.entropy[mask], atol=tolerance, rtol=0)
     assert same(statistics, replica.score(inputs, targets, mask))
+
+
+# --- Rotary factors that depend on the length ----------------------------------------------------------------------
+
+ORIGINAL = 16
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.0, 1.0, 1.0],
+    "long_factor": [1.0, 2.0, 8.0, 32.0],
+    "factor": 4.0,
+    "original_max_position_embeddings": ORIGINAL,
+}
+
+
+def longrope_model():
+    torch.manual_seed(0)
+    config = Phi3Config(
+        **SMALL,
+        **HEADS,
+        pad_token_id=0,
+        max_position_embeddings=64,
+        original_max_position_embeddings=ORIGINAL,
+        rope_parameters=LONGROPE,
+        initializer_range=0.3,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@torch.inference_mode()
+def alone(model, inputs, targets):
+    """Nats of the last prediction of some ids, by the model that sees them alone."""
+    logits = model(input_ids=torch.from_numpy(inputs)[None], use_cache=False).logits[0, -1].double()
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(int(targets[-1]))).item()
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_rotary_factors_are_those_of_what_precedes_a_token(has_head):
+    model = longrope_model()
+    if not has_head:
+        model.lm_head = nn.Sequential(model.lm_head)
+    replica = Replica(model, batch=BATCH, length=LENGTH)
+    assert (replica.head is not None) == has_head
+    inputs, targets, mask = windows()
+    found = replica.score(inputs, targets, mask).nll
+    for row, position in zip(*np.nonzero(mask), strict=True):
+        seen = slice(0, position + 1)
+        assert found[row, position] == pytest.approx(alone(model, inputs[row, seen], targets[row, seen]), abs=1e-5)
+
+
+def test_rotary_factors_do_not_leak_where_a_window_ends():
+    replica = Replica(longrope_model(), batch=BATCH, length=LENGTH)
+    probe_causality(replica)
+    inputs, targets, _ = windows()
+    everything = np.ones(inputs.shape, bool)
+    short = np.arange(LENGTH) < np.array([[3], [ORIGINAL], [ORIGINAL + 1], [LENGTH]])
+    whole, cut = replica.score(inputs, targets, everything), replica.score(inputs, targets, short)
+    assert whole.nll[short].tobytes() == cut.nll[short].tobytes()
+
+
+def test_windows_within_the_original_context_are_one_pass():
+    model = longrope_model()
+    calls = []
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for length, passes in ((ORIGINAL, 1), (ORIGINAL + 1, 2)):
+        replica = Replica(model, batch=1, length=length)
+        calls.clear()
+        ids = np.full((1, length), 5)
+        replica.score(ids, ids, np.ones((1, length), bool))
+        assert len(calls) == passes
+
+
+def test_dynamic_factors_do_not_move_within_the_positions():
+    parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, **HEADS, max_position_embeddings=LENGTH, rope_parameters=parameters)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    replica = Replica(model, batch=BATCH, length=LENGTH)
+    inputs, targets, mask = windows()
+    found = replica.score(inputs, targets, mask).nll
+    for row, position in zip(*np.nonzero(mask), strict=True):
+        seen = slice(0, position + 1)
+        assert found[row, position] == pytest.approx(alone(model, inputs[row, seen], targets[row, seen]), abs=1e-5)

@@ -6,7 +6,6 @@ be one that the installed transformers knows.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -35,6 +34,7 @@ from tokenbound.models.quantized.schemes import (
     scheme_of,
 )
 from tokenbound.models.safetensors_file import DTYPES
+from tokenbound.models.special_floats import tag_floats
 from tokenbound.store.copies import local_copy
 
 logger = logging.getLogger(__name__)
@@ -327,12 +327,14 @@ def _refuse_adapter(directory: Path) -> None:
 def clean_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a Hugging Face config that defines the model, nested configs included; a quantization stays whole.
 
+    The result is strict JSON data: infinities and NaN are tagged.
+
     Example:
         >>> clean_architecture({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}, "torch_dtype": "float16"})
         {'model_type': 'llama'}
     """
     return {
-        key: clean_architecture(value) if isinstance(value, Mapping) and key not in _KEPT else copy.deepcopy(value)
+        key: clean_architecture(value) if isinstance(value, Mapping) and key not in _KEPT else tag_floats(value)
         for key, value in config.items()
         if key not in _NOT_ARCHITECTURE
     }

@@ -5,16 +5,16 @@ Shape legend: N tokens, d hidden width, V vocabulary (logits width), C tokens of
 
 from __future__ import annotations
 
-import inspect
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from tokenbound.bounds.decisions import DecisionTree
 from tokenbound.models.chunks import Rows, TokenStatistics, chunk_shape, chunked_statistics, logits_statistics
+from tokenbound.models.forward import last_hidden_state, own_logits
 from tokenbound.models.quantized.deployed import is_quantized
 
 if TYPE_CHECKING:
@@ -76,7 +76,12 @@ class Head:
     """A linear head with an optional bias, scale and soft-cap, ready to be applied to many batches."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, softcap: float | None = None, scale: float = 1.0
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        softcap: float | None = None,
+        scale: float = 1.0,
+        first: nn.Module | None = None,
     ) -> None:
         """Keep the head's tensors; on a CPU a half-precision matrix is widened to float32 once.
 
@@ -85,12 +90,14 @@ class Head:
             bias: [V] or None.
             softcap: bound of tanh soft-capping, None for none.
             scale: factor on the logits, before soft-capping.
+            first: what hidden states [C, d] go through before the matrix, None for nothing.
         """
         self.native_product = weight.device.type != "cpu" and weight.dtype != torch.float32
         self.weight = weight.detach() if self.native_product else weight.detach().float()
         self.bias = None if bias is None else bias.detach().float()
         self.softcap = softcap
         self.scale = scale
+        self.first = first
 
     @property
     def vocab_size(self) -> int:
@@ -102,7 +109,7 @@ class Head:
         """Float32 logits [C, V] of hidden states [C, d], written into `out` where given."""
         if out is None:
             out = torch.empty(hidden.shape[0], self.vocab_size, dtype=torch.float32, device=hidden.device)
-        self._product(hidden, out)
+        self._product(hidden if self.first is None else self.first(hidden), out)
         if self.softcap is not None:
             return out.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
         return out if self.scale == 1.0 else out.mul_(self.scale)
@@ -182,38 +189,32 @@ def _say_rounded_once(device_type: str) -> None:
     logger.warning("%s cannot write a half-precision product as float32; logits are rounded once more", device_type)
 
 
-def forward_options(module: nn.Module) -> dict[str, Any]:
-    """Keyword arguments of every forward pass: no key/value cache, where the model knows the word."""
-    parameters = inspect.signature(module.forward).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {"use_cache": False} if takes_any or "use_cache" in parameters else {}
-
-
-def last_hidden_state(body: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Hidden states [B, L, d] of token ids [B, L]: causal attention only, positions from 0, no padding mask.
-
-    Padding stands to the right of a window, where a causal model cannot see it; `probe_causality` checks it.
-    """
-    output = body(input_ids=ids, **forward_options(body))
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
-    return hidden
-
-
 def body_and_projection(model: PreTrainedModel) -> tuple[nn.Module, nn.Linear] | None:
     """The part of a causal LM that ends in hidden states, and its output matrix; None if it is not of that form."""
-    body, projection = getattr(model, "base_model", model), model.get_output_embeddings()
-    if body is model or not isinstance(projection, nn.Linear) or is_quantized(projection):
+    body, projection = _body(model), model.get_output_embeddings()
+    if body is None or not isinstance(projection, nn.Linear) or is_quantized(projection):
         return None
     return body, projection
+
+
+def _body(model: PreTrainedModel) -> nn.Module | None:
+    """The body, by the prefix that its class declares; where that names no part, the one part that is a model."""
+    from transformers import PreTrainedModel
+
+    body: nn.Module = getattr(model, "base_model", model)
+    if body is not model:
+        return body
+    models = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    return models[0] if len(models) == 1 else None
 
 
 @torch.inference_mode()
 def find_head(model: PreTrainedModel) -> Head | None:
     """Recognise how a transformers causal LM turns hidden states into logits, and check it against the model.
 
-    The hypothesis (output matrix, bias, the scale and soft-cap that the config names) is compared with the model's
-    own logits on fixed ids. Hidden states are also amplified on their way into the model's own output matrix, so
-    that logits of size 1, 30 and 300 are compared: a soft-cap cannot hide behind small logits.
+    The hypothesis (output matrix, bias, what stands before the matrix, the scale and soft-cap that the config names) is
+    compared with the model's own logits on fixed ids. Hidden states are also amplified on their way into the model's
+    own output matrix, so that logits of size 1, 30 and 300 are compared: a soft-cap cannot hide behind small logits.
 
     Args:
         model: a causal LM of transformers, in eval mode.
@@ -231,13 +232,44 @@ def find_head(model: PreTrainedModel) -> Head | None:
     except (TypeError, AttributeError, ValueError) as error:
         logger.info("head not recognised: %s", error)
         return None
-    if seen is None or seen.shape != hidden.shape or not torch.equal(seen, hidden):
+    if seen is None:
         return None
-    hidden = hidden.to(projection.weight.device)  # of a model that is spread over GPUs
+    first = None
+    if not _is_multiple(seen, hidden):
+        first = _step_between(model, hidden, seen)
+        if first is None:
+            return None
+    states = hidden if first is None else seen
+    states = states.to(projection.weight.device)  # of a model that is spread over GPUs
+    width = own_logits(model, ids).shape[-1]  # rows beyond it are padding that the model cuts off
+    weight, bias = projection.weight[:width], None if projection.bias is None else projection.bias[:width]
     for softcap, scale in _hypotheses(model.config.get_text_config()):
-        head = Head(projection.weight, projection.bias, softcap, scale)
-        if _reproduces(model, head, projection, ids, hidden):
-            return head
+        head = Head(weight, bias, softcap, scale)
+        if _reproduces(model, head, projection, ids, states):
+            return Head(weight, bias, softcap, scale, first)
+    return None
+
+
+def _is_multiple(seen: torch.Tensor, hidden: torch.Tensor) -> bool:
+    """Whether one tensor is the other times a number, up to rounding: that number is among the scales tried later."""
+    if seen.shape != hidden.shape:
+        return False
+    if torch.equal(seen, hidden):
+        return True
+    wide, wanted = hidden.double(), seen.to(hidden.device).double()
+    factor = (wide * wanted).sum() / (wide * wide).sum()
+    tolerance = 4 * torch.finfo(seen.dtype).eps * wanted.abs().max()
+    return bool(((factor * wide - wanted).abs() <= tolerance).all())
+
+
+def _step_between(model: PreTrainedModel, hidden: torch.Tensor, seen: torch.Tensor) -> nn.Module | None:
+    """The part of a model that makes of the body's hidden states what goes into the output matrix; None without one."""
+    for part in model.children():
+        try:
+            if torch.equal(part(hidden), seen):
+                return part
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a part for something else
+            continue
     return None
 
 
@@ -262,7 +294,7 @@ def _hypotheses(config: PretrainedConfig) -> list[tuple[float | None, float]]:
     softcap = next(
         (
             value
-            for name in ("final_logit_softcapping", "logits_soft_cap")
+            for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
             if (value := getattr(config, name, None)) is not None
         ),
         None,
@@ -270,7 +302,8 @@ def _hypotheses(config: PretrainedConfig) -> list[tuple[float | None, float]]:
     scale = 1.0
     for name in ("logit_scale", "lm_head_multiplier"):
         scale *= _number(getattr(config, name, None))
-    scale /= _number(getattr(config, "logits_scaling", None))
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        scale /= _number(getattr(config, name, None))
     named = (float(softcap) if softcap else None, scale)
     return [named] if named == (None, 1.0) else [named, (None, 1.0)]
 
@@ -284,7 +317,7 @@ def _projection_input(model: PreTrainedModel, projection: nn.Linear, ids: torch.
     seen: list[torch.Tensor] = []
     handle = projection.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
     try:
-        model(input_ids=ids, **forward_options(model))
+        own_logits(model, ids)
     finally:
         handle.remove()
     return seen[0] if len(seen) == 1 else None
@@ -306,8 +339,7 @@ def _reproduces(
 def _amplified_logits(model: PreTrainedModel, projection: nn.Linear, ids: torch.Tensor, gain: float) -> torch.Tensor:
     handle = projection.register_forward_pre_hook(lambda _, arguments: (arguments[0] * gain, *arguments[1:]))
     try:
-        logits: torch.Tensor = model(input_ids=ids, **forward_options(model)).logits[0]
-        return logits
+        return own_logits(model, ids)[0]
     finally:
         handle.remove()
 

@@ -25,6 +25,7 @@ from tokenbound.models.quantized.schemes import (
 )
 from tokenbound.models.smoothing_head import SMOOTHING
 from tokenbound.models.sources import TensorSource
+from tokenbound.models.special_floats import untag_floats
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -224,6 +225,7 @@ def blank_model(architecture: Mapping[str, Any], num_tensors: int | None = None)
     with _quiet_transformers():
         try:
             causal_class = _causal_class(config)
+            config = _config_for(causal_class, config)
             layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
             if num_tensors is not None and isinstance(layers, int) and layers > num_tensors:
                 raise InputError(f"the architecture has {layers} layers but only {num_tensors} tensors; fetch it again")
@@ -289,7 +291,7 @@ _CHANGED = {"pruned_heads": "prune the weights themselves (`model.prune_heads` a
 
 def _without_outputs(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_outputs(value) if isinstance(value, Mapping) else copy.deepcopy(value)
+        key: _without_outputs(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
         if key not in _OUTPUTS
     }
@@ -312,7 +314,7 @@ def _make_config(architecture: Mapping[str, Any]) -> PretrainedConfig:
     with _quiet_transformers():
         try:
             plain = {key: value for key, value in architecture.items() if key not in _OURS}
-            return config_class.from_dict(_without_outputs(plain))
+            return config_class.from_dict(untag_floats(_without_outputs(plain)))
         except Exception as error:  # transformers validates configs with error types of its own
             raise InputError(
                 f"the {model_type} config is not valid: {_one_line(error)}; correct config.json"
@@ -330,9 +332,16 @@ def _causal_class(config: PretrainedConfig) -> type[PreTrainedModel]:
         raise InputError(f"{kind} is not a causal language model; {cure}")
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise InputError(f"{kind} is an encoder-only model and sees the tokens it predicts; {cure}")
-    if getattr(config.get_text_config(), "use_bidirectional_attention", False):
+    # Gemma 4 says `vision` where only the parts of an image see each other.
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) not in (None, False, "vision"):
         raise InputError(f"this {kind} attends in both directions and sees the tokens it predicts; {cure}")
     return cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def _config_for(causal_class: type[PreTrainedModel], config: PretrainedConfig) -> PretrainedConfig:
+    """What a class is built from: of a model of text and images that is registered with its text model, that part."""
+    is_part = config.sub_configs.get("text_config") is causal_class.config_class
+    return config.get_text_config() if is_part else config
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:

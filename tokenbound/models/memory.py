@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from tokenbound.models.chunks import OWN_LOGITS_BYTES, chunk_shape
+from tokenbound.models.forward import last_hidden_state, own_logits
 from tokenbound.models.fusion import fuse_activations
-from tokenbound.models.head import body_and_projection, last_hidden_state
+from tokenbound.models.head import body_and_projection
 from tokenbound.models.hf_model import blank_model
 from tokenbound.models.structured.ngram_lm import MarkovModel
 from tokenbound.models.structured.registry import attach_decoded, family_of
@@ -91,7 +92,7 @@ def replica_memory(
         parts = body_and_projection(model)
         ids = torch.zeros(batch, length, dtype=torch.int64)
         with torch.inference_mode(), LiveBytes() as live:
-            output = model(input_ids=ids).logits if parts is None else last_hidden_state(parts[0], ids)
+            output = own_logits(model, ids) if parts is None else last_hidden_state(parts[0], ids)
         vocab_size = output.shape[-1] if parts is None else parts[1].weight.shape[0]
     if parts is not None and device == "cpu" and dtype != torch.float32:
         weights += 4 * parts[1].weight.numel()

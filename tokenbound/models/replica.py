@@ -9,7 +9,7 @@ then a loss would depend on where a document ends or on which windows happened t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -33,15 +33,16 @@ from tokenbound.models.chunks import (
     require_compiler,
 )
 from tokenbound.models.decisions import ChunkMasses, tree_tensors
-from tokenbound.models.fusion import fuse_activations, fuse_norms
-from tokenbound.models.head import (
-    Head,
-    body_and_projection,
-    find_head,
-    forward_options,
+from tokenbound.models.forward import (
+    failures_named,
+    in_segments,
+    is_out_of_memory,
     last_hidden_state,
-    max_positions,
+    own_logits,
+    rope_switches,
 )
+from tokenbound.models.fusion import fuse_activations, fuse_norms
+from tokenbound.models.head import Head, body_and_projection, find_head, max_positions
 from tokenbound.models.sources import TensorSource
 from tokenbound.models.spread import is_spread
 from tokenbound.models.weights import Weights, decode_weights
@@ -95,7 +96,8 @@ class Replica:
             chain: brings the weights of the model's layers, where they are not in memory.
 
         Raises:
-            InputError: a window is longer than the model's positions, or there is no compiler to compile with.
+            InputError: a window is longer than the model's positions, its architecture's code fails, or there is no
+                compiler to compile with.
             ReplicaOutOfMemory: the model does not fit.
         """
         _refuse_long_windows(model.config, length)
@@ -104,13 +106,15 @@ class Replica:
             require_compiler(self.device)
         self.batch, self.length, self.chunk_tokens = batch, length, chunk_tokens
         self.own_logits_bytes, self.chain = own_logits_bytes, chain
+        self.switches, self._has_run = rope_switches(model.config), False
         with _out_of_memory_named(f"a model of {_parameters(model):,} parameters on {self.device}"):
             self.model = model.eval()
             if not is_spread(model) and chain is None:
                 cast(torch.nn.Module, model).to(self.device)
             fuse_activations(self.model)
             fuse_norms(self.model)
-            self.head = head or self._find_head()
+            with failures_named(self.model):
+                self.head = head or self._find_head()
         if self.head is None and self.model.get_output_embeddings() is not None:
             logger.warning(
                 "%s: head not recognised, using the model's own logits (slower, more memory)", type(model).__name__
@@ -444,7 +448,7 @@ class Replica:
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         parts = body_and_projection(self.model)
         assert parts is not None, "a head is recognised only on a body with a projection"
-        return last_hidden_state(parts[0], ids)
+        return self._run(partial(last_hidden_state, parts[0]), ids)
 
     @torch.inference_mode()
     def _score(
@@ -481,8 +485,14 @@ class Replica:
 
     def _own_logits(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(input_ids=ids, **forward_options(self.model)).logits
-            return logits
+            return self._run(partial(own_logits, self.model), ids)
+
+    def _run(self, part: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        """What the model, or its body, makes of token ids [B, L]."""
+        with nullcontext() if self._has_run else failures_named(self.model):
+            states = in_segments(part, ids, self.switches)
+        self._has_run = ids.shape[1] == self.length
+        return states
 
     def _rows_of_own_logits(self) -> int:
         """Windows per pass where the model makes its own logits: a divisor of B, so that every pass has one shape."""
@@ -534,11 +544,3 @@ def _out_of_memory_named(what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ReplicaOutOfMemory(f"out of memory for {what}; use a smaller windows.batch") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on an accelerator or on the CPU (a plain RuntimeError there)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
