@@ -505,7 +505,7 @@ def test_a_budget_leaves_a_sample_less_slack():
     claim = replace(CLAIM, num_tokens=32 * len(cells))
     plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128, num_decisions=cells.size)
     table = DecisionTable.of_cells(cells[:40], 32 * 40)
-    tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 12.0, 32, 32.0))
+    tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 12.0, True, 32, 32.0))
     assert tuning.budget < 1000
     line = certify_bits(tuning, window_sums(tuning, cells[:600]), claim, plan)
     free = replace(tuning, budget=BUDGET_GRID[-1])

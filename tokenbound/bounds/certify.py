@@ -66,8 +66,9 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
         raise MismatchError("a what-if for a larger corpus is made from a full run")
     if sums.num_tokens == 0:
         raise MismatchError("no token was scored")
+    budgets = sampling is not None and sampling.has_budgets and _leaves_windows(sampling)
     for tuning in tunings:
-        limited = token_bound(tuning.method).has_budget and _leaves_windows(sampling) and tuning.unavailable is None
+        limited = budgets and token_bound(tuning.method).has_budget and tuning.unavailable is None
         require_budget(tuning.method, tuning.budget, has_budget=limited)
 
 

@@ -230,6 +230,8 @@ class SamplingPlan:
     """Decisions of all windows together; needed by `bits`."""
     controls: ControlVariates | None = None
     """What is known of every window before any is drawn; null: nothing is taken from the windows' sums."""
+    has_budgets: bool = True
+    """Whether windows have a budget, in the lines that know one; samples of earlier versions have none."""
     unexplained: float = 1.0
     """Share of the standard deviation of a window's loss that the control variates leave in the pilot. It guides the
     choice of grid points alone."""

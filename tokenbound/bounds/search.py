@@ -35,13 +35,10 @@ class SlackModel:
     """Of a window's sum: what the windows left undrawn and the control variates leave of it."""
     spread_bits: float = 0.0
     """Of a window's sum: all of it."""
+    has_budgets: bool = False
+    """Whether windows have a budget."""
     max_unit_tokens: int = 1
     mean_unit_tokens: float = 1.0
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether any window is left undrawn, as far as is known."""
-        return self.draws > 0
 
     @classmethod
     def of(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None) -> SlackModel:
@@ -59,6 +56,7 @@ class SlackModel:
             sampling.target_draws,
             deviation / LN2 * math.sqrt(max(left, 0.0)) * sampling.unexplained,
             deviation / LN2,
+            sampling.has_budgets,
             sampling.max_unit_tokens,
             claim.num_tokens / sampling.num_units,
         )
@@ -69,7 +67,8 @@ class SlackModel:
         if sampling is None or sampling.num_units <= sampling.pilot_units:
             return cls()
         tokens = claim.num_tokens / sampling.num_units
-        return cls(sampling.log_inverse_delta(claim), sampling.target_draws, 0.0, 0.0, sampling.max_unit_tokens, tokens)
+        level, draws = sampling.log_inverse_delta(claim), sampling.target_draws
+        return cls(level, draws, max_unit_tokens=sampling.max_unit_tokens, mean_unit_tokens=tokens)
 
     def bits(self, highest: float, mean: float) -> float:
         """Slack in bits per token of values up to ``highest`` with the given mean."""

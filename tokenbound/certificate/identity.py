@@ -177,6 +177,10 @@ class Sampled(Protocol):
     def has_controls(self) -> bool:
         """Whether control variates are used."""
 
+    @property
+    def has_budgets(self) -> bool:
+        """Whether windows have a budget, in the bounds that know one."""
+
 
 class Claimed(Protocol):
     """What a config claims, and what a certificate says that it claimed."""
@@ -224,11 +228,16 @@ def claim_identity(
 
 
 def _sampling(drawn: Sampled | None) -> dict[str, Any]:
-    """What of a sample is claimed: the ordinal of its draw, and the control variates; absent where there is none."""
+    """What of a sample is claimed: the ordinal of its draw, control variates, budgets; absent where there are none."""
     if drawn is None:
         return {}
+    return {**({} if drawn.evaluation is None else {"evaluation": drawn.evaluation}), **_sampling_methods(drawn)}
+
+
+def _sampling_methods(drawn: Sampled) -> dict[str, Any]:
+    """How the sampling error is kept small; what was certified before there was such a thing does not name it."""
     controls = {"control_variates": NGRAM_FEATURES} if drawn.has_controls else {}
-    return {**({} if drawn.evaluation is None else {"evaluation": drawn.evaluation}), **controls}
+    return {**controls, **({"window_budgets": True} if drawn.has_budgets else {})}
 
 
 def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Configuration:
@@ -260,8 +269,7 @@ def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Con
     if what.sample.is_full and not holdout:
         return Configuration((fingerprint({"claim": claim}),), fingerprint(group), words={"claim": claim})
     evaluation = None if what.sample.is_full else what.sample.evaluation
-    controls = {"control_variates": NGRAM_FEATURES} if what.sample.has_controls else {}
-    drawn = {"claim": claim, "evaluation": evaluation, **controls}
+    drawn = {"claim": claim, "evaluation": evaluation, **_sampling_methods(what.sample)}
     keys = tuple(fingerprint({**drawn, "draw": fingerprint(identity)}) for identity in identities)
     words = {**drawn, "scoring_fingerprint": fingerprint(last), **{name: last[name] for name in SAID if name in last}}
     return Configuration(keys, fingerprint(group), evaluation, words)

@@ -71,11 +71,18 @@ class SamplingRecord(BaseModel):
     evaluation: Positive | None = None
     control_variates: ControlVariatesRecord | None = None
     """Null where the sampling error was computed on the windows' sums as they are."""
+    window_budgets: bool = False
+    """Whether windows have a budget, behind which they are predicted uniformly; false in older certificates."""
 
     @property
     def has_controls(self) -> bool:
         """Whether control variates are used."""
         return self.control_variates is not None
+
+    @property
+    def has_budgets(self) -> bool:
+        """`window_budgets`, by the name that it has in a config."""
+        return self.window_budgets
 
 
 class SelectionRecord(BaseModel):
@@ -296,6 +303,7 @@ class CertificateRecord(BaseModel):
             evaluation=record.evaluation,
             max_unit_decisions=self.corpus.get("max_window_decisions"),
             num_decisions=self.corpus.get("num_decisions"),
+            has_budgets=record.window_budgets,
         )
 
     def ledger(self, uri: str) -> RunLedger:

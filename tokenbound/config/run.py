@@ -186,6 +186,11 @@ class SampleConfig(_Section):
         """Whether control variates are used."""
         return not self.is_full and self.control_variates != "none"
 
+    @property
+    def has_budgets(self) -> bool:
+        """Whether windows have a budget, in the bounds that know one."""
+        return not self.is_full
+
 
 class BoundConfig(_Section):
     """The claim: fixed before anything is scored."""

@@ -124,6 +124,7 @@ class ClaimIdentitySection(TypedDict, total=False):
     declarations: DeclarationsSection
     evaluation: Positive
     control_variates: ShortText
+    window_budgets: Literal[True]
 
 
 class CodeSplitSection(TypedDict):

@@ -60,7 +60,7 @@ class Freedman(TokenBound):
 
     def choose(self, evidence: Evidence, claim: Claim, slack: SlackModel, top_k: int | None) -> Tuning:
         """The smoothing, forecast and stake at which the bound is smallest, sampling slack included."""
-        search = FreedmanSearch(Cells.of(evidence, claim), claim, slack, has_budget=slack.is_sampled)
+        search = FreedmanSearch(Cells.of(evidence, claim), claim, slack, has_budget=slack.has_budgets)
         best = search.best()
         return replace(self.tuning(best, claim), budget=search.budget(best))
 

@@ -452,6 +452,7 @@ def _sampling_record(prepared: Prepared, count: int | None) -> SamplingRecord | 
         until_slack_bits=sample.until_slack_bits,
         evaluation=sample.evaluation,
         control_variates=_controls_record(prepared),
+        window_budgets=sample.has_budgets,
     )
 
 
