@@ -58,7 +58,7 @@ def test_cells_come_back_as_they_were_written(tmp_path, suffix, pack, kind, deli
     assert find_corpus(setting).skipped == {"other suffix": 1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), max_size=8),
     st.sampled_from([",", ";", "\t", "|"]),
