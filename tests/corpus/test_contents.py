@@ -10,12 +10,13 @@ import lzma
 import re
 import tarfile
 import zipfile
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from store_support import Fault, faulty
 
 from tokenbound.config.run import CorpusConfig
 from tokenbound.corpus import contents
@@ -23,7 +24,8 @@ from tokenbound.corpus.documents import digest_file, find_files, read_documents
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.prepare import cache_name, corpus_rule, partition_files, prepare_corpus
 from tokenbound.corpus.sources import sources_with
-from tokenbound.errors import InputError
+from tokenbound.errors import IncompleteError, InputError
+from tokenbound.store.filesystem import resolve, write_bytes
 
 TEXT = "déjà vu, d\u00e9j\u00e0 lu\n"
 
@@ -310,6 +312,27 @@ def test_keys_that_a_tokenizer_cannot_apply_are_refused():
 def test_a_resolved_config_is_valid_again(source):
     resolved = setting(source)
     assert CorpusConfig.model_validate(resolved.model_dump(mode="json")) == resolved
+
+
+@pytest.mark.parametrize(("source", "lucky"), [("jsonl", 1), ("mds", 0)])
+def test_a_store_that_fails_is_no_damaged_file(s3_store, monkeypatch, source, lucky):
+    """Whoever runs the command again may be lucky; whoever restores the file is not."""
+    monkeypatch.setenv("TOKENBOUND_STORE_ATTEMPTS", "1")
+    name = f"bucket/unlucky/a.{source}"
+    index = b'{"shards": [{"format": "mds", "raw_data": {"basename": "a.mds"}}]}'
+    for place, data in ((name, content("jsonl") * 150_000), ("bucket/unlucky/index.json", index)):
+        write_bytes(*resolve(s3_store.place(place)), data)
+
+    reads = count()
+
+    def no_content(number: int, method: str, path: str) -> Fault:
+        return "503" if method == "GET" and path.startswith(f"/{name}") and next(reads) >= lucky else None
+
+    with faulty(s3_store, no_content) as (failing, _):
+        setting = config(source, failing.place(name))
+        [file] = find_files(setting)
+        with pytest.raises(IncompleteError, match="the store failed 1 times"):
+            list(read_documents(setting, file))
 
 
 # --- columns ---------------------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ def texts(setting: CorpusConfig) -> list[bytes | str]:
     return [text for file in find_files(setting) for text in read_documents(setting, file)]
 
 
-def table(values: list[str], *, delimiter: str = ",", end: str = "\r\n") -> str:
+def table(values: list[str], *, delimiter: str = ",", end: str = "\r\n", quoting: int = csv.QUOTE_MINIMAL) -> str:
     stream = io.StringIO()
-    writer = csv.writer(stream, delimiter=delimiter, lineterminator=end)
+    writer = csv.writer(stream, delimiter=delimiter, lineterminator=end, quoting=quoting)
     writer.writerows([["id", "text", "n"], *([index, value, "x"] for index, value in enumerate(values))])
     return stream.getvalue()
 
@@ -58,7 +58,7 @@ def test_cells_come_back_as_they_were_written(tmp_path, suffix, pack, kind, deli
     assert find_corpus(setting).skipped == {"other suffix": 1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), max_size=8),
     st.sampled_from([",", ";", "\t", "|"]),
@@ -66,7 +66,8 @@ def test_cells_come_back_as_they_were_written(tmp_path, suffix, pack, kind, deli
 )
 def test_every_text_survives(tmp_path_factory, values, delimiter, end):
     path = tmp_path_factory.mktemp("csv") / "a.csv"
-    path.write_bytes(table(values, delimiter=delimiter, end=end).encode())
+    # Left to itself, Python's writer does not quote carriage returns before newlines, and nobody can read them.
+    path.write_bytes(table(values, delimiter=delimiter, end=end, quoting=csv.QUOTE_ALL).encode())
     assert texts(config(path, delimiter=delimiter)) == values
 
 
@@ -117,7 +118,8 @@ def test_quotes_are_text_where_the_config_says_so(tmp_path):
         ("id,body\n1,a\n", r"no column 'text' \(there are: body, id\); set `corpus.text_field`"),
         ("text,text\na,b\n", r"2 columns are named 'text'"),
         ("id;text\n1;a\n", r"its header is one cell, 'id;text'; set `corpus.delimiter: ';'`"),
-        ("text\ra\rb", r"line 1: not a row of a table .*new-line"),
+        ("text\ra\rb", r"line 1: not a row of a table .*new-line.*; quote cells that hold line ends"),
+        ("text\na\rb\n", r"line 2: not a row of a table .*new-line.*; quote cells that hold line ends"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, content, message):

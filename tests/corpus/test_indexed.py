@@ -74,7 +74,7 @@ def test_a_document_of_megatron_is_its_sequences(tmp_path):
     assert read(config("megatron", tmp_path), tmp_path / "out") == documents
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 299), max_size=9), min_size=1, max_size=9).filter(any),
     st.integers(0, 3),

@@ -87,7 +87,7 @@ def test_samples_come_back_as_they_were_written(tmp_path, suffix, pack):
     assert texts(config(tmp_path / f"shard.00002.mds{suffix}")) == ["last"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=9))
 def test_every_text_survives(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("mds")

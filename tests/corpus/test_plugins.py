@@ -102,6 +102,22 @@ def test_the_rule_of_a_source_never_changes(keys: dict[str, Any], digest: str) -
     assert corpus_rule(CorpusConfig(**{**given, **keys})).digest[:12] == digest
 
 
+OLD_KEYS = (
+    "add_bos add_eos dtype encoding eos_id errors max_document_bytes name part paths revision source special_tokens "
+    "split subset text_field tokenizer tokenizer_is vocab_size"
+)
+"""Keys that configs had when the first identities of sweeps and trainings were made from them."""
+
+
+def test_later_keys_are_in_no_stored_config_that_does_not_set_them() -> None:
+    """Identities of sweeps and trainings, and names of prepared corpora, are made from what is stored."""
+    given = {"source": "jsonl", "paths": ("s3://bucket/x",), "tokenizer": "bytes", "tokenizer_is": "given"}
+    config = CorpusConfig(**given, add_bos=False, add_eos=False)
+    assert sorted(config.model_dump(mode="json")) == OLD_KEYS.split()
+    assert cache_name(config) == "3e77579540be433f40b924d27ba57880"
+    assert config.model_copy(update={"missing": "skip"}).model_dump()["missing"] == "skip"
+
+
 def test_a_source_that_is_not_there_is_answered_with_those_that_are() -> None:
     with pytest.raises(ValueError, match="there is no corpus source 'jsonlines'; choose one of arrow, csv, "):
         CorpusConfig(source="jsonlines", paths=("x",), tokenizer="bytes", tokenizer_is="given", add_bos=0, add_eos=1)

@@ -58,6 +58,8 @@ class RowText:
         >>> RowText("a.b").of({"a": {"b": ["one", "two"]}})
         'one\ntwo'
         """
+        if isinstance(value := row.get(self.field), str):
+            return value  # nearly every row
         step = first_step(row, self.field)
         if step is None:
             names = ", ".join(sorted(row)) or "none"

@@ -24,7 +24,7 @@ from tokenbound.corpus.contents import (
     refuse_pointer,
 )
 from tokenbound.corpus.files import SourceFile
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, TokenboundError
 
 if TYPE_CHECKING:
     from tokenbound.corpus.sources.fields import EncodingFields
@@ -108,7 +108,7 @@ def text_blocks(file: SourceFile, source: str) -> Iterator[bytes]:
             )
         refuse_binary(file, head, source)
         yield from content
-    except InputError:
+    except TokenboundError:  # the store may have failed too
         raise
     except ValueError as error:
         raise InputError(f"corpus file {file.path!r} is damaged: {one_line(error)}; restore or remove it") from None

@@ -93,9 +93,12 @@ def _rows(lines: _Lines, file: SourceFile, delimiter: str, quoting: str) -> Iter
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
+        # A lone carriage return: some tools take it for the end of a line, others write it into cells as it is.
+        cure = "quote cells that hold line ends, and end lines with a newline"
+        if "new-line" not in str(error):
+            cure = "double the quotes inside quoted cells, or set `corpus.quoting: none` where quotes are text"
         raise InputError(
-            f"{file.path!r}, line {reader.line_num}: not a row of a table ({one_line(error)}); double the quotes "
-            "inside quoted cells, or set `corpus.quoting: none` where quotes are text"
+            f"{file.path!r}, line {reader.line_num}: not a row of a table ({one_line(error)}); {cure}"
         ) from None
 
 

@@ -52,7 +52,7 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
     def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str | None]:
         """The text of each line; of a span, of the lines that start in it, read in blocks of a size."""
         lines: Iterator[bytes] | Iterator[str]
-        first = 0
+        first, text = 0, RowText(self.fields.text_field, self.fields.missing)
         if not self.is_splittable:
             lines = decoded_lines(file, self.name, self.fields, self.max_document_bytes)
         elif file.span:
@@ -62,7 +62,7 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         for number, line in enumerate(cast(Iterator[bytes | str], lines)):
             if line.strip():
                 try:
-                    yield _line_text(line, self.fields)
+                    yield _line_text(line, self.fields, text)
                 except InputError as error:
                     place = number + 1 + (_count_lines(file, first) if first else 0)
                     raise InputError(f"{file.path!r}, line {place}: {error}") from None
@@ -117,7 +117,7 @@ def _count_lines(file: SourceFile, stop: int) -> int:
         return stream.read(stop).count(b"\n")
 
 
-def _line_text(line: bytes | str, fields: JsonlFields) -> str | None:
+def _line_text(line: bytes | str, fields: JsonlFields, asked: RowText) -> str | None:
     try:
         text = line.decode("utf-8-sig", fields.errors) if isinstance(line, bytes) else line.removeprefix("\ufeff")
         row = json.loads(text)
@@ -132,8 +132,8 @@ def _line_text(line: bytes | str, fields: JsonlFields) -> str | None:
         raise InputError(f"not readable JSON: {one_line(error)}; correct the line") from None
     if not isinstance(row, dict):
         raise InputError(f"a JSON {type(row).__name__}, not an object; write one object per line")
-    _refuse_repeats(text, row, fields.text_field)
-    found = RowText(fields.text_field, fields.missing).of(row)
+    _refuse_repeats(text, row, asked.field)
+    found = asked.of(row)
     return None if found is None else _without_lone_surrogates(found)
 
 
@@ -152,9 +152,8 @@ def _refuse_repeats(text: str, row: dict[str, object], path: str) -> None:
     Raises:
         InputError: one of the objects on the way has its key more than once.
     """
-    step = first_step(row, path)
-    if step is None or (not step.rest and text.count(json.dumps(step.key, ensure_ascii=False)) < 2):
-        return
+    if path in row and text.count(json.dumps(path, ensure_ascii=False)) < 2:
+        return  # nearly every line
     written: object = json.loads(text, object_pairs_hook=_Pairs)
     while isinstance(written, _Pairs) and (step := first_step([key for key, _ in written], path)):
         found = [value for key, value in written if key == step.key]

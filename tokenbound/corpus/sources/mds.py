@@ -24,7 +24,7 @@ from tokenbound.corpus.row_text import RowText
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import PathFields, RowFields
 from tokenbound.corpus.streams import one_line, stored_blocks, too_large
-from tokenbound.errors import InputError
+from tokenbound.errors import InputError, TokenboundError
 from tokenbound.store.uri import join, split
 
 INDEX = "index.json"
@@ -80,28 +80,38 @@ class Mds(FileSource[MdsFields], TextSource[MdsFields]):
         """The text of each sample."""
         text = RowText(self.fields.text_field, self.fields.missing)
         try:
-            shard = _Bytes(decompressed(_compressor(file.name), stored_blocks(file)))
-            offsets, layout = _header(shard)
-            step = require_column(text.field, layout.names, file.path)
-            column = layout.names.index(step.key)
-            if step.rest or layout.encodings[column] not in TEXT_ENCODINGS:
-                kind = layout.encodings[column]
-                raise InputError(f"{file.path}: column {text.field!r} is {kind!r}, not text; set `corpus.text_field`")
-            for number, size in enumerate(np.diff(offsets).tolist()):
-                if size > self.max_document_bytes:
-                    raise InputError(f"corpus file {file.path!r} {too_large(self.max_document_bytes)}")
-                value = layout.column(shard.read(size), column)
+            for number, value in enumerate(self._column(file)):
                 try:
                     yield text.inside(value, "")
                 except InputError as error:
                     raise InputError(f"{file.path}, sample {number}: {error}") from None
-            shard.require_end()
-        except InputError:
+        except TokenboundError:
             raise
         except ValueError as error:
             raise InputError(
                 f"corpus file {file.path!r} is not a readable MDS shard: {one_line(error)}; restore or remove it"
             ) from None
+
+    def _column(self, file: SourceFile) -> Iterator[bytes]:
+        """The column of the text, sample by sample.
+
+        Raises:
+            ValueError: the shard contradicts itself.
+            InputError: there is no such column, or a sample is too large.
+        """
+        shard = _Bytes(decompressed(_compressor(file.name), stored_blocks(file)))
+        offsets, layout = _header(shard)
+        field = self.fields.text_field
+        step = require_column(field, layout.names, file.path)
+        index = layout.names.index(step.key)
+        if step.rest or layout.encodings[index] not in TEXT_ENCODINGS:
+            kind = layout.encodings[index]
+            raise InputError(f"{file.path}: column {field!r} is {kind!r}, not text; set `corpus.text_field`")
+        for size in np.diff(offsets).tolist():
+            if size > self.max_document_bytes:
+                raise InputError(f"corpus file {file.path!r} {too_large(self.max_document_bytes)}")
+            yield layout.column(shard.read(size), index)
+        shard.require_end()
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ class _Bytes:
     """What is left of a shard, in pieces of the sizes that are asked for."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
-        self._blocks, self._rest = iter(blocks), b""
+        self._blocks, self._block, self._at = iter(blocks), b"", 0
 
     def read(self, size: int) -> bytes:
         """So many bytes.
@@ -142,15 +152,17 @@ class _Bytes:
         Raises:
             ValueError: there are fewer.
         """
-        pieces, missing = [self._rest[:size]], size - len(self._rest)
-        self._rest = self._rest[size:]
-        while missing > 0:
+        pieces = list[bytes]()
+        while True:
+            piece = self._block[self._at : self._at + size]
+            self._at, size = self._at + len(piece), size - len(piece)
+            pieces.append(piece)
+            if not size:
+                return b"".join(pieces)
             block = next(self._blocks, None)
             if block is None:
                 raise ValueError("it ends before its samples do")
-            pieces.append(block[:missing])
-            self._rest, missing = block[missing:], missing - len(block)
-        return b"".join(pieces)
+            self._block, self._at = block, 0
 
     def require_end(self) -> None:
         """Refuse what follows.
@@ -158,7 +170,7 @@ class _Bytes:
         Raises:
             ValueError: something does.
         """
-        if self._rest or any(self._blocks):
+        if self._at < len(self._block) or any(self._blocks):
             raise ValueError("something follows its last sample")
 
 
