@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
-from tokenbound.bounds.budgets import WindowBudget
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
 from tokenbound.bounds.constants import (
     BUDGET_GRID,
@@ -468,19 +467,6 @@ def with_fair_coins(values: np.ndarray, budget: float) -> float:
     for value in values.tolist():
         total += 1.0 if total > budget else value
     return total
-
-
-@given(st.lists(st.floats(0, 20), min_size=1, max_size=60), st.floats(1, 300))
-@settings(max_examples=300, deadline=None)
-def test_a_window_is_counted_at_no_less_than_it_costs(values, budget):
-    values = np.array(values)
-    sums, highest = np.array([math.fsum(values)]), float(values.max())
-    [counted] = WindowBudget(budget, highest, 1.0).counted(sums, np.array([values.size]))
-    cost = with_fair_coins(values, budget)
-    assert cost <= counted + 1e-9
-    assert counted <= budget * (1 + 1e-8) + highest + values.size
-    if sums[0] < budget * (1 - 1e-8):
-        assert counted == sums[0] == pytest.approx(cost, rel=1e-12)
 
 
 def test_a_fair_coin_costs_a_bit_whatever_the_stake():
