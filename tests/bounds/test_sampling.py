@@ -489,7 +489,7 @@ def test_a_size_takes_from_the_limit_what_the_centre_takes_from_the_sum(centre):
 @pytest.mark.parametrize(
     ("change", "drawn", "words"),
     [
-        ({"largest_size": 8}, 100, "the size 9"),
+        ({"largest_size": 8}, 100, "a window has the size 9"),
         ({"total_size": 899}, 100, "900 were drawn, all windows have 899"),
         ({"total_size": 900 + 200 * 9 + 1}, 100, "all windows have 2701"),
         ({"total_size": 2701}, 300, "2700 were drawn, all windows have 2701"),
