@@ -173,6 +173,12 @@ def test_complete_codes_of_other_ids_are_refused(vocab_size, lengths):
         decision_tree("counts", vocab_size, lengths)
 
 
+def test_the_longest_code_words_have_the_longest_length():
+    lengths = bytes([*range(1, MAX_CODE_LENGTH + 1), MAX_CODE_LENGTH])
+    tree = decision_tree("counts", MAX_CODE_LENGTH + 1, lengths)
+    assert tree.num_decisions(np.arange(MAX_CODE_LENGTH + 1)).tolist() == list(lengths)
+
+
 def test_only_large_vocabularies_have_blocks():
     assert decision_tree("zipf", 2048).block_ids == 1
     assert decision_tree("zipf", 2049).block_ids == BLOCK_IDS
