@@ -252,6 +252,13 @@ def test_tables_merge_exactly_and_keep_their_form():
     assert DecisionTable.of_cells(distinct, 50, counts) == whole
 
 
+def test_a_table_is_also_that_of_one_window():
+    table = DecisionTable.of_cells([7, 300, 7, 9], 2, weights=[1, 4, 2, 0])
+    window = table.as_window()
+    assert (window.cell.tolist(), window.count.tolist(), window.offsets.tolist()) == ([7, 300], [3, 4], [0, 2])
+    assert DecisionTable.of_cells(window.cell, 2, window.count) == table
+
+
 @pytest.mark.parametrize("cells", [[CELLS], [-2]])
 def test_cells_outside_the_table_are_refused(cells):
     with pytest.raises(MismatchError, match="cells"):
