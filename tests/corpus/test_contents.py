@@ -266,7 +266,17 @@ VALUES = {
     "split": "test",
     "revision": "x",
     "part": {"from": 0.0, "to": 0.5, "salt": ""},
+    "prompt_field": "question",
+    "completion_field": "answer",
+    "messages_field": "messages",
+    "targets": "answers",
 }
+BESIDE = {
+    "prompt_field": {"completion_field": "answer"},
+    "completion_field": {"prompt_field": "question"},
+    "targets": {"messages_field": "messages"},
+}
+"""What a key needs beside it."""
 SOURCES = ("python-stdlib", "text", "jsonl", "parquet", "tokens", "hf")
 
 
@@ -279,7 +289,7 @@ def setting(source: str, **fields: object) -> CorpusConfig:
 @pytest.mark.parametrize(("key", "source"), list(product(VALUES, SOURCES)))
 def test_a_key_that_a_source_cannot_apply_is_refused(key, source):
     if source in sources_with(key):
-        assert getattr(setting(source, **{key: VALUES[key]}), key)
+        assert getattr(setting(source, **{key: VALUES[key]}, **BESIDE.get(key, {})), key)
     else:
         with pytest.raises(ValueError, match=rf"`{key}: {VALUES[key]}` does not apply to source `{source}`; remove it"):
             setting(source, **{key: VALUES[key]})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tokenbound.corpus.answers import Document
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.files import Listing, Skipped, SourceFile
 from tokenbound.corpus.sources import TextSource
@@ -56,7 +57,7 @@ def digest_file(config: CorpusConfig, file: SourceFile) -> SourceFile:
     return config.reader().digest(file)
 
 
-def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | str]:
+def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[Document]:
     """The documents of one file, in order, one at a time.
 
     Raises:
@@ -70,7 +71,7 @@ def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | s
     return _of_bounded_size(source.documents(file), file, source.max_document_bytes)
 
 
-def _of_bounded_size(documents: Iterator[bytes | str], file: SourceFile, most: int) -> Iterator[bytes | str]:
+def _of_bounded_size(documents: Iterator[Document], file: SourceFile, most: int) -> Iterator[Document]:
     """The same documents; a source that reads a large one whole is not trusted to have looked."""
     for number, document in enumerate(documents, start=1):
         if len(document) > most:

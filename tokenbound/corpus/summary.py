@@ -7,7 +7,14 @@ from typing import Any
 
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.prepared import Manifest
-from tokenbound.corpus.sources.fields import EVERYWHERE, LimitFields, PartFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import (
+    EVERYWHERE,
+    AnswerFields,
+    ColumnFields,
+    LimitFields,
+    PartFields,
+    SpecialTokenFields,
+)
 from tokenbound.corpus.windows import CorpusPlan
 
 FACTS = ("python",)
@@ -15,6 +22,10 @@ FACTS = ("python",)
 
 ELSEWHERE = ("vocab_size",)
 """Keys whose value the certificate gives under another name, whatever the source."""
+
+
+ANSWER_KEYS = AnswerFields.model_fields.keys() - ColumnFields.model_fields.keys()
+"""Keys that are given only where documents have answers."""
 
 
 def corpus_section(
@@ -93,6 +104,7 @@ def _keys_shown(config: CorpusConfig) -> list[str]:
         shown -= SpecialTokenFields.model_fields.keys()
     if config.part is None:
         shown -= PartFields.model_fields.keys()
+    shown -= {key for key in ANSWER_KEYS if getattr(config, key) == CorpusConfig.model_fields[key].default}
     return [key for key in CorpusConfig.model_fields if key in shown]
 
 

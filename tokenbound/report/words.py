@@ -161,7 +161,8 @@ def headline(certificate: CertificateRecord) -> str:
         else ""
     )
     return (
-        f"With {confidence} confidence this model's expected loss per token on this corpus is at most "
+        f"With {confidence} confidence this model's expected loss per {token_word(certificate.corpus)} on this corpus "
+        f"is at most "
         f"{format_bound(certificate.bound_bits, 2)} bits{tail}; guessing costs {certificate.random_guess_bits:.2f}."
     )
 
@@ -185,11 +186,9 @@ def verdict(certificate: CertificateRecord) -> str:
 
 def assumptions(certificate: CertificateRecord) -> list[str]:
     """What the claim rests on and what it does not say."""
+    word = token_word(certificate.corpus)
     found = [
-        (
-            "The risk is the mean, over this corpus's own positions, of the expected loss if that one token were "
-            "drawn again given everything before it; of the smoothed model. It is not the risk on fresh documents."
-        ),
+        _risk_sentence(certificate.corpus),
         _prior_sentence(certificate),
         *_base_sentences(certificate),
         *_weights_sentences(certificate),
@@ -214,9 +213,9 @@ def assumptions(certificate: CertificateRecord) -> list[str]:
             )
     else:
         found.append(
-            "Every token was scored."
+            f"Every {word} was scored."
             if certificate.declared_tokens == certificate.num_tokens
-            else "Every token was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as "
+            else f"Every {word} was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as "
             "the corpus grows."
         )
     if certificate.earlier_fingerprints:
@@ -228,6 +227,28 @@ def assumptions(certificate: CertificateRecord) -> list[str]:
     if certificate.num_worst_case_tokens:
         found.append(f"{certificate.num_worst_case_tokens:,} tokens had no finite loss and count at the worst case.")
     return found
+
+
+def token_word(corpus: Mapping[str, Any]) -> str:
+    """What is scored.
+
+    >>> token_word({"targets": "answers"}), token_word({})
+    ('answer token', 'token')
+    """
+    return "answer token" if "targets" in corpus else "token"
+
+
+def _risk_sentence(corpus: Mapping[str, Any]) -> str:
+    answers = "targets" in corpus
+    over, given = (
+        ("the positions of the answers in this corpus", "everything before it, prompts included, and that the answer ")
+        if answers
+        else ("this corpus's own positions", "everything before it")
+    )
+    return (
+        f"The risk is the mean, over {over}, of the expected loss if that one token were drawn again given "
+        f"{given}{'goes on' if answers else ''}; of the smoothed model. It is not the risk on fresh documents."
+    )
 
 
 def remarks(certificate: CertificateRecord) -> list[str]:
@@ -409,6 +430,8 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
             f"The corpus is the part of its source whose documents hash{salt} into [{part['from']:g}, {part['to']:g}); "
             "the risk is that of this part."
         )
+    if "targets" in corpus:
+        found.append(f"Answers only: {_answer_words(corpus)}. Nothing else is scored, and m counts nothing else.")
     if skipped := corpus.get("skipped"):
         parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
         found.append(f"Left out of the corpus: {', '.join(parts)}.")
@@ -426,6 +449,18 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     if corpus.get("special_tokens") == "refuse":
         found.append("No document contains text that spells a special token of the tokenizer.")
     return found
+
+
+def _answer_words(corpus: Mapping[str, Any]) -> str:
+    if field := corpus.get("messages_field"):
+        return (
+            f"what the assistant says in the conversations of the field {field!r}, written by the tokenizer's chat "
+            "template, with the special token that ends each turn"
+        )
+    return (
+        f"the texts of the field {corpus.get('completion_field')!r}, each behind its prompt in "
+        f"{corpus.get('prompt_field')!r}{', with the end of the document' if corpus.get('add_eos') else ''}"
+    )
 
 
 def source_of_corpus(corpus: Mapping[str, Any]) -> str:

@@ -51,9 +51,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from tokenbound.corpus.answers import Document
 from tokenbound.corpus.contents import compressor_of, without_compression
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.sources.fields import EVERYWHERE, Fields, LimitFields, PartFields, PathFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import (
+    EVERYWHERE,
+    AnswerFields,
+    Fields,
+    LimitFields,
+    PartFields,
+    PathFields,
+    SpecialTokenFields,
+)
 from tokenbound.corpus.streams import peek, stored_blocks
 from tokenbound.limits import MAX_DOCUMENT_BYTES
 
@@ -163,8 +172,15 @@ class TextSource(Source[F]):
         shared = (SpecialTokenFields, PartFields, LimitFields)
         return super().keys().union(*(kind.model_fields for kind in shared))
 
+    def ignored(self) -> Mapping[str, str]:
+        """The column of the text, where other columns make the documents."""
+        fields = self.fields
+        if isinstance(fields, AnswerFields) and fields.columns != (fields.text_field,):
+            return {"text_field": f"documents are made of {' and '.join(map(repr, fields.columns))}"}
+        return {}
+
     @abstractmethod
-    def documents(self, file: SourceFile) -> Iterator[bytes | str]:
+    def documents(self, file: SourceFile) -> Iterator[Document]:
         """The documents of one file, in order, one at a time.
 
         Bytes are for the tokenizer `bytes` alone.

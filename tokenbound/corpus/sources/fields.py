@@ -39,6 +39,36 @@ class ColumnFields(Fields):
     """Name of the text column of `jsonl`, `parquet` and `hf` sources."""
 
 
+class AnswerFields(ColumnFields):
+    """Which columns hold a prompt and its answer, or a conversation, and whether the answers alone are scored."""
+
+    prompt_field: str | None = None
+    """Name of the column with the prompt that a document begins with, in place of `text_field`; its answer is in
+    `completion_field`. The two texts are tokenised as one; a row is refused where a token lies across the border, as it
+    mostly does where the prompt ends with a space that should begin the completion."""
+    completion_field: str | None = None
+    """Name of the column with the answer to `prompt_field`. An end-of-document id (`add_eos`) belongs to the answer."""
+    messages_field: str | None = None
+    """Name of the column with a conversation, in place of `text_field`: a list of messages with `role` and `content`.
+    The tokenizer's chat template makes one text of it, so `add_bos` and `add_eos` must be false. The answers are what
+    messages with the role `assistant` hold as `content`, each with the special token that ends its turn."""
+    targets: Literal["all", "answers"] = "all"
+    """Which tokens are scored and make up m: `all`, or those of `answers`, given the prompts."""
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that hold text."""
+        if self.messages_field is not None:
+            return ()
+        asked = (self.prompt_field, self.completion_field)
+        return tuple(name for name in asked if name is not None) or (self.text_field,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return self.text_columns if self.messages_field is None else (self.messages_field,)
+
+
 class EncodingFields(Fields):
     """How bytes become text."""
 

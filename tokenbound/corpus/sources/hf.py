@@ -1,5 +1,6 @@
 """`hf`: each row of a split of a Hugging Face dataset is a document, the text of its column `text_field`.
 
+With `prompt_field` or `messages_field` a row is a prompt with its answer, or a conversation.
 The dataset lies on disk, in a local directory, behind a builder such as `json`, or on the hub.
 """
 
@@ -13,10 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenbound.corpus.answers import Document, document_bytes
 from tokenbound.corpus.files import Skipped, SourceFile
 from tokenbound.corpus.sources.base import TextSource
-from tokenbound.corpus.sources.fields import ColumnFields, DatasetFields, PathFields
-from tokenbound.corpus.sources.parquet import column_texts, require_column
+from tokenbound.corpus.sources.fields import AnswerFields, DatasetFields, PathFields
+from tokenbound.corpus.sources.parquet import column_documents, require_column
 from tokenbound.corpus.streams import one_line
 from tokenbound.errors import InputError
 
@@ -30,7 +32,7 @@ LENGTH_BYTES = 8
 """Size of the length before each text in the digest of dataset rows."""
 
 
-class HfFields(DatasetFields, ColumnFields, PathFields):
+class HfFields(DatasetFields, AnswerFields, PathFields):
     """Keys of `hf`."""
 
 
@@ -59,26 +61,26 @@ class Hf(TextSource[HfFields]):
             skipped.add(listing.NOT_IN_DATASET, name)
         return row_ranges(len(self._rows()), self.fields.split, str(self.fields.name))
 
-    def documents(self, file: SourceFile) -> Iterator[str]:
-        """The texts of a range of rows."""
+    def documents(self, file: SourceFile) -> Iterator[Document]:
+        """What a range of rows holds."""
         start, stop = _range_of(file)
-        rows, field = self._rows(), self.fields.text_field
+        rows = self._rows()
         for begin in range(start, stop, 1024):
-            values = rows[begin : min(begin + 1024, stop)][field]
-            yield from column_texts(values, field, file.path, begin)
+            columns = rows[begin : min(begin + 1024, stop)]
+            yield from column_documents(columns, self.fields, file.path, begin)
 
     def digest(self, file: SourceFile) -> SourceFile:
-        """The range with the size of its texts, and a digest that covers each with its length before it."""
+        """The range with the size of its rows, and a digest that covers each with its length before it."""
         digest, size = hashlib.sha256(), 0
-        for text in self.documents(file):
-            data = text.encode()
+        for document in self.documents(file):
+            data = document_bytes(document)
             digest.update(len(data).to_bytes(LENGTH_BYTES, "big") + data)
             size += len(data)
         return replace(file, bytes=size, sha256=digest.hexdigest())
 
     def _rows(self) -> Dataset:
         given = self.fields
-        return _load_dataset(str(given.name), given.subset, given.split, given.revision, given.paths, given.text_field)
+        return _load_dataset(str(given.name), given.subset, given.split, given.revision, given.paths, given.columns)
 
     def _unread(self) -> list[str]:
         """Files of a local folder that the library takes for no split; hidden ones it leaves out by itself.
@@ -119,9 +121,9 @@ def _range_of(file: SourceFile) -> tuple[int, int]:
 
 @lru_cache(maxsize=2)
 def _load_dataset(
-    name: str, subset: str | None, split: str, revision: str | None, paths: tuple[str, ...], field: str
+    name: str, subset: str | None, split: str, revision: str | None, paths: tuple[str, ...], columns: tuple[str, ...]
 ) -> Dataset:
-    """A map-style dataset of one text column, from disk, a local directory, a builder or the hub."""
+    """A map-style dataset of the columns that are read, from disk, a local directory, a builder or the hub."""
     import datasets  # heavy, and only this source needs it
 
     _require_applied(name, subset, revision, paths)
@@ -137,8 +139,9 @@ def _load_dataset(
             f"dataset {name!r}, split {split!r}, cannot be loaded: {one_line(error.__cause__ or error)}; correct "
             "`corpus.name`, `subset`, `split`, `revision` or `paths`"
         ) from None
-    require_column(field, rows.column_names, f"dataset {name!r}")
-    return rows.select_columns([field])
+    for column in columns:
+        require_column(column, rows.column_names, f"dataset {name!r}")
+    return rows.select_columns(list(columns))
 
 
 def _require_applied(name: str, subset: str | None, revision: str | None, paths: tuple[str, ...]) -> None:

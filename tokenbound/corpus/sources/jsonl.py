@@ -1,5 +1,7 @@
 """`jsonl`: each line is a JSON object, whose field `text_field` is one document; blank lines are none.
 
+With `prompt_field` or `messages_field` an object is a prompt with its answer, or a conversation.
+
 Files are in `encoding`, decompressed by their content. A byte order mark that begins a line is skipped.
 """
 
@@ -11,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import cast
 
+from tokenbound.corpus.answers import Answered, Conversation, Document
 from tokenbound.corpus.contents import not_in_encoding, refuse_binary, refuse_pointer, wide_encoding
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.sources.base import FileSource, TextSource
-from tokenbound.corpus.sources.fields import ColumnFields, EncodingFields, PathFields
+from tokenbound.corpus.sources.fields import AnswerFields, EncodingFields, PathFields
 from tokenbound.corpus.streams import (
     BLOCK_BYTES,
     one_line,
@@ -33,7 +36,7 @@ BYTE_LINES = ("utf-8", "utf-8-sig")
 """Encodings in which the byte 10 is always the end of a line; other text is decoded before it is cut."""
 
 
-class JsonlFields(EncodingFields, ColumnFields, PathFields):
+class JsonlFields(EncodingFields, AnswerFields, PathFields):
     """Keys of `jsonl`."""
 
 
@@ -49,8 +52,8 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         """Whether lines can be told apart without decoding what is before them."""
         return self.fields.encoding in BYTE_LINES
 
-    def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
-        """The text of each line; of a span, of the lines that start in it, read in blocks of a size."""
+    def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Document]:
+        """What each line holds; of a span, of the lines that start in it, read in blocks of a size."""
         lines: Iterator[bytes] | Iterator[str]
         first = 0
         if not self.is_splittable:
@@ -62,7 +65,7 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         for number, line in enumerate(cast(Iterator[bytes | str], lines)):
             if line.strip():
                 try:
-                    yield _line_text(line, self.fields)
+                    yield _line_document(line, self.fields)
                 except InputError as error:
                     place = number + 1 + (_count_lines(file, first) if first else 0)
                     raise InputError(f"{file.path!r}, line {place}: {error}") from None
@@ -136,7 +139,7 @@ def _count_lines(file: SourceFile, stop: int) -> int:
         return stream.read(stop).count(b"\n")
 
 
-def _line_text(line: bytes | str, fields: JsonlFields) -> str:
+def _line_document(line: bytes | str, fields: JsonlFields) -> Document:
     try:
         text = line.decode("utf-8-sig", fields.errors) if isinstance(line, bytes) else line.removeprefix("\ufeff")
         row = json.loads(text)
@@ -151,10 +154,13 @@ def _line_text(line: bytes | str, fields: JsonlFields) -> str:
         raise InputError(f"not readable JSON: {one_line(error)}; correct the line") from None
     if not isinstance(row, dict):
         raise InputError(f"a JSON {type(row).__name__}, not an object; write one object per line")
-    name = fields.text_field
-    if text.count(json.dumps(name, ensure_ascii=False)) > 1 and _times(text, name) > 1:
-        raise InputError(f"field {name!r} is there more than once; keep one")
-    return _checked_text(row.get(name), name, row)
+    for name in fields.columns:
+        if text.count(json.dumps(name, ensure_ascii=False)) > 1 and _times(text, name) > 1:
+            raise InputError(f"field {name!r} is there more than once; keep one")
+    if fields.messages_field is not None:
+        return Conversation.of(_without_lone_surrogates_inside(row.get(fields.messages_field)), fields.messages_field)
+    texts = [_checked_text(row.get(name), name, row) for name in fields.text_columns]
+    return texts[0] if fields.prompt_field is None else Answered.of(*texts)
 
 
 def _times(text: str, name: str) -> int:
@@ -172,6 +178,15 @@ def _checked_text(value: object, field: str, columns: Iterable[str]) -> str:
     raise InputError(
         f"field {field!r} must be a string, got {type(value).__name__}; set `corpus.text_field` or fix the row"
     )
+
+
+def _without_lone_surrogates_inside(value: object) -> object:
+    """The same of every text that a value holds."""
+    if isinstance(value, str):
+        return _without_lone_surrogates(value)
+    if isinstance(value, dict):
+        return {key: _without_lone_surrogates_inside(part) for key, part in value.items()}
+    return [_without_lone_surrogates_inside(part) for part in value] if isinstance(value, list) else value
 
 
 def _without_lone_surrogates(text: str) -> str:

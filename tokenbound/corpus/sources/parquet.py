@@ -1,14 +1,18 @@
-"""`parquet`: each row is a document, the text of its column `text_field`, or bytes there that hold UTF-8."""
+"""`parquet`: each row is a document, the text of its column `text_field`, or bytes there that hold UTF-8.
+
+With `prompt_field` or `messages_field` a row is a prompt with its answer, or a conversation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from tokenbound.corpus.answers import Answered, Conversation, Document
 from tokenbound.corpus.contents import HEAD_BYTES, binary_kind, compressor_of, refuse_pointer
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.sources.base import FileSource, TextSource
-from tokenbound.corpus.sources.fields import ColumnFields, PathFields
+from tokenbound.corpus.sources.fields import AnswerFields, PathFields
 from tokenbound.corpus.streams import one_line, open_anywhere, open_source
 from tokenbound.errors import InputError
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class ParquetFields(ColumnFields, PathFields):
+class ParquetFields(AnswerFields, PathFields):
     """Keys of `parquet`."""
 
 
@@ -27,22 +31,26 @@ class Parquet(FileSource[ParquetFields], TextSource[ParquetFields]):
     takes = ParquetFields
     suffixes = (".parquet", ".pq")
 
-    def documents(self, file: SourceFile) -> Iterator[str]:
-        """The text of each row."""
+    def documents(self, file: SourceFile) -> Iterator[Document]:
+        """What each row holds."""
         import pyarrow as pa  # configs are validated without it
         import pyarrow.parquet as pq
 
         _require_parquet(file)
-        field = self.fields.text_field
+        names = list(self.fields.columns)
         try:
             with open_anywhere(file) as stream:
                 table = pq.ParquetFile(stream)
                 schema = table.schema_arrow
-                require_column(field, schema.names, file.path)
-                _require_text_type(field, schema.field(field).type, file.path)
-                batches = table.iter_batches(batch_size=1024, columns=[field])
-                values = (value for batch in batches for value in batch.column(0).to_pylist())
-                yield from column_texts(values, field, file.path)
+                for name in names:
+                    require_column(name, schema.names, file.path)
+                for name in self.fields.text_columns:
+                    _require_text_type(name, schema.field(name).type, file.path)
+                first = 0
+                for batch in table.iter_batches(batch_size=1024, columns=names):
+                    columns = {name: batch.column(name).to_pylist() for name in names}
+                    yield from column_documents(columns, self.fields, file.path, first)
+                    first += batch.num_rows
         except InputError:
             raise
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -99,6 +107,31 @@ def _require_text_type(field: str, kind: pa.DataType, origin: str) -> None:
     stored = kind.value_type if types.is_dictionary(kind) else kind
     if not any(getattr(types, f"is_{name}")(stored) for name in TEXT_TYPES):
         raise InputError(f"{origin}: column {field!r} is {kind}, not text; set `corpus.text_field`")
+
+
+def column_documents(
+    columns: Mapping[str, Sequence[object]], fields: AnswerFields, origin: str, first: int = 0
+) -> Iterator[Document]:
+    """What the rows of some columns hold.
+
+    Args:
+        columns: the values of each, by name.
+        fields: which of them hold what.
+        origin: of which table, for messages.
+        first: number of the first row.
+
+    Raises:
+        InputError: a value is neither text nor bytes that hold UTF-8, or no conversation.
+    """
+    texts = [column_texts(columns[name], name, origin, first) for name in fields.text_columns]
+    if fields.messages_field is not None:
+        for row, value in enumerate(columns[fields.messages_field], start=first):
+            try:
+                yield Conversation.of(value, fields.messages_field)
+            except InputError as error:
+                raise InputError(f"{origin}, row {row}: {error}") from None
+    else:
+        yield from texts[0] if fields.prompt_field is None else map(Answered.of, *texts)
 
 
 def column_texts(values: Iterable[object], field: str, origin: str, first: int = 0) -> Iterator[str]:
