@@ -26,7 +26,7 @@ from tokenbound.corpus.sources import TextSource
 from tokenbound.corpus.summary import corpus_section
 from tokenbound.corpus.windows import gather
 from tokenbound.errors import InputError, MismatchError
-from tokenbound.report.words import corpus_sentences
+from tokenbound.report.words import answer_sentences
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -399,7 +399,7 @@ def test_the_certificate_says_that_answers_alone_are_scored(asked: Path, tmp_pat
     assert "text_field" not in section
     assert section["bytes_per_token"] is None, "bits per byte of text say nothing here"
     assert "Answers only: the texts of the field 'answer', each behind its prompt" in " ".join(
-        corpus_sentences(section)
+        answer_sentences(section)
     )
     every = pairs(asked, targets="all")
     assert "targets" not in corpus_section(every, corpus.manifest, plan, context="document", skipped={})

@@ -252,8 +252,15 @@ def _risk_sentence(corpus: Mapping[str, Any]) -> str:
 
 
 def remarks(certificate: CertificateRecord) -> list[str]:
-    """What every form of a certificate says, however short: how it was selected, and whether versions differ."""
-    return [selection_sentence(certificate), *_environment_sentences(certificate)]
+    """What every form of a certificate says, however short.
+
+    Whether answers alone are scored, how it was selected, and whether versions differ.
+    """
+    return [
+        *answer_sentences(certificate.corpus),
+        selection_sentence(certificate),
+        *_environment_sentences(certificate),
+    ]
 
 
 def grouped_sentences(said: Mapping[str, str]) -> list[str]:
@@ -430,8 +437,6 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
             f"The corpus is the part of its source whose documents hash{salt} into [{part['from']:g}, {part['to']:g}); "
             "the risk is that of this part."
         )
-    if "targets" in corpus:
-        found.append(f"Answers only: {_answer_words(corpus)}. Nothing else is scored, and m counts nothing else.")
     if skipped := corpus.get("skipped"):
         parts = [f"{RULE_WORDS.get(rule, rule)} ({count:,})" for rule, count in skipped.items()]
         found.append(f"Left out of the corpus: {', '.join(parts)}.")
@@ -449,6 +454,17 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     if corpus.get("special_tokens") == "refuse":
         found.append("No document contains text that spells a special token of the tokenizer.")
     return found
+
+
+def answer_sentences(corpus: Mapping[str, Any]) -> list[str]:
+    """Which tokens are scored, where not all are.
+
+    >>> answer_sentences({"targets": "answers", "prompt_field": "q", "completion_field": "a"})
+    ["Answers only: the texts of the field 'a', each behind its prompt in 'q'. Nothing else is scored or counted in m."]
+    """
+    if "targets" not in corpus:
+        return []
+    return [f"Answers only: {_answer_words(corpus)}. Nothing else is scored or counted in m."]
 
 
 def _answer_words(corpus: Mapping[str, Any]) -> str:
