@@ -41,7 +41,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links that leave the folder of the pages at the copies; links to folders become plain names."""
+    """Fill in what the code says, and point links that leave the folder of the pages at the copies.
+
+    Links to folders become plain names.
+    """
+    markdown = with_generated(markdown)
     here = posixpath.dirname(page.file.src_uri)
     if page.file.src_uri.startswith(COPIED):
         return re.sub(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)", r"\1", markdown)
@@ -167,3 +171,118 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     return "" if parameter.default in (None, False, (), []) else f"`{_cell(str(parameter.default))}`"
+
+
+# --- file formats --------------------------------------------------------------------------------------------------
+
+PLACE = re.compile(r"<!-- generated: (.+?) -->")
+
+
+def with_generated(markdown: str) -> str:
+    """A page with its placeholders replaced by tables.
+
+    Raises:
+        KeyError: a placeholder without a table.
+    """
+    return PLACE.sub(lambda match: GENERATED[match[1]](), markdown)
+
+
+def columns_table() -> str:
+    """Every column of a losses file."""
+    from tokenbound.store.losses import LIST_COLUMNS, NULL_COLUMNS, OPTIONAL_COLUMNS, TABLE_COLUMNS, Losses
+
+    said = {
+        **attribute_docs(Losses),
+        "decision_cell": "Cells of the decisions of the window that occurred, ascending.",
+        "decision_count": "How often each occurred.",
+    }
+    rows = []
+    for name, kind in {**LIST_COLUMNS, **TABLE_COLUMNS}.items():
+        may = [
+            *(["absent"] if name in OPTIONAL_COLUMNS or name in TABLE_COLUMNS else []),
+            *(["null"] if name in NULL_COLUMNS else []),
+        ]
+        rows.append((f"`{name}`", f"list of {kind}", said[name], " or ".join(may)))
+    return _table(("Column", "Type", "Meaning", "May be"), rows)
+
+
+def commit_record_table() -> str:
+    """Every field of a commit record."""
+    from tokenbound.store.run import CommitRecord
+
+    return _table(("Field", "Meaning"), [(f"`{name}`", text) for name, text in attribute_docs(CommitRecord).items()])
+
+
+def sections_table() -> str:
+    """Every section of an artifact."""
+    from tokenbound.compression.container import SECTION_IDS
+
+    said = {
+        "architecture": "the Hugging Face config, JSON",
+        "settings": "the compression method and its options, JSON",
+        "tokenizer": "the tokenizer, where it is counted",
+        "base": "of a delta: its kind and the SHA-256 of its base, JSON",
+        "index": "what each tensor is, and how long its code",
+        "tensors": "the codes of all tensors, one after the other",
+    }
+    return _table(("Id", "Section", "Content"), [(str(n), f"`{name}`", said[name]) for name, n in SECTION_IDS.items()])
+
+
+def dtypes_table() -> str:
+    """Every dtype of a tensor."""
+    from tokenbound.compression.dtypes import DTYPE_NAMES
+
+    return _table(("Number", "Dtype"), [(str(number), f"`{name}`") for number, name in enumerate(DTYPE_NAMES)])
+
+
+def codecs_table() -> str:
+    """Every codec of a tensor, with the docstring of the module that decodes it."""
+    import sys
+
+    from tokenbound.compression.codecs import CODECS
+
+    parts = []
+    for number, codec in sorted(CODECS.items()):
+        module = sys.modules[codec.decode.__module__]
+        parts.append(f"### {number}: {codec.name}\n\n{_blocks(str(module.__doc__))}")
+    return "\n\n".join(parts)
+
+
+def attribute_docs(owner: type) -> dict[str, str]:
+    """The docstrings below the fields of a class, by field."""
+    import ast
+    import inspect
+    import textwrap
+    from itertools import pairwise
+
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, text in pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            assert isinstance(text.value, ast.Constant)
+            found[field.target.id] = str(text.value.value)
+    return found
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *(tuple(map(_cell, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _blocks(docstring: str) -> str:
+    """A docstring as Markdown: what is indented is a block of its own, set as it is."""
+    import inspect
+
+    paragraphs = re.split(r"\n{2,}", inspect.cleandoc(docstring))
+    return "\n\n".join(f"```text\n{each}\n```" if each.startswith("    ") else each for each in paragraphs)
+
+
+GENERATED = {
+    "columns": columns_table,
+    "commit record": commit_record_table,
+    "sections": sections_table,
+    "dtypes": dtypes_table,
+    "codecs": codecs_table,
+}
+"""What a page may ask for, by the words of its placeholder."""

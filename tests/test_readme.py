@@ -11,6 +11,7 @@ for which a stand-in is put (`<!-- stand-in: vllm -->`): of those the text's own
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import runpy
@@ -32,8 +33,12 @@ from readme_support import README, Fence, fences, pages
 
 from tokenbound import Certificate, cli
 from tokenbound.bounds import format_bound
+from tokenbound.compression.codecs import CODECS
+from tokenbound.compression.container import SECTION_IDS
 from tokenbound.config.run import RunConfig, validate
 from tokenbound.report.terminal import certificate_text
+from tokenbound.store.losses import ALL_COLUMNS
+from tokenbound.store.run import CommitRecord
 
 ROOT = Path(__file__).parents[1]
 NOT_RUN = {"it needs the hub", "it needs a GGUF file", "it needs a cloud", "it needs a GPU"}
@@ -225,6 +230,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
+FORMATS = ("run-directory", "artifact")
 GENERATED = {"reference/config.md", "reference/cli.md"}
 """Pages that the code writes when the documentation is built."""
 
@@ -254,6 +260,17 @@ def test_every_config_key_and_command_is_on_a_page() -> None:
         assert f"## tokenbound {name}\n" in commands
     described = re.findall(r"^\| `\w+` \|.*\| (.*) \|$", config, re.MULTILINE)
     assert described.count("") < 25  # sections, whose own text is below
+
+
+def test_every_file_format_is_on_a_page() -> None:
+    hooks = runpy.run_path(str(ROOT / "docs/hooks.py"))
+    run, artifact = (hooks["with_generated"]((ROOT / f"docs/reference/{n}.md").read_text()) for n in FORMATS)
+    for name in (*ALL_COLUMNS, *(field.name for field in dataclasses.fields(CommitRecord))):
+        assert re.search(rf"^\| `{name}` \|.*\w", run, re.MULTILINE), name
+    for name in SECTION_IDS:
+        assert f"| `{name}` | " in artifact
+    for number, codec in CODECS.items():
+        assert f"### {number}: {codec.name}\n" in artifact
 
 
 @pytest.mark.slow

@@ -99,6 +99,16 @@ def with_most(most: int | None) -> Edit:
     return edit
 
 
+def with_share_of_decisions(share: float) -> Edit:
+    """Another number of decisions of the whole corpus."""
+
+    def edit(forged: Forger) -> None:
+        corpus = forged.tree["corpus"]
+        corpus["num_decisions"] = round(corpus["num_decisions"] * share)
+
+    return edit
+
+
 REFUSED_BY_VERIFY: dict[str, tuple[Edit, str]] = {
     "fewer-decisions": (retabled(without_the_worst), "window .* does not have the decisions of its token ids"),
     "other-outcomes": (retabled(other_outcomes), "window .* does not have the outcomes of its token ids"),
@@ -121,6 +131,11 @@ REFUSED_BY_VERIFY: dict[str, tuple[Edit, str]] = {
         "scoring_identity.tree: a tree of decisions has at most 1,048,576 ids",
     ),
     "small-windows": (with_most(5), "max_window_decisions: the certificate says 5, but a window of shard"),
+    "half-of-the-decisions": (with_share_of_decisions(0.5), "corpus.num_decisions: the certificate says .* per token"),
+    "no-decisions": (
+        lambda forged: forged.tree["corpus"].pop("num_decisions"),
+        "corpus.num_decisions: the certificate says None",
+    ),
     "no-largest-window": (with_most(None), "max_window_decisions: the certificate says None"),
 }
 
@@ -173,6 +188,7 @@ def test_a_record_whose_table_is_not_that_of_its_windows_is_refused(
 
 REFUSED_BY_RESCORING: dict[str, tuple[Edit, str]] = {
     "one-level-surer": (surer_by(1, one_in=4), "the levels of .* recorded decisions of outcome . are not the model's"),
+    "fewer-decisions": (with_share_of_decisions(0.97), "corpus.num_decisions: the certificate says"),
     "larger-windows": (with_most(10_000), "corpus.max_window_decisions: the certificate says 10000"),
 }
 

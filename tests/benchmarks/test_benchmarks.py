@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokenbound import Certificate
 from tokenbound.errors import ReplicaOutOfMemory
 from tokenbound.models.checkpoint import read_checkpoint
 from tokenbound.models.memory import random_model
@@ -220,3 +221,16 @@ def test_results_of_a_model_take_the_place_of_older_ones(load: Callable[[str], A
     (row,) = [line for line in lines if line.startswith("| toy")]
     assert row.count("|") == head.count("|")
     assert "| 20 | 3 | 2.50 |" in row
+
+
+def test_a_run_has_one_row_among_the_real_models(load: Callable[[str], Any], tmp_path: Path) -> None:
+    table, run = tmp_path / "real_models.md", HERE.parent / "golden/full"
+    real_models = load("real_models")
+    real_models.add([run], table)
+    real_models.add([run, run], table)
+    head, line = table.read_text().splitlines()[-3::2]
+    assert len(line.split(" | ")) == len(head.split(" | "))
+    assert table.read_text().count("\n| ") == 2
+    certificate = Certificate.load(run / "certificate.json")
+    assert f"| {certificate.artifact_bytes:,} |" in line
+    assert f"| {certificate.mean_nll_bits:.3f} |" in line

@@ -1,5 +1,6 @@
 """The line over binary decisions: trees, tables, closed forms, its code, and that it holds."""
 
+import hashlib
 import inspect
 import itertools
 import math
@@ -12,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
+from tokenbound.bounds.budgets import budgeted_sums
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
-from tokenbound.bounds.constants import DECISION_ALPHA_GRID, DECISION_LAMBDA_GRID, DECISION_SLOPE_GRID
+from tokenbound.bounds.constants import (
+    DECISION_ALPHA_GRID,
+    DECISION_BUDGET_GRID,
+    DECISION_LAMBDA_GRID,
+    DECISION_SLOPE_GRID,
+)
 from tokenbound.bounds.decision_bets import DecisionBet
 from tokenbound.bounds.decisions import (
     BLOCK_IDS,
@@ -22,15 +29,18 @@ from tokenbound.bounds.decisions import (
     LEVELS,
     MAX_CODE_LENGTH,
     MAX_LEVEL,
+    MAX_TREE_IDS,
     TREE_BITS,
     DecisionTable,
+    TreeChoice,
     code_lengths,
     decision_tree,
     level_of,
     level_probabilities,
     tree_code_bits,
 )
-from tokenbound.bounds.lines.bits import BitsSums, BitsTuning, bits_path, certify_bits, choose_bits, mean_value
+from tokenbound.bounds.lines.bits import Bits, BitsSums, BitsTuning, bits_path, certify_bits, choose_bits, mean_value
+from tokenbound.bounds.search import SlackModel
 from tokenbound.errors import InputError, MismatchError
 
 CLAIM = Claim(257, 257, 40_000, 0.05, num_tokens=200_000, methods=("freedman", "bits"), tree="zipf")
@@ -62,6 +72,41 @@ def test_a_tree_is_a_complete_prefix_code(name, vocab_size):
     assert depth.max() == tree.max_decisions
     assert (tree.children < np.arange(tree.num_blocks, 2 * tree.num_blocks - 1)[:, None]).all()
     assert sorted(tree.children.reshape(-1).tolist()) == list(range(2 * tree.num_blocks - 2))  # one parent each
+
+
+@pytest.mark.parametrize("name", ["zipf", "counts"])
+@pytest.mark.parametrize("vocab_size", [2, 3, 257, 2049, 2053, 2063, 2064, 5001])
+def test_the_outcomes_of_ids_are_the_words_of_that_code(name, vocab_size):
+    """Every id has another word, none begins another, and a word has as many decisions as its id is deep."""
+    tree = decision_tree(name, vocab_size, lengths_of(vocab_size) if name == "counts" else None)
+    outcomes = tree.outcomes(np.arange(vocab_size))
+    words = sorted("".join(str(turn) for turn in row if turn >= 0) for row in outcomes.tolist())
+    assert not any(after.startswith(before) for before, after in itertools.pairwise(words))
+    assert ((outcomes >= 0).sum(axis=1) == tree.depth).all()
+    assert set(np.unique(outcomes)) <= {-1, 0, 1}
+    pairs = np.arange(vocab_size - vocab_size % 2).reshape(2, -1)
+    assert (tree.outcomes(pairs).reshape(-1, outcomes.shape[1]) == outcomes[: pairs.size]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "digest"),
+    [
+        ("zipf", 257, "1ff7549e2112a80b"),
+        ("zipf", 5000, "ae533cd96ad2c3a3"),
+        ("balanced", 257, "a5e698165b5b1792"),
+        ("balanced", 5000, "c654050d4bb5893a"),
+        ("counts", 257, "833dc207b3361db5"),
+        ("counts", 5000, "9972c41e8d1c2eea"),
+    ],
+)
+def test_trees_are_constants_of_the_package(name, vocab_size, digest):
+    """Certificates name a tree and not its nodes, so that they must never move."""
+    counts = 10**7 // (np.arange(vocab_size) % 977 + 1) ** 2
+    tree = decision_tree(name, vocab_size, code_lengths(counts) if name == "counts" else None)
+    found = hashlib.sha256()
+    for array, kind in ((tree.children, "<i4"), (tree.path, "<i4"), (tree.turns, "i1"), (tree.leaf, "<i4")):
+        found.update(np.ascontiguousarray(array.astype(kind)).tobytes())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_paths_lead_from_the_root_to_each_block():
@@ -121,6 +166,42 @@ def test_the_code_of_trees_satisfies_kraft():
 def test_other_trees_are_refused(name, lengths):
     with pytest.raises(InputError, match=r"tree|code lengths"):
         decision_tree(name, 2, lengths)
+
+
+@pytest.mark.parametrize(("vocab_size", "lengths"), [(3, b"\1\1"), (3, b"\1\1\51"), (2, b"\1\2\2"), (2, b"\0\51")])
+def test_complete_codes_of_other_ids_are_refused(vocab_size, lengths):
+    with pytest.raises(InputError, match=f"needs {vocab_size} code lengths"):
+        decision_tree("counts", vocab_size, lengths)
+
+
+def test_only_large_vocabularies_have_blocks():
+    assert decision_tree("zipf", 2048).block_ids == 1
+    assert decision_tree("zipf", 2049).block_ids == BLOCK_IDS
+
+
+@pytest.mark.parametrize("choice", [TreeChoice("zipf"), TreeChoice("balanced"), TreeChoice("counts", b"\1\2\50\33\34")])
+def test_the_name_of_a_tree_keeps_its_form(choice):
+    data = choice.to_dict()
+    assert set(data) == ({"name", "lengths"} if choice.lengths else {"name"})
+    assert TreeChoice.from_dict(data) == choice
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"name": "huffman"},
+        {"name": "counts"},
+        {"name": "zipf", "lengths": "AA"},
+        {"name": "huffman", "lengths": "AA"},
+        {"name": "counts", "lengths": "A-"},
+        {"name": "counts", "lengths": "A?"},
+        {"name": "counts", "lengths": "Ap"},  # 42
+        {"name": "counts", "lengths": 3},
+    ],
+)
+def test_a_damaged_name_of_a_tree_is_refused(damage):
+    with pytest.raises(MismatchError, match="tree"):
+        TreeChoice.from_dict(damage)
 
 
 def test_no_tree_can_see_a_prediction():
@@ -337,14 +418,15 @@ def sampled(rng: np.random.Generator, units: int = 4000) -> tuple[np.ndarray, np
 
 def window_sums(tuning: BitsTuning, cells: np.ndarray) -> BitsSums:
     values = tuning.bet.value.reshape(-1)[cells].sum(axis=1)
-    return BitsSums(DecisionTable.of_cells(cells, 32 * len(cells)), values, np.full(len(cells), 32))
+    table = DecisionTable.of_cells(cells, 32 * len(cells))
+    return BitsSums(table, values, np.full(len(cells), 32), np.full(len(cells), cells.shape[1]))
 
 
 def test_a_sample_bounds_the_mean_of_all_windows():
     rng = np.random.default_rng(4)
     cells, _ = sampled(rng)
     claim = replace(CLAIM, num_tokens=32 * len(cells))
-    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128)
+    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128, num_decisions=cells.size)
     tuning = choose_bits(DecisionTable.of_cells(cells[:40], 32 * 40), claim, plan)
     line = certify_bits(tuning, window_sums(tuning, cells[:600]), claim, plan)
     path = bits_path(tuning, window_sums(tuning, cells[:600]), claim, plan)
@@ -360,12 +442,105 @@ def test_a_sample_bounds_the_mean_of_all_windows():
 def test_a_sample_needs_the_number_of_decisions_of_its_largest_window():
     cells, _ = sampled(np.random.default_rng(5), 100)
     claim = replace(CLAIM, num_tokens=3200)
-    plan = SamplingPlan(100, 32, pilot_units=10, max_unit_decisions=128)
+    plan = SamplingPlan(100, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
     tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
-    with pytest.raises(MismatchError, match="how many decisions"):
-        bits_path(tuning, window_sums(tuning, cells[:50]), claim, replace(plan, max_unit_decisions=None))
+    for unknown in ({"num_decisions": None}, {"max_unit_decisions": None}):
+        with pytest.raises(MismatchError, match="how many decisions"):
+            bits_path(tuning, window_sums(tuning, cells[:50]), claim, replace(plan, **unknown))
     with pytest.raises(MismatchError, match="sums of its windows"):
         certify_bits(tuning, BitsSums(DecisionTable.of_cells(cells[:50], 1600)), claim, plan)
+    for change in ({"budget": None}, {"budget": 100.5}):
+        with pytest.raises(MismatchError, match="budget"):
+            certify_bits(replace(tuning, **change), window_sums(tuning, cells[:50]), claim, plan)
+    with pytest.raises(MismatchError, match="budget of a window"):
+        bits_path(replace(tuning, budget=None), window_sums(tuning, cells[:50]), claim, plan)
+    whole = DecisionTable.of_cells(cells, 3200)
+    with pytest.raises(MismatchError, match="in a sample alone"):
+        certify_bits(replace(choose_bits(whole, claim), budget=64.0), BitsSums(whole), claim)
+
+
+# The budget of a window
+
+
+def with_fair_coins(values: np.ndarray, budget: float) -> float:
+    """What a window costs whose decisions behind the budget are fair coins, decision by decision."""
+    total = 0.0
+    for value in values.tolist():
+        total += 1.0 if total > budget else value
+    return total
+
+
+@given(st.lists(st.floats(0, 20), min_size=1, max_size=60), st.floats(1, 300))
+@settings(max_examples=300, deadline=None)
+def test_a_window_is_counted_at_no_less_than_it_costs(values, budget):
+    values = np.array(values)
+    sums, highest = np.array([math.fsum(values)]), float(values.max())
+    [counted] = budgeted_sums(sums, np.array([values.size]), budget=budget, highest=highest)
+    cost = with_fair_coins(values, budget)
+    assert cost <= counted + 1e-9
+    assert counted <= budget * (1 + 1e-8) + highest + values.size
+    if sums[0] < budget * (1 - 1e-8):
+        assert counted == sums[0] == pytest.approx(cost, rel=1e-12)
+
+
+def test_a_fair_coin_costs_a_bit_whatever_the_stake():
+    """And no z is below 0, so that a window within its budget was within it all along."""
+    for lam in DECISION_LAMBDA_GRID[::16]:
+        bet = DecisionBet(lam, 1.0, 0.125)
+        assert bet.value[:, MAX_LEVEL] == pytest.approx([1, 1])
+        assert bet.value.min() >= 0
+
+
+def rare(rng: np.random.Generator, units: int) -> np.ndarray:
+    """Cells [units, 128] of windows of which one in two hundred is wrong with certainty, again and again."""
+    cells, _ = sampled(rng, units)
+    surprised = LEVELS + MAX_LEVEL - 120  # right, at odds of e^-15
+    cells[rng.random(units) < 0.005] = surprised
+    return cells
+
+
+def test_a_budget_leaves_a_sample_less_slack():
+    rng = np.random.default_rng(9)
+    cells = rare(rng, 4000)
+    claim = replace(CLAIM, num_tokens=32 * len(cells))
+    plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128, num_decisions=cells.size)
+    table = DecisionTable.of_cells(cells[:40], 32 * 40)
+    tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 32, 32.0))
+    assert tuning.budget < 1000
+    line = certify_bits(tuning, window_sums(tuning, cells[:600]), claim, plan)
+    free = replace(tuning, budget=DECISION_BUDGET_GRID[-1])
+    without = certify_bits(free, window_sums(tuning, cells[:600]), claim, plan)
+    assert line.terms["sampling_slack"] < 0.2 * without.terms["sampling_slack"]
+    over = (tuning.bet.value.reshape(-1)[cells[:600]].sum(axis=1) > tuning.budget).sum()
+    assert line.parameters["windows_over_budget"] == over > 0
+    [_, said] = Bits().sentences(line)
+    assert f"{over} of the windows drawn" in said
+
+
+def budget_misses(trials: int) -> float:
+    """How often a path lies below the mean of all windows as the hypothesis has them, at any size of the sample."""
+    failed = 0
+    for trial in range(trials):
+        rng = np.random.default_rng([10, trial])
+        cells = rare(rng, 200)
+        claim = replace(CLAIM, num_tokens=32 * 200, delta=0.4)
+        plan = SamplingPlan(200, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
+        tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
+        tuning = replace(tuning, budget=DECISION_BUDGET_GRID[6])
+        values = tuning.bet.value.reshape(-1)[cells]
+        path = bits_path(tuning, window_sums(tuning, cells[:120]), claim, plan)
+        whole = sum(with_fair_coins(row, tuning.budget) for row in values) / claim.num_tokens
+        failed += bool((path.upper < whole).any())
+    return failed / trials
+
+
+def test_samples_of_windows_with_budgets_hold():
+    assert budget_misses(12) <= 0.4 * 0.5
+
+
+@pytest.mark.slow
+def test_samples_of_windows_with_budgets_hold_long():
+    assert budget_misses(300) <= 0.4 * 0.5
 
 
 # That it holds
@@ -416,9 +591,21 @@ def test_samples_hold():
     for _ in range(trials):
         cells, _ = sampled(rng, 300)
         claim = replace(CLAIM, num_tokens=32 * 300, delta=0.2)
-        plan = SamplingPlan(300, 32, pilot_units=10, max_unit_decisions=128)
+        plan = SamplingPlan(300, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
         tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
         path = bits_path(tuning, window_sums(tuning, cells[:150]), claim, plan)
         whole = float(tuning.bet.value.reshape(-1)[cells].sum()) / claim.num_tokens
         failed += bool((path.upper < whole).any())
     assert failed / trials <= 0.2 * 0.5
+
+
+# What takes longest
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "words"), [(1, "at least 2"), (2.5, "an integer"), (MAX_TREE_IDS + 1, "at most")]
+)
+def test_a_vocabulary_that_no_tree_has_is_refused(vocab_size, words):
+    with pytest.raises(InputError, match=words):
+        decision_tree("balanced", vocab_size)
+    assert decision_tree("balanced", MAX_TREE_IDS).num_blocks == MAX_TREE_IDS // BLOCK_IDS

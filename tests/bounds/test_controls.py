@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from tokenbound.bounds import Claim, SamplingPlan, first_prefix
-from tokenbound.bounds.controls import ControlVariates, adjustments, regress
+from tokenbound.bounds.controls import ControlVariates, adjustments, regress, unexplained_share
 from tokenbound.bounds.sampling import (
     SamplingPath,
     expected_slacks_of_windows,
@@ -158,9 +158,50 @@ def test_the_limit_is_that_of_the_windows_outside_the_pilot() -> None:
     assert adjustments(features[rest], fit.beta, fit.mean).sum() == pytest.approx(0, abs=1e-9)
 
 
+BLOCK = 1 << 16
+"""Windows that `highest` takes at once."""
+
+
+@pytest.mark.parametrize("place", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 4])
+def test_the_limit_is_found_wherever_its_window_is(place: int) -> None:
+    """In the first or the last window of a block, before and behind others; that of a pilot's window does not count."""
+    size = 2 * BLOCK + 5
+    features, lengths = np.zeros((size, 1)), np.ones(size, int)
+    features[place], features[7], features[BLOCK + 7] = -3.0, -9.0, -8.0
+    controls = ControlVariates(features, lengths, np.array([7, BLOCK + 7, 9]))
+    assert controls.highest(np.array([5.0]), np.array([2.0]), np.array([0.25]), pilot=2) == 5 + 2 * 3.25
+
+
+def test_the_mean_of_integers_is_not_rounded_on_the_way() -> None:
+    large = 1 << 60
+    features = np.array([[large + 1], [large - 1], [3], [5], [large]])
+    controls = ControlVariates(features, np.ones(5, int), np.array([0, 1]))
+    assert controls.outside_mean(2).tolist() == [(large + 8) / 3]
+    features = np.array([[large + 1], [-large], [3], [5], [large]])
+    controls = ControlVariates(features, np.ones(5, int), np.array([4]))
+    assert controls.outside_mean(1).tolist() == [9 / 4], "1 of the sum is below the rounding of its largest terms"
+    halves = ControlVariates(np.array([[0.5], [0.25], [0.25]]), np.ones(3, int), np.array([0]))
+    assert halves.outside_mean(1).tolist() == [0.25]
+
+
+def test_the_features_share_of_the_spread() -> None:
+    """A useless feature leaves all of it, one that is the value itself next to nothing; it is never more than 1."""
+    rng = np.random.default_rng(8)
+    known, lengths = rng.normal(size=200), np.full(200, 4)
+    controls = ControlVariates(known[:, None], lengths, np.arange(200))
+    useless = ControlVariates(rng.normal(size=(200, 1)), lengths, np.arange(200))
+    assert unexplained_share(controls, 3 * known[:100]) < 0.02
+    assert 0.9 < unexplained_share(useless, 3 * known[:100]) <= 1
+    assert unexplained_share(controls, np.zeros(100)) == 1, "there is nothing to explain"
+    assert unexplained_share(controls, known[:4]) == 1, "four windows fix no regression"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda f, n, o: (f[:, :0], n, o), "numbers of each of 120 windows"),
+        (lambda f, n, o: (f, np.where(o == 7, 0, n), o), "every window has a scored token"),
+        (lambda f, n, o: (f, n, o - 1), "below 120"),
         (lambda f, n, o: (f[o[:40]], n, o), "numbers of each of 120 windows"),
         (lambda f, n, o: (f[:, 0], n, o), "numbers of each of 120 windows"),
         (lambda f, n, o: (np.where(f > 9, np.nan, f), n, o), "must be finite"),

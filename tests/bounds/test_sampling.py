@@ -28,6 +28,7 @@ from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.sampled_lines import expected_slacks
 from tokenbound.bounds.sampling import (
     SamplingPath,
+    UnitLimits,
     expected_slacks_of_windows,
     mixture_stakes,
     path_of_windows,
@@ -436,21 +437,23 @@ def test_all_windows_add_up_without_rounding():
     assert path.upper[-2] > path.upper[-1]
 
 
-@pytest.mark.parametrize("highest_unit", [None, 24.0, 30.0])
+@pytest.mark.parametrize("fixed", [None, 2.0, 30.0])
 @pytest.mark.parametrize("scale", [3.0, 0.5])
-def test_a_slack_holds_for_the_pilots_own_centre(highest_unit, scale):
-    """The formulas of the docstring, written out: u_j about the pilot's mean, the pilot exact, the rest bounded."""
+def test_a_slack_holds_for_the_pilots_own_centre(fixed, scale):
+    """The formulas of the docstrings, written out: u_j about the pilot's mean, the pilot exact, the rest bounded."""
     rng = np.random.default_rng(7)
     lengths = rng.integers(1, 9, 200)
-    values = rng.uniform(0, scale, 200) * lengths
+    sizes = lengths if fixed is None else 3 * lengths + rng.integers(0, 4, 200)
+    values = rng.uniform(0, scale, 200) * sizes
     claim = Claim(300, 300, 0.0, 0.05, int(lengths.sum()), methods=("azuma",))
     plan, part = SamplingPlan(200, 8, 20), slice(0, 120)
-    path = path_of_windows(values[part], lengths[part], scale, claim, plan, highest_unit=highest_unit)
-    centre = values[:20].sum() / lengths[:20].sum()
-    units = values - centre * lengths
+    limits = None if fixed is None else UnitLimits(sizes[part], int(sizes.sum()), 27, fixed, scale)
+    path = path_of_windows(values[part], lengths[part], scale, claim, plan, limits=limits)
+    centre = values[:20].sum() / sizes[:20].sum()
+    units = values - centre * sizes
     level = math.log(1 / 0.025) + math.log(2)
     forecasts, deviations = running_moments(units[20:120], units[:20])
-    highest = (scale - centre) * 8 if highest_unit is None else highest_unit
+    highest = (scale - centre) * 8 if fixed is None else fixed + (scale - centre) * 27
     stakes = mixture_stakes(
         forecasts, deviations, num_units=180, highest=highest, log_inverse_delta=level, target_units=180
     )
@@ -462,22 +465,46 @@ def test_a_slack_holds_for_the_pilots_own_centre(highest_unit, scale):
         forecasts=forecasts,
         stakes=stakes,
     )
-    expected = (centre * lengths.sum() + units[:20].sum() + upper) / lengths.sum()
+    expected = (centre * sizes.sum() + units[:20].sum() + upper) / lengths.sum()
     assert path.upper == pytest.approx(expected, rel=1e-12)
     assert np.all(path.upper >= values.sum() / lengths.sum())
 
 
-@pytest.mark.parametrize(("highest_unit", "scale"), [(0.25, 1.0), (-0.5, -1.0)])
-def test_a_limit_of_windows_may_be_small_or_below_zero(highest_unit, scale):
-    """About a centre below 0 the limit of the units is again above it."""
-    lengths, values = np.full(100, 1), scale * np.random.default_rng(3).permutation(np.linspace(0.0, 0.25, 100))
-    values = values - 0.5 if scale < 0 else values
-    claim, plan = Claim(300, 300, 0.0, 0.05, 100, methods=("azuma",)), SamplingPlan(100, 1, 20)
-    path = path_of_windows(values[:60], lengths[:60], 1.0, claim, plan, highest_unit=highest_unit)
-    centre = values[:20].mean()
-    plain = path_of_windows(values[:60], lengths[:60], highest_unit - min(centre, 0) + centre, claim, plan)
-    assert path.upper == pytest.approx(plain.upper, rel=1e-9)
-    assert np.all(path.upper >= values.mean())
+@pytest.mark.parametrize("centre", [0.5, 3.0, -2.0])
+def test_a_size_takes_from_the_limit_what_the_centre_takes_from_the_sum(centre):
+    """Where windows of the pilot have more than any other can, only the fixed part is left, and never less."""
+    lengths, values = np.full(300, 8), np.random.default_rng(1).uniform(0, 2, 300) * 8
+    values[:20] = 8 * centre
+    claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
+    limits = UnitLimits(lengths[:100], 2400, 8, 5.0, 2.0)
+    path = path_of_windows(values[:100], lengths[:100], 0.0, claim, plan, limits=limits)
+    highest = 5.0 + max(2.0 - centre, 0.0) * 8
+    plain = path_of_windows(values[:100], lengths[:100], highest / 8 + centre, claim, plan)
+    assert path.upper.tolist() == pytest.approx(plain.upper.tolist(), rel=1e-12)
+    slacks = expected_slacks_of_windows(values[:100], lengths[:100], 0.0, claim, plan, limits=limits)
+    expected = expected_slacks_of_windows(values[:100], lengths[:100], highest / 8 + centre, claim, plan)
+    assert slacks == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "drawn", "words"),
+    [
+        ({"largest_size": 8}, 100, "the size 9"),
+        ({"total_size": 899}, 100, "900 were drawn, all windows have 899"),
+        ({"total_size": 900 + 200 * 9 + 1}, 100, "all windows have 2701"),
+        ({"total_size": 2701}, 300, "2700 were drawn, all windows have 2701"),
+        ({"total_size": 2699}, 300, "2700 were drawn, all windows have 2699"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(change, drawn, words):
+    lengths, sizes = np.full(300, 4), np.full(300, 9)
+    claim, plan = Claim(300, 300, 0.0, 0.05, 1200, methods=("azuma",)), SamplingPlan(300, 4, 20)
+    limits = UnitLimits(sizes[:drawn], 2700, 9, 1.0, 1.0)
+    path_of_windows(np.ones(drawn), lengths[:drawn], 0.0, claim, plan, limits=limits)
+    for total in (900, 900 + 200 * 9) if drawn == 100 else ():
+        path_of_windows(np.ones(drawn), lengths[:drawn], 0.0, claim, plan, limits=replace(limits, total_size=total))
+    with pytest.raises(InputError, match=words):
+        path_of_windows(np.ones(drawn), lengths[:drawn], 0.0, claim, plan, limits=replace(limits, **change))
 
 
 def test_a_sequence_that_lost_everything_does_not_drown_the_others():
@@ -505,36 +532,13 @@ def test_moments_of_a_single_pilot_window():
     assert deviations.tolist() == pytest.approx([0.0, 1.5, np.std([1.0, 4.0, 2.0])])
 
 
-@pytest.mark.parametrize(("highest_unit", "limit"), [(None, 24.0), (30.0, 30.0), (24.0, 24.0)])
-def test_a_window_may_have_a_limit_of_its_own(highest_unit, limit):
-    """Without one it is (z_max - c) s_max. A lower limit is a tighter bound, and one that a unit exceeds is refused."""
-    lengths = np.full(300, 8)
-    values = np.random.default_rng(1).uniform(1, 2, 300) * lengths
-    values[:20] = 0.0  # c = 0, so that both limits are about the same units
+def test_a_unit_above_its_limit_is_refused():
+    lengths, values = np.full(300, 8), np.random.default_rng(1).uniform(1, 2, 300) * 8
     claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
-    part = slice(0, 100)
-    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=highest_unit)
-    plain = path_of_windows(values[part], lengths[part], limit / 8, claim, plan)
-    assert path.upper.tolist() == plain.upper.tolist()
-    slacks = expected_slacks_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=highest_unit)
-    assert slacks == expected_slacks_of_windows(values[part], lengths[part], limit / 8, claim, plan)
-    with pytest.raises(InputError, match="exceeds"):
-        path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=8.0)
-    with pytest.raises(InputError, match="exceeds"):
-        path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=-1.0)
-
-
-def test_a_window_with_a_limit_of_its_own_may_hold_values_below_zero():
-    """The pilot's mean is then taken away from windows of it, which lifts them: the limit is lifted as much."""
-    lengths = np.full(300, 8)
-    values = np.random.default_rng(1).uniform(1, 2, 300) * lengths
-    values[:20] = -2.0 * 8
-    claim, plan = Claim(300, 300, 0.0, 0.05, 2400, methods=("azuma",)), SamplingPlan(300, 8, 20)
-    part = slice(0, 100)
-    path = path_of_windows(values[part], lengths[part], 3.0, claim, plan, highest_unit=16.0)
-    plain = path_of_windows(values[part], lengths[part], 2.0, claim, plan)
-    assert path.upper.tolist() == plain.upper.tolist()
-    assert np.all(path.upper >= values.sum() / 2400)
+    for fixed, rate in ((1.0, 1.0), (0.0, 1.9)):
+        limits = UnitLimits(lengths[:100], 2400, 8, fixed, rate)
+        with pytest.raises(InputError, match="exceeds"):
+            path_of_windows(values[:100], lengths[:100], 3.0, claim, plan, limits=limits)
 
 
 def test_windows_without_a_token_are_drawn_too():

@@ -226,6 +226,8 @@ class SamplingPlan:
     """In a growing corpus: the ordinal j of this draw; it spends 1/(j(j+1)) of the share. Null: not growing."""
     max_unit_decisions: int | None = None
     """Decisions of the window that has most of them; needed by `bits`."""
+    num_decisions: int | None = None
+    """Decisions of all windows together; needed by `bits`."""
     controls: ControlVariates | None = None
     """What is known of every window before any is drawn; null: nothing is taken from the windows' sums."""
     unexplained: float = 1.0

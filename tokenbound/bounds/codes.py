@@ -14,6 +14,7 @@ from tokenbound.bounds.constants import (
     ALPHA_SLOPES,
     AZUMA_LAMBDA_GRID,
     DECISION_ALPHA_GRID,
+    DECISION_BUDGET_GRID,
     DECISION_LAMBDA_GRID,
     DECISION_SLOPE_GRID,
     DEGREE_BITS,
@@ -116,13 +117,18 @@ def azuma_predictable_tune_bits() -> float:
     return math.log2(len(AZUMA_LAMBDA_GRID))
 
 
-def decision_tune_bits(tree_bits: float) -> float:
+def decision_tune_bits(tree_bits: float, *, has_budget: bool = False) -> float:
     """Tuning of a line over decisions: the tree, lambda, and the slope and fair coin of its recalibration.
 
-    >>> round(decision_tune_bits(2.0), 2)
-    17.58
+    Args:
+        tree_bits: length of the tree's code word.
+        has_budget: whether windows have a budget, as those of a sample do.
+
+    >>> round(decision_tune_bits(2.0), 2), round(decision_tune_bits(2.0, has_budget=True), 2)
+    (17.58, 23.58)
     """
-    return tree_bits + math.log2(len(DECISION_LAMBDA_GRID) * len(DECISION_SLOPE_GRID) * len(DECISION_ALPHA_GRID))
+    points = len(DECISION_LAMBDA_GRID) * len(DECISION_SLOPE_GRID) * len(DECISION_ALPHA_GRID)
+    return tree_bits + math.log2(points) + (math.log2(len(DECISION_BUDGET_GRID)) if has_budget else 0.0)
 
 
 def kl_tune_bits() -> float:

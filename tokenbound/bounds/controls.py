@@ -18,7 +18,7 @@ are made from them here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -148,9 +148,10 @@ def regress(
     ([0.5], 78.5)
     """
     pilot = units.size
+    mean = controls.outside_mean(pilot)
     checked = [
-        replace(each, highest=controls.highest(limits, each.beta, each.mean, pilot))
-        for each in _candidates(controls, units)
+        Regression(beta, mean, controls.highest(limits, beta, mean, pilot), deviation)
+        for beta, deviation in _candidates(controls, units)
     ]
     return min(
         checked,
@@ -167,30 +168,28 @@ def unexplained_share(controls: ControlVariates, units: Floats) -> float:
         controls: of all windows.
         units: [n_p] sums of the pilot's windows about their mean, in draw order.
     """
-    none, *candidates = _candidates(controls, units)
-    least = min((each.deviation for each in candidates), default=none.deviation)
-    return min(least / none.deviation, 1.0) if none.deviation else 1.0
+    (_, without), *candidates = _candidates(controls, units)
+    least = min((deviation for _, deviation in candidates), default=without)
+    return min(least / without, 1.0) if without else 1.0
 
 
-def _candidates(controls: ControlVariates, units: Floats) -> list[Regression]:
-    """No regression, then one for each penalty; their limits are not computed yet."""
+def _candidates(controls: ControlVariates, units: Floats) -> list[tuple[Floats, float]]:
+    """Beta and the deviation that it leaves: first of no regression, then of one for each penalty."""
     pilot = units.size
-    mean = controls.outside_mean(pilot)
     own = controls.features[controls.order[:pilot]].astype(np.float64)
     centred, target = own - own.mean(axis=0), units - units.mean()
     scale = np.sqrt(np.mean(centred**2, axis=0))
     used = scale > 1e-9 * (np.abs(own).max(axis=0) + 1e-300)  # a constant says nothing
     scaled = np.where(used, centred / np.where(used, scale, 1.0), 0.0)
     left, singular, right = np.linalg.svd(scaled, full_matrices=False)
-    none = Regression(np.zeros(own.shape[1]), mean, 0.0, float(np.sqrt(np.mean(target**2))))
-    candidates = [none]
+    candidates = [(np.zeros(own.shape[1]), float(np.sqrt(np.mean(target**2))))]
     for penalty in CONTROL_RIDGE_GRID if pilot > 2 * own.shape[1] + 2 else ():
         shrink = np.where(singular > 0, singular / (singular**2 + penalty * pilot), 0.0)
         weights = right.T @ (shrink * (left.T @ target))
         leverage = (left**2) @ (singular * shrink) + 1 / pilot
         missed = (target - scaled @ weights) / np.maximum(1 - leverage, 1e-9)
         beta = np.where(used, weights / np.where(used, scale, 1.0), 0.0)
-        candidates.append(Regression(beta, mean, 0.0, float(np.sqrt(np.mean(missed**2)))))
+        candidates.append((beta, float(np.sqrt(np.mean(missed**2)))))
     return candidates
 
 

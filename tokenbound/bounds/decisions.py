@@ -28,7 +28,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenbound.bounds.columns import Floats, Ints, pack, unpack
+from tokenbound.bounds.columns import Floats, Ints, WindowDecisions, pack, unpack
 from tokenbound.bounds.smoothing import check_vocab_size
 from tokenbound.errors import InputError, MismatchError
 
@@ -382,6 +382,16 @@ class DecisionTable:
         table = np.zeros(CELLS, np.int64)
         np.add.at(table, flat, counts)
         return cls(table.reshape(2, LEVELS), int(num_tokens))
+
+    def as_window(self) -> WindowDecisions:
+        """The same counts as of one window.
+
+        >>> DecisionTable.of_cells([7, 300, 7], num_tokens=2).as_window().count.tolist()
+        [2, 1]
+        """
+        counts = self.counts.reshape(-1)
+        cells = np.flatnonzero(counts)
+        return WindowDecisions(cells.astype(np.int16), counts[cells].astype(np.int32), np.array([0, cells.size]))
 
     @property
     def num_decisions(self) -> int:

@@ -167,6 +167,42 @@ class SamplingPath:
         return np.asarray(self.upper - self.sample_mean, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class UnitLimits:
+    """What limits the sum of a window where that is not z_max for each of its tokens.
+
+    A window has a size, known from its ids alone, and a sum of at most ``fixed + rate * size``. Sums are then taken
+    about the pilot's mean per unit of size instead of per token.
+    """
+
+    sizes: Ints
+    """[W] of the windows drawn, in draw order."""
+    total_size: int
+    """Of all windows of the corpus together."""
+    largest_size: int
+    """Of the largest of them."""
+    fixed: float
+    rate: float
+    every_size: Ints | None = None
+    """[N] of every window of the corpus, where that is known: a limit is then that of its own window."""
+
+    def check(self, sampling: SamplingPlan) -> None:
+        """Refuse sizes that the windows of the corpus cannot have.
+
+        Raises:
+            InputError: a window is larger than the largest, or they do not add up.
+        """
+        drawn = int(self.sizes.sum())
+        if self.sizes.size and int(self.sizes.max()) > self.largest_size:
+            raise InputError(
+                f"a window has the size {int(self.sizes.max())}, the plan says at most {self.largest_size}"
+            )
+        whole = self.sizes.size == sampling.num_units
+        most = drawn + self.largest_size * (sampling.num_units - self.sizes.size)
+        if not drawn <= self.total_size <= most or (whole and drawn != self.total_size):
+            raise InputError(f"windows of the size {drawn} were drawn, all windows have {self.total_size}")
+
+
 def path_of_windows(
     values: Floats,
     window_lengths: Ints,
@@ -174,7 +210,7 @@ def path_of_windows(
     claim: Claim,
     sampling: SamplingPlan,
     *,
-    highest_unit: float | None = None,
+    limits: UnitLimits | None = None,
 ) -> SamplingPath:
     """Slack of every prefix of the draw, for values per token that never exceed ``highest_value``.
 
@@ -188,7 +224,7 @@ def path_of_windows(
         highest_value: z_max.
         claim: for delta, K and m.
         sampling: the plan.
-        highest_unit: what the sum of a window never exceeds, where that is not z_max times its tokens.
+        limits: of the sums of windows, where that is not z_max times their tokens.
 
     Raises:
         IncompleteError: no window beyond the pilot was scored.
@@ -196,10 +232,11 @@ def path_of_windows(
     """
     pilot = sampling.pilot_units
     _check_windows(window_lengths, claim, sampling)
-    units = _units(values, window_lengths, highest_value, claim, sampling, highest_unit)
+    known = _limits(window_lengths, highest_value, claim, sampling, limits)
+    units = _units(values, window_lengths, known, claim, sampling)
     upper = _upper_totals(units.beyond, units, claim, sampling)
     drawn = np.cumsum(window_lengths)[pilot:]
-    full = (units.centre * claim.num_tokens + units.pilot_total + upper) / claim.num_tokens
+    full = (units.centre * known.total_size + units.pilot_total + upper) / claim.num_tokens
     return SamplingPath(
         num_windows=np.arange(pilot + 1, window_lengths.size + 1),
         upper=np.asarray(full, dtype=np.float64),
@@ -215,14 +252,15 @@ def expected_slacks_of_windows(
     claim: Claim,
     sampling: SamplingPlan,
     *,
-    highest_unit: float | None = None,
+    limits: UnitLimits | None = None,
 ) -> dict[int, float]:
     """Slack per token that 2 n and 4 n windows would leave if the further ones were like the n drawn. No bound.
 
     The same sequence runs on over the windows beyond the pilot, repeated; a multiple beyond N is left out, since all
     windows leave no slack.
     """
-    units = _units(values, window_lengths, highest_value, claim, sampling, highest_unit)
+    known = _limits(window_lengths, highest_value, claim, sampling, limits)
+    units = _units(values, window_lengths, known, claim, sampling)
     others, drawn = sampling.num_units - sampling.pilot_units, window_lengths.size
     found = {}
     for factor in SLACK_MULTIPLES:
@@ -251,33 +289,34 @@ class _Units:
     """Of the control variates; empty where none are used."""
 
 
-def _units(
-    values: Floats,
-    lengths: Ints,
-    highest_value: float,
-    claim: Claim,
-    sampling: SamplingPlan,
-    highest_unit: float | None,
-) -> _Units:
-    """X_j = u_j - beta . (g_j - g) with u_j = sum over window j of (z_i - c); X_j = u_j without control variates."""
+def _limits(
+    lengths: Ints, highest_value: float, claim: Claim, sampling: SamplingPlan, given: UnitLimits | None
+) -> UnitLimits:
+    """Those given; else a window's size is its tokens, each of which has a value of at most z_max."""
+    if given is None:
+        every = None if sampling.controls is None else sampling.controls.lengths
+        return UnitLimits(lengths, claim.num_tokens, sampling.max_unit_tokens, 0.0, highest_value, every)
+    given.check(sampling)
+    return given
+
+
+def _units(values: Floats, lengths: Ints, known: UnitLimits, claim: Claim, sampling: SamplingPlan) -> _Units:
+    """X_j = u_j - beta . (g_j - g) with u_j = (sum of window j) - c (its size); X_j = u_j without control variates."""
     pilot, controls = sampling.pilot_units, sampling.controls
-    centre = _pilot_centre(values, lengths, sampling)
-    units = values - centre * lengths
+    centre = math.fsum(values[:pilot].tolist()) / max(float(known.sizes[:pilot].sum()), 1.0)
+    units = values - centre * known.sizes
     total = math.fsum(units[:pilot].tolist())
 
-    def limits(tokens: Floats) -> Floats:
-        """What u_j never exceeds in windows of so many tokens."""
-        if highest_unit is None:
-            return max(highest_value - centre, 0.0) * tokens
-        # c is taken from every token of a window: where it is below 0, that raises the limit
-        return np.maximum(highest_unit - min(centre, 0.0) * tokens, 0.0)
+    def limits(sizes: Floats) -> Floats:
+        """What u_j never exceeds in windows of at most these sizes."""
+        return np.asarray(known.fixed + max(known.rate - centre, 0.0) * sizes)
 
+    largest = np.array([known.largest_size], dtype=np.float64)
     if controls is None or pilot == sampling.num_units:
-        highest = float(limits(np.array([sampling.max_unit_tokens], dtype=np.float64))[0])
-        return _Units(units[pilot:], units[:pilot], total, centre, highest)
+        return _Units(units[pilot:], units[:pilot], total, centre, float(limits(largest)[0]))
     _check_draw(controls, lengths, claim)
     level = sampling.log_inverse_delta(claim)
-    every = limits(controls.lengths.astype(np.float64))
+    every = limits(largest if known.every_size is None else known.every_size.astype(np.float64))
     fit = regress(controls, units[:pilot], every, draws=sampling.target_draws, log_inverse_delta=level)
     units = units - adjustments(controls.features[controls.order[: lengths.size]], fit.beta, fit.mean)
     return _Units(units[pilot:], units[:pilot], total, centre, fit.highest, tuple(fit.beta.tolist()))
@@ -292,12 +331,6 @@ def _check_draw(controls: ControlVariates, lengths: Ints, claim: Claim) -> None:
     drawn = controls.order[: lengths.size]
     if drawn.size < lengths.size or not np.array_equal(controls.lengths[drawn], lengths):
         raise InputError("the sums are of other windows, or in another order, than the draw of the control variates")
-
-
-def _pilot_centre(values: Floats, lengths: Ints, sampling: SamplingPlan) -> float:
-    """C: the pilot's mean per token."""
-    pilot = sampling.pilot_units
-    return math.fsum(values[:pilot].tolist()) / max(float(lengths[:pilot].sum()), 1.0)
 
 
 def _upper_totals(beyond: Floats, units: _Units, claim: Claim, sampling: SamplingPlan) -> Floats:

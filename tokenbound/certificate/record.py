@@ -295,6 +295,7 @@ class CertificateRecord(BaseModel):
             trial=self.trial,
             evaluation=record.evaluation,
             max_unit_decisions=self.corpus.get("max_window_decisions"),
+            num_decisions=self.corpus.get("num_decisions"),
         )
 
     def ledger(self, uri: str) -> RunLedger:

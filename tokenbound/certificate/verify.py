@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenbound.bounds.claim import SamplingPlan
+from tokenbound.bounds.columns import Floats
 from tokenbound.bounds.constants import SAMPLING_DELTA_SHARE
 from tokenbound.bounds.decisions import DecisionTable, DecisionTree
 from tokenbound.bounds.evidence import Evidence, merge_evidence
@@ -46,7 +49,6 @@ from tokenbound.store.strict_json import shortened
 from tokenbound.store.uri import base_name, is_uri, join, split
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 RELATIVE_TOLERANCE = 1e-9
@@ -201,12 +203,13 @@ def _verify_tree(certificate: CertificateRecord) -> None:
             f"{', '.join(certificate.methods)} {'need one' if claimed else 'have no use for it'}"
         )
     sampled = tree is not None and certificate.sampling is not None
-    most = certificate.corpus.get("max_window_decisions")
-    if sampled != (most is not None):
-        raise MismatchError(
-            f"corpus.max_window_decisions: the certificate says {most}; a sample whose decisions are bounded has it, "
-            "no other certificate"
-        )
+    for name in ("num_decisions", "max_window_decisions"):
+        found = certificate.corpus.get(name)
+        if sampled != (found is not None):
+            raise MismatchError(
+                f"corpus.{name}: the certificate says {found}; a sample whose decisions are bounded has it, no other "
+                "certificate"
+            )
     if tree is not None:
         try:
             tree.over(certificate.vocab_size)
@@ -397,7 +400,7 @@ def _verify_windows(certificate: CertificateRecord, ledger: RunLedger) -> Eviden
     Returns:
         The evidence of these losses, whatever the commit records say.
     """
-    expected, parts = _planned_windows(certificate), []
+    expected, parts, sizes = _planned_windows(certificate), [], []
     tree = None if certificate.tree is None else certificate.tree.over(certificate.vocab_size)
     documents: set[int] = set()
     by_document = certificate.sampling is None and counts_documents(certificate.methods)
@@ -415,6 +418,8 @@ def _verify_windows(certificate: CertificateRecord, ledger: RunLedger) -> Eviden
             raise MismatchError(f"shard {shard} holds a window without a token")
         if by_document:
             documents.update(losses.document.tolist())
+        if losses.tables is not None and certificate.sampling is not None:
+            sizes.append(np.stack([losses.tables.window_sums(losses.tables.count), losses.window_lengths]))
         seen += len(ids)
         tokens += losses.num_tokens
         worst += int(losses.window_lengths[losses.unscored].sum())
@@ -426,7 +431,30 @@ def _verify_windows(certificate: CertificateRecord, ledger: RunLedger) -> Eviden
     if worst and certificate.unscorable != "worst_case":
         raise MismatchError(f"{worst} tokens have no finite loss and the claim does not count them at the worst case")
     _verify_num_tokens(certificate, tokens, largest)
+    if sizes:
+        _verify_num_decisions(certificate, *np.concatenate(sizes, axis=1))
     return merge_evidence(parts)
+
+
+def _verify_num_decisions(certificate: CertificateRecord, decisions: Floats, tokens: Floats) -> None:
+    """The corpus has about as many decisions per token as the windows that were drawn from it.
+
+    The exact number takes the corpus. A claim is refused that windows drawn at random contradict at eight standard
+    errors, and beyond what ten of the largest windows could make up for.
+
+    Args:
+        certificate: of a sample.
+        decisions: [W] of each window.
+        tokens: [W] of each window.
+    """
+    claimed, most = certificate.corpus["num_decisions"], certificate.corpus["max_window_decisions"]
+    excess = decisions - claimed / certificate.num_tokens * tokens
+    left = 1 - len(excess) / certificate.num_windows
+    if abs(float(excess.sum())) > 8 * math.sqrt(left * float(excess @ excess)) + 10 * most * (left > 0):
+        raise MismatchError(
+            f"corpus.num_decisions: the certificate says {claimed}, {claimed / certificate.num_tokens:.2f} per token; "
+            f"the windows drawn have {decisions.sum() / tokens.sum():.2f}"
+        )
 
 
 def _verify_decisions(

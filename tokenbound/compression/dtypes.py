@@ -14,7 +14,7 @@ from tokenbound.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-_NAMES = (
+DTYPE_NAMES = (
     "float32",
     "bfloat16",
     "float16",
@@ -45,26 +45,26 @@ def dtype_code(dtype: torch.dtype, name: str) -> int:
         InputError: the format has none; the message names the tensor.
     """
     label = str(dtype).removeprefix("torch.")
-    if label not in _NAMES:
+    if label not in DTYPE_NAMES:
         raise InputError(f"tensor {name!r} has dtype {label}, which the artifact format cannot hold")
-    return _NAMES.index(label)
+    return DTYPE_NAMES.index(label)
 
 
 def dtype_of(code: int) -> torch.dtype:
     """Inverse of `dtype_code`."""
     import torch
 
-    if code >= len(_NAMES) or not hasattr(torch, _NAMES[code]):
+    if code >= len(DTYPE_NAMES) or not hasattr(torch, DTYPE_NAMES[code]):
         raise ArtifactError(f"artifact: dtype number {code} is unknown here; a newer torch or package may know it")
-    dtype: torch.dtype = getattr(torch, _NAMES[code])
+    dtype: torch.dtype = getattr(torch, DTYPE_NAMES[code])
     return dtype
 
 
 def dtype_label(code: int) -> str:
     """The dtype's name, without torch."""
-    if code >= len(_NAMES):
+    if code >= len(DTYPE_NAMES):
         raise ArtifactError(f"artifact: dtype number {code} is unknown")
-    return _NAMES[code]
+    return DTYPE_NAMES[code]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

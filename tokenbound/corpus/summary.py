@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenbound.corpus.config import CorpusConfig
@@ -28,6 +29,16 @@ ANSWER_KEYS = AnswerFields.model_fields.keys() - ColumnFields.model_fields.keys(
 """Keys that are given only where documents have answers."""
 
 
+@dataclass(frozen=True)
+class CorpusDecisions:
+    """How many binary decisions the windows of a corpus have along a tree."""
+
+    num_decisions: int
+    """Of all windows together."""
+    max_window_decisions: int
+    """Of the window that has most of them."""
+
+
 def corpus_section(
     config: CorpusConfig,
     manifest: Manifest,
@@ -36,7 +47,7 @@ def corpus_section(
     context: str,
     skipped: Mapping[str, int],
     num_documents: int | None = None,
-    max_window_decisions: int | None = None,
+    decisions: CorpusDecisions | None = None,
 ) -> dict[str, Any]:
     """The `corpus` section of a certificate; everything in it can be recomputed where the corpus is at hand.
 
@@ -47,7 +58,7 @@ def corpus_section(
         context: `document` or `packed`.
         skipped: files of the places named that are not part of it, by the name of the rule.
         num_documents: documents with a scored token, where the claim has a line for documents.
-        max_window_decisions: binary decisions of the window that has most of them, where a sample has a line for them.
+        decisions: of all windows, where a sample has a line for them.
     """
     source = config.reader()
     scored_bytes = manifest.predicted_bytes(context)
@@ -75,7 +86,7 @@ def corpus_section(
         "add_eos": config.add_eos,
         **{key: facts[key] for key in FACTS if key in facts},
         **({} if num_documents is None else {"scored_documents": num_documents}),
-        **({} if max_window_decisions is None else {"max_window_decisions": max_window_decisions}),
+        **({} if decisions is None else asdict(decisions)),
     }
 
 

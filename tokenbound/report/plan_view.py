@@ -80,6 +80,7 @@ def _outlook(outlook: Outlook) -> Rows:
         rows += [
             ("loss", f"{outlook.loss_bits:.3f} bits/token on {outlook.probed_tokens:,} random tokens"),
             ("predicted", f"{value}; it beats guessing {_from(outlook.tokens_to_beat_guessing)}"),
+            *((f"predicted {name}", f"{bound:.3f} bits/token") for name, bound in outlook.predicted_beside.items()),
         ]
     return rows
 

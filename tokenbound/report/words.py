@@ -107,6 +107,11 @@ def _unread(certificate: CertificateRecord, rescored: Rescored | None) -> list[s
             f"num_tokens, num_windows, max_window_tokens: the size of the corpus; its windows could hold {low:,} to "
             f"{high:,} tokens (use --rescore)"
         )
+        if "num_decisions" in certificate.corpus:
+            found.append(
+                "corpus.num_decisions, corpus.max_window_decisions: how many decisions the ids of the corpus have, "
+                "as far as the windows drawn leave it open (use --rescore)"
+            )
         if certificate.sampling.has_controls:
             found.append("control_variates: that the features are those of the corpus (use --rescore)")
     if "base" in certificate.scoring_identity:

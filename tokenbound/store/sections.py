@@ -178,6 +178,7 @@ class CorpusSection(TypedDict):
     python: NotRequired[str]
     options: NotRequired[dict[ShortText, JsonValue]]
     scored_documents: NotRequired[Positive]
+    num_decisions: NotRequired[Positive]
     max_window_decisions: NotRequired[Positive]
 
 

@@ -81,12 +81,14 @@ def test_a_sample_counts_the_decisions_of_its_largest_window(run_tree: Tree) -> 
     depth = TreeChoice("zipf").over(257).depth
     whole, _ = run({**tree, "how": {**tree["how"], "output": str(place.parent / "whole")}}, sample={})
     everything = RunDirectory(str(place.parent / "whole"))
-    most = 0
+    most = total = 0
     for shard in everything.numbered("shards"):
         losses = everything.losses(everything.record(shard))
         most = max(most, int(np.add.reduceat(depth[losses.token], losses.offsets[:-1]).max()))
+        total += int(depth[losses.token].sum())
     assert certificate.corpus["max_window_decisions"] == most
-    assert "max_window_decisions" not in whole.corpus
+    assert certificate.corpus["num_decisions"] == total
+    assert not {"max_window_decisions", "num_decisions"} & whole.corpus.keys()
     lines = [{line["method"]: line for line in each.bounds}["bits"] for each in (certificate, whole)]
     assert lines[0]["value"] > lines[1]["value"]
     again = rescore(

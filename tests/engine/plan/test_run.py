@@ -26,6 +26,7 @@ from tokenbound.config.run import RunConfig, validate
 from tokenbound.demo import demo_artifact
 from tokenbound.engine.compress.predicted_bound import lines_if_all
 from tokenbound.engine.evaluate.preparation import prepare
+from tokenbound.engine.evaluate.run import evaluate
 from tokenbound.engine.plan import run as planning
 from tokenbound.engine.plan.run import plan_run, tokens_to_beat_guessing
 from tokenbound.engine.train.ngrams import encode_markov
@@ -63,6 +64,18 @@ def test_a_plan_foretells_the_run_and_writes_none(run_tree: Tree) -> None:
         plan.work.num_tokens < plan.outlook.perfect_tokens_to_beat_guessing < plan.outlook.tokens_to_beat_guessing
     )
     assert any("random tokens" in note for note in plan.notes)
+
+
+def test_a_plan_foretells_the_line_of_decisions(run_tree: Tree) -> None:
+    """Every window of a small corpus is probed, so that the prediction is what the run will print."""
+    windows = {"length": 32, "context": "document", "batch": 4}
+    config = config_of(run_tree(windows=windows, bound={"methods": ["freedman", "bits"]}))
+    plan = plan_run(config, probe_seconds=60)
+    assert plan.outlook.probed_tokens == plan.work.num_tokens
+    certificate = evaluate(config)
+    [line] = [line for line in certificate.bounds if line["method"] == "bits"]
+    assert plan.outlook.predicted_beside == {"bits": pytest.approx(line["value"], rel=1e-6)}
+    assert plan.outlook.predicted_bound_bits == pytest.approx(certificate.bound_bits, rel=1e-3)
 
 
 def test_a_sample_is_planned_as_it_will_be_drawn(run_tree: Tree) -> None:
@@ -181,7 +194,17 @@ def test_the_command_speaks_to_people_and_programs(
     assert "nothing above is a bound" in shown
     asked = ("to score", "code length", "a perfect model", "a replica needs", "on GPUs", "GPU hours", "speed here")
     asked += ("held dense", "held packed", "held streamed", "how.weights")
-    for item in (*asked, "time", "guessing", "loss", "predicted", "shards", "it beats guessing", "(exact)"):
+    for item in (
+        *asked,
+        "time",
+        "guessing",
+        "loss",
+        "predicted",
+        "predicted bits",
+        "shards",
+        "it beats guessing",
+        "(exact)",
+    ):
         assert item in shown, item
     monkeypatch.setattr("sys.argv", ["tokenbound", "plan", str(path), "--probe-seconds", "0", "--json"])
     with pytest.raises(SystemExit):

@@ -17,7 +17,8 @@ smoothed probabilities, whose product is a distribution over tokens, both have t
 is that of one decision, and forecasts know the decisions before: so lambda may be several times as large.
 
 The best forecast and smoothing follow from lambda (:mod:`~tokenbound.bounds.decision_bets`). What is chosen, and paid
-for, is the tree, lambda, and two numbers by which the model's own probabilities are recalibrated.
+for, is the tree, lambda, and two numbers by which the model's own probabilities are recalibrated; in a sample also the
+budget of a window (:mod:`~tokenbound.bounds.budgets`).
 """
 
 from __future__ import annotations
@@ -28,18 +29,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tokenbound.bounds.budgets import budgeted_sums, exceeds_budget
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan
 from tokenbound.bounds.coded import require_member, require_paid
 from tokenbound.bounds.codes import decision_tune_bits
 from tokenbound.bounds.columns import Floats, Ints, Piece
-from tokenbound.bounds.constants import DECISION_ALPHA_GRID, DECISION_LAMBDA_GRID, DECISION_SLOPE_GRID
+from tokenbound.bounds.constants import (
+    DECISION_ALPHA_GRID,
+    DECISION_BUDGET_GRID,
+    DECISION_LAMBDA_GRID,
+    DECISION_SLOPE_GRID,
+)
 from tokenbound.bounds.curves import EvidenceView, LineCurves, fixed_point_at, sweep
 from tokenbound.bounds.decision_bets import DecisionBet
 from tokenbound.bounds.decisions import DecisionTable, tree_code_bits
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.lines.base import SeparateBound
 from tokenbound.bounds.printing import LineValue, Measured, line_kappa, yardsticks
-from tokenbound.bounds.sampling import SamplingPath, expected_slacks_of_windows, path_of_windows
+from tokenbound.bounds.sampling import SamplingPath, UnitLimits, expected_slacks_of_windows, path_of_windows
 from tokenbound.bounds.search import SlackModel, descend
 from tokenbound.errors import MismatchError
 
@@ -55,7 +62,9 @@ class BitsTuning:
     alpha: float
     """Weight of a fair coin in what is expected of a decision."""
     tune_bits: float
-    """L_tune: tree, lambda, slope, alpha, K lines and trials."""
+    """L_tune: tree, lambda, slope, alpha, budget, K lines and trials."""
+    budget: float | None = None
+    """In a sample: bits that a window may lose before the rest of it is given fair coins."""
 
     @property
     def bet(self) -> DecisionBet:
@@ -72,6 +81,8 @@ class BitsSums:
     """[W] sum of z over the decisions of each window in draw order, of a sampled run."""
     window_lengths: Ints | None = None
     """[W] tokens of each window."""
+    window_decisions: Ints | None = None
+    """[W] decisions of each window."""
 
 
 class Bits(SeparateBound[BitsTuning, BitsSums]):
@@ -98,17 +109,15 @@ class Bits(SeparateBound[BitsTuning, BitsSums]):
         if piece.window_lengths is None:
             return BitsSums(table)
         values = tuning.bet.value.reshape(-1)[found.cell] * found.count
-        return BitsSums(table, found.window_sums(values), piece.window_lengths)
+        decisions = np.rint(found.window_sums(found.count)).astype(np.int64)
+        return BitsSums(table, found.window_sums(values), piece.window_lengths, decisions)
 
     def merge(self, parts: Sequence[BitsSums]) -> BitsSums:
         """Counts of all parts, windows in order."""
-        windows = [part.windows for part in parts if part.windows is not None]
-        lengths = [part.window_lengths for part in parts if part.window_lengths is not None]
-        return BitsSums(
-            sum((part.table for part in parts[1:]), parts[0].table),
-            np.concatenate(windows) if windows else None,
-            np.concatenate(lengths) if lengths else None,
-        )
+        table = sum((part.table for part in parts[1:]), parts[0].table)
+        columns = [(part.windows, part.window_lengths, part.window_decisions) for part in parts]
+        by_window = [[each for each in column if each is not None] for column in zip(*columns, strict=True)]
+        return BitsSums(table, *(np.concatenate(column) if column else None for column in by_window))
 
     def certify(self, tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: SamplingPlan | None) -> Line:
         """The printed line."""
@@ -122,6 +131,18 @@ class Bits(SeparateBound[BitsTuning, BitsSums]):
             "came before it and the earlier decisions of that token. A token has "
             f"{line.parameters['decisions_per_token']:.2f} decisions along the tree `{line.parameters['tree']}`, which "
             "looks neither at the model nor at the context. It is never the bound quoted.",
+            *self._budget_sentence(line),
+        )
+
+    def _budget_sentence(self, line: Line) -> tuple[str, ...]:
+        budget = line.parameters.get("window_budget_bits")
+        if budget is None:
+            return ()
+        over = line.parameters["windows_over_budget"]
+        return (
+            f"For the line bits, a window that has lost {budget:,.0f} bits is given fair coins for the rest of it, so "
+            "that a window which was not drawn cannot lose much more; "
+            f"{'no window' if not over else f'{over:,} of the windows'} drawn came to that.",
         )
 
     def curves(self, line: Line, view: EvidenceView) -> LineCurves:
@@ -168,29 +189,58 @@ def choose_bits(
     """
     if table.num_tokens == 0:
         raise MismatchError("the table of decisions holds no token; score the corpus again")
-    paid = _price(claim)
-    price = line_kappa(paid, claim, sampled=sampling is not None) / claim.num_tokens
+    sampled = sampling is not None
+    paid = _price(claim, sampled=sampled)
+    price = line_kappa(paid, claim, sampled=sampled) / claim.num_tokens
     most = 0 if sampling is None else sampling.max_unit_decisions or 0
+    expected = _ExpectedSlack(table, slack or SlackModel(), most)
 
-    def value(stake: int, slope: int, alpha: int) -> float:
-        bet = DecisionBet(DECISION_LAMBDA_GRID[stake], DECISION_SLOPE_GRID[slope], DECISION_ALPHA_GRID[alpha])
-        expected = 0.0 if slack is None else slack.of_units(most * bet.highest_value)
-        return mean_value(table, bet) + price / bet.lam + expected
+    def value(point: Sequence[int]) -> float:
+        lam, slope, alpha, budget = (grid[index] for grid, index in zip(grids, point, strict=True))
+        bet = DecisionBet(lam, slope, alpha)
+        mean = mean_value(table, bet)
+        return mean + price / lam + (expected.of(mean, bet.highest_value, budget) if sampled else 0.0)
 
-    grids = (DECISION_LAMBDA_GRID, DECISION_SLOPE_GRID, DECISION_ALPHA_GRID)
-    point = [_nearest_stake(price), DECISION_SLOPE_GRID.index(1.0), len(DECISION_ALPHA_GRID) // 2]
+    grids = (
+        DECISION_LAMBDA_GRID,
+        DECISION_SLOPE_GRID,
+        DECISION_ALPHA_GRID,
+        DECISION_BUDGET_GRID if sampled else (0.0,),
+    )
+    middle = DECISION_SLOPE_GRID.index(1.0), len(DECISION_ALPHA_GRID) // 2, len(grids[3]) // 2
+    point = [_nearest_stake(price), *middle]
     best = math.inf
-    while (found := value(point[0], point[1], point[2])) < best:  # one coordinate after the other, until none moves
+    while (found := value(point)) < best:  # one coordinate after the other, until none moves
         best = found
         for axis, grid in enumerate(grids):
 
             def along(index: int, axis: int = axis) -> float:
-                moved = [*point[:axis], index, *point[axis + 1 :]]
-                return value(moved[0], moved[1], moved[2])
+                return value([*point[:axis], index, *point[axis + 1 :]])
 
             point[axis] = descend(along, point[axis], len(grid))
-    lam, slope, alpha = (grid[index] for grid, index in zip(grids, point, strict=True))
-    return BitsTuning(lam, slope, alpha, paid)
+    lam, slope, alpha, budget = (grid[index] for grid, index in zip(grids, point, strict=True))
+    return BitsTuning(lam, slope, alpha, paid, budget if sampled else None)
+
+
+@dataclass(frozen=True)
+class _ExpectedSlack:
+    """What a budget is expected to cost and to save a sample: a guide for the choice, not a bound."""
+
+    table: DecisionTable
+    slack: SlackModel
+    most: int
+    """Decisions of the window that has most of them."""
+
+    def of(self, mean: float, highest: float, budget: float) -> float:
+        """Bits per token that a sample leaves open, and that windows over the budget cost.
+
+        Sums of windows are taken to lie beyond their mean with an exponential tail.
+        """
+        tokens, decisions = self.slack.mean_unit_tokens, self.table.num_decisions / self.table.num_tokens
+        beyond = (budget - mean * self.slack.max_unit_tokens) / max(self.slack.deviation_bits, 1.0)
+        over = math.exp(-max(beyond, 0.0))
+        open_ = self.slack.of_units(budget + highest + max(1 - mean / decisions, 0.0) * self.most)
+        return open_ + over * (decisions + highest / tokens)
 
 
 def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: SamplingPlan | None = None) -> Line:
@@ -206,16 +256,19 @@ def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sam
         MismatchError: a tuning that is not paid for, or tokens are missing or counted twice.
         IncompleteError: a sampled run has no window beyond the pilot.
     """
-    _require_coded(tuning, claim)
+    _require_coded(tuning, claim, sampled=sampling is not None)
     table, bet = sums.table, tuning.bet
     complete = sampling is None or sampling.pilot_units == sampling.num_units
     if complete and not claim.what_if and table.num_tokens != claim.num_tokens:
         raise MismatchError(f"the table of decisions holds {table.num_tokens} tokens, the corpus {claim.num_tokens}")
     mean, slack, larger, beta = mean_value(table, bet), 0.0, dict[int, float](), tuple[float, ...]()
-    if sampling is not None and not complete:
-        path = bits_path(tuning, sums, claim, sampling)
-        slack, beta = float(path.upper[-1]) - mean, path.beta
-        larger = expected_slacks_of_windows(*_windows(sums), 0.0, claim, sampling, highest_unit=_highest(bet, sampling))
+    if sampling is not None:
+        values, lengths, limits = _windows(tuning, sums, sampling)
+        mean = math.fsum(values.tolist()) / table.num_tokens
+        if not complete:
+            path = path_of_windows(values, lengths, 0.0, claim, sampling, limits=limits)
+            slack, beta = float(path.upper[-1]) - mean, path.beta
+            larger = expected_slacks_of_windows(values, lengths, 0.0, claim, sampling, limits=limits)
     kappa = line_kappa(tuning.tune_bits, claim, sampled=sampling is not None)
     complexity = kappa / (bet.lam * claim.num_tokens)
     value = mean + slack + complexity
@@ -234,6 +287,7 @@ def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sam
             "alpha": bet.alpha,
             "decisions_per_token": decisions,
             "highest_decision_bits": bet.highest_value,
+            **_budget_parameters(tuning, sums),
         },
         yardsticks(mean - loss + complexity, square, kappa, claim.num_tokens),
         guard=1e-12 * abs(value) + _total(table, bet.rounding) / table.num_tokens,
@@ -251,35 +305,51 @@ def bits_path(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sampli
         IncompleteError: no window beyond the pilot was scored.
         MismatchError: sums or a plan without what a sample needs.
     """
-    highest = _highest(tuning.bet, sampling)
-    return path_of_windows(*_windows(sums), 0.0, claim, sampling, highest_unit=highest)
+    values, lengths, limits = _windows(tuning, sums, sampling)
+    return path_of_windows(values, lengths, 0.0, claim, sampling, limits=limits)
 
 
-def _windows(sums: BitsSums) -> tuple[Floats, Ints]:
-    if sums.windows is None or sums.window_lengths is None:
+def _windows(tuning: BitsTuning, sums: BitsSums, sampling: SamplingPlan) -> tuple[Floats, Ints, UnitLimits]:
+    """[W] what each window costs under its budget, [W] its tokens, and what limits the cost of any window."""
+    if sums.windows is None or sums.window_lengths is None or sums.window_decisions is None:
         raise MismatchError("the bits line of a sampled run needs the sums of its windows")
-    return sums.windows, sums.window_lengths
+    if sampling.max_unit_decisions is None or sampling.num_decisions is None:
+        raise MismatchError("the plan of the sample does not say how many decisions its windows have")
+    budget, highest, decisions = _budget(tuning), tuning.bet.highest_value, sums.window_decisions
+    values = budgeted_sums(sums.windows, decisions, budget=budget, highest=highest)
+    limits = UnitLimits(decisions, sampling.num_decisions, sampling.max_unit_decisions, budget + highest, 1.0)
+    return values, sums.window_lengths, limits
 
 
-def _highest(bet: DecisionBet, sampling: SamplingPlan) -> float:
-    """An upper limit of the z of any window of the corpus: all its decisions at the largest."""
-    if sampling.max_unit_decisions is None:
-        raise MismatchError("the plan of the sample does not say how many decisions a window has at most")
-    return bet.highest_value * sampling.max_unit_decisions
+def _budget(tuning: BitsTuning) -> float:
+    if tuning.budget is None:
+        raise MismatchError("the bits line of a sampled run needs the budget of a window")
+    return tuning.budget
 
 
-def _require_coded(tuning: BitsTuning, claim: Claim) -> None:
+def _budget_parameters(tuning: BitsTuning, sums: BitsSums) -> dict[str, float | int]:
+    if tuning.budget is None or sums.windows is None:
+        return {}
+    over = int(exceeds_budget(sums.windows, tuning.budget).sum())
+    return {"window_budget_bits": tuning.budget, "windows_over_budget": over}
+
+
+def _require_coded(tuning: BitsTuning, claim: Claim, *, sampled: bool) -> None:
     if claim.tree is None:
         raise MismatchError("the claim names no tree of decisions")
     require_member("lambda", tuning.lam, DECISION_LAMBDA_GRID)
     require_member("slope", tuning.slope, DECISION_SLOPE_GRID)
     require_member("alpha", tuning.alpha, DECISION_ALPHA_GRID)
-    require_paid(Bits.name, tuning.tune_bits, _price(claim))
+    if sampled:
+        require_member("budget", tuning.budget, DECISION_BUDGET_GRID)
+    elif tuning.budget is not None:
+        raise MismatchError("windows have a budget in a sample alone")
+    require_paid(Bits.name, tuning.tune_bits, _price(claim, sampled=sampled))
 
 
-def _price(claim: Claim) -> float:
+def _price(claim: Claim, *, sampled: bool) -> float:
     """Length in bits of the code word of a grid point, with K lines and trials."""
-    return decision_tune_bits(tree_code_bits(claim.tree_lengths)) + claim.shared_bits
+    return decision_tune_bits(tree_code_bits(claim.tree_lengths), has_budget=sampled) + claim.shared_bits
 
 
 def _total(table: DecisionTable, values: Floats) -> float:

@@ -14,8 +14,11 @@ import ray
 from tokenbound.bounds.certify import certify
 from tokenbound.bounds.choice import choose_tunings
 from tokenbound.bounds.claim import Claim, Line
+from tokenbound.bounds.columns import Piece
+from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.exact import line_sums
+from tokenbound.bounds.reduction import separate_bounds
 from tokenbound.certificate.derived import code_split
 from tokenbound.certificate.identity import DEFAULT_PROTOCOL
 from tokenbound.corpus.windows import gather
@@ -23,6 +26,7 @@ from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
 from tokenbound.engine.evaluate.stages import open_plan
+from tokenbound.store.losses import TABLE_COLUMNS
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -94,6 +98,28 @@ def lines_if_all(claim: Claim, nll: ArrayLike, entropy: ArrayLike, rank: ArrayLi
     evidence = Evidence.from_losses(nll, entropy, rank, vocab_size=claim.vocab_size, top_k=claim.top_k)
     tunings = choose_tunings(evidence, claim)
     return certify(tunings, line_sums(tunings, nll, entropy, rank), claim)
+
+
+def separate_lines_if_all(claim: Claim, piece: Piece) -> tuple[Line, ...]:
+    """The lines of the bounds with a pass of their own, as far as the columns are there. Not bounds.
+
+    Args:
+        claim: as for `lines_if_all`, one that says what if.
+        piece: the losses, without worst-case windows.
+    """
+    tables = piece.decisions
+    count = int(piece["nll"].size)
+    decisions = None if tables is None else DecisionTable.of_cells(tables.cell, count, tables.count)
+    evidence = Evidence.from_losses(
+        piece["nll"], piece["entropy"], piece["rank"], vocab_size=claim.vocab_size, decisions=decisions
+    )
+    known = {*piece.columns, *(TABLE_COLUMNS if tables is not None else ())}
+    found = []
+    for bound in separate_bounds(claim):
+        if known.issuperset(bound.columns):
+            tuning = bound.choose(evidence, claim, None)
+            found.append(bound.certify(tuning, bound.sums(tuning, piece), claim, None))
+    return tuple(found)
 
 
 def price_of_bits(unquantized: ArtifactPlace, num_bytes: int, text: Text) -> float:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tokenbound.bounds.decisions import TreeChoice, code_lengths
 from tokenbound.corpus.prepared import PreparedCorpus
+from tokenbound.corpus.summary import CorpusDecisions
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 
@@ -40,8 +41,8 @@ def _first_counts(corpus: PreparedCorpus, vocab_size: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=4)
-def max_window_decisions(corpus_root: str, spec: WindowSpec, tree: TreeChoice, vocab_size: int) -> int:
-    """Decisions of the window that has most of them, among all windows of a corpus.
+def corpus_decisions(corpus_root: str, spec: WindowSpec, tree: TreeChoice, vocab_size: int) -> CorpusDecisions:
+    """Count the decisions of every window of a corpus.
 
     Args:
         corpus_root: where the ids are.
@@ -50,10 +51,12 @@ def max_window_decisions(corpus_root: str, spec: WindowSpec, tree: TreeChoice, v
         vocab_size: V.
     """
     corpus, plan = open_plan(corpus_root, spec)
-    depth, most, step = tree.over(vocab_size).depth, 0, max(1, TOKENS_AT_ONCE // spec.length)
+    depth, total, most = tree.over(vocab_size).depth, 0, 0
+    step = max(1, TOKENS_AT_ONCE // spec.length)
     for start in range(0, plan.num_windows, step):
         windows = np.arange(start, min(start + step, plan.num_windows))
         batch = gather(corpus, plan.windows(windows), spec.length)
         decisions = np.where(batch.mask, depth[np.where(batch.mask, batch.targets, 0)], 0)
-        most = max(most, int(decisions.sum(axis=1).max()))
-    return most
+        by_window = decisions.sum(axis=1)
+        total, most = total + int(by_window.sum()), max(most, int(by_window.max()))
+    return CorpusDecisions(total, most)

@@ -38,13 +38,14 @@ from tokenbound.config.run import (
 )
 from tokenbound.corpus.ngram_features import Features, corpus_features
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
+from tokenbound.corpus.summary import CorpusDecisions
 from tokenbound.corpus.windows import CorpusPlan, auto_shard_tokens, hashed_order, shard_slices, whole_batches
 from tokenbound.engine.artifacts import named_artifact
 from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.compress.run import check_encoding, counted_tokenizer, encode_checkpoint, require_fit
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
-from tokenbound.engine.evaluate.decisions import counted_lengths, max_window_decisions
+from tokenbound.engine.evaluate.decisions import corpus_decisions, counted_lengths
 from tokenbound.engine.evaluate.graph import Shard
 from tokenbound.engine.evaluate.stages import WindowSpec, open_plan
 from tokenbound.engine.evaluate.weights_form import check_form
@@ -122,11 +123,11 @@ class Prepared:
         """Documents with a scored token, where the claim has a line for documents."""
         return self.plan.num_sequences if counts_documents(self.config.what.bound.methods) else None
 
-    def max_window_decisions(self, vocab_size: int) -> int | None:
-        """Decisions of the window that has most of them, where a sample is drawn that needs to know."""
+    def decisions(self, vocab_size: int) -> CorpusDecisions | None:
+        """How many decisions the windows have, where a sample is drawn that needs to know."""
         if self.tree is None or self.config.what.sample.is_full:
             return None
-        return max_window_decisions(self.corpus.root, self.spec, self.tree, vocab_size)
+        return corpus_decisions(self.corpus.root, self.spec, self.tree, vocab_size)
 
     def shards(self, num_windows: int | None) -> list[Shard]:
         """The shards of the whole corpus, or of the first windows of the draw."""

@@ -23,10 +23,10 @@ from tokenbound.config.run import RunConfig
 from tokenbound.corpus.ngram_features import compute_features
 from tokenbound.corpus.prepare import prepare_corpus
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
-from tokenbound.corpus.summary import corpus_section
+from tokenbound.corpus.summary import CorpusDecisions, corpus_section
 from tokenbound.corpus.windows import CorpusPlan, gather
 from tokenbound.engine.artifacts import named_artifact
-from tokenbound.engine.evaluate.decisions import max_window_decisions
+from tokenbound.engine.evaluate.decisions import corpus_decisions
 from tokenbound.engine.evaluate.stages import ReplicaSpec, ScoreShard, WindowSpec, open_plan
 from tokenbound.engine.evaluate.weights_form import form_here
 from tokenbound.errors import IncompleteError, MismatchError
@@ -311,16 +311,16 @@ def _corpus_section(
         context=config.what.windows.context,
         skipped=corpus.skipped,
         num_documents=plan.num_sequences if counts_documents(certificate.methods) else None,
-        max_window_decisions=_max_window_decisions(certificate, corpus),
+        decisions=_decisions(certificate, corpus),
     )
 
 
-def _max_window_decisions(certificate: CertificateRecord, corpus: PreparedCorpus) -> int | None:
+def _decisions(certificate: CertificateRecord, corpus: PreparedCorpus) -> CorpusDecisions | None:
     if certificate.tree is None or certificate.sampling is None:
         return None
     protocol = certificate.protocol
     spec = WindowSpec(protocol["length"], protocol["context"], protocol["stride"], len(corpus.manifest.segments))
-    return max_window_decisions(corpus.root, spec, certificate.tree, certificate.vocab_size)
+    return corpus_decisions(corpus.root, spec, certificate.tree, certificate.vocab_size)
 
 
 def _unmatched_names(

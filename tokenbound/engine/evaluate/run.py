@@ -300,13 +300,15 @@ def _sampling_plan(prepared: Prepared, count: int | None, vocab_size: int) -> Sa
     if count is None:
         return None
     sample, features = prepared.config.what.sample, prepared.features
+    decisions = prepared.decisions(vocab_size)
     plan = SamplingPlan(
         num_units=prepared.plan.num_windows,
         max_unit_tokens=prepared.plan.max_window_tokens,
         pilot_units=sample.pilot_windows,
         trial=prepared.bound.ordinal,
         evaluation=sample.evaluation,
-        max_unit_decisions=prepared.max_window_decisions(vocab_size),
+        max_unit_decisions=None if decisions is None else decisions.max_window_decisions,
+        num_decisions=None if decisions is None else decisions.num_decisions,
     )
     return plan if features is None else with_controls(plan, features, prepared.drawn(count))
 
@@ -377,7 +379,7 @@ def _certify(prepared: Prepared, shards: Sequence[Shard], count: int | None) -> 
         context=what.windows.context,
         skipped=corpus.skipped,
         num_documents=claim.num_documents,
-        max_window_decisions=prepared.max_window_decisions(claim.vocab_size),
+        decisions=prepared.decisions(claim.vocab_size),
     )
     return CertificateRecord(
         **derived_fields(reduction, claim, corpus_summary["bytes_per_token"]),

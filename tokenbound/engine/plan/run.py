@@ -29,7 +29,7 @@ from tokenbound.corpus.windows import shard_slices
 from tokenbound.engine.artifacts import everywhere, named_artifact
 from tokenbound.engine.cluster.executor import executor
 from tokenbound.engine.cluster.session import plain_errors
-from tokenbound.engine.compress.predicted_bound import lines_if_all
+from tokenbound.engine.compress.predicted_bound import lines_if_all, separate_lines_if_all
 from tokenbound.engine.corpus import Text, check_corpus, open_corpus, text_of
 from tokenbound.engine.evaluate.gpu_count import gpus_for_memory
 from tokenbound.engine.evaluate.graph import Placement, place_replicas, replica_device
@@ -168,6 +168,8 @@ class Outlook:
     predicted_bound_bits: float | None
     """The smallest loss line if every token had these losses."""
     predicted_method: str | None
+    predicted_beside: dict[str, float]
+    """Bounds on other risks if every token had these losses, by method."""
     tokens_to_beat_guessing: int | None
     """Smallest m with a line below guessing, if the losses stayed as they are; null if there is none."""
     perfect_bits: float | None
@@ -556,6 +558,7 @@ def _claim(config: RunConfig, model: _Model, probe: Probe | None, tokenizer_size
         tokenizer_vocab_size=tokenizer_size,
         num_tokens=plan.num_tokens,
         num_documents=plan.num_sequences,
+        tree=tree_choice(config.what, corpus, model.architecture),
     )
     return replace(claim, what_if=True)
 
@@ -578,10 +581,19 @@ def _outlook(claim: Claim | None, probe: Probe | None, tokenizer_size: int) -> O
         loss_bits=float(probe.nll.mean(dtype=np.float64)) / math.log(2) if probe else None,
         predicted_bound_bits=value,
         predicted_method=method,
+        predicted_beside=_beside(claim, probe),
         tokens_to_beat_guessing=tokens,
         perfect_bits=best,
         perfect_tokens_to_beat_guessing=best_tokens,
     )
+
+
+def _beside(claim: Claim | None, probe: Probe | None) -> dict[str, float]:
+    """Value of each line that bounds another risk, at this m."""
+    if claim is None or probe is None:
+        return {}
+    lines = separate_lines_if_all(claim, probe.piece)
+    return {line.method: line.value for line in lines if line.value is not None}
 
 
 def _prospects(claim: Claim | None, losses: tuple[Any, Any, Any]) -> tuple[float | None, str | None, int | None]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from tokenbound.bounds.columns import Piece
+from tokenbound.bounds.decisions import DecisionTable
 from tokenbound.corpus.windows import gather
 from tokenbound.engine.cluster.session import plain_errors
 from tokenbound.engine.corpus import Text
@@ -41,6 +45,14 @@ class Probe:
     """[n] nats."""
     rank: NDArray[np.int32]
     """[n]."""
+    decisions: DecisionTable | None = None
+    """Of these tokens, where the run would record decisions."""
+
+    @property
+    def piece(self) -> Piece:
+        """The same losses as bounds read them."""
+        columns = {"nll": self.nll, "entropy": self.entropy, "rank": self.rank}
+        return Piece(columns, None, None, 0, None if self.decisions is None else self.decisions.as_window())
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,14 @@ def measure_speed(
         nll=np.concatenate([each.nll for each in found]),
         entropy=np.concatenate([each.entropy for each in found]),
         rank=np.concatenate([each.rank for each in found]),
+        decisions=merged_tables([each.decisions for each in found]),
     )
+
+
+def merged_tables(tables: Sequence[DecisionTable | None]) -> DecisionTable | None:
+    """The table of all; None where decisions were not recorded."""
+    known = [table for table in tables if table is not None]
+    return reduce(add, known) if known else None
 
 
 def extrapolated_speed(architecture: Mapping[str, Any], spec: ReplicaSpec, placement: Placement) -> float | None:
@@ -142,17 +161,25 @@ def _measure(job: _Job, part: int) -> Probe:
     windows = job.text.windows(PROBE_TOKENS)[part :: job.parts] or job.text.windows(1)
     replica = _replica(job, gather(corpus, plan.windows(windows[:batch]), length).inputs)
     found: list[tuple[Any, ...]] = []
+    tables: list[DecisionTable | None] = []
     started = time.perf_counter()
     for first in range(0, len(windows), batch):
         each = gather(corpus, plan.windows(windows[first : first + batch]), length)
         scored = replica.score(each.inputs, each.targets, each.mask)
         found.append((scored.nll[each.mask], scored.entropy[each.mask], scored.rank[each.mask]))
+        tokens = int(each.mask.sum())
+        tables.append(None if scored.cells is None else DecisionTable.of_cells(scored.cells, tokens))
         if time.perf_counter() - started >= job.seconds:
             break
     elapsed_s = time.perf_counter() - started
     nll, entropy, rank = (np.concatenate(column) for column in zip(*found, strict=True))
     return Probe(
-        len(nll) / elapsed_s, replica.vocab_size, np.maximum(nll, 0), np.maximum(entropy, 0), rank.astype(np.int32)
+        len(nll) / elapsed_s,
+        replica.vocab_size,
+        np.maximum(nll, 0),
+        np.maximum(entropy, 0),
+        rank.astype(np.int32),
+        merged_tables(tables),
     )
 
 
