@@ -238,10 +238,20 @@ def test_answers_are_what_the_assistant_says(turns: list[tuple[str, str]]) -> No
 
 
 def test_every_day_gives_the_same_text() -> None:
-    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d') %}{% endif %}{{ date_string }}"
-    assert ChatTemplate(dated).render([{"role": "user", "content": ""}]) == "26 Jul 2024"
-    with pytest.raises(InputError, match="the chat template refuses the conversation"):
-        ChatTemplate("{{ strftime_now('%d') }}").render([{"role": "user", "content": ""}])
+    for template in (
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% macro date() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ date() }}",
+        "{% if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}{{ day }}",
+    ):
+        assert ChatTemplate(template).render([{"role": "user", "content": ""}]) == "26 Jul 2024"
+
+
+def test_the_token_that_begins_the_next_turn_is_no_answer() -> None:
+    """A template without an end of turns, and one that writes two tokens there."""
+    bare = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    assert spans(bare, TURNS) == ["It is 4.", "user: no."]
+    ended = bare.replace("{% endfor %}", "<|im_end|><|im_end|>{% endfor %}")
+    assert spans(ended, TURNS) == ["It is 4.<|im_end|><|im_end|>", "user: no.<|im_end|><|im_end|>"]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 An answer is found by writing the conversation twice, once with a mark in place of the message. What stands before and
 behind the mark is the template's, so nothing else than the message itself can be scored as an answer, whatever the
-template does and whatever the messages spell. The special token that ends the turn belongs to the answer where the
-template writes one directly behind the message: the model must predict it to stop.
+template does and whatever the messages spell. Special tokens that end the turn belong to the answer where the template
+writes them directly behind the message: the model must predict them to stop. They end the turn, and do not begin the
+next one, if they are there where the conversation ends with the message, too.
 """
 
 from __future__ import annotations
@@ -23,8 +24,17 @@ from tokenbound.errors import InputError
 MARK = "\U0010fffdanswer\U0010fffd"
 """Stands in place of a message; no text holds it."""
 
-DATE = "26 Jul 2024"
+DATE = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%A": "Friday"}
 """For templates that write a date: the one that Llama's fall back to, so that a text is the same every day."""
+
+NOW = "".join(
+    [
+        "{% macro strftime_now(format) %}{{ format",
+        *(f"|replace('{code}','{words}')" for code, words in DATE.items()),
+        " }}{% endmacro %}",
+    ]
+)
+"""Stands before a template and hides transformers' function of this name, which would write today's date."""
 
 ROLE = "assistant"
 """Whose messages are answers."""
@@ -44,7 +54,7 @@ class ChatTemplate:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of all that decides a text."""
-        tree = {"template": self.template, "special": dict(self.special), "date": DATE}
+        tree = {"template": NOW + self.template, "special": dict(self.special)}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -60,10 +70,9 @@ class ChatTemplate:
         """
         from transformers.utils.chat_template_utils import render_jinja_template  # only conversations need it
 
-        # `strftime_now` hides transformers' own, which would write today's date.
-        known: dict[str, Any] = {**dict(self.special), "date_string": DATE, "strftime_now": ""}
+        known: dict[str, Any] = dict(self.special)
         try:
-            found: Any = render_jinja_template([list(map(dict, messages))], chat_template=self.template, **known)
+            found: Any = render_jinja_template([list(map(dict, messages))], chat_template=NOW + self.template, **known)
         except Exception as error:
             # Templates are programs: besides Jinja's own errors they raise whatever their operations do.
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -91,7 +100,8 @@ class ChatTemplate:
             if message["role"] == ROLE and content.strip():
                 marked = [*messages[:number], {**message, "content": MARK}, *messages[number + 1 :]]
                 start, stop = _place(text, self.render(marked), content, number + 1)
-                found.append((start, _behind_special(text, stop, special_texts)))
+                alone = self.render(marked[: number + 1]).partition(MARK)[2]
+                found.append((start, stop + len(_turn_end(text[stop:], alone, special_texts))))
         if any(stop > start for (_, stop), (start, _) in pairwise(found)):
             raise InputError("the chat template writes the assistant's messages in another order; use another template")
         return Answered(text, tuple(found))
@@ -111,9 +121,17 @@ def _place(text: str, marked: str, content: str, number: int) -> tuple[int, int]
     return start, stop
 
 
-def _behind_special(text: str, stop: int, special_texts: Sequence[str]) -> int:
-    """Behind the special token that begins here; here where none does."""
-    return stop + max((len(token) for token in special_texts if token and text.startswith(token, stop)), default=0)
+def _turn_end(behind: str, alone: str, special_texts: Sequence[str]) -> str:
+    """The special tokens with which both texts begin.
+
+    >>> _turn_end("</s><user>Hi", "</s>", ("<user>", "</s>")), _turn_end("<user>Hi", "", ("<user>", "</s>"))
+    ('</s>', '')
+    """
+    longest_first = sorted(special_texts, key=len, reverse=True)
+    for token in longest_first:
+        if token and behind.startswith(token) and alone.startswith(token):
+            return token + _turn_end(behind[len(token) :], alone[len(token) :], special_texts)
+    return ""
 
 
 @lru_cache(maxsize=4)
