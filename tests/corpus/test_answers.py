@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tokenbound.config.run import CorpusConfig
-from tokenbound.corpus.answers import Answered, Conversation
+from tokenbound.corpus.answers import Answered, Conversation, answer_runs
 from tokenbound.corpus.chat import ChatTemplate
 from tokenbound.corpus.ngram_features import FeatureRule, compute_features
 from tokenbound.corpus.prepare import cache_name, corpus_rule, prepare_corpus
 from tokenbound.corpus.prepared import PreparedCorpus
 from tokenbound.corpus.sources import TextSource
 from tokenbound.corpus.summary import corpus_section
+from tokenbound.corpus.tokenizers import PIECE_CHARACTERS, load_tokenizer
 from tokenbound.corpus.windows import gather
 from tokenbound.errors import InputError, MismatchError
 from tokenbound.report.words import answer_sentences
@@ -171,9 +172,6 @@ def test_a_token_across_the_border_is_refused(tokenizer: Path, tmp_path: Path) -
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_tokens_are_the_answers_or_the_document_is_refused(tokenizer: Path, prompt: str, completion: str) -> None:
-    from tokenbound.corpus.answers import answer_runs
-    from tokenbound.corpus.tokenizers import load_tokenizer
-
     loaded, document = load_tokenizer(str(tokenizer)), Answered.of(prompt, completion)
     try:
         document.text.encode()
@@ -181,12 +179,23 @@ def test_tokens_are_the_answers_or_the_document_is_refused(tokenizer: Path, prom
         return
     [ids] = loaded.encode_batch([document.text])
     try:
-        runs = answer_runs(document, loaded.token_spans(document.text))
+        runs = answer_runs(document, loaded.token_spans([document.text])[0])
     except InputError:
         assert loaded.encode_batch([prompt])[0].tolist() + loaded.encode_batch([completion])[0].tolist() != ids.tolist()
         return
     scored = [token for start, stop in runs for token in ids[start:stop].tolist()]
     assert loaded.decode(scored) == completion
+
+
+def test_spans_are_those_of_the_tokens_also_of_long_texts(tokenizer: Path) -> None:
+    """A text of more characters than are encoded at once, and short ones beside it."""
+    loaded = load_tokenizer(str(tokenizer))
+    texts = ["the cat sat on the mat " * (PIECE_CHARACTERS // 20), "é mat", ""]
+    for text, ids, spans in zip(texts, loaded.encode_batch(texts), loaded.token_spans(texts), strict=True):
+        assert len(ids) == len(spans)
+        assert all(loaded.decode([token]) == text[a:b] for token, (a, b) in zip(ids, spans, strict=True) if b - a > 1)
+        assert spans[:, 1].max(initial=0) == len(text)
+        assert (spans[1:, 0] <= spans[:-1, 1]).all(), "nothing is left out between tokens"
 
 
 # --- conversations -------------------------------------------------------------------------------------------------

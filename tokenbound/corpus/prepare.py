@@ -122,7 +122,9 @@ class _Placed(NamedTuple):
     """A document as text, and where it is from."""
 
     written: str | bytes | Answered
-    place: str
+    file: SourceFile
+    number: int
+    """From 1, in the file or the part of it that is read."""
 
 
 class _Written(NamedTuple):
@@ -445,14 +447,14 @@ def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> 
     part = None if config.part is None else DocumentPart.of(config.part)
     special = _special_pattern(config, tokenizer)
     for number, document in enumerate(read_documents(config, file), start=1):
-        place = f"corpus file {file.path!r}, document {number}{' of its part' if file.span else ''}"
-        with _named(place):
+        placed = _Placed("", file, number)
+        with _named(placed):
             written = _written(config, document, tokenizer)
             if part is not None and not part.holds(plain_text(written)):
                 continue
             if special is not None:
                 _refuse_special(special, document, config)
-        yield _Placed(written, place)
+        yield placed._replace(written=written)
 
 
 def _written(config: CorpusConfig, document: Document, tokenizer: Tokenizer) -> str | bytes | Answered:
@@ -487,12 +489,13 @@ def _refuse_special(special: re.Pattern[str], document: Document, config: Corpus
 
 
 @contextmanager
-def _named(place: str) -> Iterator[None]:
+def _named(document: _Placed) -> Iterator[None]:
     """Say of which document an error is."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        part = " of its part" if document.file.span else ""
+        raise InputError(f"corpus file {document.file.path!r}, document {document.number}{part}: {error}") from None
 
 
 def _spans(file: SourceFile, target_bytes: int) -> list[SourceFile]:
@@ -568,17 +571,22 @@ def _answer_runs(
     starts: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
     """int64 [runs, 2] the scored ids of some documents, which begin at `starts`; none where all ids are scored."""
+    if rule.targets is None:
+        return NO_RUNS
+    answered = [(each.written, each) for each in group if isinstance(each.written, Answered)]
+    assert len(answered) == len(group), "a config that asks for answers says where they are"
+    spans = tokenizer.token_spans([text.text for text, _ in answered], parse_special=_parses_special(rule))
     found = [NO_RUNS]
-    for document, ids, start in zip(group, encoded, starts, strict=True):
-        if rule.targets is not None and isinstance(document.written, Answered):
-            with _named(document.place):
-                found.append(_document_runs(tokenizer, rule, document.written, ids) + start)
+    for (text, document), ids, places, start in zip(answered, encoded, spans, starts, strict=True):
+        with _named(document):
+            found.append(_document_runs(rule, text, ids, places) + start)
     return np.concatenate(found)
 
 
-def _document_runs(tokenizer: Tokenizer, rule: CorpusRule, document: Answered, ids: Ids) -> npt.NDArray[np.int64]:
+def _document_runs(
+    rule: CorpusRule, document: Answered, ids: Ids, spans: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     """int64 [runs, 2] the scored ids of a document; the end-of-document id belongs to an answer that ends there."""
-    spans = tokenizer.token_spans(document.text, parse_special=_parses_special(rule))
     if len(spans) != len(ids):
         raise InputError(
             f"the tokenizer cuts the text into {len(ids)} tokens or {len(spans)}, so which of them are answers is not "

@@ -83,8 +83,8 @@ class Tokenizer(Protocol):
     def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
         """At least how many UTF-8 bytes of a document its first token spells; 0 where it has no token."""
 
-    def token_spans(self, document: str, *, parse_special: bool = False) -> npt.NDArray[np.int64]:
-        """int64 [T, 2]: first character and end of what each token of a document spells, as `encode_batch` cuts it."""
+    def token_spans(self, documents: Sequence[str], *, parse_special: bool = False) -> list[npt.NDArray[np.int64]]:
+        """For each document int64 [T, 2]: first character and end of what each token of `encode_batch` spells."""
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of ids, special ones left out."""
@@ -151,14 +151,15 @@ class BytesTokenizer:
         """One byte."""
         return min(1, len(ids))
 
-    def token_spans(self, document: str, *, parse_special: bool = False) -> npt.NDArray[np.int64]:
+    def token_spans(self, documents: Sequence[str], *, parse_special: bool = False) -> list[npt.NDArray[np.int64]]:
         """Each byte lies in one character.
 
-        >>> BytesTokenizer().token_spans("hé").tolist()
+        >>> BytesTokenizer().token_spans(["hé"])[0].tolist()
         [[0, 1], [1, 2], [1, 2]]
         """
-        place = np.repeat(np.arange(len(document)), [len(character.encode()) for character in document])
-        return np.stack([place, place + 1], axis=1).astype(np.int64)
+        sizes = ([len(character.encode()) for character in document] for document in documents)
+        places = [np.repeat(np.arange(len(each), dtype=np.int64), each) for each in sizes]
+        return [np.stack([place, place + 1], axis=1) for place in places]
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of the byte ids; broken UTF-8 becomes U+FFFD."""
@@ -230,15 +231,20 @@ class FastTokenizer:
         end = found.offsets[0][1] if found.ids else len(text)
         return len(text[:end].encode())
 
-    def token_spans(self, document: str, *, parse_special: bool = False) -> npt.NDArray[np.int64]:
-        """As the pipeline says; of a long document piece by piece, as it is encoded."""
-        pipeline, start, found = self._pipeline(parse_special), 0, [np.zeros((0, 2), np.int64)]
+    def token_spans(self, documents: Sequence[str], *, parse_special: bool = False) -> list[npt.NDArray[np.int64]]:
+        """As the pipeline says; of long documents piece by piece, as they are encoded."""
+        pipeline = self._pipeline(parse_special)
         with _panics_named():
-            for piece in self._pieces(document):
-                offsets = pipeline.encode(piece, add_special_tokens=False).offsets
-                found.append(np.array(offsets, np.int64).reshape(-1, 2) + start)
-                start += len(piece)
-        return np.concatenate(found)
+            if any(len(self._pieces(text)) > 1 for text in documents):
+                return [self._spans_of_pieces(pipeline, self._pieces(text)) for text in documents]
+            encodings = pipeline.encode_batch(list(documents), add_special_tokens=False)
+        return [_spans(encoding.offsets) for encoding in encodings]
+
+    def _spans_of_pieces(self, pipeline: Pipeline, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Of the document that is made of these pieces."""
+        starts = np.cumsum([0, *(len(text) for text in texts)])
+        offsets = (pipeline.encode(text, add_special_tokens=False).offsets for text in texts)
+        return np.concatenate([_spans(each) + start for each, start in zip(offsets, starts, strict=False)])
 
     def _pieces(self, text: str) -> list[str]:
         """Texts that are encoded one after the other in place of a long one."""
@@ -254,6 +260,10 @@ class FastTokenizer:
     def files(self) -> bytes:
         """Canonical serialisation."""
         return self._files
+
+
+def _spans(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    return np.array(offsets, np.int64).reshape(-1, 2)
 
 
 def pieces(text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
