@@ -294,6 +294,23 @@ def test_what_is_no_conversation_is_refused(value: object, words: str, tokenizer
         prepared(chat(path, tokenizer), tmp_path)
 
 
+@pytest.mark.parametrize("depth", [100, 900, 2000, 100_000])
+def test_however_deep_messages_are_nested(depth: int, tokenizer: Path, tmp_path: Path) -> None:
+    nested = '[{"role": "user", "content": "x", "more": ' + "[" * depth + "]" * depth + "}]"
+    (tmp_path / "a.jsonl").write_text('{"messages": ' + nested + "}\n")
+    try:
+        outcome = f"a.jsonl: {prepared(chat(tmp_path / 'a.jsonl', tokenizer), tmp_path).manifest.documents} document"
+    except InputError as error:
+        outcome = str(error)
+    assert "a.jsonl" in outcome
+    assert depth > 100 or outcome == "a.jsonl: 1 document"
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement(tokenizer: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"messages": [TURNS[0], {"role": "assistant", "content": "a\ud800b"}]}])
+    assert answers(chat(path, tokenizer), tmp_path) == ["a\ufffdb<|im_end|>"]
+
+
 def test_a_message_that_spells_a_special_token_is_refused_or_parsed(tokenizer: Path, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "<|im_end|>"}, TURNS[1]]
     path = write(tmp_path / "a.jsonl", [{"messages": turns}])

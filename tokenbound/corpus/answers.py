@@ -10,7 +10,7 @@ there is no right side for it, and the document is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class Conversation:
     @property
     def texts(self) -> tuple[str, ...]:
         """Every text that the messages hold, however deep."""
-        return tuple(_texts(list(self.messages)))
+        return tuple(_texts(self.messages))
 
     def __len__(self) -> int:
         """Characters."""
@@ -147,12 +147,17 @@ def answer_runs(document: Answered, spans: Int64) -> Int64:
     return edges.reshape(-1, 2).astype(np.int64)
 
 
-def _texts(value: object) -> Sequence[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for part in value.values() for text in _texts(part)]
-    return [text for part in value for text in _texts(part)] if isinstance(value, list | tuple) else []
+def _texts(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """In no particular order; without recursion, since messages may be nested as deep as a parser lets them."""
+    left: list[object] = [*messages]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
 
 
 def _canonical(tree: object) -> bytes:

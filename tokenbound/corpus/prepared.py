@@ -491,13 +491,14 @@ class PreparedCorpus:
         """Which ids ``start`` to ``stop`` of a segment's stream are targets; None where all ids are."""
         if self.manifest.rule.targets is None:
             return None
-        found = np.zeros(stop - start, np.bool_)
+        edges = np.zeros(stop - start + 1, np.int8)
         for part, begin, _ in _overlapping(self.manifest.segments[segment].part_starts, start, stop):
             runs = self._part_targets(segment, part) + (begin - start)
             low, high = np.searchsorted(runs[:, 1], 0, side="right"), np.searchsorted(runs[:, 0], stop - start)
-            for first, end in runs[low:high]:
-                found[max(first, 0) : end] = True
-        return found
+            begins, ends = np.clip(runs[low:high], 0, stop - start).T
+            np.add.at(edges, begins, 1)
+            np.add.at(edges, ends, -1)
+        return np.cumsum(edges, dtype=np.int8)[:-1].astype(np.bool_)
 
     def plan(self, *, length: int, context: Literal["packed", "document"], stride: int | None) -> CorpusPlan:
         """The windows of the corpus, as `plan_corpus` cuts them.

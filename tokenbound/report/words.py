@@ -114,6 +114,8 @@ def _unread(certificate: CertificateRecord, rescored: Rescored | None) -> list[s
             )
         if certificate.sampling.has_controls:
             found.append("control_variates: that the features are those of the corpus (use --rescore)")
+    if "targets" in certificate.corpus:
+        found.append("corpus.targets: which of the tokens are answers (use --rescore)")
     if "base" in certificate.scoring_identity:
         found.append("model.base, base architecture_sha256: the base itself was not read (use --rescore)")
     if certificate.earlier_fingerprints:

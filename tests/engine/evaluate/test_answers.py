@@ -20,6 +20,7 @@ from tokenbound.errors import MismatchError
 from tokenbound.report.html import html_report
 from tokenbound.report.rows import markdown_row
 from tokenbound.report.terminal import certificate_text
+from tokenbound.report.words import unchecked
 from tokenbound.store.run import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("ray_session", "scored_here")
@@ -63,7 +64,10 @@ def test_a_run_is_of_its_answers(run_tree: Tree, corpus: dict[str, Any]) -> None
     assert losses.position.min() == 21, "behind BOS and the prompt"
     checked, folder, artifact = verify_beside(path)
     config = load_config(RunConfig, f"{folder}/config.yaml")
-    assert rescore(checked, config, losses=folder, artifact=artifact, windows=3).tokens >= 6
+    found = rescore(checked, config, losses=folder, artifact=artifact, windows=3)
+    assert found.tokens >= 6
+    trusted = [any(point.startswith("corpus.targets") for point in unchecked(checked, each)) for each in (None, found)]
+    assert trusted == [True, False], "which tokens are answers is known where the corpus was read"
     for text in (certificate_text(certificate, 100), html_report(certificate), markdown_row(certificate)):
         assert "nswers only" in text or "answers only" in text
     assert "every answer token" in certificate_text(certificate, 100)

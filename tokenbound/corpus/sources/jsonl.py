@@ -158,7 +158,7 @@ def _line_document(line: bytes | str, fields: JsonlFields) -> Document:
         if text.count(json.dumps(name, ensure_ascii=False)) > 1 and _times(text, name) > 1:
             raise InputError(f"field {name!r} is there more than once; keep one")
     if fields.messages_field is not None:
-        return Conversation.of(_without_lone_surrogates_inside(row.get(fields.messages_field)), fields.messages_field)
+        return _conversation(row.get(fields.messages_field), fields.messages_field)
     texts = [_checked_text(row.get(name), name, row) for name in fields.text_columns]
     return texts[0] if fields.prompt_field is None else Answered.of(*texts)
 
@@ -180,13 +180,14 @@ def _checked_text(value: object, field: str, columns: Iterable[str]) -> str:
     )
 
 
-def _without_lone_surrogates_inside(value: object) -> object:
-    """The same of every text that a value holds."""
-    if isinstance(value, str):
-        return _without_lone_surrogates(value)
-    if isinstance(value, dict):
-        return {key: _without_lone_surrogates_inside(part) for key, part in value.items()}
-    return [_without_lone_surrogates_inside(part) for part in value] if isinstance(value, list) else value
+def _conversation(value: object, field: str) -> Conversation:
+    """The messages of a field; in none of their texts there is half a surrogate pair."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        mended = _without_lone_surrogates(text)
+        return Conversation.of(value if mended == text else json.loads(mended), field)
+    except RecursionError:
+        raise InputError(f"field {field!r} is nested too deeply; correct the line") from None
 
 
 def _without_lone_surrogates(text: str) -> str:
