@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
-from tokenbound.bounds.budgets import budgeted_sums
+from tokenbound.bounds.budgets import WindowBudget
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
 from tokenbound.bounds.constants import (
+    BUDGET_GRID,
     DECISION_ALPHA_GRID,
-    DECISION_BUDGET_GRID,
     DECISION_LAMBDA_GRID,
     DECISION_SLOPE_GRID,
 )
@@ -455,7 +455,7 @@ def test_a_sample_needs_the_number_of_decisions_of_its_largest_window():
     with pytest.raises(MismatchError, match="budget of a window"):
         bits_path(replace(tuning, budget=None), window_sums(tuning, cells[:50]), claim, plan)
     whole = DecisionTable.of_cells(cells, 3200)
-    with pytest.raises(MismatchError, match="in a sample alone"):
+    with pytest.raises(MismatchError, match="lines of a sample alone"):
         certify_bits(replace(choose_bits(whole, claim), budget=64.0), BitsSums(whole), claim)
 
 
@@ -475,7 +475,7 @@ def with_fair_coins(values: np.ndarray, budget: float) -> float:
 def test_a_window_is_counted_at_no_less_than_it_costs(values, budget):
     values = np.array(values)
     sums, highest = np.array([math.fsum(values)]), float(values.max())
-    [counted] = budgeted_sums(sums, np.array([values.size]), budget=budget, highest=highest)
+    [counted] = WindowBudget(budget, highest, 1.0).counted(sums, np.array([values.size]))
     cost = with_fair_coins(values, budget)
     assert cost <= counted + 1e-9
     assert counted <= budget * (1 + 1e-8) + highest + values.size
@@ -505,16 +505,16 @@ def test_a_budget_leaves_a_sample_less_slack():
     claim = replace(CLAIM, num_tokens=32 * len(cells))
     plan = SamplingPlan(len(cells), 32, pilot_units=40, max_unit_decisions=128, num_decisions=cells.size)
     table = DecisionTable.of_cells(cells[:40], 32 * 40)
-    tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 32, 32.0))
+    tuning = choose_bits(table, claim, plan, slack=SlackModel(6.0, 160, 12.0, 12.0, 32, 32.0))
     assert tuning.budget < 1000
     line = certify_bits(tuning, window_sums(tuning, cells[:600]), claim, plan)
-    free = replace(tuning, budget=DECISION_BUDGET_GRID[-1])
+    free = replace(tuning, budget=BUDGET_GRID[-1])
     without = certify_bits(free, window_sums(tuning, cells[:600]), claim, plan)
     assert line.terms["sampling_slack"] < 0.2 * without.terms["sampling_slack"]
     over = (tuning.bet.value.reshape(-1)[cells[:600]].sum(axis=1) > tuning.budget).sum()
     assert line.parameters["windows_over_budget"] == over > 0
     [_, said] = Bits().sentences(line)
-    assert f"{over} of the windows drawn" in said
+    assert f"{over} windows drawn exceeded" in said
 
 
 def budget_misses(trials: int) -> float:
@@ -526,7 +526,7 @@ def budget_misses(trials: int) -> float:
         claim = replace(CLAIM, num_tokens=32 * 200, delta=0.4)
         plan = SamplingPlan(200, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
         tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
-        tuning = replace(tuning, budget=DECISION_BUDGET_GRID[6])
+        tuning = replace(tuning, budget=BUDGET_GRID[6])
         values = tuning.bet.value.reshape(-1)[cells]
         path = bits_path(tuning, window_sums(tuning, cells[:120]), claim, plan)
         whole = sum(with_fair_coins(row, tuning.budget) for row in values) / claim.num_tokens

@@ -10,8 +10,11 @@ from scipy.optimize import minimize
 
 from tokenbound.bounds import Claim, Evidence, SamplingPlan, certify, choose_tunings, line_sums
 from tokenbound.bounds.codes import elias_delta_bits, freedman_tune_bits, kappa_nats
-from tokenbound.bounds.constants import ALPHA_GRID, T_GRID
+from tokenbound.bounds.constants import ALPHA_GRID, BUDGET_GRID, T_GRID
+from tokenbound.bounds.exact import highest_value
+from tokenbound.bounds.forecast_search import FreedmanSearch
 from tokenbound.bounds.lines.azuma import best_m0_index
+from tokenbound.bounds.search import Cells, SlackModel
 from tokenbound.bounds.smoothing import loss_interval_bits, smoothed_loss_bits
 from tokenbound.errors import InputError, MismatchError
 
@@ -212,14 +215,27 @@ def test_choice_refuses_evidence_of_something_else():
         choose_tunings(evidence, Claim(257, 257, 0.0, 0.05, 10_000), SamplingPlan(100, 100, 10))
 
 
-def test_sampled_choice_keeps_the_range_small():
-    """z_max grows with t, and a sample pays for z_max: the pilot must choose a smaller t than a full run."""
+def test_a_budget_spares_a_sample_the_range():
+    """z_max grows with t, and a sample without a budget pays for z_max in every token of a window: with a smaller t."""
     nll, entropy, _ = ledger(257, 256 * 100)
     evidence = Evidence.from_losses(nll, entropy, vocab_size=257, window_lengths=np.full(256, 100))
     claim = Claim(257, 257, 0.05 * 1_000_000 / math.log(2), 0.05, 1_000_000, methods=("freedman",))
     full = choose_tunings(evidence, claim)[0]
-    sampled = choose_tunings(evidence, claim, SamplingPlan(10_000, 100, 256))[0]
-    assert sampled.t < full.t
+    plan = SamplingPlan(10_000, 100, 256)
+    sampled = choose_tunings(evidence, claim, plan)[0]
+    slack = SlackModel.of(evidence, claim, plan)
+    without = FreedmanSearch(Cells.of(evidence, claim), claim, slack).best()
+    assert without.t < sampled.t == full.t
+    assert sampled.tune_bits == full.tune_bits + 6
+    assert full.budget is None
+    mean = evidence.mean_nll_nats / math.log(2) * 100
+    assert mean < sampled.budget < 10 * mean
+    highest = highest_value(sampled)
+    found, budget = slack.best_budget(highest, mean / 100, 8.0)
+    most = (8.0 - mean / 100) * 100
+    others = [slack.with_budget(each, mean=mean / 100, highest=highest, uniform=8.0, most=most) for each in BUDGET_GRID]
+    assert found == min(others) < 0.5 * slack.bits(highest, mean / 100)
+    assert budget == BUDGET_GRID[int(np.argmin(others))]
 
 
 @pytest.mark.parametrize("m", [1, 2, 1000, 10**12])

@@ -45,6 +45,7 @@ def test_every_other_constant() -> None:
         "PILOT_TARGET_RATIO": 16,
         "STAKE_TARGET_FACTOR": 4,
         "STAKE_CAP": 0.97,
+        "BUDGET_GRID": tuple(2.0 ** (k / 4) for k in range(24, 88)),
         "CONTROL_RIDGE_GRID": (1e-4, 1e-2, 1e-1, 1.0),
         "NLL_TOLERANCE_NATS": 1e-5,
         "PRODUCT_GROUP": 16,

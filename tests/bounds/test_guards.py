@@ -35,7 +35,7 @@ from tokenbound.bounds import (
     loss_interval_bits,
 )
 from tokenbound.bounds.coded import require_coded, require_forecast
-from tokenbound.bounds.constants import ALPHA_GRID, ALPHA_SLOPES, T_GRID
+from tokenbound.bounds.constants import ALPHA_GRID, ALPHA_SLOPES, BUDGET_GRID, T_GRID
 from tokenbound.bounds.rounding import arithmetic_guard, format_bound, round_up
 from tokenbound.bounds.search import as_float16
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level
@@ -193,9 +193,12 @@ def test_lines_of_a_smoothing_head_are_their_theorems(sampled: bool) -> None:
     least, m = 2.0**-6, SIZE * 2 if sampled else SIZE
     alphas = np.random.default_rng(3).uniform(least, 0.4, SIZE).astype(np.float32).astype(np.float64)
     claim = Claim(V, V, 40.0, 0.05, m, methods=("freedman", "azuma"), has_alpha=True, alpha_min=least, trial=2)
-    tunings = choose_tunings(Evidence.from_losses(NLL, ENTROPY, alpha=alphas, vocab_size=V), claim)
-    plan = SamplingPlan(m // 10, 10, 20, trial=2) if sampled else None
-    sums = line_sums(tunings, NLL, ENTROPY, None, alphas, window_lengths=[10] * (SIZE // 10))
+    plan, lengths = SamplingPlan(m // 10, 10, 20, trial=2) if sampled else None, [10] * (SIZE // 10)
+    evidence = Evidence.from_losses(NLL, ENTROPY, alpha=alphas, vocab_size=V, window_lengths=lengths)
+    tunings = list(choose_tunings(evidence, claim, plan))
+    if sampled:
+        tunings[0] = replace(tunings[0], budget=BUDGET_GRID[20])  # 2,048 bits, which no window exceeds
+    sums = line_sums(tunings, NLL, ENTROPY, None, alphas, window_lengths=lengths)
     freedman, azuma = certify(tunings, sums, claim, plan)
     with mpmath.workdps(50):
         values: dict[str, list[Any]] = {"freedman": [], "azuma": []}
@@ -208,7 +211,7 @@ def test_lines_of_a_smoothing_head_are_their_theorems(sampled: bool) -> None:
             forecast = min(max(guess, low, mp(tuning.y0)), high)
             values["freedman"].append(forecast - mpmath.log(1 + mp(tuning.lam) * (forecast - loss)) / mp(tuning.lam))
         shared = 1 + elias_delta(2)  # log2 of two lines
-        tune = {"azuma": mpmath.log(96, 2), "freedman": 10 + 16 * (len(tuning.coefficients) + 1)}
+        tune = {"azuma": mpmath.log(96, 2), "freedman": 10 + 16 * (len(tuning.coefficients) + 1) + 6 * sampled}
         for line, chosen in ((freedman, tuning), (azuma, tunings[1])):
             kappa = mpmath.log(2) * (40 + tune[line.method] + shared) - mpmath.log(mp(0.05) / (2 if sampled else 1))
             slack = mp(line.terms["sampling_slack"])

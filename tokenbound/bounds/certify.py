@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan, Tuning
-from tokenbound.bounds.coded import require_coded
+from tokenbound.bounds.coded import require_budget, require_coded
 from tokenbound.bounds.exact import LineSums
 from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.printing import Measured
 from tokenbound.bounds.rounding import round_up
-from tokenbound.bounds.sampled_lines import expected_slacks, sampling_path
+from tokenbound.bounds.sampled_lines import counted_windows, expected_slacks, sampling_path, window_budget
 from tokenbound.errors import MismatchError
 
 
@@ -56,8 +57,7 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
         require_coded(tuning, claim)
     if sums.shards.shape[1] != len(tunings):
         raise MismatchError(f"sums of {sums.shards.shape[1]} lines were given for {len(tunings)} tunings")
-    complete = sampling is None or sampling.pilot_units == sampling.num_units
-    if complete and not claim.what_if and sums.num_tokens != claim.num_tokens:
+    if not _leaves_windows(sampling) and not claim.what_if and sums.num_tokens != claim.num_tokens:
         raise MismatchError(
             f"the sums hold {sums.num_tokens} tokens, the corpus {claim.num_tokens}: a full run needs each "
             "exactly once, a sample needs its plan"
@@ -66,6 +66,9 @@ def _check(tunings: Sequence[Tuning], sums: LineSums, claim: Claim, sampling: Sa
         raise MismatchError("a what-if for a larger corpus is made from a full run")
     if sums.num_tokens == 0:
         raise MismatchError("no token was scored")
+    for tuning in tunings:
+        limited = token_bound(tuning.method).has_budget and _leaves_windows(sampling) and tuning.unavailable is None
+        require_budget(tuning.method, tuning.budget, has_budget=limited)
 
 
 def _line(
@@ -84,12 +87,22 @@ def _line(
 
 
 def _measured(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> Measured:
-    mean, slack = sums.mean(index, "value"), 0.0
+    mean, slack, budget = sums.mean(index, "value"), 0.0, window_budget(tuning)
+    if budget is not None:
+        values, _ = counted_windows(tuning, index, sums)
+        mean = math.fsum(values.tolist()) / sums.num_tokens
     larger: Mapping[int, float] = {}
     beta: tuple[float, ...] = ()
-    if sampling is not None and sampling.pilot_units < sampling.num_units:
+    if sampling is not None and _leaves_windows(sampling):
         path = sampling_path(tuning, index, sums, claim, sampling)
         slack, beta = float(path.upper[-1]) - mean, path.beta
         larger = expected_slacks(tuning, index, sums, claim, sampling)
     square = sums.mean(index, "square")
-    return Measured(sums.mean(index, "loss"), mean, slack, square, sampling is not None, larger, beta)
+    over = 0 if budget is None or sums.windows is None else int(budget.exceeded(sums.windows[index]).sum())
+    loss = sums.mean(index, "loss")
+    return Measured(loss, mean, slack, square, sampling is not None, larger, beta, tuning.budget, over)
+
+
+def _leaves_windows(sampling: SamplingPlan | None) -> bool:
+    """Whether a plan leaves any window to chance."""
+    return sampling is not None and sampling.pilot_units < sampling.num_units

@@ -292,6 +292,8 @@ class Tuning:
     """The alphas come from the model's smoothing head."""
     t: float | None = None
     """freedman: lambda * (B - y0')."""
+    budget: float | None = None
+    """In a sample: bits that a window may lose before the rest of it is predicted uniformly."""
     lam: float | None = None
     """lambda per bit: derived from t (freedman), from the grid (azuma with a smoothing head)."""
     degree: int = 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenbound.bounds.claim import Claim, Tuning
-from tokenbound.bounds.constants import ALPHA_GRID, T_GRID
+from tokenbound.bounds.constants import ALPHA_GRID, BUDGET_GRID, T_GRID
 from tokenbound.bounds.lines.base import token_bound
 from tokenbound.errors import MismatchError
 
@@ -38,9 +38,25 @@ def require_coded(tuning: Tuning, claim: Claim) -> None:
     if tuning.vocab_size != claim.vocab_size:
         raise MismatchError(f"a line was tuned for V = {tuning.vocab_size}, the claim says {claim.vocab_size}")
     bound = token_bound(tuning.method)
-    require_paid(tuning.method, tuning.tune_bits, bound.code_bits(tuning) + claim.shared_bits)
+    require_paid(tuning.method, tuning.tune_bits, bound.word_bits(tuning) + claim.shared_bits)
     if tuning.unavailable is None:
         bound.require_coded(tuning, claim)
+
+
+def require_budget(line: str, budget: float | None, *, has_budget: bool) -> None:
+    """Refuse a budget outside its grid, none where windows have one, and one where they have none.
+
+    The two kinds of lines have codes of their own, so that which kind a line is must not be a choice.
+
+    Raises:
+        MismatchError: it is one of these.
+    """
+    if has_budget and budget is None:
+        raise MismatchError(f"the line {line} of a sample has no budget; choose its tuning with the plan of the sample")
+    if has_budget:
+        require_member("budget", budget, BUDGET_GRID)
+    elif budget is not None:
+        raise MismatchError(f"the line {line} has a budget of {budget}, which lines of a sample alone may have")
 
 
 def require_paid(line: str, paid: float, length: float) -> None:

@@ -13,8 +13,8 @@ from tokenbound.bounds.constants import (
     ALPHA_GRID,
     ALPHA_SLOPES,
     AZUMA_LAMBDA_GRID,
+    BUDGET_GRID,
     DECISION_ALPHA_GRID,
-    DECISION_BUDGET_GRID,
     DECISION_LAMBDA_GRID,
     DECISION_SLOPE_GRID,
     DEGREE_BITS,
@@ -128,7 +128,16 @@ def decision_tune_bits(tree_bits: float, *, has_budget: bool = False) -> float:
     (17.58, 23.58)
     """
     points = len(DECISION_LAMBDA_GRID) * len(DECISION_SLOPE_GRID) * len(DECISION_ALPHA_GRID)
-    return tree_bits + math.log2(points) + (math.log2(len(DECISION_BUDGET_GRID)) if has_budget else 0.0)
+    return tree_bits + math.log2(points) + budget_bits(has_budget=has_budget)
+
+
+def budget_bits(*, has_budget: bool) -> float:
+    """Length of the code word of a window's budget, which lines of a sample alone have.
+
+    >>> budget_bits(has_budget=True)
+    6.0
+    """
+    return math.log2(len(BUDGET_GRID)) if has_budget else 0.0
 
 
 def kl_tune_bits() -> float:

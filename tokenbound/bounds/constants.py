@@ -75,9 +75,9 @@ DECISION_ALPHA_GRID: Final[tuple[float, ...]] = (0.0, *_powers(-17, -3))
 """16 weights of a fair coin in what is expected of a decision. Levels end at a probability of 1e-7, so that 0 will do;
 a sample needs more, because one window must not hold all of the sum."""
 
-DECISION_BUDGET_GRID: Final[tuple[float, ...]] = tuple(2.0 ** (k / 4) for k in range(24, 88))
-"""64 budgets of a window in bits, four per octave, from 64 to 3.5 million: a sample's range, not its mean, depends on
-them."""
+BUDGET_GRID: Final[tuple[float, ...]] = tuple(2.0 ** (k / 4) for k in range(24, 88))
+"""64 budgets of a window of a sample in bits, four per octave, from 64 to 3.5 million: only the range of its sum
+depends on them."""
 
 KIND_BITS: Final = 2
 """Names the kind of forecast: constant, running mean, polynomial of the entropy, learned head."""

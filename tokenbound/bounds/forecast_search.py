@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from tokenbound.bounds.claim import Claim, corpus_delta
-from tokenbound.bounds.codes import freedman_tune_bits, kappa_nats
+from tokenbound.bounds.codes import budget_bits, freedman_tune_bits, kappa_nats
 from tokenbound.bounds.columns import Floats
 from tokenbound.bounds.constants import ALPHA_GRID, ALPHA_SLOPES, MAX_DEGREE, T_GRID
 from tokenbound.bounds.search import Cells, SlackModel, as_float16, best_t, descend, nearest_t
@@ -55,14 +55,16 @@ class Candidate:
 class FreedmanSearch:
     """Minimises mean(Y - ln(1 + lambda (Y - l)) / lambda) + kappa / (lambda m) + expected sampling slack."""
 
-    def __init__(self, cells: Cells, claim: Claim, slack: SlackModel) -> None:
-        """Search over these points for this claim."""
-        self.cells, self.claim, self.slack = cells, claim, slack
+    def __init__(self, cells: Cells, claim: Claim, slack: SlackModel, *, has_budget: bool = False) -> None:
+        """Search over these points for this claim, with or without a budget for the windows of a sample."""
+        self.cells, self.claim, self.slack, self.has_budget = cells, claim, slack, has_budget
         delta = corpus_delta(claim, sampled=slack.draws > 0)
         self.kappas = [
             kappa_nats(
                 code_length_bits=claim.paid_code_bits,
-                tune_bits=freedman_tune_bits(d, choose_alpha=not claim.has_alpha) + claim.shared_bits,
+                tune_bits=freedman_tune_bits(d, choose_alpha=not claim.has_alpha)
+                + budget_bits(has_budget=has_budget)
+                + claim.shared_bits,
                 delta=delta,
             )
             for d in range(MAX_DEGREE + 1)
@@ -108,12 +110,35 @@ class FreedmanSearch:
 
     def value(self, smoothing: Smoothing, forecast: Floats, t: float, floor: float, degree: int) -> float:
         """The bound at one grid point, by the evidence."""
+        mean, highest = self.mean_and_highest(smoothing, forecast, t, floor)
+        lam = t / (smoothing.high - floor)
+        if self.has_budget:
+            slack, _ = self.slack.best_budget(highest, mean, self.uniform)
+        else:
+            slack = self.slack.bits(highest, mean)
+        return mean + self.kappas[degree] / (lam * self.claim.num_tokens) + slack
+
+    def mean_and_highest(self, smoothing: Smoothing, forecast: Floats, t: float, floor: float) -> tuple[float, float]:
+        """Of z, in bits per token."""
         lam = t / (smoothing.high - floor)
         terms = forecast - np.log1p(lam * (forecast - smoothing.loss)) / lam
         highest = floor - math.log1p(-t) / lam
         share = self.cells.worst_share
-        mean = (1 - share) * float(self.cells.weight @ terms) + share * highest
-        return mean + self.kappas[degree] / (lam * self.claim.num_tokens) + self.slack.bits(highest, mean)
+        return (1 - share) * float(self.cells.weight @ terms) + share * highest, highest
+
+    @property
+    def uniform(self) -> float:
+        """Loss of a token that is predicted uniformly, bits."""
+        return math.log2(self.claim.vocab_size)
+
+    def budget(self, best: Candidate) -> float | None:
+        """The budget of a window that suits a candidate; None where windows have none."""
+        if not self.has_budget:
+            return None
+        lowest = max(best.smoothing.low, best.y0)
+        forecast = self.forecast(np.array(best.coefficients), best.smoothing, lowest)
+        mean, highest = self.mean_and_highest(best.smoothing, forecast, best.t, lowest)
+        return self.slack.best_budget(highest, mean, self.uniform)[1]
 
     def refined(self, smoothing: Smoothing) -> Candidate:
         """The best grid point of one smoothing."""

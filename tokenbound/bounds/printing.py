@@ -11,6 +11,22 @@ from tokenbound.bounds.codes import kappa_nats
 from tokenbound.bounds.constants import LN2
 from tokenbound.bounds.theorems import oracle_gap_bits
 
+BUDGET = "window_budget_bits"
+"""Parameter of a line whose windows have a budget."""
+
+
+def budget_sentences(line: Line) -> tuple[str, ...]:
+    """What a reader must be told of the budget of a line's windows; nothing where they have none."""
+    budget = line.parameters.get(BUDGET)
+    if budget is None:
+        return ()
+    over = line.parameters["windows_over_budget"]
+    came = "No window drawn" if not over else f"{over:,} window{'s' if over > 1 else ''} drawn"
+    return (
+        f"In the bound {line.method}, a window that has lost {budget:,.0f} bits is predicted uniformly for the rest of "
+        f"it, so that windows which were not drawn cannot lose much more. {came} exceeded that.",
+    )
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -29,11 +45,16 @@ class Measured:
     """Expected slack at multiples of the sample."""
     beta: tuple[float, ...] = ()
     """Of the control variates; empty where none are used."""
+    budget: float | None = None
+    """Of the windows of a sample, bits; null where they have none."""
+    over_budget: int = 0
+    """Windows drawn that exceed it."""
 
     @property
     def parameters(self) -> dict[str, object]:
         """What the pilot chose besides the grid point, for the reader."""
-        return {"control_variates": list(self.beta)} if self.beta else {}
+        found: dict[str, object] = {"control_variates": list(self.beta)} if self.beta else {}
+        return found if self.budget is None else {**found, BUDGET: self.budget, "windows_over_budget": self.over_budget}
 
 
 @dataclass(frozen=True)

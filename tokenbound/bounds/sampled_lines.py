@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+from tokenbound.bounds.budgets import WindowBudget
 from tokenbound.bounds.claim import Claim, SamplingPlan, Tuning
 from tokenbound.bounds.columns import Floats, Ints
 from tokenbound.bounds.exact import LineSums, highest_value
-from tokenbound.bounds.sampling import SamplingPath, expected_slacks_of_windows, path_of_windows
+from tokenbound.bounds.sampling import SamplingPath, UnitLimits, expected_slacks_of_windows, path_of_windows
 from tokenbound.errors import InputError
 
 
@@ -32,7 +35,9 @@ def sampling_path(tuning: Tuning, line: int, sums: LineSums, claim: Claim, sampl
     >>> [(int(path.num_windows[i]), round(float(path.slack[i]), 3)) for i in (41, 91, -1)]
     [(50, 0.084), (100, 0.037), (200, 0.017)]
     """
-    return path_of_windows(*_windows_of(line, sums), highest_value(tuning), claim, sampling)
+    values, lengths = counted_windows(tuning, line, sums)
+    limits = _limits(tuning, lengths, claim, sampling)
+    return path_of_windows(values, lengths, highest_value(tuning), claim, sampling, limits=limits)
 
 
 def expected_slacks(
@@ -53,10 +58,33 @@ def expected_slacks(
     Raises:
         InputError: sums without windows.
     """
-    return expected_slacks_of_windows(*_windows_of(line, sums), highest_value(tuning), claim, sampling)
+    values, lengths = counted_windows(tuning, line, sums)
+    limits = _limits(tuning, lengths, claim, sampling)
+    return expected_slacks_of_windows(values, lengths, highest_value(tuning), claim, sampling, limits=limits)
 
 
-def _windows_of(line: int, sums: LineSums) -> tuple[Floats, Ints]:
+def counted_windows(tuning: Tuning, line: int, sums: LineSums) -> tuple[Floats, Ints]:
+    """[W] what each window counts as, under its budget if it has one, and [W] its tokens.
+
+    Raises:
+        InputError: sums without windows.
+    """
     if sums.windows is None or sums.window_lengths is None:
         raise InputError("a sampled run needs sums taken with window_lengths")
-    return sums.windows[line], sums.window_lengths
+    values, budget = sums.windows[line], window_budget(tuning)
+    return values if budget is None else budget.counted(values, sums.window_lengths), sums.window_lengths
+
+
+def window_budget(tuning: Tuning) -> WindowBudget | None:
+    """The budget of a line's windows; None where they have none."""
+    if tuning.budget is None:
+        return None
+    return WindowBudget(tuning.budget, highest_value(tuning), math.log2(tuning.vocab_size))
+
+
+def _limits(tuning: Tuning, lengths: Ints, claim: Claim, sampling: SamplingPlan) -> UnitLimits | None:
+    budget = window_budget(tuning)
+    if budget is None:
+        return None
+    every = None if sampling.controls is None else sampling.controls.lengths
+    return budget.limits(lengths, claim.num_tokens, sampling.max_unit_tokens, every)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenbound.bounds.claim import Claim, SamplingPlan
 from tokenbound.bounds.columns import Floats, Ints
-from tokenbound.bounds.constants import LN2, MAX_DEGREE, T_GRID
+from tokenbound.bounds.constants import BUDGET_GRID, LN2, MAX_DEGREE, T_GRID
 from tokenbound.bounds.controls import expected_unit_slack
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.smoothing import alpha_levels, entropy_level
@@ -32,8 +32,16 @@ class SlackModel:
     log_inverse_delta: float = 0.0
     draws: int = 0
     deviation_bits: float = 0.0
+    """Of a window's sum: what the windows left undrawn and the control variates leave of it."""
+    spread_bits: float = 0.0
+    """Of a window's sum: all of it."""
     max_unit_tokens: int = 1
     mean_unit_tokens: float = 1.0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether any window is left undrawn, as far as is known."""
+        return self.draws > 0
 
     @classmethod
     def of(cls, evidence: Evidence, claim: Claim, sampling: SamplingPlan | None) -> SlackModel:
@@ -50,6 +58,7 @@ class SlackModel:
             sampling.log_inverse_delta(claim),
             sampling.target_draws,
             deviation / LN2 * math.sqrt(max(left, 0.0)) * sampling.unexplained,
+            deviation / LN2,
             sampling.max_unit_tokens,
             claim.num_tokens / sampling.num_units,
         )
@@ -60,7 +69,7 @@ class SlackModel:
         if sampling is None or sampling.num_units <= sampling.pilot_units:
             return cls()
         tokens = claim.num_tokens / sampling.num_units
-        return cls(sampling.log_inverse_delta(claim), sampling.target_draws, 0.0, sampling.max_unit_tokens, tokens)
+        return cls(sampling.log_inverse_delta(claim), sampling.target_draws, 0.0, 0.0, sampling.max_unit_tokens, tokens)
 
     def bits(self, highest: float, mean: float) -> float:
         """Slack in bits per token of values up to ``highest`` with the given mean."""
@@ -74,6 +83,41 @@ class SlackModel:
             self.deviation_bits, largest, draws=self.draws, log_inverse_delta=self.log_inverse_delta
         )
         return slack / self.mean_unit_tokens
+
+    def with_budget(self, budget: float, *, mean: float, highest: float, uniform: float, most: float) -> float:
+        """Slack in bits per token of windows with a budget, and what those cost that exceed it.
+
+        Sums of windows are taken to lie above that of the largest with an exponential tail.
+
+        Args:
+            budget: C.
+            mean: of z per token.
+            highest: the largest z of a step.
+            uniform: bits per token of uniform predictions.
+            most: what the largest window costs if it is predicted uniformly, above its mean.
+        """
+        if not self.draws:
+            return 0.0
+        beyond = (budget - mean * self.max_unit_tokens) / max(self.spread_bits, 1.0)
+        exceeding = math.exp(-max(beyond, 0.0))
+        return self.of_units(budget + highest + most) + exceeding * (uniform + highest / self.mean_unit_tokens)
+
+    def best_budget(self, highest: float, mean: float, uniform: float) -> tuple[float, float]:
+        """The smallest :meth:`with_budget` for values per token, and its budget.
+
+        Args:
+            highest: z_max.
+            mean: of z.
+            uniform: log2 V.
+        """
+        most = max(uniform - mean, 0.0) * self.max_unit_tokens
+
+        def slack(index: int) -> float:
+            return self.with_budget(BUDGET_GRID[index], mean=mean, highest=highest, uniform=uniform, most=most)
+
+        start = round(4 * math.log2(max(4 * mean * self.max_unit_tokens, BUDGET_GRID[0]) / BUDGET_GRID[0]))
+        best = descend(slack, min(start, len(BUDGET_GRID) - 1), len(BUDGET_GRID))
+        return slack(best), BUDGET_GRID[best]
 
 
 class Cells:

@@ -62,11 +62,20 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from tokenbound.bounds.blocks import Evaluator
 from tokenbound.bounds.claim import AlphaKind, Claim, Line, SamplingPlan, Tuning
+from tokenbound.bounds.codes import budget_bits
 from tokenbound.bounds.columns import Floats, Piece
 from tokenbound.bounds.curves import EvidenceView, LineCurves, fixed_point_at
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.lines import find_bound
-from tokenbound.bounds.printing import LineValue, Measured, line_kappa, line_terms, notes_of, random_guess
+from tokenbound.bounds.printing import (
+    LineValue,
+    Measured,
+    budget_sentences,
+    line_kappa,
+    line_terms,
+    notes_of,
+    random_guess,
+)
 from tokenbound.bounds.rounding import arithmetic_guard, round_up
 from tokenbound.bounds.sampling import SamplingPath
 from tokenbound.bounds.search import SlackModel
@@ -167,7 +176,7 @@ class Bound(ABC):
 
     def sentences(self, line: Line) -> tuple[str, ...]:
         """What a reader of the certificate must be told about a line, in full sentences."""
-        return ()
+        return budget_sentences(line)
 
     def curves(self, line: Line, view: EvidenceView) -> LineCurves:
         """How the value of a printed line would move with m, the smoothing weight or the stake."""
@@ -182,6 +191,9 @@ class TokenBound(Bound):
     """A bound on the mean of one value z_i per token."""
 
     shares_pass = True
+    has_budget: ClassVar[bool] = False
+    """Whether the windows of a sample have a budget (:mod:`~tokenbound.bounds.budgets`): its z_i must not be below 0,
+    and be log2 V where the prediction is uniform."""
 
     @abstractmethod
     def choose(self, evidence: Evidence, claim: Claim, slack: SlackModel, top_k: int | None) -> Tuning:
@@ -230,7 +242,11 @@ class TokenBound(Bound):
 
     def charged(self, tuning: Tuning, claim: Claim) -> Tuning:
         """A grid point with the cost of its code word, of the K - 1 other lines and of earlier trials."""
-        return replace(tuning, tune_bits=self.code_bits(tuning) + claim.shared_bits)
+        return replace(tuning, tune_bits=self.word_bits(tuning) + claim.shared_bits)
+
+    def word_bits(self, tuning: Tuning) -> float:
+        """Length in bits of a tuning's code word, that of its budget included."""
+        return self.code_bits(tuning) + budget_bits(has_budget=tuning.budget is not None)
 
     def unavailable_line(self, tuning: Tuning, claim: Claim, *, sampled: bool) -> Line:
         """The line of a bound that cannot be computed: it was named before scoring, so it is printed and counted."""

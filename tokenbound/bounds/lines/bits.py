@@ -29,14 +29,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenbound.bounds.budgets import budgeted_sums, exceeds_budget
+from tokenbound.bounds.budgets import WindowBudget
 from tokenbound.bounds.claim import Claim, Line, SamplingPlan
-from tokenbound.bounds.coded import require_member, require_paid
+from tokenbound.bounds.coded import require_budget, require_member, require_paid
 from tokenbound.bounds.codes import decision_tune_bits
 from tokenbound.bounds.columns import Floats, Ints, Piece
 from tokenbound.bounds.constants import (
+    BUDGET_GRID,
     DECISION_ALPHA_GRID,
-    DECISION_BUDGET_GRID,
     DECISION_LAMBDA_GRID,
     DECISION_SLOPE_GRID,
 )
@@ -45,7 +45,7 @@ from tokenbound.bounds.decision_bets import DecisionBet
 from tokenbound.bounds.decisions import DecisionTable, tree_code_bits
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.lines.base import SeparateBound
-from tokenbound.bounds.printing import LineValue, Measured, line_kappa, yardsticks
+from tokenbound.bounds.printing import LineValue, Measured, budget_sentences, line_kappa, yardsticks
 from tokenbound.bounds.sampling import SamplingPath, UnitLimits, expected_slacks_of_windows, path_of_windows
 from tokenbound.bounds.search import SlackModel, descend
 from tokenbound.errors import MismatchError
@@ -131,18 +131,7 @@ class Bits(SeparateBound[BitsTuning, BitsSums]):
             "came before it and the earlier decisions of that token. A token has "
             f"{line.parameters['decisions_per_token']:.2f} decisions along the tree `{line.parameters['tree']}`, which "
             "looks neither at the model nor at the context. It is never the bound quoted.",
-            *self._budget_sentence(line),
-        )
-
-    def _budget_sentence(self, line: Line) -> tuple[str, ...]:
-        budget = line.parameters.get("window_budget_bits")
-        if budget is None:
-            return ()
-        over = line.parameters["windows_over_budget"]
-        return (
-            f"For the line bits, a window that has lost {budget:,.0f} bits is given fair coins for the rest of it, so "
-            "that a window which was not drawn cannot lose much more; "
-            f"{'no window' if not over else f'{over:,} of the windows'} drawn came to that.",
+            *budget_sentences(line),
         )
 
     def curves(self, line: Line, view: EvidenceView) -> LineCurves:
@@ -192,21 +181,18 @@ def choose_bits(
     sampled = sampling is not None
     paid = _price(claim, sampled=sampled)
     price = line_kappa(paid, claim, sampled=sampled) / claim.num_tokens
-    most = 0 if sampling is None else sampling.max_unit_decisions or 0
-    expected = _ExpectedSlack(table, slack or SlackModel(), most)
+    largest = 0 if sampling is None else sampling.max_unit_decisions or 0
+    expected, decisions = slack or SlackModel(), table.num_decisions / table.num_tokens
 
     def value(point: Sequence[int]) -> float:
         lam, slope, alpha, budget = (grid[index] for grid, index in zip(grids, point, strict=True))
         bet = DecisionBet(lam, slope, alpha)
         mean = mean_value(table, bet)
-        return mean + price / lam + (expected.of(mean, bet.highest_value, budget) if sampled else 0.0)
+        most = max(1 - mean / decisions, 0.0) * largest
+        rest = expected.with_budget(budget, mean=mean, highest=bet.highest_value, uniform=decisions, most=most)
+        return mean + price / lam + rest
 
-    grids = (
-        DECISION_LAMBDA_GRID,
-        DECISION_SLOPE_GRID,
-        DECISION_ALPHA_GRID,
-        DECISION_BUDGET_GRID if sampled else (0.0,),
-    )
+    grids = (DECISION_LAMBDA_GRID, DECISION_SLOPE_GRID, DECISION_ALPHA_GRID, BUDGET_GRID if sampled else (0.0,))
     middle = DECISION_SLOPE_GRID.index(1.0), len(DECISION_ALPHA_GRID) // 2, len(grids[3]) // 2
     point = [_nearest_stake(price), *middle]
     best = math.inf
@@ -220,27 +206,6 @@ def choose_bits(
             point[axis] = descend(along, point[axis], len(grid))
     lam, slope, alpha, budget = (grid[index] for grid, index in zip(grids, point, strict=True))
     return BitsTuning(lam, slope, alpha, paid, budget if sampled else None)
-
-
-@dataclass(frozen=True)
-class _ExpectedSlack:
-    """What a budget is expected to cost and to save a sample: a guide for the choice, not a bound."""
-
-    table: DecisionTable
-    slack: SlackModel
-    most: int
-    """Decisions of the window that has most of them."""
-
-    def of(self, mean: float, highest: float, budget: float) -> float:
-        """Bits per token that a sample leaves open, and that windows over the budget cost.
-
-        Sums of windows are taken to lie beyond their mean with an exponential tail.
-        """
-        tokens, decisions = self.slack.mean_unit_tokens, self.table.num_decisions / self.table.num_tokens
-        beyond = (budget - mean * self.slack.max_unit_tokens) / max(self.slack.deviation_bits, 1.0)
-        over = math.exp(-max(beyond, 0.0))
-        open_ = self.slack.of_units(budget + highest + max(1 - mean / decisions, 0.0) * self.most)
-        return open_ + over * (decisions + highest / tokens)
 
 
 def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: SamplingPlan | None = None) -> Line:
@@ -287,12 +252,12 @@ def certify_bits(tuning: BitsTuning, sums: BitsSums, claim: Claim, sampling: Sam
             "alpha": bet.alpha,
             "decisions_per_token": decisions,
             "highest_decision_bits": bet.highest_value,
-            **_budget_parameters(tuning, sums),
         },
         yardsticks(mean - loss + complexity, square, kappa, claim.num_tokens),
         guard=1e-12 * abs(value) + _total(table, bet.rounding) / table.num_tokens,
     )
-    measured = Measured(loss, mean, slack, square, sampling is not None, larger, beta)
+    over = 0 if sums.windows is None or sampling is None else int(_budget(tuning).exceeded(sums.windows).sum())
+    measured = Measured(loss, mean, slack, square, sampling is not None, larger, beta, tuning.budget, over)
     bound = Bits()
     guess = min(bound.random_guess(claim, None), decisions)  # coin flips along the tree are a model of no bits
     return bound.printed_line(None, found, measured, claim, guess=guess)
@@ -315,23 +280,15 @@ def _windows(tuning: BitsTuning, sums: BitsSums, sampling: SamplingPlan) -> tupl
         raise MismatchError("the bits line of a sampled run needs the sums of its windows")
     if sampling.max_unit_decisions is None or sampling.num_decisions is None:
         raise MismatchError("the plan of the sample does not say how many decisions its windows have")
-    budget, highest, decisions = _budget(tuning), tuning.bet.highest_value, sums.window_decisions
-    values = budgeted_sums(sums.windows, decisions, budget=budget, highest=highest)
-    limits = UnitLimits(decisions, sampling.num_decisions, sampling.max_unit_decisions, budget + highest, 1.0)
-    return values, sums.window_lengths, limits
+    budget, decisions = _budget(tuning), sums.window_decisions
+    limits = budget.limits(decisions, sampling.num_decisions, sampling.max_unit_decisions)
+    return budget.counted(sums.windows, decisions), sums.window_lengths, limits
 
 
-def _budget(tuning: BitsTuning) -> float:
+def _budget(tuning: BitsTuning) -> WindowBudget:
     if tuning.budget is None:
         raise MismatchError("the bits line of a sampled run needs the budget of a window")
-    return tuning.budget
-
-
-def _budget_parameters(tuning: BitsTuning, sums: BitsSums) -> dict[str, float | int]:
-    if tuning.budget is None or sums.windows is None:
-        return {}
-    over = int(exceeds_budget(sums.windows, tuning.budget).sum())
-    return {"window_budget_bits": tuning.budget, "windows_over_budget": over}
+    return WindowBudget(tuning.budget, tuning.bet.highest_value, uniform=1.0)
 
 
 def _require_coded(tuning: BitsTuning, claim: Claim, *, sampled: bool) -> None:
@@ -340,10 +297,7 @@ def _require_coded(tuning: BitsTuning, claim: Claim, *, sampled: bool) -> None:
     require_member("lambda", tuning.lam, DECISION_LAMBDA_GRID)
     require_member("slope", tuning.slope, DECISION_SLOPE_GRID)
     require_member("alpha", tuning.alpha, DECISION_ALPHA_GRID)
-    if sampled:
-        require_member("budget", tuning.budget, DECISION_BUDGET_GRID)
-    elif tuning.budget is not None:
-        raise MismatchError("windows have a budget in a sample alone")
+    require_budget(Bits.name, tuning.budget, has_budget=sampled)
     require_paid(Bits.name, tuning.tune_bits, _price(claim, sampled=sampled))
 
 

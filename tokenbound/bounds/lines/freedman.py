@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from tokenbound.bounds.curves import EvidenceView, LineCurves, sweep
 from tokenbound.bounds.evidence import Evidence
 from tokenbound.bounds.forecast_search import Candidate, FreedmanSearch
 from tokenbound.bounds.lines.base import TokenBound
-from tokenbound.bounds.printing import LineValue, Measured, alpha_words, line_kappa, yardsticks
+from tokenbound.bounds.printing import BUDGET, LineValue, Measured, alpha_words, line_kappa, yardsticks
 from tokenbound.bounds.rounding import arithmetic_guard
 from tokenbound.bounds.search import Cells, SlackModel
 from tokenbound.bounds.smoothing import alpha_levels, loss_interval_bits, loss_intervals_bits
@@ -49,6 +50,7 @@ class Freedman(TokenBound):
 
     name = "freedman"
     smooths_by_head = True
+    has_budget = True
 
     def compared_alphas(self, claim: Claim) -> tuple[AlphaKind, ...]:
         """Beside a smoothing head: the best constant alpha, and the best alpha(H) where entropies were stored."""
@@ -58,10 +60,12 @@ class Freedman(TokenBound):
 
     def choose(self, evidence: Evidence, claim: Claim, slack: SlackModel, top_k: int | None) -> Tuning:
         """The smoothing, forecast and stake at which the bound is smallest, sampling slack included."""
-        return self.tuning(FreedmanSearch(Cells.of(evidence, claim), claim, slack).best(), claim)
+        search = FreedmanSearch(Cells.of(evidence, claim), claim, slack, has_budget=slack.is_sampled)
+        best = search.best()
+        return replace(self.tuning(best, claim), budget=search.budget(best))
 
     def tuning(self, best: Candidate, claim: Claim) -> Tuning:
-        """A candidate of the search as a tuning."""
+        """A candidate of the search as a tuning, without a budget."""
         return Tuning(
             method=self.name,
             vocab_size=claim.vocab_size,
@@ -239,7 +243,10 @@ class _Surface:
     """
 
     def __init__(self, line: Line, view: EvidenceView) -> None:
-        self.claim, self.search = view.claim, FreedmanSearch(view.cells, view.claim, view.slack)
+        self.claim, self.search = (
+            view.claim,
+            FreedmanSearch(view.cells, view.claim, view.slack, has_budget=BUDGET in line.parameters),
+        )
         alpha, max_degree = _number(line, "alpha"), view.cells.max_degree
         degree, floor = min(int(_number(line, "forecast_degree")), max_degree), _number(line, "forecast_floor_bits")
         self.slope, self.alphas = int(_number(line, "alpha_slope")), view.alphas(alpha)
