@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session", "scored_here")
 
 Tree = Callable[..., dict[str, Any]]
 ANSWERS = {"targets": "answers", "prompt_field": "question", "completion_field": "answer"}
+EVERY_LINE = ["freedman", "azuma", "kl", "bits", "document"]
 WINDOWS = {"length": 16, "context": "document", "batch": 4}
 
 
@@ -52,7 +53,8 @@ def run(tree: dict[str, Any]) -> tuple[Certificate, Path]:
 
 
 def test_a_run_is_of_its_answers(run_tree: Tree, corpus: dict[str, Any]) -> None:
-    certificate, path = run(run_tree(corpus=corpus, windows=WINDOWS))
+    certificate, path = run(run_tree(corpus=corpus, windows=WINDOWS, bound={"methods": EVERY_LINE}))
+    assert certificate.corpus["scored_documents"] == 120
     assert certificate.num_tokens == certificate.num_scored_tokens == 120 * 3, "1 to 3 letters and the end"
     assert certificate.num_windows == 120, "each prompt fills a window of its own, which is not scored"
     losses = RunDirectory(str(path.parent)).losses(
