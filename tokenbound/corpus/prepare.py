@@ -53,8 +53,7 @@ from tokenbound.corpus.prepared import (
 from tokenbound.corpus.sources import SOURCES, IdSource
 from tokenbound.corpus.sources.base import Source
 from tokenbound.corpus.sources.fields import (
-    AnswerFields,
-    ColumnFields,
+    ANSWER_KEYS,
     Fields,
     LimitFields,
     PartFields,
@@ -290,7 +289,7 @@ def cache_name(config: CorpusConfig) -> str:
             "errors",
             "special_tokens",
             "part",
-            *(AnswerFields.model_fields.keys() - ColumnFields.model_fields.keys()),
+            *ANSWER_KEYS,
             *LimitFields.model_fields,
         },
     )
@@ -449,7 +448,7 @@ def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> 
     for number, document in enumerate(read_documents(config, file), start=1):
         placed = _Placed("", file, number)
         with _named(placed):
-            written = _written(config, document, tokenizer)
+            written = _as_text(config, document, tokenizer)
             if part is not None and not part.holds(plain_text(written)):
                 continue
             if special is not None:
@@ -457,7 +456,7 @@ def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> 
         yield placed._replace(written=written)
 
 
-def _written(config: CorpusConfig, document: Document, tokenizer: Tokenizer) -> str | bytes | Answered:
+def _as_text(config: CorpusConfig, document: Document, tokenizer: Tokenizer) -> str | bytes | Answered:
     """A document as text: a conversation as its template writes it."""
     if not isinstance(document, Conversation):
         return document

@@ -9,9 +9,8 @@ from typing import Any
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.prepared import Manifest
 from tokenbound.corpus.sources.fields import (
+    ANSWER_KEYS,
     EVERYWHERE,
-    AnswerFields,
-    ColumnFields,
     LimitFields,
     PartFields,
     SpecialTokenFields,
@@ -23,10 +22,6 @@ FACTS = ("python",)
 
 ELSEWHERE = ("vocab_size",)
 """Keys whose value the certificate gives under another name, whatever the source."""
-
-
-ANSWER_KEYS = AnswerFields.model_fields.keys() - ColumnFields.model_fields.keys()
-"""Keys that are given only where documents have answers."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,10 @@ class AnswerFields(ColumnFields):
         return self.text_columns if self.messages_field is None else (self.messages_field,)
 
 
+ANSWER_KEYS = AnswerFields.model_fields.keys() - ColumnFields.model_fields.keys()
+"""Keys that are given only where documents have answers."""
+
+
 class EncodingFields(Fields):
     """How bytes become text."""
 
