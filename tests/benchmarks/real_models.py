@@ -1,6 +1,6 @@
 """Add finished runs to the table of real models.
 
-    python tests/benchmarks/real_models.py runs/smollm2-linux runs/other
+    python tests/benchmarks/real_models.py runs/smollm2-linux/certificate.json runs/other
 
 A row of `results/real_models.md` says what one certificate says. A run of the same model, bytes and corpus takes the
 place of its older row.
@@ -42,10 +42,11 @@ scores. *bits* bounds another risk than the token bound (docs/concepts/decisions
 """
 
 
-def row(run: Path) -> str:
-    """A run's certificate in a line of the table."""
-    certificate = Certificate.load(run / "certificate.json")
-    settings = ArtifactFile(run / "artifact.tokenbound").settings
+def row(place: Path) -> str:
+    """A certificate, or that of a run, in a line of the table."""
+    file = place if place.is_file() else place / "certificate.json"
+    certificate = Certificate.load(file)
+    settings = ArtifactFile(file.parent / "artifact.tokenbound").settings
     lines = certificate.bounds
     bits = next((line["value"] for line in lines if line["method"] == "bits"), None)
     top_1 = next((line["value"] for line in lines if line["method"] == "kl" and line["top_k"] == 1), None)
@@ -67,11 +68,11 @@ def row(run: Path) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def add(runs: list[Path], results: Path) -> None:
-    """Write the rows of some runs behind those that are there."""
+def add(places: list[Path], results: Path) -> None:
+    """Write the rows of some certificates or runs behind those that are there."""
     kept = (results.read_text() if results.exists() else HEAD).splitlines(keepends=True)
-    for run in runs:
-        line = row(run)
+    for place in places:
+        line = row(place)
         key = line.split(" | ")[:4]
         kept = [*(each for each in kept if each.split(" | ")[:4] != key), line]
     results.write_text("".join(kept))
@@ -80,10 +81,10 @@ def add(runs: list[Path], results: Path) -> None:
 def main() -> None:
     """Add the runs that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("places", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    add(arguments.runs, arguments.results)
+    add(arguments.places, arguments.results)
 
 
 if __name__ == "__main__":

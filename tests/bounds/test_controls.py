@@ -13,6 +13,7 @@ from tokenbound.bounds import Claim, SamplingPlan, first_prefix
 from tokenbound.bounds.controls import ControlVariates, adjustments, regress, unexplained_share
 from tokenbound.bounds.sampling import (
     SamplingPath,
+    UnitLimits,
     expected_slacks_of_windows,
     mixture_stakes,
     path_of_windows,
@@ -194,6 +195,24 @@ def test_the_features_share_of_the_spread() -> None:
     assert 0.9 < unexplained_share(useless, 3 * known[:100]) <= 1
     assert unexplained_share(controls, np.zeros(100)) == 1, "there is nothing to explain"
     assert unexplained_share(controls, known[:4]) == 1, "four windows fix no regression"
+
+
+def test_each_window_has_the_limit_of_its_own_tokens():
+    """And not that of the largest, which is only taken where the sizes of all windows are not known."""
+    rng = np.random.default_rng(9)
+    lengths = np.where(rng.random(WINDOWS) < 0.5, 4, 16)
+    known = np.where(lengths == 4, -3.0, rng.normal(0, 0.3, WINDOWS))
+    values = (lengths * 0.3 + known + 3.0 + rng.normal(0, 0.05, WINDOWS)) / 2
+    order, claim = rng.permutation(WINDOWS), claim_of(lengths, 0.1)
+    plan, first = plan_of(lengths, known[:, None], order), order[:80]
+    found = {}
+    for name, every in (("given", lengths), ("unknown", None)):
+        limits = UnitLimits(lengths[first], int(lengths.sum()), 16, 0.0, 1.0, every)
+        found[name] = path_of_windows(values[first], lengths[first], 1.0, claim, plan, limits=limits)
+    default = path_of_windows(values[first], lengths[first], 1.0, claim, plan)
+    assert default.beta[0] > 0.1
+    assert default.upper.tolist() == found["given"].upper.tolist()
+    assert found["given"].upper.tolist() != found["unknown"].upper.tolist()
 
 
 @pytest.mark.parametrize(

@@ -489,19 +489,20 @@ def test_a_size_takes_from_the_limit_what_the_centre_takes_from_the_sum(centre):
 @pytest.mark.parametrize(
     ("change", "drawn", "words"),
     [
-        ({"largest_size": 8}, 100, "the size 9"),
+        ({"largest_size": 9}, 100, "a window has the size 10"),
         ({"total_size": 899}, 100, "900 were drawn, all windows have 899"),
-        ({"total_size": 900 + 200 * 9 + 1}, 100, "all windows have 2701"),
+        ({"total_size": 900 + 200 * 10 + 1}, 100, "all windows have 2901"),
         ({"total_size": 2701}, 300, "2700 were drawn, all windows have 2701"),
         ({"total_size": 2699}, 300, "2700 were drawn, all windows have 2699"),
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(change, drawn, words):
     lengths, sizes = np.full(300, 4), np.full(300, 9)
+    sizes[3:5] = 8, 10
     claim, plan = Claim(300, 300, 0.0, 0.05, 1200, methods=("azuma",)), SamplingPlan(300, 4, 20)
-    limits = UnitLimits(sizes[:drawn], 2700, 9, 1.0, 1.0)
+    limits = UnitLimits(sizes[:drawn], 2700, 10, 1.0, 1.0)
     path_of_windows(np.ones(drawn), lengths[:drawn], 0.0, claim, plan, limits=limits)
-    for total in (900, 900 + 200 * 9) if drawn == 100 else ():
+    for total in (900, 900 + 200 * 10) if drawn == 100 else ():
         path_of_windows(np.ones(drawn), lengths[:drawn], 0.0, claim, plan, limits=replace(limits, total_size=total))
     with pytest.raises(InputError, match=words):
         path_of_windows(np.ones(drawn), lengths[:drawn], 0.0, claim, plan, limits=replace(limits, **change))

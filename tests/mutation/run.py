@@ -383,7 +383,8 @@ class _Loop:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = list(session.items)
-        child, reader = _fork(lambda: _measure(items))  # in a fork: no item runs twice in one process
+        # In a fork, so that no item runs twice in one process.
+        child, reader = _fork(lambda: _measure(items), cpu_seconds=len(items) * TIME_LIMIT)
         measured = json.loads(_read_all(reader))
         os.waitpid(child, 0)
         if isinstance(measured, str):
@@ -495,7 +496,7 @@ def _pool(
             yield mutant, outcome, "" if killer == "nothing" else killer, time.perf_counter() - start
 
 
-def _fork(work: Callable[[], str]) -> tuple[int, int]:
+def _fork(work: Callable[[], str], cpu_seconds: int = TIME_LIMIT) -> tuple[int, int]:
     reader, writer = os.pipe()
     child = os.fork()
     if child:
@@ -503,7 +504,7 @@ def _fork(work: Callable[[], str]) -> tuple[int, int]:
         return child, reader
     try:
         _be_quiet(errors_too=True)
-        resource.setrlimit(resource.RLIMIT_CPU, (TIME_LIMIT, TIME_LIMIT))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
         answer = work() or "nothing"
     except BaseException as error:

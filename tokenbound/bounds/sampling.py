@@ -193,13 +193,12 @@ class UnitLimits:
             InputError: a window is larger than the largest, or they do not add up.
         """
         drawn = int(self.sizes.sum())
-        if self.sizes.size and int(self.sizes.max()) > self.largest_size:
+        if int(self.sizes.max()) > self.largest_size:
             raise InputError(
                 f"a window has the size {int(self.sizes.max())}, the plan says at most {self.largest_size}"
             )
-        whole = self.sizes.size == sampling.num_units
         most = drawn + self.largest_size * (sampling.num_units - self.sizes.size)
-        if not drawn <= self.total_size <= most or (whole and drawn != self.total_size):
+        if not drawn <= self.total_size <= most:
             raise InputError(f"windows of the size {drawn} were drawn, all windows have {self.total_size}")
 
 
@@ -329,7 +328,7 @@ def _check_draw(controls: ControlVariates, lengths: Ints, claim: Claim) -> None:
             f"control variates are of {controls.num_tokens} tokens, the whole corpus has {claim.num_tokens}"
         )
     drawn = controls.order[: lengths.size]
-    if drawn.size < lengths.size or not np.array_equal(controls.lengths[drawn], lengths):
+    if not np.array_equal(controls.lengths[drawn], lengths):
         raise InputError("the sums are of other windows, or in another order, than the draw of the control variates")
 
 
