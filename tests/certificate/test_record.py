@@ -145,6 +145,7 @@ def sampling_record(sample: SampleConfig) -> SamplingRecord:
         pilot_windows=sample.pilot_windows,
         until_slack_bits=None,
         evaluation=sample.evaluation,
+        window_budgets=sample.has_budgets,
     )
 
 
