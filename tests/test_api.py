@@ -51,6 +51,17 @@ def test_a_plan_scores_nothing_that_was_not_asked_for(tree: dict[str, Any]) -> N
     assert not Path(tree["how"]["output"], "losses").exists()
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_checkpoint_is_compressed_from_python(tree: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.tokenbound"
+    with compressing_here():
+        report = tokenbound.compress(tiny_checkpoint, out, {"method": "rtn", "step": 0.5})
+        lossless = tokenbound.compress(str(tiny_checkpoint), tmp_path / "lossless.tokenbound")
+    assert report.num_bytes == out.stat().st_size < lossless.num_bytes
+    with pytest.raises(InputError, match="step"):
+        tokenbound.compress(tiny_checkpoint, out, {"method": "rtn", "step": -1})
+
+
 def test_what_a_config_cannot_be_is_refused(tree: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="overrides"):
         tokenbound.evaluate(tree, ["what.bound.delta=0.01"])

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tokenbound import bounds
 
 if TYPE_CHECKING:
-    from tokenbound.api import Certificate, evaluate, plan
+    from tokenbound.api import Certificate, compress, evaluate, plan
 
-__all__ = ["Certificate", "bounds", "evaluate", "plan"]
+__all__ = ["Certificate", "bounds", "compress", "evaluate", "plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the package offers to Python: evaluating and planning runs, and a certificate that can be verified and shown."""
+"""What the package offers to Python: runs, plans and artifacts, and a certificate that can be verified and shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tokenbound.certificate.verify import verify_record
 from tokenbound.report.terminal import certificate_text
 
 if TYPE_CHECKING:
+    from tokenbound.compression.inspection import ArtifactReport
+    from tokenbound.compression.methods import CompressionMethod
     from tokenbound.config.run import RunConfig
     from tokenbound.engine.plan.run import Forecast
 
@@ -70,6 +72,50 @@ def plan(
     from tokenbound.engine.plan.run import plan_run
 
     return plan_run(_run_config(config, overrides), probe_seconds=probe_seconds, bits_per_weight=bits_per_weight)
+
+
+def compress(
+    checkpoint: str | Path,
+    out: str | Path,
+    settings: CompressionMethod | Mapping[str, Any] | None = None,
+    *,
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    base: str | None = None,
+) -> ArtifactReport:
+    """Encode a checkpoint into an artifact, and account for its bytes; what `tokenbound compress` does.
+
+    An encoding that was interrupted is resumed.
+
+    Args:
+        checkpoint: directory or hub id with safetensors weights, or a GGUF file.
+        out: the artifact to write, a path or an s3:// or gs:// URI.
+        settings: the method and its options, as below `compress:` in a config; None means `lossless`.
+        config: a run, whose corpus calibrates the methods that need it.
+        base: encode only what the checkpoint, or LoRA adapter, changes of this base.
+
+    Raises:
+        InputError: the checkpoint, the settings or the corpus cannot be used, or `out` cannot be written.
+
+    Example:
+        >>> compress("my-model", "my-model.tokenbound", {"method": "rtn", "step": 0.5}).num_bytes  # doctest: +SKIP
+        67684358
+    """
+    from tokenbound.compression.inspection import inspect_artifact
+    from tokenbound.config.compress import LosslessSettings
+    from tokenbound.config.run import CompressChoice, validate
+    from tokenbound.engine.compress.run import compress_checkpoint
+    from tokenbound.store import filesystem as files
+    from tokenbound.store.uri import join, split
+
+    if isinstance(settings, Mapping):
+        settings = validate(CompressChoice, {"compress": dict(settings)}, origin="of compress").compress
+    folder, name = split(str(out))
+    files.require_writable(folder, field="out")
+    files.remove_abandoned(folder, recursive=False)
+    files.remove_abandoned(join(folder, f"{name}.parts"))
+    run = None if config is None else _run_config(config, ())
+    method = LosslessSettings() if settings is None else settings
+    return inspect_artifact(compress_checkpoint(str(checkpoint), method, run, base, out=str(out)))
 
 
 def _run_config(config: RunConfig | Mapping[str, Any] | str | Path, overrides: Sequence[str]) -> RunConfig:

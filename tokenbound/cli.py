@@ -395,19 +395,9 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Encode a checkpoint into an artifact and print what it costs; run it again to go on after a kill."""
-    from tokenbound.compression.inspection import inspect_artifact
-    from tokenbound.config.run import RunConfig, load_config
-    from tokenbound.engine.compress.run import compress_checkpoint
-    from tokenbound.store import filesystem as files
+    from tokenbound.api import compress as encode
 
-    run = None if config is None else load_config(RunConfig, config)
-    folder, name = split(out)
-    files.require_writable(folder, field="out")
-    work = join(folder, f"{name}.parts")
-    files.remove_abandoned(folder, recursive=False)
-    files.remove_abandoned(work)
-    settings = _compress_settings(method, rate, options or [])
-    report = inspect_artifact(compress_checkpoint(checkpoint, settings, run, base, out=out))
+    report = encode(checkpoint, out, _compress_settings(method, rate, options or []), config=config, base=base)
     if as_json:
         _print_json({"digest": report.sha256, **report.to_dict()})
     else:

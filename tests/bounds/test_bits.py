@@ -173,6 +173,12 @@ def test_complete_codes_of_other_ids_are_refused(vocab_size, lengths):
         decision_tree("counts", vocab_size, lengths)
 
 
+def test_the_longest_code_words_have_the_longest_length():
+    lengths = bytes([*range(1, MAX_CODE_LENGTH + 1), MAX_CODE_LENGTH])
+    tree = decision_tree("counts", MAX_CODE_LENGTH + 1, lengths)
+    assert tree.num_decisions(np.arange(MAX_CODE_LENGTH + 1)).tolist() == list(lengths)
+
+
 def test_only_large_vocabularies_have_blocks():
     assert decision_tree("zipf", 2048).block_ids == 1
     assert decision_tree("zipf", 2049).block_ids == BLOCK_IDS
@@ -244,6 +250,13 @@ def test_tables_merge_exactly_and_keep_their_form():
     assert whole != replace(whole, num_tokens=51)
     distinct, counts = np.unique(cells[cells >= 0], return_counts=True)
     assert DecisionTable.of_cells(distinct, 50, counts) == whole
+
+
+def test_a_table_is_also_that_of_one_window():
+    table = DecisionTable.of_cells([7, 300, 7, 9], 2, weights=[1, 4, 2, 0])
+    window = table.as_window()
+    assert (window.cell.tolist(), window.count.tolist(), window.offsets.tolist()) == ([7, 300], [3, 4], [0, 2])
+    assert DecisionTable.of_cells(window.cell, 2, window.count) == table
 
 
 @pytest.mark.parametrize("cells", [[CELLS], [-2]])

@@ -5,8 +5,9 @@
     python tests/mutation/run.py --sample 50 --seed 7   # a random sample
     python tests/mutation/run.py --report               # write tests/mutation/results.md from what was run so far
 
-Run it from the root of the repository. Progress is kept in ``.mutation/progress.jsonl``: a killed mutant is not run
-again unless its function changes, a surviving one also where a test changes. A mutant that survives is a missing test,
+Run it from the root of the repository. Progress is kept in ``.mutation/progress.jsonl``, and with a report in
+``outcomes.jsonl.gz``: a killed mutant is not run again unless its function changes, a surviving one also where a test
+changes. A mutant that survives is a missing test,
 unless it is on the list of ``equivalent.yaml`` with the reason why no test can tell it from the original, or why it
 makes no difference to what is claimed. The exit code is 1 if any other survives.
 
@@ -26,6 +27,7 @@ import argparse
 import ast
 import contextlib
 import datetime
+import gzip
 import hashlib
 import importlib.abc
 import importlib.util
@@ -60,6 +62,8 @@ from mutants import MODULE_LEVEL, Mutant, mutants_of  # noqa: E402
 
 PACKAGE = "tokenbound.bounds"
 PROGRESS = ROOT / ".mutation" / "progress.jsonl"
+OUTCOMES = Path(__file__).with_name("outcomes.jsonl.gz")
+"""What `--report` was made of, so that another checkout need not run it again."""
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 SEARCHES = Path(__file__).with_name("searches.yaml")
 RESULTS = Path(__file__).with_name("results.md")
@@ -128,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     if options.report:
         RESULTS.write_text(report(), encoding="utf-8")
+        _write_outcomes()
         return 0
     mutants = select_mutants(options.modules, options.sample, options.seed, options.match)
     if options.skip_listed:
@@ -161,7 +166,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--survivors", action="store_true", help="only what survived when it was run last")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--fresh", action="store_true", help="run again what was run before")
-    parser.add_argument("--report", action="store_true", help="write results.md and stop")
+    parser.add_argument("--report", action="store_true", help="write results.md and outcomes.jsonl.gz, and stop")
     parser.add_argument("--progress", type=Path, default=PROGRESS)
     return parser.parse_args(arguments)
 
@@ -221,11 +226,18 @@ def equivalents() -> dict[str, str]:
 
 
 def load_progress(path: Path) -> dict[str, Outcome]:
-    """The last outcome of each mutant."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """The last outcome of each mutant: of the last report, and since."""
+    lines = gzip.decompress(OUTCOMES.read_bytes()).decode().splitlines() if OUTCOMES.exists() else []
+    lines += path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {o.name: o for o in (Outcome(**json.loads(line)) for line in lines)}
+
+
+def _write_outcomes() -> None:
+    known = load_progress(PROGRESS)
+    mutants = select_mutants(list(TESTS), None, 0, "")
+    found = [known[m.name] for m in mutants if m.name in known and known[m.name].source == _source_digest(m)]
+    text = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in found)
+    OUTCOMES.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def append_progress(path: Path, outcome: Outcome) -> None:

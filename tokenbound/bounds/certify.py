@@ -88,10 +88,11 @@ def _line(
 
 
 def _measured(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling: SamplingPlan | None) -> Measured:
-    mean, slack, budget = sums.mean(index, "value"), 0.0, window_budget(tuning)
+    mean, slack, over, budget = sums.mean(index, "value"), 0.0, 0, window_budget(tuning)
     if budget is not None:
         values, _ = counted_windows(tuning, index, sums)
         mean = math.fsum(values.tolist()) / sums.num_tokens
+        over = int((values > budget.bits).sum())
     larger: Mapping[int, float] = {}
     beta: tuple[float, ...] = ()
     if sampling is not None and _leaves_windows(sampling):
@@ -99,7 +100,6 @@ def _measured(tuning: Tuning, index: int, sums: LineSums, claim: Claim, sampling
         slack, beta = float(path.upper[-1]) - mean, path.beta
         larger = expected_slacks(tuning, index, sums, claim, sampling)
     square = sums.mean(index, "square")
-    over = 0 if budget is None or sums.windows is None else int(budget.exceeded(sums.windows[index]).sum())
     loss = sums.mean(index, "loss")
     return Measured(loss, mean, slack, square, sampling is not None, larger, beta, tuning.budget, over)
 

@@ -233,7 +233,7 @@ class TreeChoice:
 def _length_weights(lengths: bytes, vocab_size: int) -> Ints:
     """[V] weights 2^-length in units of 2^-40."""
     found = np.frombuffer(lengths, np.uint8).astype(np.int64)
-    if found.size != vocab_size or not (found.min() >= 1 and found.max() <= MAX_CODE_LENGTH):
+    if found.size != vocab_size or found.max() > MAX_CODE_LENGTH:  # a length of 0 could not be part of a complete code
         raise InputError(f"a tree needs {vocab_size} code lengths from 1 to {MAX_CODE_LENGTH}")
     weights = _WEIGHT_UNIT >> found
     if int(weights.sum()) != _WEIGHT_UNIT:
