@@ -1,9 +1,10 @@
 """The commands of the README and of the documentation, run as they stand there.
 
 Fences are run in order, in one folder that holds what the text takes for granted: a checkpoint `my-model` with its
-tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, losses of another tool. A
-YAML fence that begins with `# NAME.yaml` is that file. A comment before a fence says why it is not run (`<!-- not run:
-it needs a cloud -->`), that it belongs to the long suite (`<!-- slow -->`), where with options that make it shorter
+tokenizer, a fine-tune of it, the model quantized by another tool, a corpus of JSON lines, questions with answers,
+losses of another tool. A YAML fence that begins with `# NAME.yaml` is that file. A comment before a fence says why it
+is not run (`<!-- not run: it needs a cloud -->`), that it belongs to the long suite (`<!-- slow -->`), where with
+options that make it shorter
 (`<!-- slow, with: --set a.b=c -->`), which other test here runs it (`<!-- elsewhere: test_x -->`), or names a package
 for which a stand-in is put (`<!-- stand-in: vllm -->`): of those the text's own lines are tested, not the package.
 """
@@ -56,6 +57,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in range(2):
         lines = "\n".join(json.dumps({"text": text}) for text in texts[part::2])
         (tmp_path / "corpus" / f"{part}.jsonl").write_text(lines + "\n")
+    (tmp_path / "answers").mkdir()
+    pairs = [{"question": f"word{i % 17} and", "answer": f" {i % 5}"} for i in range(300)]
+    (tmp_path / "answers" / "0.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()

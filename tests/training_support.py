@@ -18,14 +18,19 @@ from tokenbound.models.smoothing_head import BIAS, SMOOTHING, WEIGHT
 class Stream:
     """A repeating pattern that is easy to learn."""
 
-    def __init__(self, size: int = 2000) -> None:
+    def __init__(self, size: int = 2000, *, learned: tuple[int, ...] | None = None) -> None:
         self.ids = (np.arange(size) % 7).astype(np.uint16)
+        self.learned = learned
+        """Ids that are targets; all where it is None."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.ids[start:stop]
+
+    def targets(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.learned is None else np.isin(self.read(start, stop), self.learned)
 
 
 def tiny_model(**changes: Any) -> Any:

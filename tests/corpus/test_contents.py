@@ -273,7 +273,17 @@ VALUES = {
     "split": "test",
     "revision": "x",
     "part": {"from": 0.0, "to": 0.5, "salt": ""},
+    "prompt_field": "question",
+    "completion_field": "answer",
+    "messages_field": "messages",
+    "targets": "answers",
 }
+BESIDE = {
+    "prompt_field": {"completion_field": "answer"},
+    "completion_field": {"prompt_field": "question"},
+    "targets": {"prompt_field": "question", "completion_field": "answer"},
+}
+"""What a key needs beside it."""
 SOURCES = ("python-stdlib", "text", "jsonl", "csv", "parquet", "arrow", "mds", "tokens", "megatron", "datatrove", "hf")
 
 
@@ -287,7 +297,7 @@ def setting(source: str, **fields: object) -> CorpusConfig:
 @pytest.mark.parametrize(("key", "source"), list(product(VALUES, SOURCES)))
 def test_a_key_that_a_source_cannot_apply_is_refused(key, source):
     if source in sources_with(key):
-        assert getattr(setting(source, **{key: VALUES[key]}), key)
+        assert getattr(setting(source, **{key: VALUES[key]}, **BESIDE.get(key, {})), key)
     else:
         shown = re.escape(f"`{key}: {VALUES[key]}` does not apply to source `{source}`; remove it")
         with pytest.raises(ValueError, match=shown):

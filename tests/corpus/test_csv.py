@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenbound.corpus.answers import Answered, Document
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.documents import find_corpus, find_files, read_documents, read_rows
 from tokenbound.corpus.prepare import corpus_rule, prepare_corpus
@@ -30,7 +31,7 @@ def config(*paths: object, **fields: object) -> CorpusConfig:
     return CorpusConfig(source="csv", paths=tuple(str(path) for path in paths), **tree)
 
 
-def texts(setting: CorpusConfig) -> list[bytes | str]:
+def texts(setting: CorpusConfig) -> list[Document]:
     return [text for file in find_files(setting) for text in read_documents(setting, file)]
 
 
@@ -99,6 +100,14 @@ def test_an_empty_cell_is_a_row_without_a_text(tmp_path):
         texts(config(tmp_path))
     setting = config(tmp_path, missing="skip")
     assert [*read_rows(setting, find_files(setting)[0])] == ["a", None, None]
+
+
+def test_two_cells_are_a_prompt_and_its_answer(tmp_path):
+    (tmp_path / "a.csv").write_text("answer,n,question\n4,1,2 + 2 = \n,2,?\n")
+    setting = config(tmp_path, prompt_field="question", completion_field="answer", missing="skip")
+    assert [*read_rows(setting, find_files(setting)[0])] == [Answered.of("2 + 2 = ", "4"), None]
+    with pytest.raises(InputError, match=r"cells have no fields inside; set `corpus.completion_field`"):
+        texts(config(tmp_path, prompt_field="question", completion_field="answer.x"))
 
 
 def test_quotes_are_text_where_the_config_says_so(tmp_path):

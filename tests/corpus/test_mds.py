@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenbound.corpus.answers import Answered, Document
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.documents import find_corpus, find_files, read_documents
 from tokenbound.errors import InputError
@@ -33,7 +34,7 @@ def config(*paths: object, **fields: object) -> CorpusConfig:
     return CorpusConfig(source="mds", paths=tuple(str(path) for path in paths), **tree)
 
 
-def texts(setting: CorpusConfig) -> list[bytes | str]:
+def texts(setting: CorpusConfig) -> list[Document]:
     return [text for file in find_files(setting) for text in read_documents(setting, file)]
 
 
@@ -93,6 +94,19 @@ def test_every_text_survives(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("mds")
     write(folder, [values])
     assert texts(config(folder)) == values
+
+
+def test_two_columns_are_a_prompt_and_its_answer(tmp_path):
+    columns = {"answer": ("str", None), "n": ("int", 8), "question": ("bytes", None)}
+    values = [{"answer": b"4", "n": bytes(8), "question": b"2 + 2 ="}, {"answer": b"", "n": bytes(8), "question": b"?"}]
+    (tmp_path / "a.mds").write_bytes(shard([sample(each, columns) for each in values], columns))
+    write_index(tmp_path, [("a.mds", None)])
+    assert texts(config(tmp_path, prompt_field="question", completion_field="answer")) == [
+        Answered.of("2 + 2 =", "4"),
+        Answered.of("?", ""),
+    ]
+    with pytest.raises(InputError, match=r"column 'n' is 'int', not text; set `corpus.completion_field`"):
+        texts(config(tmp_path, prompt_field="question", completion_field="n"))
 
 
 def test_a_shard_in_two_forms_is_read_once(tmp_path):

@@ -116,6 +116,8 @@ def test_later_keys_are_in_no_stored_config_that_does_not_set_them() -> None:
     assert sorted(config.model_dump(mode="json")) == OLD_KEYS.split()
     assert cache_name(config) == "3e77579540be433f40b924d27ba57880"
     assert config.model_copy(update={"missing": "skip"}).model_dump()["missing"] == "skip"
+    asked = {"prompt_field": "q", "completion_field": "a", "targets": "answers"}
+    assert config.model_copy(update=asked).model_dump().items() >= asked.items()
 
 
 def test_a_source_that_is_not_there_is_answered_with_those_that_are() -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
+from tokenbound.corpus.answers import Answered, Conversation, Document
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.documents import find_files, list_files, read_documents, read_rows
 from tokenbound.corpus.files import SourceFile
@@ -64,7 +65,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
     return write
 
 
-def texts(config: CorpusConfig) -> list[str | bytes]:
+def texts(config: CorpusConfig) -> list[Document]:
     return [text for file in find_files(config) for text in read_documents(config, file)]
 
 
@@ -90,6 +91,59 @@ def test_a_list_of_texts_is_one_document_line_by_line(written) -> None:
 
 def test_a_list_inside_another_field_is_joined_too(written) -> None:
     assert texts(written([{"doc": {"lines": ["a", "b"]}}], text_field="doc.lines")) == ["a\nb"]
+
+
+def test_prompts_and_answers_are_found_by_the_same_rule(written) -> None:
+    rows = [{"qa": {"q": "2 + 2 =", "a": [" 4", "!"]}, "other": 1}, {"qa": {"q": "?", "a": []}, "other": 2}]
+    config = written(rows, prompt_field="qa.q", completion_field="qa.a")
+    assert texts(config) == [Answered.of("2 + 2 =", " 4\n!"), Answered.of("?", "")]
+
+
+def test_conversations_are_found_by_the_same_rule(written) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [{"chat": {"turns": turns}, "n": 1}, {"chat": {"turns": turns[:1]}, "n": 2}]
+    config = written(rows, messages_field="chat.turns", tokenizer="some")
+    assert texts(config) == [Conversation(tuple(turns)), Conversation(tuple(turns[:1]))]
+
+
+def test_a_row_without_a_conversation_is_a_row_without_a_text(written) -> None:
+    turns = [{"role": "user", "content": "Hi"}]
+    rows = [{"chat": None}, {"chat": turns}]
+    with pytest.raises(InputError, match=r"(row 0|line 1): field 'chat' is null; .* or `corpus.missing: skip`"):
+        texts(written(rows, messages_field="chat", tokenizer="some"))
+    config = written(rows, messages_field="chat", tokenizer="some", missing="skip")
+    [file] = find_files(config)
+    assert [*read_rows(config, file)] == [None, Conversation(tuple(turns))]
+
+
+def test_a_row_without_a_prompt_or_an_answer_is_a_row_without_a_text(written, tmp_path: Path) -> None:
+    rows = [{"q": "one", "a": None}, {"q": "two", "a": "2"}, {"q": None, "a": "3"}, {"q": "four", "a": ""}]
+    asked = {"prompt_field": "q", "completion_field": "a", "targets": "answers"}
+    with pytest.raises(InputError, match=r"(row 0|line 1): field 'a' is null; .* or `corpus.missing: skip`"):
+        texts(written(rows, **asked))
+    config = written(rows, **asked, missing="skip")
+    [file] = find_files(config)
+    assert [*read_rows(config, file)] == [None, Answered.of("two", "2"), None, Answered.of("four", "")]
+    for name, sizes in (("one", Sizes()), ("small", Sizes(part_bytes=8, batch_documents=1))):
+        corpus = prepare_corpus(config, str(tmp_path / name), sizes=sizes)
+        assert (corpus.manifest.documents, corpus.manifest.rows_without_text) == (2, 2)
+        scored = corpus.targets_between(0, 0, corpus.manifest.tokens)
+        assert scored is not None
+        assert scored.nonzero()[0].tolist() == [3], "the answers are where they are without the rows left out"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"prompt_field": "x", "completion_field": "a"}, "'x'.*set `corpus.prompt_field`"),
+        ({"prompt_field": "a", "completion_field": "l"}, "'l'.*not text.*`corpus.completion_field`"),
+        ({"messages_field": "a", "tokenizer": "some"}, "'a' .*list of messages.*`corpus.messages_field`"),
+        ({"messages_field": "l.x", "tokenizer": "some"}, "'l.x'.*`corpus.messages_field`"),
+    ],
+)
+def test_the_key_that_names_the_wrong_field_is_named(written, keys, message) -> None:
+    with pytest.raises(InputError, match=message):
+        texts(written([{"a": "x", "l": [{"x": 1}]}], **keys))
 
 
 def test_items_of_a_list_may_not_be_null(written) -> None:

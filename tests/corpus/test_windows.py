@@ -30,6 +30,8 @@ class MemoryCorpus:
     """A prepared corpus in memory: segments of documents of ids."""
 
     segments: list[list[list[int]]]
+    only: int | None = None
+    """Targets are the multiples of it; null where all ids are."""
 
     def offsets(self, segment: int) -> np.ndarray:
         return np.cumsum([0, *(len(document) for document in self.segments[segment])], dtype=np.int64)
@@ -45,18 +47,37 @@ class MemoryCorpus:
     def first_document(self, segment: int) -> int:
         return sum(len(documents) for documents in self.segments[:segment])
 
+    def is_target(self, token: int) -> bool:
+        return self.only is None or token % self.only == 0
+
+    def targets_between(self, segment: int, start: int, stop: int) -> np.ndarray | None:
+        ids = self.read_ids(segment, start, stop).tolist()
+        return None if self.only is None else np.array([self.is_target(token) for token in ids], dtype=bool)
+
+    def runs(self, segment: int) -> np.ndarray | None:
+        wanted = self.targets_between(segment, 0, int(self.offsets(segment)[-1]))
+        if wanted is None:
+            return None
+        return np.flatnonzero(np.diff(wanted, prepend=False, append=False)).reshape(-1, 2)
+
     def plan(self, **settings) -> CorpusPlan:
-        return plan_corpus([self.offsets(index) for index in range(len(self.segments))], **settings)
+        numbers = range(len(self.segments))
+        targets = list(map(self.runs, numbers))
+        return plan_corpus([self.offsets(index) for index in numbers], targets=targets, **settings)
 
 
 @st.composite
 def corpora(draw) -> MemoryCorpus:
-    """Up to three segments of up to six documents, empty and one-token ones among them, with any BOS/EOS rule."""
+    """Up to three segments of up to six documents, empty and one-token ones among them, with any BOS/EOS rule.
+
+    In some only a part of the ids are targets.
+    """
     bos = [BOS] if draw(st.booleans()) else []
     eos = [EOS] if draw(st.booleans()) else []
     texts = st.lists(st.lists(st.integers(0, 99), max_size=14), max_size=6)
     segments = draw(st.lists(texts, min_size=1, max_size=3))
-    return MemoryCorpus([[[*bos, *text, *eos] for text in documents] for documents in segments])
+    documents = [[[*bos, *text, *eos] for text in documents] for documents in segments]
+    return MemoryCorpus(documents, draw(st.sampled_from([None, None, 2, 5])))
 
 
 @st.composite
@@ -85,6 +106,8 @@ def reference(corpus: MemoryCorpus, *, length: int, stride: int | None, context:
         sequences = tagged if context == "document" else [[item for document in tagged for item in document]]
         for sequence in sequences:
             for target in range(1, len(sequence)):
+                if not corpus.is_target(sequence[target][0]):
+                    continue
                 start = 0
                 while start + length < target:
                     start += step
@@ -92,6 +115,12 @@ def reference(corpus: MemoryCorpus, *, length: int, stride: int | None, context:
                 found.append((ids, *sequence[target]))
         first_document += len(documents)
     return found
+
+
+def segment_of(corpus: MemoryCorpus, document: int) -> int:
+    """Which segment a document of the whole corpus lies in."""
+    ends = np.cumsum([len(documents) for documents in corpus.segments])
+    return int(np.searchsorted(ends, document, side="right"))
 
 
 def planned(corpus: MemoryCorpus, plan: CorpusPlan, length: int, ids=None) -> list[tuple]:
@@ -131,8 +160,9 @@ def test_each_token_with_a_context_is_predicted_exactly_once(corpus, config):
             for s, segment in enumerate(corpus.segments)
         ]
         without = set(firsts) - {None}
+    unwanted = {(number, position) for number, position in places if not corpus.is_target(documents[number][position])}
     assert len(scored) == len(set(scored))
-    assert set(scored) == places - without
+    assert set(scored) == places - without - unwanted
 
 
 @settings(max_examples=200, deadline=None)
@@ -141,7 +171,16 @@ def test_tables_are_consistent(corpus, config):
     plan = corpus.plan(**config)
     table = plan.windows(np.arange(plan.num_windows))
     assert (table.num_targets >= 1).all()
-    assert (table.first_target + table.num_targets == table.num_inputs).all()
+    if corpus.only is None:
+        assert (table.first_target + table.num_targets == table.num_inputs).all()
+    assert (table.first_target + table.num_targets <= table.num_inputs).all()
+    np.testing.assert_array_equal(gather(corpus, table, config["length"]).mask.sum(axis=1), table.num_targets)
+    assert plan.num_sequences == len(
+        {
+            item[2] if config["context"] == "document" else segment_of(corpus, item[2])
+            for item in reference(corpus, **config)
+        }
+    )
     assert (table.num_inputs <= config["length"]).all()
     assert table.num_targets.sum() == plan.num_tokens
     assert plan.max_window_tokens == table.num_targets.max(initial=0)
@@ -171,7 +210,7 @@ def test_contexts_never_depend_on_what_follows(corpus, config, more):
     """Lengthening the last document changes no context and no number of an earlier prediction."""
     if not corpus.segments[-1]:
         return
-    longer = MemoryCorpus([[list(d) for d in segment] for segment in corpus.segments])
+    longer = MemoryCorpus([[list(d) for d in segment] for segment in corpus.segments], corpus.only)
     longer.segments[-1][-1].extend(more)
     before = planned(corpus, corpus.plan(**config), config["length"])
     after = planned(longer, longer.plan(**config), config["length"])
@@ -181,7 +220,7 @@ def test_contexts_never_depend_on_what_follows(corpus, config, more):
 @settings(max_examples=200, deadline=None)
 @given(corpora(), window_settings(), st.integers(1, 40))
 def test_plan_of_a_grown_corpus_starts_with_the_old_plan(corpus, config, shard_tokens):
-    old = MemoryCorpus(corpus.segments[:-1])
+    old = MemoryCorpus(corpus.segments[:-1], corpus.only)
     old_plan, plan = old.plan(**config), corpus.plan(**config)
     assert planned(corpus, plan, config["length"], range(old_plan.num_windows)) == planned(
         old, old_plan, config["length"]
@@ -242,6 +281,17 @@ def test_padding_is_inert():
     assert batch.mask.tolist() == [[True, True, False, False]]
     assert batch.document.tolist() == [[0, 0, -1, -1]]
     assert batch.position.tolist() == [[1, 2, -1, -1]]
+
+
+def test_windows_without_a_target_are_left_out():
+    """A prompt of three ids and an answer of two, then a prompt alone."""
+    corpus = MemoryCorpus([[[1, 1, 1, 4, 6], [1, 1]]], only=2)
+    plan = corpus.plan(length=2, context="document")
+    assert (plan.num_windows, plan.num_tokens, plan.num_sequences) == (1, 2, 1)
+    batch = gather(corpus, plan.windows([0]), 2)
+    assert batch.inputs.tolist() == [[1, 4]]
+    assert batch.targets[batch.mask].tolist() == [4, 6]
+    assert batch.position[batch.mask].tolist() == [3, 4]
 
 
 def test_large_plans_need_no_table():

@@ -10,7 +10,7 @@ from training_support import Stream, settings, tiny_model
 
 from tokenbound.config.run import TrainingConfig
 from tokenbound.errors import InputError
-from tokenbound.training.loop import draw_batch, schedule, total_steps, train
+from tokenbound.training.loop import IGNORED, draw_batch, schedule, total_steps, train
 from tokenbound.training.optimizer import Muon, orthogonalise, split_parameters
 
 
@@ -90,9 +90,25 @@ def test_the_schedule_rises_and_falls_to_zero() -> None:
 
 def test_batches_are_a_function_of_seed_step_and_rank() -> None:
     config = settings()
-    assert torch.equal(draw_batch(Stream(), config, 3, 0), draw_batch(Stream(), config, 3, 0))
-    assert not torch.equal(draw_batch(Stream(), config, 3, 0), draw_batch(Stream(), config, 3, 1))
-    assert draw_batch(Stream(), config, 0, 0).shape == (4, 17)
+    first, again, other = (draw_batch(Stream(), config, 3, rank) for rank in (0, 0, 1))
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+    assert first.tokens.shape == (4, 17)
+    assert torch.equal(first.labels, first.tokens[:, 1:])
+
+
+def test_answers_alone_are_learned() -> None:
+    """Nothing but the targets moves the model: where there is none, it stays what it was."""
+    once = settings(tokens=4 * 16, weight_decay=0.0, optimizer="adamw")
+    labels = draw_batch(Stream(learned=(0, 3)), once, 3, 0).labels
+    assert set(labels.flatten().tolist()) == {0, 3, IGNORED}
+    found = []
+    for learned in (None, (0, 3), ()):
+        model = tiny_model()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        train(model, Stream(learned=learned), once, on_step=lambda _: None, save=lambda _: None)
+        found.append(any(not torch.equal(value, before[name]) for name, value in model.state_dict().items()))
+    assert found == [True, True, False]
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])

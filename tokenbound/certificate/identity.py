@@ -263,6 +263,7 @@ def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Con
         "unscorable": bound.unscorable,
         "base_sha256": base,
         "num_bases": what.model.bases_tried,
+        **_answers(what.corpus),
     }
     holdout = bound.prior == "holdout"
     group = {"claim": claim, **({name: last[name] for name in ("artifact_sha256", "protocol")} if holdout else {})}
@@ -273,6 +274,13 @@ def configuration(what: WhatConfig, identities: Sequence[dict[str, Any]]) -> Con
     keys = tuple(fingerprint({**drawn, "draw": fingerprint(identity)}) for identity in identities)
     words = {**drawn, "scoring_fingerprint": fingerprint(last), **{name: last[name] for name in SAID if name in last}}
     return Configuration(keys, fingerprint(group), evaluation, words)
+
+
+def _answers(corpus: CorpusConfig) -> dict[str, Any]:
+    """Which ids are scored, where not all are: another martingale on the same ids, so another event of a failure."""
+    if corpus.targets == "all":
+        return {}
+    return {"targets": {"kind": corpus.targets, "columns": [corpus.prompt_field, corpus.messages_field]}}
 
 
 SAID = ("artifact_sha256", "protocol", "seed", "pilot_windows")

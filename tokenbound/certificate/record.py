@@ -361,7 +361,8 @@ def possible_tokens(certificate: CertificateRecord) -> tuple[int, int]:
         certificate.num_scored_tokens + left,
         certificate.num_scored_tokens + left * sample.max_window_tokens,
     )
-    if protocol["context"] == "packed" and certificate.corpus.get("segments") == 1:
+    every_id = "targets" not in certificate.corpus
+    if protocol["context"] == "packed" and certificate.corpus.get("segments") == 1 and every_id:
         # One stream: every window but the last is full.
         full = max(0, sample.num_windows - 2) * protocol["stride"]
         first = protocol["length"] if sample.num_windows > 1 else 0

@@ -261,10 +261,14 @@ def _verify_corpus_section(certificate: CertificateRecord) -> None:
 
 
 def _verify_contexts(certificate: CertificateRecord, ids: int) -> None:
-    """Every id of the corpus is predicted but the first of each context: of a document, or of a packed segment."""
+    """Every id of the corpus is predicted but the first of each context: of a document, or of a packed segment.
+
+    Where answers alone are scored, how many ids they have is known from the corpus only.
+    """
     packed, segments = certificate.protocol["context"] == "packed", certificate.corpus.get("segments", ids)
     most = segments if packed else certificate.corpus["documents"]
-    if not ids - most <= certificate.num_tokens <= ids - 1:
+    fewest = 1 if "targets" in certificate.corpus else ids - most
+    if not fewest <= certificate.num_tokens <= ids - 1:
         raise MismatchError(
             f"num_tokens: {certificate.num_tokens:,} cannot be predicted of the {ids:,} of corpus.tokens in "
             f"{certificate.corpus['documents']:,} documents"

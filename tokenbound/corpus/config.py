@@ -25,9 +25,9 @@ from tokenbound.corpus.sources.fields import (
     ExcludeFields,
     Fields,
     LimitFields,
+    MessageFields,
     PartFields,
     PathFields,
-    RowFields,
     SpecialTokenFields,
     StoredIdFields,
     TableFields,
@@ -56,7 +56,7 @@ class CorpusConfig(
     PartFields,
     EncodingFields,
     TableFields,
-    RowFields,
+    MessageFields,
     ExcludeFields,
     PathFields,
     _SourceField,
@@ -119,6 +119,38 @@ class CorpusConfig(
             raise ValueError(f"source `{self.source}` has no tokenizer to count; declare `tokenizer_is: given`")
         if self.add_bos or self.add_eos:
             raise ValueError(f"source `{self.source}` is scored as it is; set `add_bos: false` and `add_eos: false`")
+
+    @model_validator(mode="after")
+    def _answers_can_be_found(self) -> Self:
+        """Prompts have completions, conversations a tokenizer with a template, and answers are somewhere."""
+        prompt, completion, messages = self.prompt_field, self.completion_field, self.messages_field
+        if (prompt is None) != (completion is None):
+            missing = "prompt_field" if prompt is None else "completion_field"
+            raise ValueError(f"`{missing}` is missing: a prompt and its answer are two columns; name both")
+        if prompt is not None and prompt == completion:
+            raise ValueError(f"`prompt_field` and `completion_field` are both {prompt!r}; name two columns")
+        if prompt is not None and messages is not None:
+            raise ValueError("`messages_field` and `prompt_field` are both given; remove one")
+        if self.targets == "answers" and prompt is None and messages is None:
+            raise ValueError(
+                "`targets: answers` needs to know where they are; name `prompt_field` and `completion_field`, or "
+                "`messages_field`"
+            )
+        if messages is not None:
+            self._refuse_other_frames()
+        return self
+
+    def _refuse_other_frames(self) -> None:
+        """A conversation is framed by its chat template alone."""
+        if self.tokenizer == "bytes":
+            raise ValueError("`messages_field` needs a Hugging Face tokenizer with a chat template, not `bytes`")
+        if self.tokenizer_is == "counted":
+            raise ValueError("`messages_field` needs `tokenizer_is: given`: a chat template is not in the artifact")
+        if self.add_bos or self.add_eos:
+            raise ValueError(
+                "`messages_field`: the chat template says how a conversation begins and ends; set `add_bos: false` and "
+                "`add_eos: false`"
+            )
 
     def reader(self) -> Source[Fields]:
         """The corpus as its source reads it."""

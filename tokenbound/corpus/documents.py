@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tokenbound.corpus.answers import Document
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.files import Listing, Skipped, SourceFile
 from tokenbound.corpus.sources import TextSource
@@ -56,7 +57,7 @@ def digest_file(config: CorpusConfig, file: SourceFile) -> SourceFile:
     return config.reader().digest(file)
 
 
-def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | str]:
+def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[Document]:
     """The documents of one file, in order, one at a time.
 
     Raises:
@@ -67,7 +68,7 @@ def read_documents(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | s
     return (document for document in read_rows(config, file) if document is not None)
 
 
-def read_rows(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | str | None]:
+def read_rows(config: CorpusConfig, file: SourceFile) -> Iterator[Document | None]:
     """The same, with None for each row that `missing: skip` leaves out.
 
     Raises:
@@ -79,9 +80,7 @@ def read_rows(config: CorpusConfig, file: SourceFile) -> Iterator[bytes | str | 
     return _of_bounded_size(source.documents(file), file, source.max_document_bytes)
 
 
-def _of_bounded_size(
-    documents: Iterator[bytes | str | None], file: SourceFile, most: int
-) -> Iterator[bytes | str | None]:
+def _of_bounded_size(documents: Iterator[Document | None], file: SourceFile, most: int) -> Iterator[Document | None]:
     """The same documents; a source that reads a large one whole is not trusted to have looked."""
     for number, document in enumerate(documents, start=1):
         if document is not None and len(document) > most:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenbound.corpus.prepared import Manifest, PreparedCorpus
-from tokenbound.corpus.windows import CorpusPlan, SegmentPlan, plan_corpus
+from tokenbound.corpus.windows import CorpusPlan, SegmentPlan, TargetPlan
 from tokenbound.errors import MismatchError
 from tokenbound.store.filesystem import read_bytes, resolve, write_bytes
 from tokenbound.store.uri import join
@@ -212,9 +212,8 @@ def compute_features(
 
 
 def _plan(corpus: PreparedCorpus, rule: FeatureRule) -> CorpusPlan:
-    offsets = [corpus.document_offsets(index) for index in range(len(corpus.manifest.segments))]
     context: Any = rule.context
-    return plan_corpus(offsets, length=rule.length, context=context, stride=rule.stride)
+    return corpus.plan(length=rule.length, context=context, stride=rule.stride)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,18 +222,20 @@ class _Part:
 
     segment: int
     starts: NDArray[np.int64]
-    """[W] stream index of each window's first scored token."""
+    """[W] stream index of the first token that each window predicts."""
+    ends: NDArray[np.int64]
+    """[W] stream index behind the last one."""
     tokens: NDArray[np.int64]
-    """[W] scored tokens, which follow each other."""
+    """[W] tokens between them that are scored."""
 
 
-def _parts(index: int, segment: SegmentPlan, part_tokens: int) -> Iterator[_Part]:
+def _parts(index: int, segment: SegmentPlan | TargetPlan, part_tokens: int) -> Iterator[_Part]:
     first = 0
     while first < segment.num_windows:
         fitting = segment.windows_within(segment.targets_before(first) + part_tokens)
         stop = min(max(fitting, first + 1), segment.num_windows)
-        start, _, first_target, tokens = segment.locate(np.arange(first, stop))
-        yield _Part(index, start + first_target + 1, tokens)
+        start, num_inputs, first_target, tokens = segment.locate(np.arange(first, stop))
+        yield _Part(index, start + first_target + 1, start + num_inputs + 1, tokens)
         first = stop
 
 
@@ -299,14 +300,15 @@ def window_features(
         block_tokens: tokens held at once.
     """
     sums = np.zeros((len(part.starts), len(rule.orders)), np.int64)
-    ends, context = part.starts + part.tokens, len(tables)
+    ends, context = part.ends, len(tables)
     for start in range(int(part.starts[0]), int(ends[-1]), block_tokens):
         stop, first = min(start + block_tokens, int(ends[-1])), max(start - context, 0)
-        ids = corpus.read_ids(part.segment, first, stop)
+        ids, scored = corpus.read_ids(part.segment, first, stop), corpus.targets_between(part.segment, start, stop)
         low, high = np.searchsorted(ends, start, side="right"), np.searchsorted(part.starts, stop, side="left")
         begin, end = (np.clip(edge[low:high] - start, 0, stop - start) for edge in (part.starts, ends))
         for column, lengths in enumerate(_code_lengths(ids, corpus.manifest.vocab_size, tables, rule.orders)):
-            running = np.concatenate([[0], np.cumsum(lengths[start - first :], dtype=np.int64)])
+            own = lengths[start - first :] if scored is None else np.where(scored, lengths[start - first :], 0)
+            running = np.concatenate([[0], np.cumsum(own, dtype=np.int64)])
             sums[low:high, column] += running[end] - running[begin]
     return np.column_stack([part.tokens, sums])
 

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
@@ -24,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow.fs import FileSystem
 
+from tokenbound.corpus.answers import Answered, Conversation, Document, answer_runs, plain_text
+from tokenbound.corpus.chat import ChatTemplate, load_chat_template
 from tokenbound.corpus.config import CorpusConfig
 from tokenbound.corpus.contents import is_void
 from tokenbound.corpus.documents import digest_file, find_corpus, find_files, read_rows
@@ -45,10 +48,16 @@ from tokenbound.corpus.prepared import (
     pending_files,
     save_manifest,
     segment_name,
+    targets_path,
 )
 from tokenbound.corpus.sources import SOURCES, IdSource
 from tokenbound.corpus.sources.base import Source
-from tokenbound.corpus.sources.fields import Fields, LimitFields, PartFields, SpecialTokenFields
+from tokenbound.corpus.sources.fields import (
+    Fields,
+    LimitFields,
+    PartFields,
+    SpecialTokenFields,
+)
 from tokenbound.corpus.sources.tokens import check_ids
 from tokenbound.corpus.streams import BLOCK_BYTES
 from tokenbound.corpus.tokenizers import Ids, Tokenizer, load_tokenizer
@@ -88,6 +97,10 @@ class Run(Protocol):
         """The results, in the order of the items."""
 
 
+NO_RUNS = np.zeros((0, 2), np.int64)
+"""No id is scored, or all are and nobody asks."""
+
+
 class _Batch(NamedTuple):
     """Consecutive ids of a part; a document may go on in the next batch."""
 
@@ -101,6 +114,17 @@ class _Batch(NamedTuple):
     """Documents with a U+FFFD, where bytes may have been replaced."""
     missing: int = 0
     """Rows without a text, which are left out."""
+    targets: npt.NDArray[np.int64] = NO_RUNS
+    """int64 [runs, 2]: first and end of each run of scored ids, counted from the start of the batch."""
+
+
+class _Placed(NamedTuple):
+    """A document as text, and where it is from."""
+
+    written: str | bytes | Answered
+    file: SourceFile
+    number: int
+    """From 1, in the file or the part of it that is read."""
 
 
 class _Written(NamedTuple):
@@ -113,6 +137,7 @@ class _Written(NamedTuple):
     first_token_bytes: int
     replaced_documents: int
     rows_without_text: int
+    targets: npt.NDArray[np.int64]
 
 
 class _Job(NamedTuple):
@@ -294,6 +319,7 @@ def corpus_rule(config: CorpusConfig) -> CorpusRule:
         tokenizer_sha256=tokenizer.digest,
         bos_id=_required_id("bos", tokenizer.bos_id, config) if config.add_bos else None,
         eos_id=_required_id("eos", tokenizer.eos_id, config) if config.add_eos else None,
+        chat_template_sha256=None if config.messages_field is None else _chat_template(config).digest,
     )
 
 
@@ -365,7 +391,7 @@ def tokenise_part(
     Args:
         config: the corpus.
         files: the files, or spans of files, of the part.
-        out_prefix: path in ``filesystem``; ``.ids.bin`` and ``.offsets.npy`` are put behind it.
+        out_prefix: path in ``filesystem``; ``.ids.bin``, ``.offsets.npy`` and ``.targets.npy`` are put behind it.
         filesystem: where to write.
         sizes: how much is read and tokenised at a time.
 
@@ -375,20 +401,23 @@ def tokenise_part(
     rule = corpus_rule(config)
     with open_atomic(filesystem, ids_path(out_prefix)) as stream:
         written = _write_ids(_batches(config, rule, files, sizes), rule.dtype, stream)
-    encoded = _npy(written.offsets)
-    write_bytes(filesystem, offsets_path(out_prefix), encoded)
+    offsets_sha256 = _write_array(filesystem, offsets_path(out_prefix), written.offsets)
+    targets_sha256 = None
+    if rule.targets is not None:
+        targets_sha256 = _write_array(filesystem, targets_path(out_prefix), written.targets)
     return PartRecord(
         name=out_prefix.rpartition("/")[2],
         tokens=int(written.offsets[-1]),
         documents=len(written.offsets) - 1,
         text_bytes=written.text_bytes,
         ids_sha256=written.ids_sha256,
-        offsets_sha256=hashlib.sha256(encoded).hexdigest(),
+        offsets_sha256=offsets_sha256,
         rule_sha256=rule.digest,
         first_tokens_bytes=written.first_tokens_bytes,
         first_token_bytes=written.first_token_bytes,
         replaced_documents=written.replaced_documents,
         rows_without_text=written.rows_without_text,
+        targets_sha256=targets_sha256,
     )
 
 
@@ -410,35 +439,70 @@ def _batches(config: CorpusConfig, rule: CorpusRule, files: Sequence[SourceFile]
     if isinstance(source, IdSource):
         return (batch for file in files for batch in _stored_batches(source, file, rule, sizes))
     tokenizer = _tokenizer(config)
-    texts = (text for file in files for text in _documents(config, file, tokenizer))
-    return _text_batches(tokenizer, rule, texts, sizes)
+    documents = (document for file in files for document in _documents(config, file, tokenizer))
+    return _text_batches(tokenizer, rule, documents, sizes)
 
 
-def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[str | bytes | None]:
+def _documents(config: CorpusConfig, file: SourceFile, tokenizer: Tokenizer) -> Iterator[_Placed | None]:
     """The documents of a file that are in the part, and None for each row without one.
 
     Under `special_tokens: refuse`, none of them spells a special token.
     """
     part = None if config.part is None else DocumentPart.of(config.part)
-    documents = read_rows(config, file)
-    if config.special_tokens != "refuse" or not tokenizer.special_texts:
-        yield from (text for text in documents if part is None or text is None or part.holds(text))
-        return
-    special = re.compile("|".join(map(re.escape, sorted(tokenizer.special_texts, key=len, reverse=True))))
-    for number, text in enumerate(documents, start=1):
-        if text is None:
+    special = _special_pattern(config, tokenizer)
+    for number, document in enumerate(read_rows(config, file), start=1):
+        if document is None:
             yield None
             continue
-        if part is not None and not part.holds(text):
-            continue
+        placed = _Placed("", file, number)
+        with _named(placed):
+            written = _as_text(config, document, tokenizer)
+            if part is not None and not part.holds(plain_text(written)):
+                continue
+            if special is not None:
+                _refuse_special(special, document, config)
+        yield placed._replace(written=written)
+
+
+def _as_text(config: CorpusConfig, document: Document, tokenizer: Tokenizer) -> str | bytes | Answered:
+    """A document as text: a conversation as its template writes it."""
+    if not isinstance(document, Conversation):
+        return document
+    return _chat_template(config).answered(document, tokenizer.special_texts)
+
+
+def _special_pattern(config: CorpusConfig, tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """What must not occur in a document; None where anything may.
+
+    The text of a conversation is tokenised with the special tokens that its template writes, so a message must not
+    spell one unless the config says so.
+    """
+    allowed = config.special_tokens == "parse" if config.messages_field else config.special_tokens != "refuse"
+    if allowed or not tokenizer.special_texts:
+        return None
+    return re.compile("|".join(map(re.escape, sorted(tokenizer.special_texts, key=len, reverse=True))))
+
+
+def _refuse_special(special: re.Pattern[str], document: Document, config: CorpusConfig) -> None:
+    texts = document.texts if isinstance(document, Conversation) else [plain_text(document)]
+    for text in texts:
         found = special.search(text if isinstance(text, str) else text.decode(errors="replace"))
         if found:
+            others = "`parse`" if config.messages_field else "`text` or `parse`"
             raise InputError(
-                f"corpus file {file.path!r}, document {number}{' of its part' if file.span else ''}: its text holds "
-                f"the special token {found.group()!r} at character {found.start()}; remove it, or set "
-                "`corpus.special_tokens` to `text` or `parse`"
+                f"its text holds the special token {found.group()!r} at character {found.start()}; remove it, or set "
+                f"`corpus.special_tokens` to {others}"
             )
-        yield text
+
+
+@contextmanager
+def _named(document: _Placed) -> Iterator[None]:
+    """Say of which document an error is."""
+    try:
+        yield
+    except InputError as error:
+        part = " of its part" if document.file.span else ""
+        raise InputError(f"corpus file {document.file.path!r}, document {document.number}{part}: {error}") from None
 
 
 def _spans(file: SourceFile, target_bytes: int) -> list[SourceFile]:
@@ -451,6 +515,11 @@ def _spans(file: SourceFile, target_bytes: int) -> list[SourceFile]:
 def piece_bytes(file: SourceFile) -> int:
     """How much of a file is read: its span, or all of it."""
     return file.bytes if file.span is None else file.span[1] - file.span[0]
+
+
+def _chat_template(config: CorpusConfig) -> ChatTemplate:
+    assert config.tokenizer is not None, "checked when the config was validated"
+    return load_chat_template(config.tokenizer)
 
 
 def _tokenizer(config: CorpusConfig) -> Tokenizer:
@@ -471,16 +540,17 @@ def _required_id(kind: str, token: int | None, config: CorpusConfig) -> int:
 
 
 def _text_batches(
-    tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[str | bytes | None], sizes: Sizes
+    tokenizer: Tokenizer, rule: CorpusRule, documents: Iterable[_Placed | None], sizes: Sizes
 ) -> Iterator[_Batch]:
     before, after = _as_ids(rule.bos_id, rule), _as_ids(rule.eos_id, rule)
-    parse, replace_errors = rule.special_tokens == "parse", rule.errors == "replace"
+    parse, replace_errors = _parses_special(rule), rule.errors == "replace"
     for rows in _grouped(documents, sizes):
-        texts = [text for text in rows if text is not None]
-        missing = len(rows) - len(texts)
-        if not texts:
+        group = [document for document in rows if document is not None]
+        missing = len(rows) - len(group)
+        if not group:
             yield _Batch(np.empty(0, rule.dtype), np.empty(0, np.int64), 0, missing=missing)
             continue
+        texts = [plain_text(document.written) for document in group]
         encoded = tokenizer.encode_batch(texts, parse_special=parse)
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64) + (len(before) + len(after))
         flat = np.concatenate([piece for ids in encoded for piece in (before, ids, after)])
@@ -495,7 +565,50 @@ def _text_batches(
                 for text, ids in zip(texts, encoded, strict=True)
             ]
         )
-        yield _Batch(flat, np.cumsum(lengths), text_bytes, first, sum(count > 0 for count in replaced), missing)
+        ends = np.cumsum(lengths)
+        targets = _answer_runs(tokenizer, rule, group, encoded, ends - lengths)
+        yield _Batch(flat, ends, text_bytes, first, sum(count > 0 for count in replaced), missing, targets)
+
+
+def _parses_special(rule: CorpusRule) -> bool:
+    """Whether text that spells a special token becomes its id; a chat template writes them so."""
+    return rule.special_tokens == "parse" or rule.messages_field is not None
+
+
+def _answer_runs(
+    tokenizer: Tokenizer,
+    rule: CorpusRule,
+    group: Sequence[_Placed],
+    encoded: Sequence[Ids],
+    starts: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """int64 [runs, 2] the scored ids of some documents, which begin at `starts`; none where all ids are scored."""
+    if rule.targets is None:
+        return NO_RUNS
+    answered = [(each.written, each) for each in group if isinstance(each.written, Answered)]
+    assert len(answered) == len(group), "a config that asks for answers says where they are"
+    spans = tokenizer.token_spans([text.text for text, _ in answered], parse_special=_parses_special(rule))
+    found = [NO_RUNS]
+    for (text, document), ids, places, start in zip(answered, encoded, spans, starts, strict=True):
+        with _named(document):
+            found.append(_document_runs(rule, text, ids, places) + start)
+    return np.concatenate(found)
+
+
+def _document_runs(
+    rule: CorpusRule, document: Answered, ids: Ids, spans: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """int64 [runs, 2] the scored ids of a document; the end-of-document id belongs to an answer that ends there."""
+    if len(spans) != len(ids):
+        raise InputError(
+            f"the tokenizer cuts the text into {len(ids)} tokens or {len(spans)}, so which of them are answers is not "
+            "certain; use another tokenizer, or `corpus.targets: all`"
+        )
+    runs = answer_runs(document, spans) + (rule.bos_id is not None)
+    if rule.eos_id is not None and document.answers and document.answers[-1][1] == len(document):
+        last = len(ids) + (rule.bos_id is not None)
+        runs = np.concatenate([runs, [[last, last + 1]]])
+    return runs
 
 
 def _utf8_bytes(text: str | bytes) -> int:
@@ -506,13 +619,13 @@ def _as_ids(token: int | None, rule: CorpusRule) -> Ids:
     return np.array([] if token is None else [token], dtype=rule.dtype)
 
 
-def _grouped(documents: Iterable[str | bytes | None], sizes: Sizes) -> Iterator[list[str | bytes | None]]:
+def _grouped(documents: Iterable[_Placed | None], sizes: Sizes) -> Iterator[list[_Placed | None]]:
     """Documents in groups small enough to be tokenised at once."""
-    group: list[str | bytes | None] = []
+    group: list[_Placed | None] = []
     size = 0
-    for text in documents:
-        group.append(text)
-        size += 0 if text is None else len(text)
+    for document in documents:
+        group.append(document)
+        size += 0 if document is None else len(document.written)
         if size >= sizes.batch_bytes or len(group) >= sizes.batch_documents:
             yield group
             group, size = [], 0
@@ -561,12 +674,14 @@ def _write_ids(batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes
     """Stream ids out."""
     digest = hashlib.sha256()
     ends = [np.zeros(1, dtype=np.int64)]
+    targets = [NO_RUNS]
     tokens = text_bytes = first_tokens = first_token = replaced = missing = 0
     for batch in batches:
         data = batch.ids.astype(dtype.newbyteorder("<"), copy=False).tobytes()
         stream.write(data)
         digest.update(data)
         ends.append(batch.ends + tokens)
+        targets.append(batch.targets + tokens)
         if not tokens and len(batch.ids):
             # The part's first token is that of its first document with one.
             starts = np.concatenate([np.zeros(1, np.int64), batch.ends[:-1]])
@@ -577,11 +692,21 @@ def _write_ids(batches: Iterable[_Batch], dtype: np.dtype[Any], stream: IO[bytes
         first_tokens += sum(batch.first_bytes)
         replaced += batch.replaced
         missing += batch.missing
-    offsets = np.concatenate(ends)
-    return _Written(offsets, text_bytes, digest.hexdigest(), first_tokens, first_token, replaced, missing)
+    return _Written(
+        offsets=np.concatenate(ends),
+        text_bytes=text_bytes,
+        ids_sha256=digest.hexdigest(),
+        first_tokens_bytes=first_tokens,
+        first_token_bytes=first_token,
+        replaced_documents=replaced,
+        rows_without_text=missing,
+        targets=np.concatenate(targets),
+    )
 
 
-def _npy(array: npt.NDArray[np.int64]) -> bytes:
+def _write_array(filesystem: FileSystem, path: str, array: npt.NDArray[np.int64]) -> str:
+    """Write an array as `.npy`; its SHA-256 (hex)."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+    write_bytes(filesystem, path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()

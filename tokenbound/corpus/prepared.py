@@ -3,6 +3,7 @@
     manifest.json
     00000-1f3a.../part-00000.ids.bin      flat uint16 or uint32, little-endian
     00000-1f3a.../part-00000.offsets.npy  int64 [documents + 1], starts with 0
+    00000-1f3a.../part-00000.targets.npy  int64 [runs, 2], under `targets: answers`: first id and end of each run
 
 The manifest is written last and holds every digest, so a folder without one is not a prepared corpus, and a part
 that it does not name does not exist. A corpus grows by a further segment; what was there keeps its bytes, its
@@ -18,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.tokenizers import Ids
+from tokenbound.corpus.windows import CorpusPlan, plan_corpus
 from tokenbound.errors import IncompleteError, InputError, MismatchError
 from tokenbound.store.filesystem import is_local, open_input, read_bytes, read_range, resolve, write_bytes
 from tokenbound.store.uri import join
@@ -69,6 +71,16 @@ class CorpusRule:
     """What became of text that spells a special token; null where it is text like any other."""
     part: dict[str, float | str] | None = None
     """Which documents, by the hash of their text; null for all."""
+    prompt_field: str | None = None
+    """Column of the prompt that a document begins with; null where documents have one text."""
+    completion_field: str | None = None
+    """Column of the answer behind the prompt."""
+    messages_field: str | None = None
+    """Column of the conversation that a chat template turns into text; null where documents are no conversations."""
+    chat_template_sha256: str | None = None
+    """Digest of that template; null without one."""
+    targets: str | None = None
+    """`answers` where they alone are scored; null where every id is."""
     options: dict[str, object] | None = None
     """Keys that only this source has; null where there are none."""
     plugin: str | None = None
@@ -89,7 +101,20 @@ class CorpusRule:
         return {key: value for key, value in asdict(self).items() if value is not None or key not in OPTIONAL_FIELDS}
 
 
-OPTIONAL_FIELDS = ("missing", "encoding", "errors", "special_tokens", "part", "options", "plugin")
+OPTIONAL_FIELDS = (
+    "missing",
+    "encoding",
+    "errors",
+    "special_tokens",
+    "part",
+    "prompt_field",
+    "completion_field",
+    "messages_field",
+    "chat_template_sha256",
+    "targets",
+    "options",
+    "plugin",
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +148,14 @@ class PartRecord:
     """Under `errors: replace`, documents with a U+FFFD."""
     rows_without_text: int = 0
     """Under `missing: skip`, rows that were left out."""
+    targets_sha256: str | None = None
+    """Of the runs of ids that are scored; null where all are."""
+
+    @property
+    def digests(self) -> list[str]:
+        """Of everything that is stored of it."""
+        targets = [] if self.targets_sha256 is None else [self.targets_sha256]
+        return [self.ids_sha256, self.offsets_sha256, *targets]
 
 
 @dataclass(frozen=True)
@@ -163,7 +196,12 @@ class Segment:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest over the parts' ids and offsets, in order."""
+        """Digest over the parts' ids and offsets, and which ids are scored where not all are, in order."""
+        return _sha256([part.digests for part in self.parts])
+
+    @cached_property
+    def stream_sha256(self) -> str:
+        """The same over ids and offsets alone, whichever are scored."""
         return _sha256([[part.ids_sha256, part.offsets_sha256] for part in self.parts])
 
     @cached_property
@@ -214,14 +252,15 @@ class Manifest:
     def predicted_bytes(self, context: str) -> int | None:
         """At most how many bytes of text the predicted tokens spell, the divisor of bits per byte.
 
-        Null where the source held ids, where it is not known, or where there is nothing to divide by.
+        Null where the source held ids, where it is not known, where only answers are scored, or where there is nothing
+        to divide by.
 
         Args:
             context: `document` or `packed`.
         """
         counts = [segment.unpredicted_bytes(context) for segment in self.segments]
         known = [count for count in counts if count is not None]
-        if not self.text_bytes or len(known) < len(counts):
+        if not self.text_bytes or len(known) < len(counts) or self.rule.targets is not None:
             return None
         return max(self.text_bytes - sum(known), 0) or None
 
@@ -253,8 +292,13 @@ class Manifest:
 
     @property
     def tokens_sha256(self) -> str:
-        """Digest over the prepared ids and document offsets, segment by segment."""
+        """Digest over the prepared ids, document offsets and targets, segment by segment."""
         return _sha256([segment.sha256 for segment in self.segments])
+
+    @property
+    def stream_sha256(self) -> str:
+        """Digest over the prepared ids and document offsets alone: the same tokens, whichever are scored."""
+        return _sha256([segment.stream_sha256 for segment in self.segments])
 
     def prefixes(self) -> Iterator[Manifest]:
         """What this corpus was before each segment was appended, shortest first, and what it is now."""
@@ -384,6 +428,11 @@ def offsets_path(prefix: str) -> str:
     return f"{prefix}.offsets.npy"
 
 
+def targets_path(prefix: str) -> str:
+    """Where the runs of scored ids of a part lie."""
+    return f"{prefix}.targets.npy"
+
+
 class PreparedCorpus:
     """Random access to the ids of a prepared corpus; cheap to pickle, opened files stay behind."""
 
@@ -410,6 +459,7 @@ class PreparedCorpus:
         self._filesystem, self._path = resolve(root)
         self._ids: OrderedDict[tuple[int, int], Ids] = OrderedDict()
         self._offsets: OrderedDict[tuple[int, int], Offsets] = OrderedDict()
+        self._targets: OrderedDict[tuple[int, int], Offsets] = OrderedDict()
 
     def __reduce__(self) -> tuple[type[PreparedCorpus], tuple[str, dict[str, int]]]:
         """Pickle by place."""
@@ -438,6 +488,42 @@ class PreparedCorpus:
         record = self.manifest.segments[segment]
         tables = [self._part_offsets(segment, part)[:-1] + begin for part, begin in enumerate(record.part_starts[:-1])]
         return np.concatenate([*tables, record.part_starts[-1:]])
+
+    def targets(self, segment: int) -> Offsets | None:
+        """int64 [runs, 2]: first id and end of each run of targets in a segment's stream; None where all ids are."""
+        record = self.manifest.segments[segment]
+        if self.manifest.rule.targets is None:
+            return None
+        starts = record.part_starts
+        return np.concatenate([self._part_targets(segment, part) + starts[part] for part in range(len(record.parts))])
+
+    def targets_between(self, segment: int, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
+        """Which ids ``start`` to ``stop`` of a segment's stream are targets; None where all ids are."""
+        if self.manifest.rule.targets is None:
+            return None
+        edges = np.zeros(stop - start + 1, np.int8)
+        for part, begin, _ in _overlapping(self.manifest.segments[segment].part_starts, start, stop):
+            runs = self._part_targets(segment, part) + (begin - start)
+            low, high = np.searchsorted(runs[:, 1], 0, side="right"), np.searchsorted(runs[:, 0], stop - start)
+            begins, ends = np.clip(runs[low:high], 0, stop - start).T
+            np.add.at(edges, begins, 1)
+            np.add.at(edges, ends, -1)
+        return np.cumsum(edges, dtype=np.int8)[:-1].astype(np.bool_)
+
+    def plan(self, *, length: int, context: Literal["packed", "document"], stride: int | None) -> CorpusPlan:
+        """The windows of the corpus, as `plan_corpus` cuts them.
+
+        Raises:
+            InputError: length or stride is out of range.
+        """
+        segments = range(len(self.manifest.segments))
+        return plan_corpus(
+            [self.document_offsets(segment) for segment in segments],
+            length=length,
+            context=context,
+            stride=stride,
+            targets=[self.targets(segment) for segment in segments],
+        )
 
     def documents_between(self, segment: int, start: int, stop: int) -> tuple[int, Offsets]:
         """The documents that overlap a nonempty range of a segment's stream.
@@ -484,6 +570,8 @@ class PreparedCorpus:
         record, prefix = self.manifest.segments[segment].parts[part], self._prefix(segment, part)
         self._verify_file(ids_path(prefix), record.ids_sha256)
         self._verify_file(offsets_path(prefix), record.offsets_sha256)
+        if record.targets_sha256 is not None:
+            self._verify_file(targets_path(prefix), record.targets_sha256)
 
     def _verify_file(self, path: str, sha256: str) -> None:
         digest = hashlib.sha256()
@@ -513,16 +601,21 @@ class PreparedCorpus:
         return ids
 
     def _part_offsets(self, segment: int, part: int) -> Offsets:
-        path, record = offsets_path(self._prefix(segment, part)), self.manifest.segments[segment].parts[part]
+        sha256 = self.manifest.segments[segment].parts[part].offsets_sha256
+        path = offsets_path(self._prefix(segment, part))
+        return self._cached(self._offsets, (segment, part), lambda: self._load_array(path, sha256))
 
-        def load() -> Offsets:
-            data = read_bytes(self._filesystem, path)
-            if hashlib.sha256(data).hexdigest() != record.offsets_sha256:
-                raise MismatchError(f"prepared file {path!r} was altered; remove the folder and prepare anew")
-            offsets: Offsets = np.load(BytesIO(data), allow_pickle=False)
-            return offsets
+    def _part_targets(self, segment: int, part: int) -> Offsets:
+        sha256 = self.manifest.segments[segment].parts[part].targets_sha256
+        path = targets_path(self._prefix(segment, part))
+        return self._cached(self._targets, (segment, part), lambda: self._load_array(path, sha256))
 
-        return self._cached(self._offsets, (segment, part), load)
+    def _load_array(self, path: str, sha256: str | None) -> Offsets:
+        data = read_bytes(self._filesystem, path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise MismatchError(f"prepared file {path!r} was altered; remove the folder and prepare anew")
+        array: Offsets = np.load(BytesIO(data), allow_pickle=False)
+        return array
 
     def _cached(self, cache: OrderedDict[tuple[int, int], T], key: tuple[int, int], load: Callable[[], T]) -> T:
         """Least recently used values, at most as many as parts may be open."""

@@ -83,6 +83,9 @@ class Tokenizer(Protocol):
     def first_token_bytes(self, document: str | bytes, ids: Ids, *, parse_special: bool = False) -> int:
         """At least how many UTF-8 bytes of a document its first token spells; 0 where it has no token."""
 
+    def token_spans(self, documents: Sequence[str], *, parse_special: bool = False) -> list[npt.NDArray[np.int64]]:
+        """For each document int64 [T, 2]: first character and end of what each token of `encode_batch` spells."""
+
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of ids, special ones left out."""
 
@@ -148,6 +151,16 @@ class BytesTokenizer:
         """One byte."""
         return min(1, len(ids))
 
+    def token_spans(self, documents: Sequence[str], *, parse_special: bool = False) -> list[npt.NDArray[np.int64]]:
+        """Each byte lies in one character.
+
+        >>> BytesTokenizer().token_spans(["hé"])[0].tolist()
+        [[0, 1], [1, 2], [1, 2]]
+        """
+        sizes = ([len(character.encode()) for character in document] for document in documents)
+        places = [np.repeat(np.arange(len(each), dtype=np.int64), each) for each in sizes]
+        return [np.stack([place, place + 1], axis=1) for place in places]
+
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of the byte ids; broken UTF-8 becomes U+FFFD."""
         return bytes(int(token) for token in ids if token < BYTES_END_ID).decode(errors="replace")
@@ -195,7 +208,8 @@ class FastTokenizer:
         texts, pipeline = _as_texts(documents), self._pipeline(parse_special)
         with _panics_named():
             if self._has_cuts and any(len(text) > PIECE_CHARACTERS for text in texts):
-                return [np.concatenate([self._ids(pipeline, [piece])[0] for piece in pieces(text)]) for text in texts]
+                found = ([self._ids(pipeline, [piece])[0] for piece in self._pieces(text)] for text in texts)
+                return [np.concatenate(own) for own in found]
             return self._ids(pipeline, texts)
 
     def _ids(self, pipeline: Pipeline, texts: Sequence[str]) -> list[Ids]:
@@ -217,6 +231,25 @@ class FastTokenizer:
         end = found.offsets[0][1] if found.ids else len(text)
         return len(text[:end].encode())
 
+    def token_spans(self, documents: Sequence[str], *, parse_special: bool = False) -> list[npt.NDArray[np.int64]]:
+        """As the pipeline says; of long documents piece by piece, as they are encoded."""
+        pipeline = self._pipeline(parse_special)
+        with _panics_named():
+            if any(len(self._pieces(text)) > 1 for text in documents):
+                return [self._spans_of_pieces(pipeline, self._pieces(text)) for text in documents]
+            encodings = pipeline.encode_batch(list(documents), add_special_tokens=False)
+        return [_spans(encoding.offsets) for encoding in encodings]
+
+    def _spans_of_pieces(self, pipeline: Pipeline, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Of the document that is made of these pieces."""
+        starts = np.cumsum([0, *(len(text) for text in texts)])
+        offsets = (pipeline.encode(text, add_special_tokens=False).offsets for text in texts)
+        return np.concatenate([_spans(each) + start for each, start in zip(offsets, starts, strict=False)])
+
+    def _pieces(self, text: str) -> list[str]:
+        """Texts that are encoded one after the other in place of a long one."""
+        return pieces(text) if self._has_cuts and len(text) > PIECE_CHARACTERS else [text]
+
     def _pipeline(self, parse_special: bool) -> Pipeline:
         return self._decoder if parse_special else self._encoder
 
@@ -227,6 +260,10 @@ class FastTokenizer:
     def files(self) -> bytes:
         """Canonical serialisation."""
         return self._files
+
+
+def _spans(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    return np.array(offsets, np.int64).reshape(-1, 2)
 
 
 def pieces(text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
@@ -318,14 +355,14 @@ def _load_fast(spec: str) -> FastTokenizer:
     if gguf is not None:
         definition, bos_id, eos_id = read_gguf_tokenizer(gguf)
         return FastTokenizer(definition, bos_id=bos_id, eos_id=eos_id)
-    definition_path = _find_file(spec, "tokenizer.json")
+    definition_path = find_file(spec, "tokenizer.json")
     if definition_path is None:
         return _convert(spec)
-    definition = _read_json(definition_path)
-    settings_path = _find_file(spec, "tokenizer_config.json")
+    definition = read_json(definition_path)
+    settings_path = find_file(spec, "tokenizer_config.json")
     if settings_path is None:
         return FastTokenizer(definition, bos_id=None, eos_id=None)
-    settings = _read_json(settings_path)
+    settings = read_json(settings_path)
     if not {"bos_token", "eos_token"} <= settings.keys() and settings.get("tokenizer_class") not in GENERIC_CLASSES:
         return _with_class_defaults(spec, definition)
     return FastTokenizer(
@@ -346,8 +383,12 @@ def _with_class_defaults(spec: str, definition: dict[str, Any]) -> FastTokenizer
     return FastTokenizer(definition, bos_id=known.bos_id, eos_id=known.eos_id)
 
 
-def _find_file(spec: str, name: str) -> Path | None:
-    """A file of a local tokenizer or of one on the hub; null where the tokenizer has no such file."""
+def find_file(spec: str, name: str) -> Path | None:
+    """A file of a local tokenizer or of one on the hub; null where the tokenizer has no such file.
+
+    Raises:
+        InputError: there is no such tokenizer.
+    """
     local = Path(local_copy(spec))
     if local.is_file():
         # The file itself was named: its neighbours still say what BOS and EOS are.
@@ -423,7 +464,12 @@ def _unloadable(spec: str, error: BaseException) -> InputError:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a tokenizer's files.
+
+    Raises:
+        InputError: the file holds none.
+    """
     try:
         require_content(path)
         tree = json.loads(path.read_text(encoding="utf-8"))

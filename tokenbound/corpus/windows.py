@@ -19,6 +19,10 @@ never a target in context `document`; EOS always is. When packed, both are ids o
 
 A *stream* is the concatenated ids of a segment. The window grid and the shards begin anew at each segment, so the
 plan of a corpus that has grown starts with the plan it had before.
+
+Where only some ids are targets (`corpus.targets: answers`), the windows stay where they are and score those targets
+alone; windows without one are left out, and the others are numbered anew. The inputs are the same, so each prediction
+has the context that it has in a run which scores everything.
 """
 
 from __future__ import annotations
@@ -59,6 +63,9 @@ class IdReader(Protocol):
     def first_document(self, segment: int) -> int:
         """Number in the whole corpus of a segment's first document."""
 
+    def targets_between(self, segment: int, start: int, stop: int) -> npt.NDArray[np.bool_] | None:
+        """Which ids of a range of a segment's stream are targets; None where all are."""
+
 
 @dataclass(frozen=True)
 class WindowTable:
@@ -66,7 +73,7 @@ class WindowTable:
 
     A row's inputs are ``stream[start : start + num_inputs]``, its targets the same range one further,
     ``stream[start + 1 : start + num_inputs + 1]``, and its scored predictions those at the offsets
-    ``first_target .. num_inputs - 1``.
+    ``first_target .. num_inputs - 1``, as far as their ids are targets.
     """
 
     window_id: Int64
@@ -130,9 +137,18 @@ class SegmentPlan:
         """Scored predictions of the largest window: always some sequence's first one."""
         return min(self.length, int(np.diff(self.first_targets).max(initial=0)))
 
+    @property
+    def num_sequences(self) -> int:
+        """Documents (streams, when packed) with a scored prediction."""
+        return int(np.count_nonzero(np.diff(self.first_targets)))
+
+    def sequence_of(self, windows: Int64) -> Int64:
+        """Number of the sequence that each window lies in."""
+        return np.searchsorted(self.first_windows, windows, side="right") - 1
+
     def locate(self, windows: Int64) -> tuple[Int64, Int64, Int64, Int64]:
         """Columns start, num_inputs, first_target and num_targets of windows numbered within the segment."""
-        sequence = np.searchsorted(self.first_windows, windows, side="right") - 1
+        sequence = self.sequence_of(windows)
         ordinal = windows - self.first_windows[sequence]
         predictions = self.first_targets[sequence + 1] - self.first_targets[sequence]
         begin = ordinal * self.stride
@@ -156,10 +172,86 @@ class SegmentPlan:
 
 
 @dataclass(frozen=True)
+class TargetPlan:
+    """Those windows of a segment that hold a target, numbered among themselves. Memory O(windows)."""
+
+    grid: SegmentPlan
+    """All windows of the segment."""
+    kept: Int64
+    """Windows of the grid with a target, ascending."""
+    first_targets: Int64
+    """int64 [windows + 1]: targets before each of them."""
+
+    @classmethod
+    def of(cls, grid: SegmentPlan, targets: Int64) -> TargetPlan:
+        """Count the targets of every window.
+
+        Args:
+            grid: the windows.
+            targets: int64 [runs, 2], first id and end of each run of targets in the stream, ascending.
+        """
+        start, num_inputs, first_target, _ = grid.locate(np.arange(grid.num_windows))
+        first, stop = start + first_target + 1, start + num_inputs + 1
+        counts = targets_before(targets, stop) - targets_before(targets, first)
+        kept = np.flatnonzero(counts).astype(np.int64)
+        return cls(grid, kept, _starts(counts[kept]))
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of the segment with a target."""
+        return len(self.kept)
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored predictions of the segment."""
+        return int(self.first_targets[-1])
+
+    @property
+    def max_window_tokens(self) -> int:
+        """Scored predictions of the largest window."""
+        return int(np.diff(self.first_targets).max(initial=0))
+
+    @property
+    def num_sequences(self) -> int:
+        """Documents (streams, when packed) with a scored prediction."""
+        return len(np.unique(self.grid.sequence_of(self.kept)))
+
+    def locate(self, windows: Int64) -> tuple[Int64, Int64, Int64, Int64]:
+        """Columns start, num_inputs, first_target and num_targets of windows numbered among those with a target."""
+        start, num_inputs, first_target, _ = self.grid.locate(self.kept[windows])
+        return start, num_inputs, first_target, self.first_targets[windows + 1] - self.first_targets[windows]
+
+    def targets_before(self, window: int) -> int:
+        """Scored predictions of the windows before one."""
+        return int(self.first_targets[window])
+
+    def windows_within(self, tokens: int) -> int:
+        """How many leading windows have at most ``tokens`` scored predictions together."""
+        return int(np.searchsorted(self.first_targets, tokens, side="right")) - 1
+
+
+def targets_before(targets: Int64, positions: Int64) -> Int64:
+    """How many targets come before each position of a stream.
+
+    >>> targets_before(np.array([[2, 4], [7, 9]]), np.array([0, 3, 4, 8, 9])).tolist()
+    [0, 1, 2, 3, 4]
+
+    Args:
+        targets: int64 [runs, 2], first id and end of each run of targets, ascending.
+        positions: in the stream.
+    """
+    begins, ends = targets[:, 0], targets[:, 1]
+    whole = _starts(ends - begins)
+    run = np.searchsorted(begins, positions, side="right")
+    beyond = np.maximum(np.concatenate([[0], ends])[run] - positions, 0)
+    return whole[run] - beyond
+
+
+@dataclass(frozen=True)
 class CorpusPlan:
     """All windows of a corpus, numbered segment after segment; tables are made for the rows asked for."""
 
-    segments: tuple[SegmentPlan, ...]
+    segments: tuple[SegmentPlan | TargetPlan, ...]
     first_windows: Int64
     """int64 [segments + 1]: windows before each segment."""
 
@@ -181,7 +273,7 @@ class CorpusPlan:
     @property
     def num_sequences(self) -> int:
         """Documents (streams, when packed) with a scored prediction."""
-        return sum(int(np.count_nonzero(np.diff(segment.first_targets))) for segment in self.segments)
+        return sum(segment.num_sequences for segment in self.segments)
 
     def windows(self, ids: npt.ArrayLike) -> WindowTable:
         """The rows of the given windows, in the given order.
@@ -237,16 +329,26 @@ def plan_corpus(
     length: int,
     context: Literal["packed", "document"],
     stride: int | None = None,
+    targets: Sequence[Int64 | None] | None = None,
 ) -> CorpusPlan:
     """Plan a corpus from the document offsets of each of its segments, in order.
 
-    Time and memory are O(documents). Whether BOS and EOS were added does not matter here: they are ids of their
-    document like any other, and the first id of a context is never a target.
+    Time and memory are O(documents), with targets O(windows). Whether BOS and EOS were added does not matter here: they
+    are ids of their document like any other, and the first id of a context is never a target.
+
+    Args:
+        offsets: of each segment, as `plan_segment` takes them.
+        length: inputs of one window.
+        context: as in `plan_segment`.
+        stride: as in `plan_segment`.
+        targets: of each segment the runs of ids that are scored, int64 [runs, 2]; null where all are.
 
     Raises:
         InputError: length or stride is out of range.
     """
-    segments = tuple(plan_segment(each, length=length, context=context, stride=stride) for each in offsets)
+    grids = [plan_segment(each, length=length, context=context, stride=stride) for each in offsets]
+    runs = targets if targets is not None else [None] * len(grids)
+    segments = tuple(grid if own is None else TargetPlan.of(grid, own) for grid, own in zip(grids, runs, strict=True))
     return CorpusPlan(segments, _starts(np.array([segment.num_windows for segment in segments], dtype=np.int64)))
 
 
@@ -366,7 +468,7 @@ def _starts(sizes: Int64) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
-def _segment_shards(segment: SegmentPlan, shard_tokens: int, batch: int) -> Iterator[tuple[int, int]]:
+def _segment_shards(segment: SegmentPlan | TargetPlan, shard_tokens: int, batch: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < segment.num_windows:
         fitting = segment.windows_within(segment.targets_before(start) + shard_tokens)
@@ -404,6 +506,7 @@ def _fill(batch: WindowBatch, rows: Int64, corpus: IdReader, table: WindowTable)
     low, high = int(table.start.min()), int((table.start + table.num_inputs).max()) + 1
     ids = corpus.read_ids(segment, low, high).astype(np.int64)
     document, offsets = corpus.documents_between(segment, low, high)
+    wanted = corpus.targets_between(segment, low, high)
     valid = _between(np.zeros_like(table.start), table.num_inputs, batch.inputs.shape[1])
     index = np.minimum(table.start[:, None] + 1 + np.arange(valid.shape[1]), high - 1)
     # side="right" passes over empty documents: they begin where the next one does and contain nothing.
@@ -412,6 +515,8 @@ def _fill(batch: WindowBatch, rows: Int64, corpus: IdReader, table: WindowTable)
     batch.targets[rows] = np.where(valid, ids[index - low], 0)
     batch.document[rows] = np.where(valid, owner + document + corpus.first_document(segment), -1)
     batch.position[rows] = np.where(valid, index - offsets[owner], -1)
+    if wanted is not None:
+        batch.mask[rows] &= wanted[index - low]
 
 
 def _u64(value: int) -> bytes:

@@ -45,12 +45,20 @@ class CorpusStream:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Ids at positions [start, stop), across segments."""
+        return np.concatenate([self.corpus.read_ids(*cut) for cut in self._cuts(start, stop)])
+
+    def targets(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """Which ids at positions [start, stop) are learned; None where all are."""
+        parts = [self.corpus.targets_between(*cut) for cut in self._cuts(start, stop)]
+        wanted = [part for part in parts if part is not None]
+        return np.concatenate(wanted) if wanted else None
+
+    def _cuts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(segment, first, end) of the pieces of a range."""
         first, last = np.searchsorted(self.starts, [start, stop - 1], side="right") - 1
-        parts = []
         for segment in range(first, last + 1):
             low, high = int(self.starts[segment]), int(self.starts[segment + 1])
-            parts.append(self.corpus.read_ids(segment, max(start, low) - low, min(stop, high) - low))
-        return np.concatenate(parts)
+            yield segment, max(start, low) - low, min(stop, high) - low
 
 
 def check_corpus(config: CorpusConfig) -> CorpusRule:

@@ -11,7 +11,7 @@ from tokenbound.bounds.rounding import format_bound
 from tokenbound.report.details import ReportDetails
 from tokenbound.report.page import Page, Tile, render
 from tokenbound.report.rows import bibtex, latex_rows, markdown_table, model_card_yaml
-from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, token_word, verdict
 from tokenbound.store.run import CERTIFICATE, RunDirectory
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _tiles(certificate: CertificateRecord) -> list[Tile]:
         Tile(
             "Guessing", f"{certificate.random_guess_bits:.3f} bits", f"{certificate.tokenizer_vocab_size:,} token ids"
         ),
-        Tile("Tokens", f"{certificate.num_tokens:,}", share),
+        Tile(f"{token_word(certificate.corpus)}s".capitalize(), f"{certificate.num_tokens:,}", share),
         Tile("Artifact", f"{certificate.artifact_bytes:,} B", paid),
     ]
 

@@ -79,6 +79,7 @@ def corpus_name(certificate: CertificateRecord) -> str:
     else:
         name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     details = [str(corpus[key]) for key in ("subset", "split") if corpus.get(key) not in (None, "train")]
+    details += ["answers only"] if "targets" in corpus else []
     return f"{name} ({', '.join(details)})" if details else name
 
 

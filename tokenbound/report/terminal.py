@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenbound.bounds.rounding import format_bound
-from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, source_of_corpus, verdict
+from tokenbound.report.words import assumptions, headline, is_vacuous, line_name, source_of_corpus, token_word, verdict
 from tokenbound.visible import console
 
 if TYPE_CHECKING:
@@ -116,9 +116,10 @@ def _facts(certificate: CertificateRecord) -> Table:
 def facts(certificate: CertificateRecord) -> list[tuple[str, str]]:
     """The few numbers that matter, with units."""
     corpus, scored, tokens = certificate.corpus, certificate.num_scored_tokens, certificate.num_tokens
-    share = "every token" if scored == tokens else f"{scored:,} tokens, {100 * scored / tokens:.2g} %"
+    word = token_word(corpus)
+    share = f"every {word}" if scored == tokens else f"{scored:,} {word}s, {100 * scored / tokens:.2g} %"
     rows = [
-        ("corpus", f"{source_of_corpus(corpus)}: {corpus['documents']:,} documents, {tokens:,} tokens"),
+        ("corpus", f"{source_of_corpus(corpus)}: {corpus['documents']:,} documents, {tokens:,} {word}s"),
         ("scored", share),
         ("model", f"{certificate.artifact_bytes:,} bytes as an artifact ({certificate.model.get('architecture')})"),
         (

@@ -114,6 +114,8 @@ def _unread(certificate: CertificateRecord, rescored: Rescored | None) -> list[s
             )
         if certificate.sampling.has_controls:
             found.append("control_variates: that the features are those of the corpus (use --rescore)")
+    if "targets" in certificate.corpus:
+        found.append("corpus.targets: which of the tokens are answers (use --rescore)")
     if "base" in certificate.scoring_identity:
         found.append("model.base, base architecture_sha256: the base itself was not read (use --rescore)")
     if certificate.earlier_fingerprints:
@@ -166,7 +168,8 @@ def headline(certificate: CertificateRecord) -> str:
         else ""
     )
     return (
-        f"With {confidence} confidence this model's expected loss per token on this corpus is at most "
+        f"With {confidence} confidence this model's expected loss per {token_word(certificate.corpus)} on this corpus "
+        f"is at most "
         f"{format_bound(certificate.bound_bits, 2)} bits{tail}; guessing costs {certificate.random_guess_bits:.2f}."
     )
 
@@ -190,11 +193,9 @@ def verdict(certificate: CertificateRecord) -> str:
 
 def assumptions(certificate: CertificateRecord) -> list[str]:
     """What the claim rests on and what it does not say."""
+    word = token_word(certificate.corpus)
     found = [
-        (
-            "The risk is the mean, over this corpus's own positions, of the expected loss if that one token were "
-            "drawn again given everything before it; of the smoothed model. It is not the risk on fresh documents."
-        ),
+        _risk_sentence(certificate.corpus),
         _prior_sentence(certificate),
         *_base_sentences(certificate),
         *_weights_sentences(certificate),
@@ -219,9 +220,9 @@ def assumptions(certificate: CertificateRecord) -> list[str]:
             )
     else:
         found.append(
-            "Every token was scored."
+            f"Every {word} was scored."
             if certificate.declared_tokens == certificate.num_tokens
-            else "Every token was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as "
+            else f"Every {word} was scored; the bound holds for all corpus sizes at once, so it may be re-evaluated as "
             "the corpus grows."
         )
     if certificate.earlier_fingerprints:
@@ -235,9 +236,38 @@ def assumptions(certificate: CertificateRecord) -> list[str]:
     return found
 
 
+def token_word(corpus: Mapping[str, Any]) -> str:
+    """What is scored.
+
+    >>> token_word({"targets": "answers"}), token_word({})
+    ('answer token', 'token')
+    """
+    return "answer token" if "targets" in corpus else "token"
+
+
+def _risk_sentence(corpus: Mapping[str, Any]) -> str:
+    answers = "targets" in corpus
+    over, given = (
+        ("the positions of the answers in this corpus", "everything before it, prompts included, and that the answer ")
+        if answers
+        else ("this corpus's own positions", "everything before it")
+    )
+    return (
+        f"The risk is the mean, over {over}, of the expected loss if that one token were drawn again given "
+        f"{given}{'goes on' if answers else ''}; of the smoothed model. It is not the risk on fresh documents."
+    )
+
+
 def remarks(certificate: CertificateRecord) -> list[str]:
-    """What every form of a certificate says, however short: how it was selected, and whether versions differ."""
-    return [selection_sentence(certificate), *_environment_sentences(certificate)]
+    """What every form of a certificate says, however short.
+
+    Whether answers alone are scored, how it was selected, and whether versions differ.
+    """
+    return [
+        *answer_sentences(certificate.corpus),
+        selection_sentence(certificate),
+        *_environment_sentences(certificate),
+    ]
 
 
 def grouped_sentences(said: Mapping[str, str]) -> list[str]:
@@ -435,6 +465,29 @@ def corpus_sentences(corpus: Mapping[str, Any]) -> list[str]:
     if corpus.get("special_tokens") == "refuse":
         found.append("No document contains text that spells a special token of the tokenizer.")
     return found
+
+
+def answer_sentences(corpus: Mapping[str, Any]) -> list[str]:
+    """Which tokens are scored, where not all are.
+
+    >>> answer_sentences({"targets": "answers", "prompt_field": "q", "completion_field": "a"})
+    ["Answers only: the texts of the field 'a', each behind its prompt in 'q'. Nothing else is scored or counted in m."]
+    """
+    if "targets" not in corpus:
+        return []
+    return [f"Answers only: {_answer_words(corpus)}. Nothing else is scored or counted in m."]
+
+
+def _answer_words(corpus: Mapping[str, Any]) -> str:
+    if field := corpus.get("messages_field"):
+        return (
+            f"what the assistant says in the conversations of the field {field!r}, written by the tokenizer's chat "
+            "template, with the special token that ends each turn"
+        )
+    return (
+        f"the texts of the field {corpus.get('completion_field')!r}, each behind its prompt in "
+        f"{corpus.get('prompt_field')!r}{', with the end of the document' if corpus.get('add_eos') else ''}"
+    )
 
 
 def source_of_corpus(corpus: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class TokenStream(Protocol):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The ids at positions [start, stop), integer array of shape [stop - start]."""
+
+    def targets(self, start: int, stop: int) -> np.ndarray | None:
+        """Which of them are learned, bool array of the same shape; None where all are."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,28 @@ def schedule(config: TrainingConfig, step: int, steps: int) -> float:
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup), 1.0)
 
 
-def draw_batch(stream: TokenStream, config: TrainingConfig, step: int, rank: int) -> torch.Tensor:
-    """Random windows of the stream, int64 of shape [batch, window + 1]; a pure function of its arguments."""
+IGNORED = -100
+"""Stands in place of a label that is not learned."""
+
+
+class Batch(NamedTuple):
+    """Windows of a step."""
+
+    tokens: torch.Tensor
+    """int64 [batch, window + 1]."""
+    labels: torch.Tensor
+    """int64 [batch, window]: the next token of each, or `IGNORED`."""
+
+
+def draw_batch(stream: TokenStream, config: TrainingConfig, step: int, rank: int) -> Batch:
+    """Random windows of the stream; a pure function of its arguments."""
     starts = np.random.default_rng([config.seed, step, rank]).integers(0, len(stream) - config.window, config.batch)
-    rows = [stream.read(int(start), int(start) + config.window + 1).astype(np.int64) for start in starts]
-    return torch.from_numpy(np.stack(rows))
+    cuts = [(int(start), int(start) + config.window + 1) for start in starts]
+    tokens = torch.from_numpy(np.stack([stream.read(*cut).astype(np.int64) for cut in cuts]))
+    targets = [stream.targets(*cut) for cut in cuts]
+    every = np.ones(config.window, np.bool_)
+    learned = torch.from_numpy(np.stack([every if each is None else each[1:] for each in targets]))
+    return Batch(tokens, tokens[:, 1:].masked_fill(~learned, IGNORED))
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -186,15 +206,17 @@ def _set_rates(optimizers: Sequence[torch.optim.Optimizer], peaks: list[list[flo
 def _optimizer_step(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    tokens: torch.Tensor,
+    batch: Batch,
     accelerator: Accelerator,
     config: TrainingConfig,
 ) -> tuple[float, float]:
-    """Loss in bits per token, and the norm of its gradient before clipping."""
-    tokens = tokens.to(accelerator.device)
+    """Loss in bits per token that is learned, and the norm of its gradient before clipping."""
+    tokens, labels = batch.tokens.to(accelerator.device), batch.labels.to(accelerator.device).flatten()
     with accelerator.autocast():
         out = model(input_ids=tokens[:, :-1])
-    loss = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    loss = nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels, ignore_index=IGNORED)
+    if not bool((labels != IGNORED).any()):  # the mean of no loss
+        loss = 0.0 * out.logits.sum()
     accelerator.backward(loss + getattr(out, "penalty_nats", 0.0))
     norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
     for optimizer in optimizers:

@@ -11,14 +11,14 @@ import fnmatch
 import io
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from tokenbound.corpus.columns import column_texts, require_column, require_kind, require_text_type
+from tokenbound.corpus.answers import Document
+from tokenbound.corpus.columns import column_documents, find_typed_columns, require_kind
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.row_text import RowText
 from tokenbound.corpus.sources.base import FileSource, TextSource
-from tokenbound.corpus.sources.fields import PathFields, RowFields
+from tokenbound.corpus.sources.fields import MessageFields, PathFields
 from tokenbound.corpus.streams import one_line, open_anywhere
 from tokenbound.errors import InputError
 from tokenbound.store.uri import join, split
@@ -42,12 +42,12 @@ SLICE_ROWS = 1024
 """Rows that become Python objects at a time."""
 
 
-class ArrowFields(RowFields, PathFields):
+class ArrowFields(MessageFields, PathFields):
     """Keys of `arrow`."""
 
 
 class Arrow(FileSource[ArrowFields], TextSource[ArrowFields]):
-    """Arrow files with a text column."""
+    """Arrow files with columns of text."""
 
     name = "arrow"
     takes = ArrowFields
@@ -73,18 +73,22 @@ class Arrow(FileSource[ArrowFields], TextSource[ArrowFields]):
                 skipped.add(listing.NOT_IN_DATASET, file.name)
         return files
 
-    def documents(self, file: SourceFile) -> Iterator[str | None]:
-        """The text of each row."""
+    def documents(self, file: SourceFile) -> Iterator[Document | None]:
+        """What each row holds."""
         import pyarrow as pa  # configs are validated without it
 
-        text = RowText(self.fields.text_field, self.fields.missing)
+        fields = self.fields.row_fields
         is_file = require_kind(file, "Arrow", (IPC_FILE, IPC_STREAM)) == IPC_FILE
         try:
             schema = _schema(file, is_file)
-            step = require_column(text.field, schema.names, file.path)
-            require_text_type(text.field, step, schema.field(step.key).type, file.path)
-            values = (value for column in _columns(file, is_file, schema, step.key) for value in column.to_pylist())
-            yield from column_texts(values, text, step.rest, file.path)
+            steps = find_typed_columns(fields, schema, file.path)
+            batches = _slices(file, is_file, schema, {step.key for step in steps})
+            rows = (
+                row
+                for batch in batches
+                for row in zip(*(batch.column(step.key).to_pylist() for step in steps), strict=True)
+            )
+            yield from column_documents(rows, fields, steps, file.path)
         except InputError:
             raise
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -100,20 +104,20 @@ def _schema(file: SourceFile, is_file: bool) -> pa.Schema:
         return reader.schema
 
 
-def _columns(file: SourceFile, is_file: bool, schema: pa.Schema, name: str) -> Iterator[pa.Array]:
-    """One column in slices, each checked: Arrow itself believes the offsets that a file holds."""
+def _slices(file: SourceFile, is_file: bool, schema: pa.Schema, names: Collection[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns in slices, each checked: Arrow itself believes the offsets that a file holds."""
     from pyarrow import ipc
 
-    options = ipc.IpcReadOptions(included_fields=[schema.get_field_index(name)])
+    options = ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
     with open_anywhere(file) as stream:
         if is_file:
             with ipc.open_file(stream, options=options) as reader:
                 for index in range(reader.num_record_batches):
-                    yield from _slices(reader.get_batch(index).column(0))
+                    yield from _cut(reader.get_batch(index))
             return
         with ipc.open_stream(stream, options=options) as reader:
             for batch in reader:
-                yield from _slices(batch.column(0))
+                yield from _cut(batch)
         _require_end(stream, file)
 
 
@@ -129,10 +133,10 @@ def _require_end(stream: BinaryIO, file: SourceFile) -> None:
         )
 
 
-def _slices(column: pa.Array) -> Iterator[pa.Array]:
-    column.validate(full=True)
-    for start in range(0, len(column), SLICE_ROWS):
-        yield column.slice(start, SLICE_ROWS)
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    batch.validate(full=True)
+    for start in range(0, batch.num_rows, SLICE_ROWS):
+        yield batch.slice(start, SLICE_ROWS)
 
 
 def _is_of_dataset(folder: str, name: str, saved: frozenset[str] | None) -> bool:

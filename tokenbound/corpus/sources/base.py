@@ -51,6 +51,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from tokenbound.corpus.answers import Document
 from tokenbound.corpus.contents import compressor_of, without_compression
 from tokenbound.corpus.files import Skipped, SourceFile
 from tokenbound.corpus.sources.fields import (
@@ -60,6 +61,7 @@ from tokenbound.corpus.sources.fields import (
     LimitFields,
     PartFields,
     PathFields,
+    RowFields,
     SpecialTokenFields,
 )
 from tokenbound.corpus.streams import peek, stored_blocks
@@ -173,8 +175,15 @@ class TextSource(Source[F]):
         shared = (SpecialTokenFields, PartFields, LimitFields)
         return super().keys().union(*(kind.model_fields for kind in shared))
 
+    def ignored(self) -> Mapping[str, str]:
+        """The field of the text, where other fields make the documents."""
+        fields = self.fields.row_fields if isinstance(self.fields, RowFields) else ()
+        if any(field.key != "text_field" for field in fields):
+            return {"text_field": f"documents are made of {' and '.join(repr(field.name) for field in fields)}"}
+        return {}
+
     @abstractmethod
-    def documents(self, file: SourceFile) -> Iterator[bytes | str | None]:
+    def documents(self, file: SourceFile) -> Iterator[Document | None]:
         """The documents of one file, in order, one at a time.
 
         Bytes are for the tokenizer `bytes` alone. None stands for a row that `missing: skip` leaves out; it is counted.

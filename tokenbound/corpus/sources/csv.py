@@ -8,12 +8,13 @@ cannot tell a cell without text from none, so an empty cell is a row without a t
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from tokenbound.corpus.columns import require_column
+from tokenbound.corpus.answers import Document
+from tokenbound.corpus.columns import document_inside, find_columns
 from tokenbound.corpus.contents import not_in_encoding, wide_encoding, without_compression
 from tokenbound.corpus.files import SourceFile
-from tokenbound.corpus.row_text import RowText
+from tokenbound.corpus.row_text import RowField, Step
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import EncodingFields, PathFields, RowFields, TableFields
 from tokenbound.corpus.streams import decoded_lines, one_line, too_large
@@ -34,10 +35,9 @@ class Csv(FileSource[CsvFields], TextSource[CsvFields]):
     takes = CsvFields
     suffixes = (".csv", *TABBED)
 
-    def documents(self, file: SourceFile) -> Iterator[str | None]:
-        """The cell of each row."""
-        given = self.fields
-        text = RowText(given.text_field, given.missing)
+    def documents(self, file: SourceFile) -> Iterator[Document | None]:
+        """What each row holds."""
+        given, fields = self.fields, self.fields.row_fields
         lines = _Lines(decoded_lines(file, self.name, given, self.max_document_bytes), file, self.max_document_bytes)
         delimiter = self.delimiter(file.name)
         rows = _rows(lines, file, delimiter, given.quoting)
@@ -45,7 +45,8 @@ class Csv(FileSource[CsvFields], TextSource[CsvFields]):
         if not header:
             return
         _refuse_wide(delimiter.join(header), given.encoding, file)
-        index = _column(header, text.field, file.path)
+        steps = _columns(fields, header, file.path)
+        cells = [header.index(step.key) for step in steps]
         for number, row in rows:
             if len(row) != len(header):
                 raise InputError(
@@ -53,7 +54,7 @@ class Csv(FileSource[CsvFields], TextSource[CsvFields]):
                     "that hold a delimiter, set `corpus.delimiter`, or `corpus.quoting: none` where quotes are text"
                 )
             try:
-                yield text.inside(row[index] or None, "")
+                yield document_inside([row[cell] or None for cell in cells], fields, steps)
             except InputError as error:
                 raise InputError(f"{file.path!r}, line {number}: {error}") from None
 
@@ -109,17 +110,21 @@ def _allow_long_cells() -> None:
         csv.field_size_limit(longest)
 
 
-def _column(header: list[str], field: str, path: str) -> int:
-    """Which cell of a row is the text."""
-    if len(header) == 1 and header != [field] and (found := [mark for mark in ";\t|," if mark in header[0]]):
+def _columns(fields: Sequence[RowField], header: list[str], path: str) -> list[Step]:
+    """Which cells of a row make its document."""
+    named = any(header == [field.name] for field in fields)
+    if len(header) == 1 and not named and (found := [mark for mark in ";\t|," if mark in header[0]]):
         raise InputError(
             f"{path}: its header is one cell, {header[0][:80]!r}; set `corpus.delimiter: {found[0]!r}` if that is what "
             "separates the cells"
         )
-    step = require_column(field, header, path)
-    if step.rest:
-        raise InputError(f"{path}: no column {field!r}, and cells have no fields inside; set `corpus.text_field`")
-    return header.index(step.key)
+    steps = find_columns(fields, header, path)
+    for field, step in zip(fields, steps, strict=True):
+        if step.rest:
+            raise InputError(
+                f"{path}: no column {field.name!r}, and cells have no fields inside; set `corpus.{field.key}`"
+            )
+    return steps
 
 
 def _refuse_wide(header: str, encoding: str, file: SourceFile) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tokenbound.corpus.row_text import RowField, RowMessages, RowText
 from tokenbound.limits import MAX_DOCUMENT_BYTES
 
 
@@ -59,11 +60,42 @@ class ColumnFields(Fields):
 
 
 class RowFields(ColumnFields):
-    """Which field of a row is its text, and what becomes of rows without one."""
+    """Which fields of a row make its document, and what becomes of rows without one."""
 
     missing: Literal["refuse", "skip"] = "refuse"
-    """Rows whose `text_field` is null or absent. `refuse`: the corpus is refused. `skip`: they are left out, and the
-    certificate says how many."""
+    """Rows in which `text_field`, or a field named in its place, is null or absent. `refuse`: the corpus is refused.
+    `skip`: they are left out, and the certificate says how many."""
+    prompt_field: str | None = None
+    """Name of the field with the prompt that a document begins with, in place of `text_field`; its answer is in
+    `completion_field`. The two texts are tokenised as one; a row is refused where a token lies across the border, as it
+    mostly does where the prompt ends with a space that should begin the completion."""
+    completion_field: str | None = None
+    """Name of the field with the answer to `prompt_field`. An end-of-document id (`add_eos`) belongs to the answer."""
+    targets: Literal["all", "answers"] = "all"
+    """Which tokens are scored and make up m: `all`, or those of `answers`, given the prompts."""
+
+    @property
+    def row_fields(self) -> tuple[RowField, ...]:
+        """The fields of a row that `row_document` makes a document of."""
+        asked = {"prompt_field": self.prompt_field, "completion_field": self.completion_field}
+        given = {key: name for key, name in asked.items() if name is not None} or {"text_field": self.text_field}
+        return tuple(RowText(name, self.missing, key) for key, name in given.items())
+
+
+class MessageFields(RowFields):
+    """The same for rows that may hold conversations."""
+
+    messages_field: str | None = None
+    """Name of the field with a conversation, in place of `text_field`: a list of messages with `role` and `content`.
+    The tokenizer's chat template makes one text of it, so `add_bos` and `add_eos` must be false. The answers are what
+    messages with the role `assistant` hold as `content`, each with the special token that ends its turn."""
+
+    @property
+    def row_fields(self) -> tuple[RowField, ...]:
+        """The fields of a row that `row_document` makes a document of."""
+        if self.messages_field is None:
+            return super().row_fields
+        return (RowMessages(self.messages_field, self.missing, "messages_field"),)
 
 
 class EncodingFields(Fields):
@@ -198,7 +230,10 @@ EVERYWHERE = frozenset({*PathFields.model_fields, *TokenizerFields.model_fields}
 corpus digest instead of them."""
 
 
-ONLY_WHERE_SET = frozenset({*ExcludeFields.model_fields, *TableFields.model_fields, "missing"})
+ONLY_WHERE_SET = frozenset(
+    {*ExcludeFields.model_fields, *TableFields.model_fields}
+    | (MessageFields.model_fields.keys() - ColumnFields.model_fields.keys())
+)
 """Keys that later versions added: at their default they are in no stored config, digest or certificate, which all stay
 what they were before."""
 

@@ -1,6 +1,7 @@
 """`hf`: each row of a split of a Hugging Face dataset is a document, the text of its column `text_field`.
 
-The dataset lies on disk, in a local directory, behind a builder such as `json`, or on the hub.
+What a row's document is, and what becomes of a row without one, is said in `tokenbound.corpus.row_text`. The dataset
+lies on disk, in a local directory, behind a builder such as `json`, or on the hub.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenbound.corpus.columns import column_texts, require_column
+from tokenbound.corpus.answers import Document, document_bytes
+from tokenbound.corpus.columns import column_documents, find_columns
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.row_text import RowText
+from tokenbound.corpus.row_text import RowField
 from tokenbound.corpus.sources.base import TextSource
-from tokenbound.corpus.sources.fields import DatasetFields, PathFields, RowFields
+from tokenbound.corpus.sources.fields import DatasetFields, MessageFields, PathFields
 from tokenbound.corpus.streams import one_line
 from tokenbound.errors import InputError
 
@@ -31,7 +33,7 @@ LENGTH_BYTES = 8
 """Size of the length before each text in the digest of dataset rows."""
 
 
-class HfFields(DatasetFields, RowFields, PathFields):
+class HfFields(DatasetFields, MessageFields, PathFields):
     """Keys of `hf`."""
 
 
@@ -60,27 +62,27 @@ class Hf(TextSource[HfFields]):
             skipped.add(listing.NOT_IN_DATASET, name)
         return row_ranges(len(self._rows()), self.fields.split, str(self.fields.name))
 
-    def documents(self, file: SourceFile) -> Iterator[str | None]:
-        """The texts of a range of rows."""
+    def documents(self, file: SourceFile) -> Iterator[Document | None]:
+        """What a range of rows holds."""
         start, stop = _range_of(file)
-        rows, text = self._rows(), RowText(self.fields.text_field, self.fields.missing)
-        step = require_column(text.field, rows.column_names, f"dataset {self.fields.name!r}")
-        for begin in range(start, stop, 1024):
-            values = rows[begin : min(begin + 1024, stop)][step.key]
-            yield from column_texts(values, text, step.rest, file.path, begin)
+        table, fields = self._rows(), self.fields.row_fields
+        steps = find_columns(fields, table.column_names, f"dataset {self.fields.name!r}")
+        slices = (table[begin : min(begin + 1024, stop)] for begin in range(start, stop, 1024))
+        rows = (row for values in slices for row in zip(*(values[step.key] for step in steps), strict=True))
+        yield from column_documents(rows, fields, steps, file.path, start)
 
     def digest(self, file: SourceFile) -> SourceFile:
-        """The range with the size of its texts, and a digest that covers each with its length before it."""
+        """The range with the size of its rows, and a digest that covers each with its length before it."""
         digest, size = hashlib.sha256(), 0
-        for text in (text for text in self.documents(file) if text is not None):
-            data = text.encode()
+        for document in (document for document in self.documents(file) if document is not None):
+            data = document_bytes(document)
             digest.update(len(data).to_bytes(LENGTH_BYTES, "big") + data)
             size += len(data)
         return replace(file, bytes=size, sha256=digest.hexdigest())
 
     def _rows(self) -> Dataset:
         given = self.fields
-        return _load_dataset(str(given.name), given.subset, given.split, given.revision, given.paths, given.text_field)
+        return _load_dataset(str(given.name), given.subset, given.split, given.revision, given.paths, given.row_fields)
 
     def _unread(self) -> list[str]:
         """Files of a local folder that the library takes for no split; hidden ones it leaves out by itself.
@@ -121,9 +123,14 @@ def _range_of(file: SourceFile) -> tuple[int, int]:
 
 @lru_cache(maxsize=2)
 def _load_dataset(
-    name: str, subset: str | None, split: str, revision: str | None, paths: tuple[str, ...], field: str
+    name: str,
+    subset: str | None,
+    split: str,
+    revision: str | None,
+    paths: tuple[str, ...],
+    fields: tuple[RowField, ...],
 ) -> Dataset:
-    """A map-style dataset of one text column, from disk, a local directory, a builder or the hub."""
+    """A map-style dataset of the columns that are read, from disk, a local directory, a builder or the hub."""
     import datasets  # heavy, and only this source needs it
 
     _require_applied(name, subset, revision, paths)
@@ -139,7 +146,8 @@ def _load_dataset(
             f"dataset {name!r}, split {split!r}, cannot be loaded: {one_line(error.__cause__ or error)}; correct "
             "`corpus.name`, `subset`, `split`, `revision` or `paths`"
         ) from None
-    return rows.select_columns([require_column(field, rows.column_names, f"dataset {name!r}").key])
+    steps = find_columns(fields, rows.column_names, f"dataset {name!r}")
+    return rows.select_columns(list({step.key: None for step in steps}))
 
 
 def _require_applied(name: str, subset: str | None, revision: str | None, paths: tuple[str, ...]) -> None:

@@ -1,20 +1,21 @@
 """`jsonl`: each line is a JSON object, whose field `text_field` is one document; blank lines are none.
 
 Files are in `encoding`, decompressed by their content. A byte order mark that begins a line is skipped. What a row's
-text is, and what becomes of a row without one, is said in `tokenbound.corpus.row_text`.
+document is, and what becomes of a row without one, is said in `tokenbound.corpus.row_text`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+from tokenbound.corpus.answers import Conversation, Document
 from tokenbound.corpus.contents import not_in_encoding, refuse_binary, refuse_pointer, wide_encoding
 from tokenbound.corpus.files import SourceFile
-from tokenbound.corpus.row_text import RowText, first_step
+from tokenbound.corpus.row_text import RowField, Value, first_step, row_document
 from tokenbound.corpus.sources.base import FileSource, TextSource
-from tokenbound.corpus.sources.fields import EncodingFields, PathFields, RowFields
+from tokenbound.corpus.sources.fields import EncodingFields, MessageFields, PathFields
 from tokenbound.corpus.streams import (
     BLOCK_BYTES,
     decoded_lines,
@@ -33,7 +34,7 @@ BYTE_LINES = ("utf-8", "utf-8-sig")
 """Encodings in which the byte 10 is always the end of a line; other text is decoded before it is cut."""
 
 
-class JsonlFields(EncodingFields, RowFields, PathFields):
+class JsonlFields(EncodingFields, MessageFields, PathFields):
     """Keys of `jsonl`."""
 
 
@@ -49,10 +50,10 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         """Whether lines can be told apart without decoding what is before them."""
         return self.fields.encoding in BYTE_LINES
 
-    def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str | None]:
-        """The text of each line; of a span, of the lines that start in it, read in blocks of a size."""
+    def documents(self, file: SourceFile, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Document | None]:
+        """What each line holds; of a span, of the lines that start in it, read in blocks of a size."""
         lines: Iterator[bytes] | Iterator[str]
-        first, text = 0, RowText(self.fields.text_field, self.fields.missing)
+        first, asked = 0, self.fields.row_fields
         if not self.is_splittable:
             lines = decoded_lines(file, self.name, self.fields, self.max_document_bytes)
         elif file.span:
@@ -62,7 +63,7 @@ class Jsonl(FileSource[JsonlFields], TextSource[JsonlFields]):
         for number, line in enumerate(cast(Iterator[bytes | str], lines)):
             if line.strip():
                 try:
-                    yield _line_text(line, self.fields, text)
+                    yield _line_document(line, self.fields, asked)
                 except InputError as error:
                     place = number + 1 + (_count_lines(file, first) if first else 0)
                     raise InputError(f"{file.path!r}, line {place}: {error}") from None
@@ -117,7 +118,7 @@ def _count_lines(file: SourceFile, stop: int) -> int:
         return stream.read(stop).count(b"\n")
 
 
-def _line_text(line: bytes | str, fields: JsonlFields, asked: RowText) -> str | None:
+def _line_document(line: bytes | str, fields: JsonlFields, asked: Sequence[RowField]) -> Document | None:
     try:
         text = line.decode("utf-8-sig", fields.errors) if isinstance(line, bytes) else line.removeprefix("\ufeff")
         row = json.loads(text)
@@ -132,9 +133,12 @@ def _line_text(line: bytes | str, fields: JsonlFields, asked: RowText) -> str | 
         raise InputError(f"not readable JSON: {one_line(error)}; correct the line") from None
     if not isinstance(row, dict):
         raise InputError(f"a JSON {type(row).__name__}, not an object; write one object per line")
-    _refuse_repeats(text, row, asked.field)
-    found = asked.of(row)
-    return None if found is None else _without_lone_surrogates(found)
+    try:
+        for field in asked:
+            _refuse_repeats(text, row, field.name)
+        return row_document([_without_lone_surrogates(field.of(row)) for field in asked])
+    except RecursionError:
+        raise InputError("nested too deeply; correct the line") from None
 
 
 class _Pairs(list[tuple[str, object]]):
@@ -162,12 +166,20 @@ def _refuse_repeats(text: str, row: dict[str, object], path: str) -> None:
         written, path = found[0], step.rest
 
 
-def _without_lone_surrogates(text: str) -> str:
+def _without_lone_surrogates(value: Value | None) -> Value | None:
     r"""JSON may spell half a surrogate pair, which no UTF-8 can hold; it becomes U+FFFD.
 
     >>> _without_lone_surrogates("a\ud800b")
     'a\ufffdb'
     """
+    if isinstance(value, Conversation):
+        text = json.dumps(value.messages, ensure_ascii=False)
+        mended = _encodable(text)
+        return value if mended == text else Conversation(tuple(json.loads(mended)))
+    return None if value is None else _encodable(value)
+
+
+def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:

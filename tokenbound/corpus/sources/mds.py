@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenbound.corpus.columns import require_column
+from tokenbound.corpus.answers import Document
+from tokenbound.corpus.columns import document_inside, find_columns
 from tokenbound.corpus.contents import COMPRESSORS, decompressed
 from tokenbound.corpus.files import Skipped, SourceFile
-from tokenbound.corpus.row_text import RowText
+from tokenbound.corpus.row_text import RowField, Step
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import PathFields, RowFields
 from tokenbound.corpus.streams import one_line, stored_blocks, too_large
@@ -76,13 +78,18 @@ class Mds(FileSource[MdsFields], TextSource[MdsFields]):
                 kept.append(file)
         return kept
 
-    def documents(self, file: SourceFile) -> Iterator[str | None]:
-        """The text of each sample."""
-        text = RowText(self.fields.text_field, self.fields.missing)
+    def documents(self, file: SourceFile) -> Iterator[Document | None]:
+        """What each sample holds."""
+        fields = self.fields.row_fields
         try:
-            for number, value in enumerate(self._column(file)):
+            shard = _Bytes(decompressed(_compressor(file.name), stored_blocks(file)))
+            offsets, layout = _header(shard)
+            steps = _columns(fields, layout, file.path)
+            indices = [layout.names.index(step.key) for step in steps]
+            for number, sample in enumerate(self._samples(shard, offsets, file)):
+                values = layout.columns(sample, indices)
                 try:
-                    yield text.inside(value, "")
+                    yield document_inside(values, fields, steps)
                 except InputError as error:
                     raise InputError(f"{file.path}, sample {number}: {error}") from None
         except TokenboundError:
@@ -92,25 +99,17 @@ class Mds(FileSource[MdsFields], TextSource[MdsFields]):
                 f"corpus file {file.path!r} is not a readable MDS shard: {one_line(error)}; restore or remove it"
             ) from None
 
-    def _column(self, file: SourceFile) -> Iterator[bytes]:
-        """The column of the text, sample by sample.
+    def _samples(self, shard: _Bytes, offsets: npt.NDArray[np.int64], file: SourceFile) -> Iterator[bytes]:
+        """The samples of a shard behind its header.
 
         Raises:
-            ValueError: the shard contradicts itself.
-            InputError: there is no such column, or a sample is too large.
+            ValueError: the shard ends early, or something follows.
+            InputError: a sample is too large.
         """
-        shard = _Bytes(decompressed(_compressor(file.name), stored_blocks(file)))
-        offsets, layout = _header(shard)
-        field = self.fields.text_field
-        step = require_column(field, layout.names, file.path)
-        index = layout.names.index(step.key)
-        if step.rest or layout.encodings[index] not in TEXT_ENCODINGS:
-            kind = layout.encodings[index]
-            raise InputError(f"{file.path}: column {field!r} is {kind!r}, not text; set `corpus.text_field`")
         for size in np.diff(offsets).tolist():
             if size > self.max_document_bytes:
                 raise InputError(f"corpus file {file.path!r} {too_large(self.max_document_bytes)}")
-            yield layout.column(shard.read(size), index)
+            yield shard.read(size)
         shard.require_end()
 
 
@@ -123,8 +122,8 @@ class _Layout:
     sizes: list[int | None]
     """Bytes of each column; null where every sample says it."""
 
-    def column(self, sample: bytes, index: int) -> bytes:
-        """One column of a sample.
+    def columns(self, sample: bytes, indices: Iterable[int]) -> list[bytes]:
+        """Some columns of a sample.
 
         Raises:
             ValueError: the sizes in the sample are not those of the sample.
@@ -136,8 +135,8 @@ class _Layout:
         sizes = [next(given) if size is None else size for size in self.sizes]
         if 4 * free + sum(sizes) != len(sample):
             raise ValueError("the columns of a sample do not fill it")
-        start = 4 * free + sum(sizes[:index])
-        return sample[start : start + sizes[index]]
+        ends = list(accumulate(sizes, initial=4 * free))
+        return [sample[ends[index] : ends[index + 1]] for index in indices]
 
 
 class _Bytes:
@@ -172,6 +171,20 @@ class _Bytes:
         """
         if self._at < len(self._block) or any(self._blocks):
             raise ValueError("something follows its last sample")
+
+
+def _columns(fields: Sequence[RowField], layout: _Layout, path: str) -> list[Step]:
+    """Which columns of a shard make a document; they hold text.
+
+    Raises:
+        InputError: there is none for a field, or it holds something else.
+    """
+    steps = find_columns(fields, layout.names, path)
+    for field, step in zip(fields, steps, strict=True):
+        kind = layout.encodings[layout.names.index(step.key)]
+        if step.rest or kind not in TEXT_ENCODINGS:
+            raise InputError(f"{path}: column {field.name!r} is {kind!r}, not text; set `corpus.{field.key}`")
+    return steps
 
 
 def _header(shard: _Bytes) -> tuple[npt.NDArray[np.int64], _Layout]:

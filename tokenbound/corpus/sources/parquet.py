@@ -1,49 +1,51 @@
 """`parquet`: each row is a document, the text of its column `text_field`, or bytes there that hold UTF-8.
 
-What a row's text is, and what becomes of a row without one, is said in `tokenbound.corpus.row_text`.
+What a row's document is, and what becomes of a row without one, is said in `tokenbound.corpus.row_text`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tokenbound.corpus.columns import column_texts, require_column, require_kind, require_text_type
+from tokenbound.corpus.answers import Document
+from tokenbound.corpus.columns import column_documents, find_typed_columns, require_kind
 from tokenbound.corpus.files import SourceFile
-from tokenbound.corpus.row_text import RowText
 from tokenbound.corpus.sources.base import FileSource, TextSource
-from tokenbound.corpus.sources.fields import PathFields, RowFields
+from tokenbound.corpus.sources.fields import MessageFields, PathFields
 from tokenbound.corpus.streams import one_line, open_anywhere
 from tokenbound.errors import InputError
 
 
-class ParquetFields(RowFields, PathFields):
+class ParquetFields(MessageFields, PathFields):
     """Keys of `parquet`."""
 
 
 class Parquet(FileSource[ParquetFields], TextSource[ParquetFields]):
-    """Parquet files with a text column."""
+    """Parquet files with columns of text."""
 
     name = "parquet"
     takes = ParquetFields
     suffixes = (".parquet", ".pq")
 
-    def documents(self, file: SourceFile) -> Iterator[str | None]:
-        """The text of each row."""
+    def documents(self, file: SourceFile) -> Iterator[Document | None]:
+        """What each row holds."""
         import pyarrow as pa  # configs are validated without it
         import pyarrow.parquet as pq
 
         require_kind(file, "Parquet", (b"PAR1",))
-        text = RowText(self.fields.text_field, self.fields.missing)
+        fields = self.fields.row_fields
         try:
             with open_anywhere(file) as stream:
                 table = pq.ParquetFile(stream)
-                schema = table.schema_arrow
-                step = require_column(text.field, schema.names, file.path)
-                require_text_type(text.field, step, schema.field(step.key).type, file.path)
-                batches = table.iter_batches(batch_size=1024, columns=[text.field])
-                # Other columns come along whose names begin like this one and a dot.
-                values = (value for batch in batches for value in batch.column(step.key).to_pylist())
-                yield from column_texts(values, text, step.rest, file.path)
+                steps = find_typed_columns(fields, table.schema_arrow, file.path)
+                # Other columns come along whose names begin like these and a dot.
+                batches = table.iter_batches(batch_size=1024, columns=[field.name for field in fields])
+                rows = (
+                    row
+                    for batch in batches
+                    for row in zip(*(batch.column(step.key).to_pylist() for step in steps), strict=True)
+                )
+                yield from column_documents(rows, fields, steps, file.path)
         except InputError:
             raise
         except (OSError, UnicodeDecodeError, pa.ArrowException) as error:

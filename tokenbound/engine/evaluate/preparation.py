@@ -296,7 +296,7 @@ def _features(prepared: Prepared) -> Features | None:
 
 def register_of(corpus_root: str, manifest: Manifest) -> Register:
     """The register of draws of a corpus, beside its prepared form: whatever names these tokens, it is one corpus."""
-    return Register(split(corpus_root)[0], [corpus.tokens_sha256 for corpus in manifest.prefixes()])
+    return Register(split(corpus_root)[0], [corpus.stream_sha256 for corpus in manifest.prefixes()])
 
 
 def identities(
@@ -378,7 +378,8 @@ def require_tokens(plan: CorpusPlan) -> None:
     """
     if plan.num_tokens == 0:
         raise InputError(
-            "the corpus has no token with a context to predict it from; give more text or set corpus.add_bos: true"
+            "the corpus has no token to score with a context to predict it from; give more text, set corpus.add_bos: "
+            "true, or correct the columns of the answers"
         )
 
 

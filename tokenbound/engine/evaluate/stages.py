@@ -21,7 +21,7 @@ from tokenbound.bounds.decisions import TreeChoice
 from tokenbound.certificate.decisions import check_decisions, window_decisions
 from tokenbound.certificate.reduce import shard_evidence
 from tokenbound.corpus.prepared import PreparedCorpus
-from tokenbound.corpus.windows import CorpusPlan, gather, plan_corpus
+from tokenbound.corpus.windows import CorpusPlan, gather
 from tokenbound.engine.artifacts import named_artifact
 from tokenbound.engine.cluster.metrics import count_retry
 from tokenbound.engine.cluster.session import replica_name
@@ -122,8 +122,7 @@ class WindowSpec:
 def open_plan(corpus_root: str, spec: WindowSpec) -> tuple[PreparedCorpus, CorpusPlan]:
     """A prepared corpus and its plan, kept per process."""
     corpus = PreparedCorpus(corpus_root)
-    offsets = [corpus.document_offsets(index) for index in range(len(corpus.manifest.segments))]
-    return corpus, plan_corpus(offsets, length=spec.length, context=spec.context, stride=spec.stride)  # type: ignore[arg-type]
+    return corpus, corpus.plan(length=spec.length, context=spec.context, stride=spec.stride)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
