@@ -108,6 +108,7 @@ def test_verification_streams_what_dense_weights_would_not_fit() -> None:
     assert form_here(HowConfig(output="x", weights="packed"), Large(demo_artifact())) == "packed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "alone"), [("packed", PackedSource), ("streamed", MapSource)])
 def test_layers_come_from_a_shared_file_in_a_run_and_from_the_artifact_in_a_verification(
     form: Any, alone: type, packable: Path, tmp_path: Path

@@ -66,6 +66,7 @@ def test_a_plan_foretells_the_run_and_writes_none(run_tree: Tree) -> None:
     assert any("random tokens" in note for note in plan.notes)
 
 
+@pytest.mark.slow
 def test_a_plan_foretells_the_line_of_decisions(run_tree: Tree) -> None:
     """Every window of a small corpus is probed, so that the prediction is what the run will print."""
     windows = {"length": 32, "context": "document", "batch": 4}
