@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
+from tokenbound.bounds.columns import Piece
 from tokenbound.bounds.constants import (
     BUDGET_GRID,
     DECISION_ALPHA_GRID,
@@ -39,7 +40,9 @@ from tokenbound.bounds.decisions import (
     tree_code_bits,
 )
 from tokenbound.bounds.lines.bits import Bits, BitsSums, BitsTuning, bits_path, certify_bits, choose_bits, mean_value
+from tokenbound.bounds.printing import yardsticks
 from tokenbound.bounds.search import SlackModel
+from tokenbound.certificate.decisions import window_decisions
 from tokenbound.errors import InputError, MismatchError
 
 CLAIM = Claim(257, 257, 40_000, 0.05, num_tokens=200_000, methods=("freedman", "bits"), tree="zipf")
@@ -608,3 +611,64 @@ def test_a_vocabulary_that_no_tree_has_is_refused(vocab_size, words):
     with pytest.raises(InputError, match=words):
         decision_tree("balanced", vocab_size)
     assert decision_tree("balanced", MAX_TREE_IDS).num_blocks == MAX_TREE_IDS // BLOCK_IDS
+
+
+# What the line is computed from
+
+
+def piece_of(cells: np.ndarray, *, by_window: bool) -> Piece:
+    """Windows of four decisions a token, given as cells [W, 4 T]."""
+    tables = window_decisions(cells.astype(np.int16))
+    tokens = cells.size // 4
+    lengths = np.full(len(cells), cells.shape[1] // 4) if by_window else None
+    return Piece({"nll": np.zeros(tokens, np.float32)}, None, lengths, 0, tables)
+
+
+def test_sums_are_those_of_the_windows_and_merge_in_order():
+    cells, _ = sampled(np.random.default_rng(12), 30)
+    cells[:, :40] = cells[:, :1]  # cells that occur more than once
+    tuning = BitsTuning(0.25, 1.0, 2.0**-9, 40.0, BUDGET_GRID[0])
+    bound, whole = Bits(), piece_of(cells, by_window=True)
+    sums = bound.sums(tuning, whole)
+    assert sums.table == DecisionTable.of_cells(cells, 30 * 32)
+    assert sums.windows == pytest.approx(tuning.bet.value.reshape(-1)[cells].sum(axis=1))
+    assert sums.window_lengths.tolist() == [32] * 30
+    assert sums.window_decisions.tolist() == [128] * 30
+    parts = [bound.sums(tuning, piece_of(part, by_window=True)) for part in (cells[:9], cells[9:])]
+    merged = bound.merge(parts)
+    assert merged.table == sums.table
+    for name in ("windows", "window_lengths", "window_decisions"):
+        assert getattr(merged, name).tolist() == getattr(sums, name).tolist()
+    plain = bound.merge(
+        [bound.sums(tuning, piece_of(cells[part], by_window=False)) for part in (slice(0, 9), slice(9, 30))]
+    )
+    assert plain.table == sums.table
+    assert (plain.windows, plain.window_lengths, plain.window_decisions) == (None, None, None)
+
+
+def test_a_bet_expects_the_recalibrated_probability():
+    bet = DecisionBet(0.25, 1.25, 2.0**-4)
+    levels = np.arange(MAX_LEVEL + 1)
+    sigmoid = 1 / (1 + np.exp(1.25 * LEVEL_STEP * levels))
+    assert bet.expected == pytest.approx((1 - 2.0**-4) * sigmoid + 2.0**-5)
+    assert bet.rounding == pytest.approx(2.0**-51 * (64 + 4) / np.minimum(bet.factor, 1))
+    assert bet.factor.min() < 0.5
+
+
+def test_a_pilot_that_is_the_whole_corpus_leaves_nothing_open():
+    cells, _ = sampled(np.random.default_rng(13), 60)
+    claim = replace(CLAIM, num_tokens=60 * 32)
+    plan = SamplingPlan(60, 32, pilot_units=60, max_unit_decisions=128, num_decisions=cells.size)
+    tuning = choose_bits(DecisionTable.of_cells(cells, 60 * 32), claim, plan)
+    sums = window_sums(tuning, cells)
+    line = certify_bits(tuning, sums, claim, plan)
+    assert line.terms["sampling_slack"] == 0
+    bet = tuning.bet
+    square = float((sums.table.counts * (bet.forecast - bet.loss) ** 2).sum()) / claim.num_tokens
+    found = yardsticks(line.terms["variance"] + line.terms["complexity"], square, line.kappa_nats, claim.num_tokens)
+    assert {name: line.terms[name] for name in found} == pytest.approx(dict(found))
+    with pytest.raises(MismatchError, match="the table of decisions holds"):
+        certify_bits(tuning, sums, replace(claim, num_tokens=60 * 32 + 1), plan)
+    larger = replace(claim, num_tokens=10 * 60 * 32, what_if=True)
+    whole = choose_bits(sums.table, larger)
+    assert certify_bits(whole, BitsSums(sums.table), larger).terms["complexity"] > 0

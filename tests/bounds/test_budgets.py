@@ -14,9 +14,12 @@ from scipy.stats import binom
 from tokenbound.bounds import Claim, Evidence, SamplingPlan, Tuning, certify, choose_tunings, line_sums, sampling_path
 from tokenbound.bounds.budgets import WindowBudget
 from tokenbound.bounds.constants import BUDGET_GRID
+from tokenbound.bounds.controls import ControlVariates
 from tokenbound.bounds.exact import highest_value
 from tokenbound.bounds.lines.base import token_bound
+from tokenbound.bounds.printing import Measured, budget_sentences
 from tokenbound.bounds.sampled_lines import counted_windows, expected_slacks, window_budget
+from tokenbound.bounds.sampling import path_of_windows
 from tokenbound.bounds.smoothing import smoothed_loss_bits
 from tokenbound.errors import MismatchError
 
@@ -221,3 +224,55 @@ def test_a_budget_is_named_paid_for_and_only_in_a_sample():
         certify([tuning], whole, claim)
     assert window_budget(replace(tuning, budget=None)) is None
     assert token_bound("freedman").word_bits(tuning) == token_bound("freedman").code_bits(tuning) + 6
+
+
+def test_what_is_said_of_a_budget():
+    nll, entropy = hard_corpus(300, seed=7)
+    claim, plan = claim_of(300), SamplingPlan(300, LENGTH, 100)
+    [tuning] = tuned(nll, entropy, claim, plan)
+    sums = line_sums([tuning], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    said = {}
+    for index in (3, 60):
+        [line] = certify([replace(tuning, budget=BUDGET_GRID[index])], sums, claim, plan)
+        [said[index]] = budget_sentences(line)
+    assert "No window drawn exceeded that." in said[60]
+    assert "window drawn exceeded that." in said[3] or "windows drawn exceeded that." in said[3]
+    assert "No window" not in said[3]
+    assert budget_sentences(replace(line, parameters={})) == ()
+    assert Measured(1.0, 1.0).parameters == {}
+    assert Measured(1.0, 1.0, budget=64.0, over_budget=2).parameters == {
+        "window_budget_bits": 64.0,
+        "windows_over_budget": 2,
+    }
+
+
+def test_a_line_that_cannot_be_computed_needs_no_budget():
+    nll, entropy = hard_corpus(300, seed=7)
+    claim, plan = claim_of(300), SamplingPlan(300, LENGTH, 100)
+    bound = token_bound("freedman")
+    tuning = bound.charged(Tuning("freedman", V, unavailable="a column is missing"), claim)
+    sums = line_sums([tuning], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    [line] = certify([tuning], sums, claim, plan)
+    assert line.value is None
+
+
+def test_with_control_variates_each_window_has_the_limit_of_its_own_tokens():
+    rng = np.random.default_rng(10)
+    lengths = np.where(rng.random(200) < 0.5, 4, LENGTH)
+    losses = np.where(lengths == 4, 0.2, 2.0) + rng.uniform(0, 0.1, 200)
+    controls = ControlVariates((losses * lengths)[:, None], lengths, np.arange(200))
+    plan = SamplingPlan(200, LENGTH, 40, controls=controls)
+    claim = Claim(V, V, 400.0, 0.05, int(lengths.sum()), methods=("freedman",))
+    ends = int(lengths[:120].sum())
+    nll = np.repeat(losses, lengths)[:ends].astype(np.float32)
+    tuning = replace(tuned(*hard_corpus(300, seed=7), claim_of(300), SamplingPlan(300, LENGTH, 100))[0], budget=256.0)
+    sums = line_sums([tuning], nll, np.full(ends, 1.0, np.float32), window_lengths=lengths[:120])
+    path = sampling_path(tuning, 0, sums, claim, plan)
+    assert path.beta[0] > 0.1
+    counted, drawn = counted_windows(tuning, 0, sums)
+    budget = window_budget(tuning)
+    assert budget is not None
+    for every, agrees in ((lengths, True), (None, False)):
+        limits = budget.limits(drawn, claim.num_tokens, LENGTH, every)
+        other = path_of_windows(counted, drawn, highest_value(tuning), claim, plan, limits=limits)
+        assert (other.upper.tolist() == path.upper.tolist()) == agrees

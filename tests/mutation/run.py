@@ -76,7 +76,7 @@ TESTS: dict[str, str] = {
     "coded": "coded guards budgets",
     "budgets": "budgets",
     "certify": "certify guards coded document sampling budgets",
-    "printing": "certify line_terms guards coded sampling",
+    "printing": "certify line_terms guards coded sampling budgets",
     "exact": "exact guards sampling",
     "blocks": "exact guards sampling",
     "claim": "claim certify guards coded sampling document relative",
