@@ -664,6 +664,10 @@ def test_a_pilot_that_is_the_whole_corpus_leaves_nothing_open():
     line = certify_bits(tuning, sums, claim, plan)
     assert line.terms["sampling_slack"] == 0
     bet = tuning.bet
+    assert line.parameters["windows_over_budget"] == 0
+    loss = float((sums.table.counts * bet.loss).sum()) / claim.num_tokens
+    assert line.empirical == pytest.approx(loss)
+    assert line.terms["variance"] == pytest.approx(mean_value(sums.table, bet) - loss)
     square = float((sums.table.counts * (bet.forecast - bet.loss) ** 2).sum()) / claim.num_tokens
     found = yardsticks(line.terms["variance"] + line.terms["complexity"], square, line.kappa_nats, claim.num_tokens)
     assert {name: line.terms[name] for name in found} == pytest.approx(dict(found))
