@@ -676,3 +676,16 @@ def test_a_pilot_that_is_the_whole_corpus_leaves_nothing_open():
     larger = replace(claim, num_tokens=10 * 60 * 32, what_if=True)
     whole = choose_bits(sums.table, larger)
     assert certify_bits(whole, BitsSums(sums.table), larger).terms["complexity"] > 0
+
+
+def test_the_printed_line_allows_for_rounding():
+    """At a tiny lambda both allowances show in the ninth decimal: for the value, and for the z of each decision."""
+    table = table_of(0.03, -3.4, 200_000, 100)
+    claim = replace(CLAIM, num_tokens=100, code_length_bits=10.0, code_split={})
+    tuning = replace(choose_bits(table, claim), lam=DECISION_LAMBDA_GRID[0])
+    line = certify_bits(tuning, BitsSums(table), claim)
+    value = mean_value(table, tuning.bet) + line.kappa_nats / (tuning.lam * 100)
+    rounding = float((table.counts * tuning.bet.rounding).sum()) / 100
+    assert min(1e-12 * value, rounding) > 1e-8
+    guarded = value + 1e-12 * value + rounding
+    assert guarded * (1 - 1e-15) <= line.value <= guarded + 2e-9

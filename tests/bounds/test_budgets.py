@@ -276,3 +276,27 @@ def test_with_control_variates_each_window_has_the_limit_of_its_own_tokens():
         limits = budget.limits(drawn, claim.num_tokens, LENGTH, every)
         other = path_of_windows(counted, drawn, highest_value(tuning), claim, plan, limits=limits)
         assert (other.upper.tolist() == path.upper.tolist()) == agrees
+
+
+def test_other_lines_have_no_budget():
+    nll, entropy = hard_corpus(300, seed=7)
+    claim, plan = replace(claim_of(300), methods=("freedman", "azuma")), SamplingPlan(300, LENGTH, 100)
+    freedman, azuma = tuned(nll, entropy, claim, plan)
+    assert freedman.budget is not None
+    assert azuma.budget is None
+    sums = line_sums([freedman, azuma], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    _, line = certify([freedman, azuma], sums, claim, plan)
+    assert "window_budget_bits" not in line.parameters
+    assert (Tuning("azuma", V).degree, Tuning("azuma", V).tune_bits, plan.unexplained) == (0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["freedman", "azuma"])
+def test_the_windows_of_a_smoothing_head_add_up_to_its_sum(method):
+    nll, entropy = hard_corpus(60, seed=11)
+    alphas = np.random.default_rng(3).uniform(2.0**-6, 0.4, nll.size)
+    claim = replace(claim_of(60), methods=(method,), has_alpha=True, alpha_min=2.0**-6)
+    [tuning] = choose_tunings(Evidence.from_losses(nll.ravel(), entropy.ravel(), alpha=alphas, vocab_size=V), claim)
+    sums = line_sums([tuning], nll.ravel(), entropy.ravel(), None, alphas, window_lengths=[LENGTH] * 60)
+    assert math.fsum(sums.windows[0]) == pytest.approx(sums.total(0, "value"), rel=1e-12)
+    first = line_sums([tuning], nll[0], entropy[0], None, alphas[:LENGTH])
+    assert sums.windows[0][0] == pytest.approx(first.total(0, "value"), rel=1e-12)
