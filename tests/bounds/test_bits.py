@@ -651,7 +651,7 @@ def test_a_bet_expects_the_recalibrated_probability():
     levels = np.arange(MAX_LEVEL + 1)
     sigmoid = 1 / (1 + np.exp(1.25 * LEVEL_STEP * levels))
     assert bet.expected == pytest.approx((1 - 2.0**-4) * sigmoid + 2.0**-5)
-    assert bet.rounding == pytest.approx(2.0**-51 * (64 + 4) / np.minimum(bet.factor, 1))
+    assert bet.rounding == pytest.approx(2.0**-51 * (64 + 4) / np.minimum(bet.factor, 1), rel=1e-12, abs=0)
     assert bet.factor.min() < 0.5
 
 
