@@ -689,3 +689,20 @@ def test_the_printed_line_allows_for_rounding():
     assert min(1e-12 * value, rounding) > 1e-8
     guarded = value + 1e-12 * value + rounding
     assert guarded * (1 - 1e-15) <= line.value <= guarded + 2e-9
+
+
+def test_no_more_is_asked_than_that_a_line_beats_a_model_of_no_bits():
+    for decisions, guess in ((3, 3.0), (10, math.log2(257))):
+        table = table_of(0.5, 0.0, decisions * 1000, 1000)
+        claim = replace(CLAIM, num_tokens=1000)
+        assert certify_bits(choose_bits(table, claim), BitsSums(table), claim).random_guess == pytest.approx(guess)
+
+
+@pytest.mark.parametrize("missing", ["windows", "window_lengths", "window_decisions"])
+def test_a_sample_needs_every_sum_of_its_windows(missing):
+    cells, _ = sampled(np.random.default_rng(5), 100)
+    plan = SamplingPlan(100, 32, pilot_units=10, max_unit_decisions=128, num_decisions=cells.size)
+    claim = replace(CLAIM, num_tokens=3200)
+    tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
+    with pytest.raises(MismatchError, match="sums of its windows"):
+        bits_path(tuning, replace(window_sums(tuning, cells[:50]), **{missing: None}), claim, plan)
