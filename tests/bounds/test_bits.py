@@ -513,8 +513,13 @@ def test_a_budget_leaves_a_sample_less_slack():
     free = replace(tuning, budget=BUDGET_GRID[-1])
     without = certify_bits(free, window_sums(tuning, cells[:600]), claim, plan)
     assert line.terms["sampling_slack"] < 0.2 * without.terms["sampling_slack"]
-    over = (tuning.bet.value.reshape(-1)[cells[:600]].sum(axis=1) > tuning.budget).sum()
+    values = tuning.bet.value.reshape(-1)[cells[:600]].sum(axis=1)
+    over = (values > tuning.budget).sum()
     assert line.parameters["windows_over_budget"] == over > 0
+    counted = np.where(values > tuning.budget, tuning.budget + tuning.bet.highest_value + 128, values)
+    path = bits_path(tuning, window_sums(tuning, cells[:600]), claim, plan)
+    assert path.sample_mean[-1] == pytest.approx(counted.mean() / 32)
+    assert not Bits.bounds_risk, "it is never the bound quoted"
     [_, said] = Bits().sentences(line)
     assert f"{over} windows drawn exceeded" in said
 
