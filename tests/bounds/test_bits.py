@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tokenbound.bounds import Claim, SamplingPlan
 from tokenbound.bounds.codes import decision_tune_bits, elias_delta_bits
-from tokenbound.bounds.columns import Piece
+from tokenbound.bounds.columns import Piece, pack
 from tokenbound.bounds.constants import (
     BUDGET_GRID,
     DECISION_ALPHA_GRID,
@@ -711,3 +711,33 @@ def test_a_sample_needs_every_sum_of_its_windows(missing):
     tuning = choose_bits(DecisionTable.of_cells(cells[:10], 320), claim, plan)
     with pytest.raises(MismatchError, match="sums of its windows"):
         bits_path(tuning, replace(window_sums(tuning, cells[:50]), **{missing: None}), claim, plan)
+
+
+@pytest.mark.parametrize(("cells", "weights"), [([5, CELLS], None), ([-2, 5], None), ([5, 6], [1, -1])])
+def test_one_cell_outside_the_table_is_enough(cells, weights):
+    with pytest.raises(MismatchError, match="decisions must be cells"):
+        DecisionTable.of_cells(cells, 2, weights)
+
+
+def test_tables_are_equal_where_all_counts_are():
+    table = DecisionTable.of_cells([5, 6], 2)
+    assert table == DecisionTable.of_cells([6, 5], 2)
+    assert table != DecisionTable.of_cells([5, 7], 2)
+    assert table != DecisionTable.of_cells([5, 6], 3)
+    assert table != "a table"
+
+
+def counts_as_data(counts: np.ndarray) -> dict[str, object]:
+    return {"tokens": 1, "counts": pack(counts.astype("<i8").tobytes())}
+
+
+def test_stored_tables_have_every_count_and_none_below_zero():
+    counts = np.zeros(CELLS, np.int64)
+    counts[7] = 3
+    assert DecisionTable.from_dict(counts_as_data(counts)).num_decisions == 3
+    assert DecisionTable.from_dict({**counts_as_data(0 * counts), "tokens": 0}).num_tokens == 0
+    negative = counts.copy()
+    negative[8] = -1
+    for damaged in (negative, counts[:-2], np.zeros(CELLS + 2, np.int64), np.zeros(0, np.int64)):
+        with pytest.raises(ValueError, match=r"its counts|too long"):
+            DecisionTable.from_dict(counts_as_data(damaged))
