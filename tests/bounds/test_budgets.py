@@ -240,6 +240,7 @@ def test_what_is_said_of_a_budget():
     assert "No window" not in said[3]
     assert budget_sentences(replace(line, parameters={})) == ()
     assert Measured(1.0, 1.0).parameters == {}
+    assert Measured(1.0, 1.0, budget=64.0).parameters["windows_over_budget"] == 0
     assert Measured(1.0, 1.0, budget=64.0, over_budget=2).parameters == {
         "window_budget_bits": 64.0,
         "windows_over_budget": 2,
