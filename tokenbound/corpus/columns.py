@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tokenbound.corpus.answers import Document
 from tokenbound.corpus.contents import HEAD_BYTES, binary_kind, compressor_of, refuse_pointer
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.row_text import RowField, RowMessages, Step, first_step, row_document
-from tokenbound.corpus.streams import open_source
+from tokenbound.corpus.streams import one_line, open_source
 from tokenbound.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +97,40 @@ def column_documents(
             yield document_inside(values, fields, steps)
         except InputError as error:
             raise InputError(f"{origin}, row {number}: {error}") from None
+
+
+def batch_documents(
+    batches: Iterable[pa.RecordBatch], fields: Sequence[RowField], steps: Sequence[Step], origin: str
+) -> Iterator[Document | None]:
+    """As :func:`column_documents`, of the rows of record batches.
+
+    Args:
+        batches: with at least the columns that the steps begin with.
+        fields: of which a document is made.
+        steps: where each is, as `find_typed_columns` found it.
+        origin: of which table, for messages.
+    """
+    rows = (row for batch in batches for row in zip(*(batch.column(s.key).to_pylist() for s in steps), strict=True))
+    return column_documents(rows, fields, steps, origin)
+
+
+@contextmanager
+def damage_named(file: SourceFile, kind: str) -> Iterator[None]:
+    """Say of which file of a kind, such as `Parquet`, it is that Arrow cannot read it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    import pyarrow as pa  # configs are validated without it
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise InputError(
+            f"corpus file {file.path!r} is not a readable {kind} file: {one_line(error)}; restore or remove it"
+        ) from None
 
 
 def document_inside(values: Sequence[object], fields: Sequence[RowField], steps: Sequence[Step]) -> Document | None:

@@ -15,11 +15,11 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from tokenbound.corpus.answers import Document
-from tokenbound.corpus.columns import column_documents, find_typed_columns, require_kind
+from tokenbound.corpus.columns import batch_documents, damage_named, find_typed_columns, require_kind
 from tokenbound.corpus.files import Skipped, SourceFile
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import MessageFields, PathFields
-from tokenbound.corpus.streams import one_line, open_anywhere
+from tokenbound.corpus.streams import open_anywhere
 from tokenbound.errors import InputError
 from tokenbound.store.uri import join, split
 
@@ -75,26 +75,13 @@ class Arrow(FileSource[ArrowFields], TextSource[ArrowFields]):
 
     def documents(self, file: SourceFile) -> Iterator[Document | None]:
         """What each row holds."""
-        import pyarrow as pa  # configs are validated without it
-
         fields = self.fields.row_fields
         is_file = require_kind(file, "Arrow", (IPC_FILE, IPC_STREAM)) == IPC_FILE
-        try:
+        with damage_named(file, "Arrow"):
             schema = _schema(file, is_file)
             steps = find_typed_columns(fields, schema, file.path)
             batches = _slices(file, is_file, schema, {step.key for step in steps})
-            rows = (
-                row
-                for batch in batches
-                for row in zip(*(batch.column(step.key).to_pylist() for step in steps), strict=True)
-            )
-            yield from column_documents(rows, fields, steps, file.path)
-        except InputError:
-            raise
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise InputError(
-                f"corpus file {file.path!r} is not a readable Arrow file: {one_line(error)}; restore or remove it"
-            ) from None
+            yield from batch_documents(batches, fields, steps, file.path)
 
 
 def _schema(file: SourceFile, is_file: bool) -> pa.Schema:

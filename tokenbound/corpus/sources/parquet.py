@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokenbound.corpus.answers import Document
-from tokenbound.corpus.columns import column_documents, find_typed_columns, require_kind
+from tokenbound.corpus.columns import batch_documents, damage_named, find_typed_columns, require_kind
 from tokenbound.corpus.files import SourceFile
 from tokenbound.corpus.sources.base import FileSource, TextSource
 from tokenbound.corpus.sources.fields import MessageFields, PathFields
-from tokenbound.corpus.streams import one_line, open_anywhere
-from tokenbound.errors import InputError
+from tokenbound.corpus.streams import open_anywhere
 
 
 class ParquetFields(MessageFields, PathFields):
@@ -29,26 +28,13 @@ class Parquet(FileSource[ParquetFields], TextSource[ParquetFields]):
 
     def documents(self, file: SourceFile) -> Iterator[Document | None]:
         """What each row holds."""
-        import pyarrow as pa  # configs are validated without it
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # configs are validated without it
 
         require_kind(file, "Parquet", (b"PAR1",))
         fields = self.fields.row_fields
-        try:
-            with open_anywhere(file) as stream:
-                table = pq.ParquetFile(stream)
-                steps = find_typed_columns(fields, table.schema_arrow, file.path)
-                # Other columns come along whose names begin like these and a dot.
-                batches = table.iter_batches(batch_size=1024, columns=[field.name for field in fields])
-                rows = (
-                    row
-                    for batch in batches
-                    for row in zip(*(batch.column(step.key).to_pylist() for step in steps), strict=True)
-                )
-                yield from column_documents(rows, fields, steps, file.path)
-        except InputError:
-            raise
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-            raise InputError(
-                f"corpus file {file.path!r} is not a readable Parquet file: {one_line(error)}; restore or remove it"
-            ) from None
+        with damage_named(file, "Parquet"), open_anywhere(file) as stream:
+            table = pq.ParquetFile(stream)
+            steps = find_typed_columns(fields, table.schema_arrow, file.path)
+            # Other columns come along whose names begin like these and a dot.
+            batches = table.iter_batches(batch_size=1024, columns=[field.name for field in fields])
+            yield from batch_documents(batches, fields, steps, file.path)
