@@ -15,7 +15,7 @@ from tokenbound.bounds import Claim, Evidence, SamplingPlan, Tuning, certify, ch
 from tokenbound.bounds.budgets import WindowBudget
 from tokenbound.bounds.constants import BUDGET_GRID
 from tokenbound.bounds.controls import ControlVariates
-from tokenbound.bounds.exact import highest_value
+from tokenbound.bounds.exact import LineSums, highest_value
 from tokenbound.bounds.lines.base import token_bound
 from tokenbound.bounds.printing import Measured, budget_sentences
 from tokenbound.bounds.sampled_lines import counted_windows, expected_slacks, window_budget
@@ -86,6 +86,11 @@ def values_of(tuning: Tuning, nll: np.ndarray, entropy: np.ndarray) -> np.ndarra
     return sums.windows[0].reshape(nll.shape)
 
 
+def sums_of(tunings: list[Tuning], nll: np.ndarray, entropy: np.ndarray) -> LineSums:
+    """Sums of some lines over windows of LENGTH tokens, given as [W, LENGTH]."""
+    return line_sums(tunings, nll.ravel(), entropy.ravel(), window_lengths=[LENGTH] * len(nll))
+
+
 def claim_of(windows: int, delta: float = 0.05) -> Claim:
     return Claim(V, V, 400.0, delta, windows * LENGTH, methods=("freedman",))
 
@@ -96,7 +101,7 @@ def test_a_sampled_freedman_line_is_that_of_windows_with_a_budget():
     [tuning] = tuned(nll, entropy, claim, plan)
     tuning = replace(tuning, budget=BUDGET_GRID[3])
     drawn = slice(0, 700)
-    sums = line_sums([tuning], nll[drawn].ravel(), entropy[drawn].ravel(), window_lengths=[LENGTH] * 700)
+    sums = sums_of([tuning], nll[drawn], entropy[drawn])
     [line] = certify([tuning], sums, claim, plan)
 
     values = values_of(tuning, nll, entropy)
@@ -130,7 +135,7 @@ def test_it_leaves_less_slack_than_the_largest_losses_would():
         tunings = tuned(nll, entropy, claim, own)
         assert (tunings[0].budget is not None) == has_budgets
         drawn = slice(0, 900)
-        sums = line_sums(tunings, nll[drawn].ravel(), entropy[drawn].ravel(), window_lengths=[LENGTH] * 900)
+        sums = sums_of(tunings, nll[drawn], entropy[drawn])
         [line] = certify(tunings, sums, claim, own)
         slacks[has_budgets] = line.value
         assert ("window_budget_bits" in line.parameters) == has_budgets
@@ -157,7 +162,7 @@ def risk_misses(runs: int, delta: float, seed: int) -> int:
         nll = np.where(surprised, -math.log((1 - q) / (V - 1)), -math.log(q)).astype(np.float32)
         [tuning] = tuned(nll, entropy, claim, plan)
         drawn = slice(0, 120)
-        sums = line_sums([tuning], nll[drawn].ravel(), entropy[drawn].ravel(), window_lengths=[LENGTH] * 120)
+        sums = sums_of([tuning], nll[drawn], entropy[drawn])
         [line] = certify([tuning], sums, claim, plan)
         values = values_of(tuning, nll, entropy)
         losses = [smoothed_loss_bits([x], alpha=tuning.alpha, vocab_size=V)[0] for x in (-math.log(q), nll.max())]
@@ -188,7 +193,7 @@ def misses(runs: int, delta: float, seed: int) -> int:
         [tuning] = tuned(nll[order], entropy[order], claim, plan)
         tuning = replace(tuning, budget=BUDGET_GRID[rng.integers(0, 8)])
         drawn = order[:160]
-        sums = line_sums([tuning], nll[drawn].ravel(), entropy[drawn].ravel(), window_lengths=[LENGTH] * 160)
+        sums = sums_of([tuning], nll[drawn], entropy[drawn])
         path = sampling_path(tuning, 0, sums, claim, plan)
         values = values_of(tuning, nll, entropy)
         whole = sum(with_uniform_rest(row, tuning.budget, math.log2(V)) for row in values) / claim.num_tokens
@@ -209,7 +214,7 @@ def test_a_budget_is_named_paid_for_and_only_in_a_sample():
     nll, entropy = hard_corpus(300, seed=7)
     claim, plan = claim_of(300), SamplingPlan(300, LENGTH, 100)
     [tuning] = tuned(nll, entropy, claim, plan)
-    sums = line_sums([tuning], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    sums = sums_of([tuning], nll[:200], entropy[:200])
     for change, words in (
         ({"budget": None}, "has no budget; choose its tuning with the plan"),
         ({"budget": 100.0}, "budget 100.0 of a line is not in the grid"),
@@ -230,7 +235,7 @@ def test_what_is_said_of_a_budget():
     nll, entropy = hard_corpus(300, seed=7)
     claim, plan = claim_of(300), SamplingPlan(300, LENGTH, 100)
     [tuning] = tuned(nll, entropy, claim, plan)
-    sums = line_sums([tuning], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    sums = sums_of([tuning], nll[:200], entropy[:200])
     said = {}
     for index in (3, 60):
         [line] = certify([replace(tuning, budget=BUDGET_GRID[index])], sums, claim, plan)
@@ -252,7 +257,7 @@ def test_a_line_that_cannot_be_computed_needs_no_budget():
     claim, plan = claim_of(300), SamplingPlan(300, LENGTH, 100)
     bound = token_bound("freedman")
     tuning = bound.charged(Tuning("freedman", V, unavailable="a column is missing"), claim)
-    sums = line_sums([tuning], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    sums = sums_of([tuning], nll[:200], entropy[:200])
     [line] = certify([tuning], sums, claim, plan)
     assert line.value is None
 
@@ -285,7 +290,7 @@ def test_other_lines_have_no_budget():
     freedman, azuma = tuned(nll, entropy, claim, plan)
     assert freedman.budget is not None
     assert azuma.budget is None
-    sums = line_sums([freedman, azuma], nll[:200].ravel(), entropy[:200].ravel(), window_lengths=[LENGTH] * 200)
+    sums = sums_of([freedman, azuma], nll[:200], entropy[:200])
     _, line = certify([freedman, azuma], sums, claim, plan)
     assert "window_budget_bits" not in line.parameters
     assert (Tuning("azuma", V).degree, Tuning("azuma", V).tune_bits, plan.unexplained) == (0, 0.0, 1.0)
